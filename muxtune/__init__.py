@@ -1,0 +1,1 @@
+"""Domain of MuxTune: tasks, costs, plans; neither torch nor simpy."""

@@ -1,0 +1,37 @@
+"""What operators cost: measured, modelled, and summed up to the actions of a stage."""
+
+from muxtune.costs.analytic import AnalyticCosts, DeviceCoefficients, fit_coefficients
+from muxtune.costs.base import CostModel
+from muxtune.costs.compose import (
+    MicrobatchWork,
+    layer_operators,
+    p2p_seconds,
+    stage_operators,
+    stage_seconds,
+    step_seconds,
+)
+from muxtune.costs.overhead import ActionOverhead, StageSum
+from muxtune.costs.profile import Measurement, Profile, Provenance, load_profile, save_profile
+from muxtune.costs.profiled import ExtrapolationWarning, ProfiledCosts
+
+__all__ = [
+    "ActionOverhead",
+    "AnalyticCosts",
+    "CostModel",
+    "DeviceCoefficients",
+    "ExtrapolationWarning",
+    "Measurement",
+    "MicrobatchWork",
+    "Profile",
+    "ProfiledCosts",
+    "Provenance",
+    "StageSum",
+    "fit_coefficients",
+    "layer_operators",
+    "load_profile",
+    "p2p_seconds",
+    "save_profile",
+    "stage_operators",
+    "stage_seconds",
+    "step_seconds",
+]

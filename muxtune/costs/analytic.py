@@ -1,0 +1,154 @@
+"""A device as a handful of physical coefficients, and their fit to a profile."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muxtune.costs.profile import Profile
+from muxtune.costs.work import operator_work
+from muxtune.errors import UserError
+from muxtune.model import ModelSpec
+from muxtune.operators import Operator, Phase
+from muxtune.plan import CostsRef
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceCoefficients:
+    """``launches * launch_s + (compute_s ** overlap + memory_s ** overlap) ** (1 / overlap)``."""
+
+    device: str
+    launch_s: float
+    """Per kernel or library call."""
+    flops_per_s: float
+    bytes_per_s: float
+    overlap: float
+    """1: compute and memory time add up; large: the longer of the two counts (roofline)."""
+    link_latency_s: float
+    link_bytes_per_s: float
+    error: float
+    """Mean relative error over the measurements that they were fitted to."""
+
+
+class AnalyticCosts:
+    """Costs from coefficients alone, for devices and shapes that nobody measured.
+
+    Args:
+        coefficients: Of the device.
+        model: The backbone whose operators are priced.
+    """
+
+    def __init__(self, coefficients: DeviceCoefficients, model: ModelSpec) -> None:
+        self.coefficients = coefficients
+        self.model = model
+
+    @property
+    def ref(self) -> CostsRef:
+        """Identity, for a plan."""
+        digest = hashlib.sha256(repr(asdict(self.coefficients)).encode()).hexdigest()
+        device = self.coefficients.device
+        return CostsRef(profile_id=f"analytic-{device}-{digest[:12]}", device=device, digest=digest)
+
+    def latency_s(self, op: Operator, phase: Phase) -> float:
+        """Seconds of one operator; nothing to do costs nothing."""
+        if 0 in op.dims:
+            return 0.0
+        c = self.coefficients
+        work = operator_work(op, phase, self.model)
+        if op.kind == "p2p":
+            return c.link_latency_s + work.bytes / c.link_bytes_per_s
+        compute_s, memory_s = work.flops / c.flops_per_s, work.bytes / c.bytes_per_s
+        longer_s, shorter_s = max(compute_s, memory_s), min(compute_s, memory_s)
+        # The longer one is factored out, so that no power underflows.
+        overlapped: float = (1.0 + (shorter_s / longer_s) ** c.overlap) ** (1.0 / c.overlap)
+        return work.launches * c.launch_s + longer_s * overlapped
+
+    def action_s(self, operators_s: float, phase: Phase) -> float:
+        """The sum itself: the coefficients know no overhead between operators."""
+        return operators_s
+
+
+def fit_coefficients(profile: Profile) -> DeviceCoefficients:
+    """Coefficients that fit a profile best, in relative terms and with every kind counting the same.
+
+    Raises:
+        UserError: The profile has no operators to fit to.
+    """
+    rows = [m for m in profile.measurements if m.op.kind not in {"stage", "p2p"}]
+    if not rows:
+        raise UserError(f"profile {profile.profile_id} has no measured operators")
+    work = np.array([operator_work(m.op, m.phase, profile.model) for m in rows])
+    measured_s = np.array([m.median_s for m in rows])
+    kinds = [m.op.kind for m in rows]
+    weights = np.array([1.0 / kinds.count(kind) for kind in kinds])
+    launch_s, flop_s, byte_s, overlap = _fit_device(work, measured_s, np.sqrt(weights))
+    link_latency_s, link_byte_s = _fit_link(profile)
+    coefficients = DeviceCoefficients(
+        device=profile.provenance.device,
+        launch_s=launch_s,
+        flops_per_s=1.0 / flop_s,
+        bytes_per_s=1.0 / byte_s,
+        overlap=overlap,
+        link_latency_s=link_latency_s,
+        link_bytes_per_s=1.0 / link_byte_s,
+        error=float("nan"),
+    )
+    costs = AnalyticCosts(coefficients, profile.model)
+    predicted_s = np.array([costs.latency_s(m.op, m.phase) for m in rows])
+    error = float(np.average(np.abs(predicted_s / measured_s - 1.0), weights=weights))
+    return DeviceCoefficients(**(asdict(coefficients) | {"error": error}))
+
+
+_MAX_OVERLAP = 8.0
+"""Beyond this the smooth maximum is within 10% of the sharp one everywhere and the fit is flat."""
+
+_DEFAULT_LINK = (1e-4, 1e-9)
+"""Seconds, and seconds per byte, where a profile has no transfers (a single process)."""
+
+
+def _fit_device(work: Array, measured_s: Array, weights: Array) -> tuple[float, float, float, float]:
+    from scipy.optimize import least_squares  # noqa: PLC0415  # a quarter of a second to import
+
+    flops, bytes_, launches = work.T
+    log_measured = np.log(measured_s)
+
+    def residuals(x: Array) -> Array:
+        launch_s, flop_s, byte_s = np.exp(x[:3])
+        with np.errstate(divide="ignore"):  # an operator without flops: exp(-inf) is the 0 it should be
+            log_compute, log_memory = np.log(flops * flop_s), np.log(bytes_ * byte_s)
+        log_body = np.logaddexp(x[3] * log_compute, x[3] * log_memory) / x[3]
+        predicted = np.log(launches * launch_s + np.exp(log_body))
+        return np.asarray(weights * (predicted - log_measured))
+
+    start = np.array(
+        [
+            np.log(np.min(measured_s / launches)),
+            np.log(np.min(measured_s[flops > 0] / flops[flops > 0])),
+            np.log(np.min(measured_s / bytes_)),
+            2.0,
+        ]
+    )
+    span = np.array([12.0, 12.0, 12.0])
+    lower, upper = np.append(start[:3] - span, 1.0), np.append(start[:3] + span, _MAX_OVERLAP)
+    fit = least_squares(residuals, start, bounds=(lower, upper), loss="soft_l1", f_scale=0.1)
+    launch_s, flop_s, byte_s = (float(value) for value in np.exp(fit.x[:3]))
+    return launch_s, flop_s, byte_s, float(fit.x[3])
+
+
+def _fit_link(profile: Profile) -> tuple[float, float]:
+    """Latency and seconds per byte of the measured transfers, by relative least squares."""
+    rows = list(profile.of_kind("p2p"))
+    if not rows:
+        return _DEFAULT_LINK
+    from scipy.optimize import nnls  # noqa: PLC0415  # a quarter of a second to import
+
+    measured_s = np.array([m.median_s for m in rows])
+    terms = np.array([(1.0, float(m.op.dims[0])) for m in rows]) / measured_s[:, None]
+    scale = terms.max(axis=0)
+    solution = nnls(terms / scale, np.ones(len(rows)))[0] / scale
+    return float(solution[0]), max(float(solution[1]), 1e-15)

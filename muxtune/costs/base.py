@@ -1,0 +1,25 @@
+"""What a planner asks of operator costs."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from muxtune.operators import Operator, Phase
+from muxtune.plan import CostsRef
+
+
+class CostModel(Protocol):
+    """Latency of operators on one device."""
+
+    @property
+    def ref(self) -> CostsRef:
+        """Identity of these costs, for the plan."""
+        ...
+
+    def latency_s(self, op: Operator, phase: Phase) -> float:
+        """Seconds of one operator."""
+        ...
+
+    def action_s(self, operators_s: float, phase: Phase) -> float:
+        """Seconds of a whole action whose operators sum up to ``operators_s``."""
+        ...

@@ -1,0 +1,192 @@
+"""A stored profile: what operators cost on one device, and where the numbers come from (Parquet)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from muxtune.errors import UserError, spec_error_from
+from muxtune.files import write_atomically
+from muxtune.model import ModelSpec
+from muxtune.operators import OPERATOR_DIMS, PHASES, Operator, Phase
+from muxtune.plan import CostsRef
+
+_METADATA_KEY = b"muxtune.profile"
+_DIM_COLUMNS = tuple(f"d{i}" for i in range(max(map(len, OPERATOR_DIMS.values()))))
+_COLUMNS = (
+    *("device", "dtype", "model", "kind", *_DIM_COLUMNS, "dims", "phase"),
+    *("median_s", "p10_s", "p90_s", "repetitions"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """Latency of one operator in one phase."""
+
+    op: Operator
+    phase: Phase
+    median_s: float
+    """Median over ranks and rounds of each one's median."""
+    p10_s: float
+    """Tenth percentile, taken over ranks and rounds as the median is."""
+    p90_s: float
+    repetitions: int
+    """Timed calls of all ranks and rounds."""
+
+
+class Provenance(BaseModel):
+    """How, where and for which backbone a profile was measured."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    created_utc: str
+    """ISO 8601."""
+    model: ModelSpec
+    device: str
+    ranks: int = Field(gt=0)
+    """Processes that ran the same operator at the same time."""
+    threads: int = Field(gt=0)
+    """Per process."""
+    processor: str
+    os: str
+    versions: dict[str, str]
+    """Of python, torch, numpy and muxtune."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Measured latencies with their provenance."""
+
+    measurements: tuple[Measurement, ...]
+    provenance: Provenance
+
+    @property
+    def model(self) -> ModelSpec:
+        """Backbone whose operators were measured."""
+        return self.provenance.model
+
+    @property
+    def profile_id(self) -> str:
+        """Readable name that no other content has."""
+        p = self.provenance
+        return f"{p.device}-{p.model.name}-{p.model.dtype}-{self.digest[:12]}"
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the measurements and the backbone's shapes."""
+        hasher = hashlib.sha256(self.model.model_dump_json().encode())
+        for m in self.measurements:
+            hasher.update(
+                f"{m.op} {m.phase} {m.median_s!r} {m.p10_s!r} {m.p90_s!r} {m.repetitions}\n".encode()
+            )
+        return hasher.hexdigest()
+
+    @property
+    def ref(self) -> CostsRef:
+        """Identity, for a plan."""
+        return CostsRef(profile_id=self.profile_id, device=self.provenance.device, digest=self.digest)
+
+    def of_kind(self, kind: str) -> Iterator[Measurement]:
+        """Measurements of one operator kind."""
+        return (m for m in self.measurements if m.op.kind == kind)
+
+
+def describe_dims(op: Operator) -> str:
+    """Dimensions with their names, ``in_features=256,out_features=688,tokens=512``."""
+    return ",".join(f"{name}={size}" for name, size in zip(OPERATOR_DIMS[op.kind], op.dims, strict=True))
+
+
+def save_profile(profile: Profile, path: Path) -> None:
+    """Write a Parquet file that is whole or absent.
+
+    Raises:
+        UserError: The place cannot be written.
+    """
+    import pyarrow as pa  # noqa: PLC0415  # a tenth of a second to import
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    rows = [_row(m, profile.provenance) for m in profile.measurements]
+    types = {"repetitions": pa.int64()} | dict.fromkeys(_DIM_COLUMNS, pa.int64())
+    types |= dict.fromkeys(("median_s", "p10_s", "p90_s"), pa.float64())
+    schema = pa.schema(
+        [(name, types.get(name, pa.string())) for name in _COLUMNS],
+        metadata={_METADATA_KEY: profile.provenance.model_dump_json().encode()},
+    )
+    table = pa.Table.from_pylist(rows, schema=schema)
+    try:
+        write_atomically(path, lambda temporary: pq.write_table(table, temporary))
+    except OSError as error:
+        raise UserError(f"cannot write the profile {path}: {error.strerror}") from error
+
+
+def load_profile(path: Path) -> Profile:
+    """Read a profile that :func:`save_profile` wrote.
+
+    Raises:
+        UserError: Missing, truncated or not such a file; the message says which.
+    """
+    import pyarrow as pa  # noqa: PLC0415  # a tenth of a second to import
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    try:
+        table = pq.read_table(path)
+    except pa.ArrowInvalid as error:
+        first_line = str(error).splitlines()[0]
+        raise UserError(f"{path} is not a whole Parquet file: {first_line}") from error
+    except OSError as error:
+        raise UserError(f"cannot read the profile {path}: {error.strerror or error}") from error
+    metadata = (table.schema.metadata or {}).get(_METADATA_KEY)
+    if metadata is None:
+        raise UserError(f"{path} is not a profile of ours: it has no provenance (muxtune profile writes one)")
+    missing = [name for name in _COLUMNS if name not in table.column_names]
+    if missing:
+        raise UserError(f"{path}: expected the columns {', '.join(missing)}, which are missing")
+    try:
+        provenance = Provenance.model_validate_json(metadata)
+    except ValidationError as error:
+        raise spec_error_from(error, f"{path}: provenance") from error
+    rows = enumerate(table.to_pylist())
+    return Profile(tuple(_measurement(row, f"{path}: row {number}") for number, row in rows), provenance)
+
+
+def _row(m: Measurement, provenance: Provenance) -> dict[str, object]:
+    return {
+        "device": provenance.device,
+        "dtype": provenance.model.dtype,
+        "model": provenance.model.name,
+        "kind": m.op.kind,
+        **dict(zip(_DIM_COLUMNS, m.op.dims, strict=False)),
+        "dims": describe_dims(m.op),
+        "phase": m.phase,
+        "median_s": m.median_s,
+        "p10_s": m.p10_s,
+        "p90_s": m.p90_s,
+        "repetitions": m.repetitions,
+    }
+
+
+def _measurement(row: dict[str, Any], where: str) -> Measurement:
+    kind, phase = row["kind"], row["phase"]
+    if kind not in OPERATOR_DIMS:
+        raise UserError(f"{where}: kind = {kind!r}: expected one of {', '.join(OPERATOR_DIMS)}")
+    if phase not in PHASES:
+        raise UserError(f"{where}: phase = {phase!r}: expected fwd or bwd")
+    dims = tuple(row[column] for column in _DIM_COLUMNS[: len(OPERATOR_DIMS[kind])])
+    if any(size is None for size in dims):
+        raise UserError(f"{where}: dims = {dims}: expected {', '.join(OPERATOR_DIMS[kind])}")
+    if not (row["median_s"] or 0) > 0:
+        raise UserError(f"{where}: median_s = {row['median_s']!r}: expected seconds above 0")
+    return Measurement(
+        Operator(kind, dims),
+        cast("Phase", phase),
+        row["median_s"],
+        row["p10_s"],
+        row["p90_s"],
+        row["repetitions"],
+    )

@@ -1,0 +1,164 @@
+"""Costs from a profile: measurements, interpolated on top of the analytic shape."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+
+from muxtune.costs.analytic import AnalyticCosts, fit_coefficients
+from muxtune.costs.interpolation import RatioTable
+from muxtune.costs.overhead import ActionOverhead, StageSum, fit_overhead, sum_stages
+from muxtune.costs.profile import Profile, describe_dims
+from muxtune.errors import UserError
+from muxtune.model import ModelSpec
+from muxtune.operators import PHASES, Operator, Phase
+from muxtune.plan import CostsRef
+
+
+class ExtrapolationWarning(UserWarning):
+    """A cost was asked for at a shape that lies outside the measured ones."""
+
+
+Dims = tuple[int, ...]
+
+_SPLITS: dict[str, Callable[[Dims], tuple[Dims, Dims]]] = {
+    "linear": lambda dims: (dims[:2], dims[2:]),
+    "lora": lambda dims: (dims[:2], dims[2:]),
+    # Length outside: long sequences are measured in smaller numbers.
+    "attention": lambda dims: ((), dims[::-1]),
+}
+"""Per kind: categories, which are looked up, and dimensions, which are interpolated in this order."""
+
+_OUTSIDE_ACTIONS = frozenset({"optimizer", "p2p"})
+"""Kinds that are no part of a forward or backward."""
+
+_OUTSIDE = 1e-9
+"""Logarithmic distance below which a shape counts as inside: rounding of logarithms."""
+
+
+class ProfiledCosts:
+    """What was measured, and between the measurements what the analytic shape and their ratios say.
+
+    The logarithm of measured / analytic is interpolated multilinearly over the logarithms of the dimensions.
+    Outside the measured shapes the ratio of the nearest edge is used and an :class:`ExtrapolationWarning`
+    says once per kind how far outside.
+
+    Args:
+        profile: Of this backbone's shapes.
+        model: The backbone whose operators are priced.
+
+    Raises:
+        UserError: The profile was measured for another shape or dtype.
+    """
+
+    def __init__(self, profile: Profile, model: ModelSpec) -> None:
+        _check_same_shapes(profile, model)
+        self.profile = profile
+        self.model = model
+        self.analytic = AnalyticCosts(fit_coefficients(profile), model)
+        self._tables = self._build_tables()
+        self._cache: dict[tuple[Operator, Phase], float] = {}
+        self._warned: set[str] = set()
+        self._overheads: dict[Phase, ActionOverhead] = dict.fromkeys(PHASES, ActionOverhead())
+        self.stages: list[StageSum] = sum_stages(profile, self)
+        """Measured stages beside the sums of their operators."""
+        self._overheads = {
+            phase: fit_overhead([stage for stage in self.stages if stage.phase == phase]) for phase in PHASES
+        }
+        self._cache.clear()  # was filled without overhead
+
+    @property
+    def ref(self) -> CostsRef:
+        """Identity of the profile, for a plan."""
+        return self.profile.ref
+
+    def latency_s(self, op: Operator, phase: Phase) -> float:
+        """Seconds of one operator between others; nothing to do costs nothing.
+
+        Raises:
+            UserError: The profile has no measurement of this kind.
+        """
+        key = (op, phase)
+        cached = self._cache.get(key)
+        if cached is None:
+            cached = self._interpolate(op, phase)
+            if cached and op.kind not in _OUTSIDE_ACTIONS:
+                cached += self._overheads[phase].per_operator_s
+            self._cache[key] = cached
+        return cached
+
+    def action_s(self, operators_s: float, phase: Phase) -> float:
+        """Seconds of a whole action whose operators sum up to ``operators_s``."""
+        overhead = self._overheads[phase]
+        return overhead.fixed_s + overhead.factor * operators_s
+
+    def overhead(self, phase: Phase) -> ActionOverhead:
+        """What an action costs beyond its operators, as each was measured alone."""
+        return self._overheads[phase]
+
+    def _build_tables(self) -> dict[tuple[str, Phase], dict[Dims, RatioTable]]:
+        points: dict[tuple[str, Phase], dict[Dims, dict[Dims, float]]] = {}
+        for m in self.profile.measurements:
+            if m.op.kind == "stage":
+                continue
+            category, dims = _split(m.op)
+            ratio = math.log(m.median_s / self.analytic.latency_s(m.op, m.phase))
+            points.setdefault((m.op.kind, m.phase), {}).setdefault(category, {})[dims] = ratio
+        return {
+            key: {category: RatioTable(content) for category, content in categories.items()}
+            for key, categories in points.items()
+        }
+
+    def _interpolate(self, op: Operator, phase: Phase) -> float:
+        if 0 in op.dims:
+            return 0.0
+        category, dims = _split(op)
+        tables = self._tables.get((op.kind, phase))
+        if tables is None:
+            where = f"profile {self.profile.profile_id}"
+            raise UserError(f"{where} has no {phase} measurement of kind {op.kind}; profile this model again")
+        outside = 0.0
+        table = tables.get(category)
+        if table is None:
+            nearest = min(tables, key=lambda known: (_distance(known, category), known))
+            table, outside = tables[nearest], _distance(nearest, category)
+        log_ratio, left_by = table.at(dims)
+        self._warn_if_outside(op, max(outside, left_by))
+        return self.analytic.latency_s(op, phase) * math.exp(log_ratio)
+
+    def _warn_if_outside(self, op: Operator, outside: float) -> None:
+        if outside <= _OUTSIDE or op.kind in self._warned:
+            return
+        self._warned.add(op.kind)
+        warnings.warn(
+            f"{op.kind} at {describe_dims(op)} is a factor {math.exp(outside):.2f} outside what profile "
+            f"{self.profile.profile_id} measured; its cost there is the analytic one, scaled as at the edge "
+            "(said once per kind)",
+            ExtrapolationWarning,
+            stacklevel=4,
+        )
+
+
+def _split(op: Operator) -> tuple[Dims, Dims]:
+    split = _SPLITS.get(op.kind)
+    return split(op.dims) if split else ((), op.dims)
+
+
+def _distance(a: Dims, b: Dims) -> float:
+    return max(abs(math.log(x / y)) for x, y in zip(a, b, strict=True))
+
+
+_SHAPE_FIELDS = "family hidden ffn heads kv_heads head_dim vocab activation dtype".split()
+
+
+def _check_same_shapes(profile: Profile, model: ModelSpec) -> None:
+    measured = profile.model
+    differing = [name for name in _SHAPE_FIELDS if getattr(measured, name) != getattr(model, name)]
+    if differing:
+        theirs = ", ".join(f"{name} {getattr(measured, name)}" for name in differing)
+        ours = ", ".join(f"{name} {getattr(model, name)}" for name in differing)
+        raise UserError(
+            f"profile {profile.profile_id} was measured for {measured.name} ({theirs}); expected one for "
+            f"{model.name} ({ours})"
+        )

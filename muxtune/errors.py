@@ -1,0 +1,80 @@
+"""Errors of the project.
+
+A :class:`UserError` is a mistake that the user can mend: the command line prints it as one line and exits
+with code 2. Everything else is our own failure (exit code 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+
+class MuxTuneError(Exception):
+    """Root of all errors raised on purpose."""
+
+
+class UserError(MuxTuneError):
+    """Something the user gave is wrong; the message is one line that says what and where."""
+
+
+class SpecError(UserError, ValueError):
+    """A field has a value that it may not have.
+
+    Args:
+        field: Dotted path of the field, with the file in front where there is one.
+        value: What stands there.
+        expected: What would have been right.
+    """
+
+    def __init__(self, field: str, value: object, expected: str) -> None:
+        super().__init__(field, value, expected)  # all in args: survives pickling between workers
+
+    def __str__(self) -> str:
+        field, value, expected = self.args
+        shown = repr(value)
+        if len(shown) > _SHOWN_CHARACTERS:
+            shown = shown[: _SHOWN_CHARACTERS - 3] + "..."
+        return f"{field} = {shown}: expected {expected}"
+
+
+class RunError(MuxTuneError):
+    """A real execution failed; the message names the rank and the cause."""
+
+
+_SHOWN_CHARACTERS = 120
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """Error for a name that is not registered, with the nearest known one."""
+    known = sorted(known)
+    near = get_close_matches(name, known, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+    return UserError(f"no {kind} named {name!r}; {hint}")
+
+
+def spec_error_from(error: ValidationError, where: str) -> SpecError:
+    """First complaint of pydantic as one line, with the number of the others.
+
+    Args:
+        error: What pydantic raised.
+        where: File or object that was read.
+    """
+    first, *others = error.errors(include_url=False)
+    path = ".".join(str(part) for part in first["loc"])
+    # Pydantic's sentences do not read on after "expected".
+    expected = (
+        first["msg"].removeprefix("Input should be ").removeprefix("Value error, ").removeprefix("expected ")
+    )
+    if first["type"] == "extra_forbidden":
+        expected = "no such field"
+    elif first["type"] == "missing":
+        expected = "a value; the field is required"
+    if others:
+        expected += f" (and {len(others)} more)"
+    value = None if first["type"] == "missing" else first["input"]
+    return SpecError(f"{where}: {path}" if path else where, value, expected[0].lower() + expected[1:])

@@ -1,0 +1,79 @@
+"""Operators of a pipeline stage: what is measured, priced and executed, in one vocabulary.
+
+An :class:`Operator` is a kind with dimensions. The runtime implements an :class:`OperatorSuite` (entry point
+``muxtune.operators``) that builds the very code it executes, so that the profiler measures that and nothing
+else, without importing the runtime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from muxtune.model import ModelSpec
+from muxtune.registry import Registry
+
+Phase = Literal["fwd", "bwd"]
+PHASES: tuple[Phase, Phase] = ("fwd", "bwd")
+
+OPERATOR_DIMS: dict[str, tuple[str, ...]] = {
+    "linear": ("in_features", "out_features", "tokens"),
+    "lora": ("in_features", "out_features", "r", "tokens"),
+    "attention": ("sequences", "length"),
+    "norm": ("tokens",),
+    "activation": ("tokens",),
+    "embedding": ("tokens",),
+    "head": ("targets",),
+    "optimizer": ("tensors", "parameters"),
+    "p2p": ("bytes",),
+    "stage": ("layers", "tasks", "r", "sequences", "length"),
+}
+"""Dimensions of each kind. Heads, widths and vocabulary come from the backbone.
+
+linear     frozen linear; bwd is the gradient of its input only
+lora       one task's low-rank pair on one linear; bwd gives both factors' gradients and the input's
+attention  rotary embedding (Llama), gather, causal attention and scatter of equal-length sequences
+norm       residual addition and norm
+activation activation of the MLP with its gate
+embedding  token (and position) embedding; fwd only
+head       final norm, head and cross-entropy of target tokens
+optimizer  one task's step over its adapter on a stage; fwd only
+p2p        transfer to a neighbouring stage; fwd only
+stage      a whole micro-batch through consecutive middle layers, as the runtime executes it: one hTask of
+           ``tasks`` tasks, each with ``sequences`` sequences of ``length`` tokens and rank ``r`` on every
+           linear; it shows what the sum of the single operators leaves out
+"""
+
+FWD_ONLY = frozenset({"embedding", "optimizer", "p2p"})
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """An operator at a shape."""
+
+    kind: str
+    dims: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        assert len(self.dims) == len(OPERATOR_DIMS[self.kind]), (self.kind, self.dims)
+
+    def __str__(self) -> str:
+        return f"{self.kind}{self.dims}"
+
+
+class OperatorSuite(Protocol):
+    """Builds runnable operators on a device."""
+
+    def build(
+        self, op: Operator, model: ModelSpec, device: str, *, needs_backward: bool = True
+    ) -> tuple[Callable[[], object], Callable[[], object] | None]:
+        """Forward and backward of one operator with random content.
+
+        The backward may be called again and again after one forward; it is None for kinds that have none.
+        ``p2p`` is not built here: transfers need two ranks.
+        """
+        ...
+
+
+OPERATOR_SUITES: Registry[OperatorSuite] = Registry("operator suite", group="muxtune.operators")

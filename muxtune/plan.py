@@ -1,0 +1,272 @@
+"""plan.json: everything that simulator and runtime need, in one versioned file."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from muxtune.alignment import Alignment, HTaskShape
+from muxtune.cluster import ClusterSpec
+from muxtune.errors import SpecError, UserError, spec_error_from
+from muxtune.files import write_text_atomically
+from muxtune.model import ModelSpec
+from muxtune.schedule import Action, Kind, Template, check_schedule
+from muxtune.workload import PeftTask
+
+SCHEMA_VERSION = 1
+
+_STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)  # JSON has neither
+
+
+class CostsRef(BaseModel):
+    """Which operator costs the plan was made with."""
+
+    model_config = _STRICT
+
+    profile_id: str
+    device: str
+    digest: str
+
+
+class Parallelism(BaseModel):
+    """How the backbone is spread over ranks."""
+
+    model_config = _STRICT
+
+    tp: Literal[1] = 1
+    pp: int = Field(gt=0)
+    dp: Literal[1] = 1
+    layers_per_stage: tuple[int, ...]
+
+    @property
+    def ranks(self) -> int:
+        """Processes that the plan needs."""
+        return self.tp * self.pp * self.dp
+
+
+class HTask(BaseModel):
+    """Tasks that run as one through the backbone."""
+
+    model_config = _STRICT
+
+    id: int = Field(ge=0)
+    """Position in the plan's list."""
+    task_ids: tuple[str, ...] = Field(min_length=1)
+    alignment: Alignment
+    chunk_tokens: int | None = Field(default=None, gt=0)
+    """Chunk length under ``chunk``; null otherwise."""
+    microbatches: int = Field(gt=0)
+    """Per optimizer step."""
+    tokens_per_microbatch: int = Field(gt=0)
+    instance: int = Field(default=0, ge=0)
+    """Which copy of the backbone runs it; policies without a shared backbone have one per task."""
+
+
+class Orchestration(BaseModel):
+    """How the operators of one clock are ordered inside a stage."""
+
+    model_config = _STRICT
+
+    mode: Literal["sequential"] = "sequential"
+
+
+class Predicted(BaseModel):
+    """What the simulator expects; ``muxtune simulate --json`` prints the same keys."""
+
+    model_config = _STRICT
+
+    iteration_s: float
+    """Steady state of one iteration."""
+    tokens_per_s: float
+    """All tokens that go through the backbone."""
+    billed_tokens_per_s: float
+    effective_tokens_per_s: float
+    peak_memory_bytes: tuple[int, ...]
+    """Per stage."""
+    bubble_fraction: float
+    """Share of the stages' time in steady state in which they wait."""
+    lower_bound_s: float
+    """Work of the busiest stage in one iteration; no schedule of these hTasks is faster."""
+    scheduled_iterations: int
+    makespan_s: float
+    """Of the whole schedule."""
+    fwd_s: tuple[tuple[float, ...], ...]
+    """[stage][hTask], seconds per micro-batch."""
+    bwd_s: tuple[tuple[float, ...], ...]
+    """[stage][hTask], seconds per micro-batch, with its share of the optimizer step."""
+    p2p_s: tuple[float, ...]
+    """[hTask], seconds per transfer between neighbouring stages."""
+
+
+class Plan(BaseModel):
+    """A complete plan; :func:`load_plan` has checked that its parts agree."""
+
+    model_config = _STRICT
+
+    schema_version: Literal[1]
+    model: ModelSpec
+    cluster: ClusterSpec
+    costs: CostsRef
+    policy: str
+    parallelism: Parallelism
+    tasks: tuple[PeftTask, ...] = Field(min_length=1)
+    htasks: tuple[HTask, ...] = Field(min_length=1)
+    buckets: tuple[tuple[int, ...], ...] = Field(min_length=1)
+    """hTasks per bucket, in order of injection."""
+    template: Template
+    schedule: tuple[tuple[tuple[Kind, int, int], ...], ...]
+    """Per stage, actions ["F", hTask, micro-batch], ["B", ...], ["STEP", hTask, step]."""
+    orchestration: Orchestration = Orchestration()
+    predicted: Predicted
+
+    @cached_property
+    def actions(self) -> list[list[Action]]:
+        """The schedule as actions."""
+        return [[Action(*entry) for entry in stage] for stage in self.schedule]
+
+    @property
+    def microbatches(self) -> tuple[int, ...]:
+        """Per hTask and step."""
+        return tuple(htask.microbatches for htask in self.htasks)
+
+    @cached_property
+    def tasks_by_id(self) -> dict[str, PeftTask]:
+        """Tasks under their ids."""
+        return {task.id: task for task in self.tasks}
+
+    def htask_tasks(self, htask: int) -> tuple[PeftTask, ...]:
+        """Tasks of one hTask, in the order of their spans."""
+        return tuple(self.tasks_by_id[task_id] for task_id in self.htasks[htask].task_ids)
+
+    def shape(self, htask: int) -> HTaskShape:
+        """Static shape of one hTask's micro-batches."""
+        entry = self.htasks[htask]
+        row_tokens = entry.chunk_tokens
+        if entry.alignment == "pad":
+            row_tokens = max(task.max_length for task in self.htask_tasks(htask))
+        return HTaskShape(
+            alignment=entry.alignment,
+            row_tokens=row_tokens,
+            microbatches=entry.microbatches,
+            tokens=entry.tokens_per_microbatch,
+        )
+
+    def htask_steps(self, limit: int | None = None) -> list[int]:
+        """Optimizer steps per hTask: those of its longest task, at most ``limit``."""
+        steps = [max(task.steps for task in self.htask_tasks(h.id)) for h in self.htasks]
+        return steps if limit is None else [min(s, limit) for s in steps]
+
+    def stage_layers(self, stage: int) -> range:
+        """Backbone layers that a stage holds."""
+        before = sum(self.parallelism.layers_per_stage[:stage])
+        return range(before, before + self.parallelism.layers_per_stage[stage])
+
+
+def check_plan(plan: Plan, where: str = "plan") -> None:
+    """Refuse a plan whose parts contradict each other.
+
+    Raises:
+        SpecError: Names the field, its value and what was expected.
+    """
+    p = plan.parallelism
+    if len(p.layers_per_stage) != p.pp or sum(p.layers_per_stage) != plan.model.layers:
+        expected = f"{p.pp} integers with sum {plan.model.layers}, the layers of {plan.model.name}"
+        raise SpecError(f"{where}: parallelism.layers_per_stage", list(p.layers_per_stage), expected)
+    if min(p.layers_per_stage) < 1:
+        raise SpecError(
+            f"{where}: parallelism.layers_per_stage", list(p.layers_per_stage), "at least 1 per stage"
+        )
+    if p.ranks > plan.cluster.ranks:
+        expected = f"at most {plan.cluster.ranks}, the ranks of {plan.cluster.name}"
+        raise SpecError(f"{where}: parallelism (tp * pp * dp)", p.ranks, expected)
+    for task in plan.tasks:
+        task.check(plan.model)
+    if len(plan.tasks_by_id) != len(plan.tasks):
+        raise SpecError(f"{where}: tasks", [t.id for t in plan.tasks], "unique ids")
+    _check_htasks(plan, where)
+    listed = sorted(h for bucket in plan.buckets for h in bucket)
+    if listed != list(range(len(plan.htasks))) or not all(plan.buckets):
+        expected = f"every hTask from 0 to {len(plan.htasks) - 1} once"
+        raise SpecError(f"{where}: buckets", [list(b) for b in plan.buckets], expected)
+    if len(plan.schedule) != p.pp:
+        raise SpecError(f"{where}: schedule", f"{len(plan.schedule)} lists", f"one per stage ({p.pp})")
+    check_schedule(plan.actions, plan.microbatches)
+    missing = set(range(len(plan.htasks))) - {action.htask for action in plan.actions[0]}
+    if missing:
+        expected = "at least one step of every hTask"
+        raise SpecError(f"{where}: schedule", f"no action of hTask {min(missing)}", expected)
+    _check_predicted(plan, where)
+
+
+def _check_htasks(plan: Plan, where: str) -> None:
+    assigned: list[str] = []
+    for position, htask in enumerate(plan.htasks):
+        field = f"{where}: htasks[{position}]"
+        if htask.id != position:
+            raise SpecError(f"{field}.id", htask.id, f"{position}, its position in the list")
+        for task_id in htask.task_ids:
+            if task_id not in plan.tasks_by_id:
+                expected = f"one of {', '.join(sorted(plan.tasks_by_id))}"
+                raise SpecError(f"{field}.task_ids", task_id, expected)
+        assigned += htask.task_ids
+        if (htask.alignment == "chunk") != (htask.chunk_tokens is not None):
+            expected = "a chunk length under chunk, and null otherwise"
+            raise SpecError(f"{field}.chunk_tokens", htask.chunk_tokens, expected)
+        if htask.chunk_tokens is not None and htask.tokens_per_microbatch % htask.chunk_tokens:
+            expected = f"a multiple of chunk_tokens ({htask.chunk_tokens})"
+            raise SpecError(f"{field}.tokens_per_microbatch", htask.tokens_per_microbatch, expected)
+        for task_id in htask.task_ids:
+            needed = plan.tasks_by_id[task_id].declared_microbatches
+            if htask.microbatches < needed:
+                expected = f"at least {needed}: {task_id} allows no more sequences per micro-batch"
+                raise SpecError(f"{field}.microbatches", htask.microbatches, expected)
+    if sorted(assigned) != sorted(plan.tasks_by_id):
+        raise SpecError(f"{where}: htasks.task_ids", assigned, "every task in exactly one hTask")
+
+
+def _check_predicted(plan: Plan, where: str) -> None:
+    p, stages, htasks = plan.predicted, plan.parallelism.pp, len(plan.htasks)
+    tables = {"fwd_s": p.fwd_s, "bwd_s": p.bwd_s}
+    for name, table in tables.items():
+        if len(table) != stages or any(len(row) != htasks for row in table):
+            expected = f"{stages} rows (stages) of {htasks} numbers (hTasks)"
+            raise SpecError(f"{where}: predicted.{name}", [len(row) for row in table], expected)
+    if len(p.p2p_s) != htasks:
+        raise SpecError(f"{where}: predicted.p2p_s", len(p.p2p_s), f"{htasks} numbers, one per hTask")
+    if len(p.peak_memory_bytes) != stages:
+        raise SpecError(
+            f"{where}: predicted.peak_memory_bytes", len(p.peak_memory_bytes), f"{stages} numbers"
+        )
+
+
+def load_plan(path: Path) -> Plan:
+    """Read and check a plan.
+
+    Raises:
+        UserError: Missing, truncated, of another version, or inconsistent.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"cannot read the plan {path}: {error.strerror}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a whole JSON file: {error}") from error
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != SCHEMA_VERSION:
+        expected = f"{SCHEMA_VERSION}, the version that this muxtune reads"
+        raise SpecError(f"{path}: schema_version", version, expected)
+    try:
+        plan = Plan.model_validate(content)
+    except ValidationError as error:
+        raise spec_error_from(error, str(path)) from error
+    check_plan(plan, str(path))
+    return plan
+
+
+def save_plan(plan: Plan, path: Path) -> None:
+    """Write a plan; the file is whole or absent."""
+    write_text_atomically(path, plan.model_dump_json(indent=1) + "\n")

@@ -1,0 +1,1 @@
+"""Planning: from tasks and costs to complete plans (DESIGN: hierarchical co-scheduling)."""

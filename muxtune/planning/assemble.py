@@ -1,0 +1,79 @@
+"""A priced plan from a structure."""
+
+from __future__ import annotations
+
+from muxtune.dataset import with_digest
+from muxtune.plan import SCHEMA_VERSION, HTask, Parallelism, Plan, check_plan
+from muxtune.planning.problem import PlanningProblem
+from muxtune.planning.structure import HTaskChoice, PlanStructure
+from muxtune.prediction import predict
+from muxtune.schedule import Action, build_schedule
+from muxtune.timeline import evaluate_schedule, steady_iteration_s
+
+CONTINUOUS_ITERATIONS = 4
+"""Iterations that a continuous plan schedules: one fills, one drains, two are steady."""
+
+
+def structure_schedule(structure: PlanStructure) -> list[list[Action]]:
+    """Action lists of the structure's scheduled iterations."""
+    iterations = 1 if structure.template == "flush" else CONTINUOUS_ITERATIONS
+    return build_schedule(
+        structure.buckets,
+        structure.microbatches,
+        pp=structure.pp,
+        template=structure.template,
+        steps=[iterations] * len(structure.htasks),
+        instances=[htask.instance for htask in structure.htasks],
+    )
+
+
+def structure_iteration_s(problem: PlanningProblem, structure: PlanStructure) -> float:
+    """Steady iteration time by the recurrence; what candidates are compared by."""
+    return steady_iteration_s(evaluate_schedule(structure_schedule(structure), problem.times(structure)))
+
+
+def assemble_plan(problem: PlanningProblem, structure: PlanStructure, policy: str) -> Plan:
+    """The plan of a structure, with the recurrence's prediction.
+
+    Raises:
+        SpecError: The structure contradicts itself; see :func:`muxtune.plan.check_plan`.
+    """
+    actions = structure_schedule(structure)
+    times = problem.times(structure)
+    predicted = predict(
+        evaluate_schedule(actions, times),
+        times=times,
+        microbatches=structure.microbatches,
+        tokens=problem.iteration_tokens(structure),
+        peak_memory_bytes=[stage.total_bytes for stage in problem.memory(structure)],
+    )
+    tasks = tuple(task.model_copy(update={"dataset": with_digest(task.dataset)}) for task in problem.tasks)
+    plan = Plan(
+        schema_version=SCHEMA_VERSION,
+        model=problem.model,
+        cluster=problem.cluster,
+        costs=problem.costs.ref,
+        policy=policy,
+        parallelism=Parallelism(pp=structure.pp, layers_per_stage=structure.layers_per_stage),
+        tasks=tasks,
+        htasks=tuple(_htask(i, choice) for i, choice in enumerate(structure.htasks)),
+        buckets=structure.buckets,
+        template=structure.template,
+        schedule=tuple(tuple((a.kind, a.htask, a.number) for a in stage) for stage in actions),
+        predicted=predicted,
+    )
+    check_plan(plan)
+    return plan
+
+
+def _htask(position: int, choice: HTaskChoice) -> HTask:
+    shape = choice.shape
+    return HTask(
+        id=position,
+        task_ids=choice.task_ids,
+        alignment=shape.alignment,
+        chunk_tokens=shape.row_tokens if shape.alignment == "chunk" else None,
+        microbatches=shape.microbatches,
+        tokens_per_microbatch=shape.tokens,
+        instance=choice.instance,
+    )

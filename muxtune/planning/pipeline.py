@@ -1,0 +1,85 @@
+"""From a partition to complete structures: layers per stage, buckets and template."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from muxtune.errors import SpecError
+from muxtune.planning.fusion import cheapest_alignment
+from muxtune.planning.grouping import bucket_candidates
+from muxtune.planning.options import PlanOptions
+from muxtune.planning.problem import PlanningProblem
+from muxtune.planning.stages import choose_layers
+from muxtune.planning.structure import HTaskChoice, PlanStructure
+from muxtune.schedule import Template
+
+
+def aligned_groups(
+    problem: PlanningProblem, options: PlanOptions, groups: Sequence[tuple[str, ...]]
+) -> tuple[list[HTaskChoice], tuple[int, ...]]:
+    """Groups with their cheapest alignments, and the balanced layers per stage.
+
+    Raises:
+        SpecError: A sequence is longer than the chunk asked for, or there are fewer layers than stages.
+    """
+    pp = options.pp or problem.cluster.ranks
+    packed = [HTaskChoice(task_ids=group, shape=problem.shape(group, "pack")) for group in groups]
+    align = cheapest_alignment(
+        problem,
+        choose_layers(problem, packed, pp),
+        alignment=options.alignment,
+        chunk_tokens=options.chunk_tokens,
+    )
+    htasks = [align(group) for group in groups]
+    return htasks, choose_layers(problem, htasks, pp)
+
+
+def pipeline_candidates(
+    problem: PlanningProblem,
+    htasks: Sequence[HTaskChoice],
+    layers_per_stage: tuple[int, ...],
+    templates: Sequence[Template],
+) -> list[PlanStructure]:
+    """All groupings and templates for a partition."""
+    latencies = [problem.htask_times(htask, layers_per_stage).slowest_s for htask in htasks]
+    return [
+        PlanStructure(
+            htasks=tuple(htasks), buckets=buckets, template=template, layers_per_stage=layers_per_stage
+        )
+        for buckets in bucket_candidates(latencies)
+        for template in templates
+    ]
+
+
+def in_order(
+    htasks: Sequence[HTaskChoice], layers_per_stage: tuple[int, ...], template: Template
+) -> PlanStructure:
+    """A structure without grouping: one bucket per hTask, in the order given."""
+    buckets = tuple((h,) for h in range(len(htasks)))
+    return PlanStructure(
+        htasks=tuple(htasks), buckets=buckets, template=template, layers_per_stage=layers_per_stage
+    )
+
+
+def fits_memory(problem: PlanningProblem, structure: PlanStructure) -> bool:
+    """Whether every stage stays inside its device's memory."""
+    limit = problem.cluster.device.memory_bytes
+    return all(stage.total_bytes <= limit for stage in problem.memory(structure))
+
+
+def require_memory(problem: PlanningProblem, structure: PlanStructure) -> None:
+    """Refuse a structure that does not fit.
+
+    Raises:
+        SpecError: With the bytes of the stage that needs most.
+    """
+    limit = problem.cluster.device.memory_bytes
+    memory = problem.memory(structure)
+    stage = max(range(len(memory)), key=lambda s: memory[s].total_bytes)
+    if memory[stage].total_bytes > limit:
+        m = memory[stage]
+        expected = (
+            f"at least {m.total_bytes}: stage {stage} needs {m.backbone_bytes} for the backbone, "
+            f"{m.adapter_bytes} for adapters and {m.activation_bytes} for activations"
+        )
+        raise SpecError(f"cluster.device.memory_bytes of {problem.cluster.name}", limit, expected)

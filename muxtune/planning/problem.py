@@ -1,0 +1,213 @@
+"""A planning problem: tasks with their data, backbone, cluster and costs, and the price of any decision."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muxtune.alignment import (
+    Alignment,
+    HTaskShape,
+    MicrobatchLayout,
+    group_by_length,
+    layout_step,
+)
+from muxtune.cluster import ClusterSpec
+from muxtune.costs.base import CostModel
+from muxtune.costs.compose import MicrobatchWork, p2p_seconds, stage_seconds, step_seconds
+from muxtune.dataset import TaskData, load_task_data
+from muxtune.memory import StageMemory, stage_memory
+from muxtune.model import ModelSpec
+from muxtune.planning.structure import HTaskChoice, PlanStructure
+from muxtune.prediction import IterationTokens
+from muxtune.shapes import htask_microbatches, phase_tokens, phases, row_tokens_of, step_group_tokens
+from muxtune.timeline import StageTimes
+from muxtune.tokenizer import load_tokenizer
+from muxtune.workload import PeftTask, Workload
+
+SAMPLED_STEPS = 3
+"""Steps whose real layouts are priced; the static part of a micro-batch does not depend on the step."""
+
+
+@dataclass(frozen=True, slots=True)
+class HTaskTimes:
+    """What one micro-batch of an hTask costs on every stage."""
+
+    fwd_s: tuple[float, ...]
+    bwd_s: tuple[float, ...]
+    """With the micro-batch's share of the optimizer step."""
+    p2p_s: float
+
+    @property
+    def slowest_s(self) -> float:
+        """Forward and backward on the slowest stage."""
+        return max(f + b for f, b in zip(self.fwd_s, self.bwd_s, strict=True))
+
+
+class PlanningProblem:
+    """Tasks, backbone, cluster and costs.
+
+    Args:
+        workload: The tasks.
+        model: Backbone; its dtype is the one that is planned.
+        cluster: Where the plan will run.
+        costs: Prices of operators there.
+
+    Raises:
+        UserError: A task does not fit the backbone, or its dataset cannot be read.
+    """
+
+    def __init__(self, workload: Workload, model: ModelSpec, cluster: ClusterSpec, costs: CostModel) -> None:
+        workload.check(model)
+        self.model = model
+        self.cluster = cluster
+        self.costs = costs
+        tokenizer = None
+        if any(task.dataset.path is not None for task in workload.tasks):
+            tokenizer = load_tokenizer(model)
+        self.data: dict[str, TaskData] = {
+            task.id: load_task_data(task, model, tokenizer) for task in workload.tasks
+        }
+        # Shapes and prices are asked for again and again by every policy; both depend on the arguments alone.
+        self._shape = lru_cache(maxsize=None)(self._measure_shape)
+        self._group_tokens = lru_cache(maxsize=None)(self._measure_groups)
+        self.htask_times = lru_cache(maxsize=None)(self._price)
+        self._work = lru_cache(maxsize=None)(self._measure_work)
+
+    @property
+    def tasks(self) -> list[PeftTask]:
+        """In the order of the workload."""
+        return [data.task for data in self.data.values()]
+
+    def longest_sequence(self, task_ids: Sequence[str]) -> int:
+        """Longest sequence of these tasks in tokens, after truncation."""
+        return max(int(self.data[task_id].lengths.max()) for task_id in task_ids)
+
+    def shape(
+        self, task_ids: Sequence[str], alignment: Alignment, chunk_tokens: int | None = None
+    ) -> HTaskShape:
+        """Smallest static shape of these tasks' fused micro-batches.
+
+        Raises:
+            SpecError: A sequence is longer than a chunk.
+        """
+        return self._shape(tuple(task_ids), alignment, chunk_tokens)
+
+    def times(self, structure: PlanStructure) -> StageTimes:
+        """Durations that the structure's schedule is played with."""
+        prices = [self.htask_times(htask, structure.layers_per_stage) for htask in structure.htasks]
+        stages = range(structure.pp)
+        return StageTimes(
+            fwd_s=[[price.fwd_s[stage] for price in prices] for stage in stages],
+            bwd_s=[[price.bwd_s[stage] for price in prices] for stage in stages],
+            p2p_s=[price.p2p_s for price in prices],
+        )
+
+    def memory(self, structure: PlanStructure) -> tuple[StageMemory, ...]:
+        """Bytes that each stage needs at its peak."""
+        instances = len({htask.instance for htask in structure.htasks})
+        pp, layers = structure.pp, structure.layers_per_stage
+        return tuple(
+            stage_memory(
+                self.model,
+                layers[stage],
+                first=stage == 0,
+                last=stage == pp - 1,
+                instances=instances,
+                works=[self._work(htask) for htask in structure.htasks],
+                microbatches=structure.microbatches,
+                in_flight=pp - stage,
+            )
+            for stage in range(pp)
+        )
+
+    def iteration_tokens(self, structure: PlanStructure) -> IterationTokens:
+        """Tokens of one iteration; the effective ones are the mean over the steps."""
+        return IterationTokens(
+            all=sum(h.shape.microbatches * h.shape.tokens for h in structure.htasks),
+            billed=sum(task.global_batch_size * task.max_length for task in self.tasks),
+            effective=self._effective_tokens,
+        )
+
+    @cached_property
+    def _effective_tokens(self) -> float:
+        return sum(
+            float(np.mean([data.batch_lengths(step).sum() for step in range(data.task.steps)]))
+            for data in self.data.values()
+        )
+
+    def _measure_shape(
+        self, task_ids: tuple[str, ...], alignment: Alignment, chunk_tokens: int | None
+    ) -> HTaskShape:
+        members = [self.data[task_id] for task_id in task_ids]
+        m = htask_microbatches(members)
+        row_tokens = row_tokens_of(members, alignment, chunk_tokens)
+        sizes = [self._group_tokens(task_id, alignment, m, row_tokens) for task_id in task_ids]
+        return HTaskShape(
+            alignment=alignment,
+            row_tokens=row_tokens,
+            microbatches=m,
+            tokens=phase_tokens(members, sizes, alignment, phases(members)[0]),
+        )
+
+    def _measure_groups(
+        self, task_id: str, alignment: Alignment, microbatches: int, row_tokens: int | None
+    ) -> NDArray[np.int64]:
+        return step_group_tokens(self.data[task_id], alignment, microbatches, row_tokens)
+
+    def _measure_work(self, htask: HTaskChoice) -> MicrobatchWork:
+        """Mean work of a micro-batch over a few steps, spread over the run of the hTask's shortest task."""
+        members = [self.data[task_id] for task_id in htask.task_ids]
+        steps = min(data.task.steps for data in members)
+        sampled = {round(i * (steps - 1) / max(SAMPLED_STEPS - 1, 1)) for i in range(SAMPLED_STEPS)}
+        layouts = [
+            layout
+            for step in sampled
+            for layout in layout_step(htask.shape, [data.batch_lengths(step) for data in members])
+        ]
+        share = 1 / len(layouts)
+        calls = Counter(call for layout in layouts for call in attention_calls(layout))
+        targets = sum(
+            example.target_tokens for step in sampled for data in members for example in data.batch(step)
+        )
+        return MicrobatchWork(
+            tokens=htask.shape.tokens,
+            task_tokens=_mean_task_tokens(layouts, len(members)),
+            loras=tuple(data.task.peft for data in members),
+            attention=tuple((count * share, *call) for call, count in sorted(calls.items())),
+            targets=targets * share,
+        )
+
+    def _price(self, htask: HTaskChoice, layers_per_stage: tuple[int, ...]) -> HTaskTimes:
+        work = self._work(htask)
+        pp = len(layers_per_stage)
+        fwd, bwd = [], []
+        for stage, layers in enumerate(layers_per_stage):
+            first, last = stage == 0, stage == pp - 1
+            seconds = partial(
+                stage_seconds, self.costs, self.model, layers, first=first, last=last, work=work
+            )
+            step = sum(step_seconds(self.costs, self.model, layers, lora) for lora in work.loras)
+            fwd.append(seconds(phase="fwd"))
+            bwd.append(seconds(phase="bwd") + step / htask.shape.microbatches)
+        p2p = p2p_seconds(self.costs, self.model, htask.shape.tokens) if pp > 1 else 0.0
+        return HTaskTimes(tuple(fwd), tuple(bwd), p2p)
+
+
+def _mean_task_tokens(layouts: Sequence[MicrobatchLayout], tasks: int) -> tuple[int, ...]:
+    total = [0] * tasks
+    for layout in layouts:
+        for span in layout.spans:
+            total[span.task] += span.stop - span.start
+    return tuple(round(tokens / len(layouts)) for tokens in total)
+
+
+def attention_calls(layout: MicrobatchLayout) -> list[tuple[int, int]]:
+    """Batched attention calls of a micro-batch, as (sequences, length)."""
+    rows = [segment.row_tokens for segment in layout.segments]
+    return [(len(group), rows[group[0]]) for group in group_by_length(rows)]

@@ -1,0 +1,28 @@
+"""What a policy is, and where policies are found."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from muxtune.planning.options import PlanOptions
+from muxtune.planning.problem import PlanningProblem
+from muxtune.planning.structure import PlanStructure
+from muxtune.registry import Registry
+
+
+class Policy(Protocol):
+    """Turns a planning problem into structures; the search prices them and keeps the best."""
+
+    summary: str
+    """One line for ``muxtune policies``."""
+
+    def propose(self, problem: PlanningProblem, options: PlanOptions) -> list[PlanStructure]:
+        """Structures worth pricing; those that exceed the memory are left out.
+
+        Raises:
+            UserError: The options contradict the policy, or nothing fits the memory.
+        """
+        ...
+
+
+POLICIES: Registry[Policy] = Registry("policy", group="muxtune.policies")

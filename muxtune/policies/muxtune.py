@@ -1,0 +1,48 @@
+"""The policy of the paper: fusion by dynamic programming, grouping, templates, alignment by cost."""
+
+from __future__ import annotations
+
+from muxtune.planning.fusion import cheapest_alignment, partitions_by_count
+from muxtune.planning.options import PlanOptions, parse_partition
+from muxtune.planning.pipeline import fits_memory, in_order, pipeline_candidates, require_memory
+from muxtune.planning.problem import PlanningProblem
+from muxtune.planning.stages import choose_layers
+from muxtune.planning.structure import HTaskChoice, PlanStructure
+from muxtune.policies.base import POLICIES
+from muxtune.policies.shared import fixed_partition
+
+
+@POLICIES.register("muxtune")
+class MuxTune:
+    """Spatial fusion where operators profit, temporal interleaving where the pipeline does."""
+
+    summary = "fused and interleaved hTasks on one backbone, alignment and template by cost"
+
+    def propose(self, problem: PlanningProblem, options: PlanOptions) -> list[PlanStructure]:
+        """Best partition for every number of hTasks, with all groupings and templates."""
+        if options.partition is not None:
+            groups = parse_partition(options.partition, problem.data)
+            return fixed_partition(problem, options, groups)
+        alone = [
+            HTaskChoice(task_ids=(task_id,), shape=problem.shape((task_id,), "pack"))
+            for task_id in problem.data
+        ]
+        layers = choose_layers(problem, alone, options.pp or problem.cluster.ranks)
+        align = cheapest_alignment(
+            problem, layers, alignment=options.alignment, chunk_tokens=options.chunk_tokens
+        )
+
+        def feasible(choice: HTaskChoice) -> bool:
+            others = [c for c in alone if c.task_ids[0] not in choice.task_ids]
+            return fits_memory(problem, in_order([choice, *others], layers, "continuous"))
+
+        templates = options.templates(("continuous", "flush"))
+        fitting = [
+            structure
+            for partition in partitions_by_count(problem, layers, align, feasible)
+            for structure in pipeline_candidates(problem, partition, layers, templates)
+            if fits_memory(problem, structure)
+        ]
+        if not fitting:
+            require_memory(problem, in_order([align(c.task_ids) for c in alone], layers, "continuous"))
+        return fitting

@@ -1,0 +1,70 @@
+"""Policies that share one backbone but multiplex in one dimension only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from muxtune.errors import SpecError
+from muxtune.planning.options import PlanOptions
+from muxtune.planning.pipeline import aligned_groups, in_order, pipeline_candidates, require_memory
+from muxtune.planning.problem import PlanningProblem
+from muxtune.planning.structure import PlanStructure
+from muxtune.policies.base import POLICIES
+
+
+@POLICIES.register("sl-peft")
+class SlPeft:
+    """All tasks batched into one hTask, every sequence padded to the longest declared length (SLoRA-PEFT)."""
+
+    summary = "shared backbone, all tasks in one batch padded to the longest, 1F1B with a flush"
+
+    def propose(self, problem: PlanningProblem, options: PlanOptions) -> list[PlanStructure]:
+        """One structure."""
+        _refuse_partition(options, "sl-peft")
+        htasks, layers = aligned_groups(problem, options.padded_by_default(), [tuple(problem.data)])
+        structure = in_order(htasks, layers, options.template or "flush")
+        require_memory(problem, structure)
+        return [structure]
+
+
+@POLICIES.register("spatial-only")
+class SpatialOnly:
+    """All tasks in one hTask; alignment and template are chosen as muxtune does."""
+
+    summary = "shared backbone, all tasks fused into one hTask"
+
+    def propose(self, problem: PlanningProblem, options: PlanOptions) -> list[PlanStructure]:
+        """One structure per template."""
+        _refuse_partition(options, "spatial-only")
+        return fixed_partition(problem, options, [tuple(problem.data)])
+
+
+@POLICIES.register("temporal-only")
+class TemporalOnly:
+    """Every task is an hTask of its own; grouping, alignment and template are chosen as muxtune does."""
+
+    summary = "shared backbone, tasks interleaved but never fused"
+
+    def propose(self, problem: PlanningProblem, options: PlanOptions) -> list[PlanStructure]:
+        """All groupings and templates."""
+        _refuse_partition(options, "temporal-only")
+        return fixed_partition(problem, options, [(task_id,) for task_id in problem.data])
+
+
+def _refuse_partition(options: PlanOptions, policy: str) -> None:
+    if options.partition is not None:
+        raise SpecError("--partition", options.partition, f"nothing: {policy} decides the fusion by itself")
+
+
+def fixed_partition(
+    problem: PlanningProblem, options: PlanOptions, groups: Sequence[tuple[str, ...]]
+) -> list[PlanStructure]:
+    """All groupings and templates for a given fusion, with the cheapest alignments.
+
+    Raises:
+        SpecError: The partition does not fit the memory.
+    """
+    htasks, layers = aligned_groups(problem, options, groups)
+    structures = pipeline_candidates(problem, htasks, layers, options.templates(("continuous", "flush")))
+    require_memory(problem, structures[0])
+    return structures

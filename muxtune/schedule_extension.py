@@ -1,0 +1,111 @@
+"""The schedule of a whole run, made from the few iterations that a plan shows."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from muxtune.errors import SpecError
+from muxtune.plan import Plan
+from muxtune.schedule import Action, build_schedule
+
+
+def extend_schedule(plan: Plan, iterations: int, *, first: int = 0) -> list[list[Action]]:
+    """Action lists of all stages for ``iterations`` iterations.
+
+    A schedule that the generator would write is generated for the wanted length. Any other (made by hand) is
+    repeated as it stands, its numbers counted on; it drains at its end, so the copies do not interfere. An
+    hTask leaves the rotation after its own last step.
+
+    Args:
+        plan: Checked.
+        iterations: Of the whole run; at most the steps of the longest task.
+        first: Iterations that are already done and left out; the numbers still count from the start.
+
+    Returns:
+        One list per stage.
+
+    Raises:
+        SpecError: More iterations than any task has steps, or no multiple of a hand-made schedule's.
+    """
+    longest = max(plan.htask_steps())
+    if not 0 < iterations <= longest:
+        raise SpecError("steps", iterations, f"1 to {longest}, the steps of the longest task")
+    steps = plan.htask_steps(iterations)
+    whole = _generate(plan, steps) if _is_generated(plan) else _repeat(plan, iterations, steps)
+    m = plan.microbatches
+    return [[a for a in stage if _step_of(a, m) >= first] for stage in whole]
+
+
+def check_step_meetings(stages: Sequence[Sequence[Action]], meeting: Collection[int], where: str) -> None:
+    """Refuse a schedule in which the stages might not meet at the optimizer steps of some hTasks.
+
+    Clipping by the global norm sums over all stages, so each waits at that step for the others. All stages
+    play their backwards in the same order; if the step follows its last backward at once, as generated
+    schedules do, no stage needs anything from beyond the meeting, and there is no deadlock.
+
+    Args:
+        stages: A valid schedule.
+        meeting: hTasks that have a task with ``max_grad_norm``.
+        where: The file or object in front of the field's name.
+
+    Raises:
+        SpecError: A step of those hTasks stands elsewhere.
+    """
+    for stage, actions in enumerate(stages):
+        for slot, action in enumerate(actions):
+            if action.kind != "STEP" or action.htask not in meeting:
+                continue
+            before = actions[slot - 1]
+            if (before.kind, before.htask) != ("B", action.htask):
+                expected = f"a place right after the last backward, as hTask {action.htask} has max_grad_norm"
+                raise SpecError(f"{where}: schedule[{stage}][{slot}]", str(action), expected)
+
+
+def _is_generated(plan: Plan) -> bool:
+    shown = plan.predicted.scheduled_iterations
+    if shown < 1:
+        return False
+    # A planner may show the rotation as it is while all tasks train, even if some end before.
+    return plan.actions in (
+        _generate(plan, [shown] * len(plan.htasks)),
+        _generate(plan, plan.htask_steps(shown)),
+    )
+
+
+def _generate(plan: Plan, steps: Sequence[int]) -> list[list[Action]]:
+    return build_schedule(
+        plan.buckets,
+        plan.microbatches,
+        pp=plan.parallelism.pp,
+        template=plan.template,
+        steps=steps,
+        instances=[htask.instance for htask in plan.htasks],
+    )
+
+
+def _repeat(plan: Plan, iterations: int, steps: Sequence[int]) -> list[list[Action]]:
+    shown = [0] * len(plan.htasks)
+    for action in plan.actions[0]:
+        if action.kind == "STEP":
+            shown[action.htask] = max(shown[action.htask], action.number + 1)
+    period = max(shown)
+    for htask, (own, all_steps) in enumerate(zip(shown, plan.htask_steps(), strict=True)):
+        if own != min(period, all_steps):
+            expected = f"{min(period, all_steps)} steps of hTask {htask}, one per iteration"
+            raise SpecError("plan: schedule", f"{own} steps of hTask {htask}", expected)
+    if iterations % period:
+        raise SpecError("steps", iterations, f"a multiple of {period}, the iterations of the plan's schedule")
+    m = plan.microbatches
+    return [
+        [
+            Action(a.kind, a.htask, a.number + copy * period * (1 if a.kind == "STEP" else m[a.htask]))
+            for copy in range(iterations // period)
+            for a in stage
+            if copy * period + _step_of(a, m) < steps[a.htask]
+        ]
+        for stage in plan.actions
+    ]
+
+
+def _step_of(action: Action, microbatches: Sequence[int]) -> int:
+    return action.number if action.kind == "STEP" else action.number // microbatches[action.htask]

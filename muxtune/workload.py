@@ -1,0 +1,160 @@
+"""What a tenant asks for: tasks, read from a workload file (YAML)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from muxtune.errors import SpecError, UserError, spec_error_from
+from muxtune.model import Dtype, ModelSpec
+
+
+class LoraSpec(BaseModel):
+    """Low-rank adapters (arXiv 2106.09685): ``W x + (alpha / r) B A x``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: Literal["lora"]
+    r: int = Field(gt=0)
+    alpha: float = Field(gt=0, allow_inf_nan=False)
+    targets: tuple[str, ...] = Field(min_length=1)
+    """Module names as in PEFT's ``target_modules``, or ``all-linear`` alone."""
+    dropout: float = 0.0
+
+    @property
+    def scale(self) -> float:
+        """Factor of the update, ``alpha / r``."""
+        return self.alpha / self.r
+
+
+class DatasetSpec(BaseModel):
+    """Where the examples come from: a JSONL file, or only a distribution of lengths."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: Path | None = None
+    """JSONL with ``{"prompt", "completion"}`` or ``{"text"}`` lines; relative to the workload file."""
+    lengths: str | None = None
+    """Name of a shipped length histogram; the tokens are then drawn at random from the task's seed."""
+    sha256: str | None = None
+    """Digest of the file when the plan was made; a changed file is refused."""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> DatasetSpec:
+        if (self.path is None) == (self.lengths is None):
+            raise ValueError("expected exactly one of path and lengths")
+        return self
+
+
+class PeftTask(BaseModel):
+    """One tenant's fine-tuning job."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    peft: LoraSpec
+    dataset: DatasetSpec
+    global_batch_size: int = Field(gt=0)
+    """Sequences per optimizer step."""
+    micro_batch_size: int = Field(gt=0)
+    """Sequences of this task per micro-batch, at most."""
+    max_length: int = Field(gt=1)
+    """Tokens per sequence, at most; longer prompts lose their left end."""
+    learning_rate: float = Field(gt=0, allow_inf_nan=False)
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = Field(default=0, ge=0)
+    steps: int = Field(gt=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    shuffle: bool = False
+    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    max_grad_norm: float | None = Field(default=None, gt=0)
+
+    @property
+    def declared_microbatches(self) -> int:
+        """Micro-batches per optimizer step when the task runs alone."""
+        return self.global_batch_size // self.micro_batch_size
+
+    def check(self, model: ModelSpec) -> None:
+        """Refuse what cannot run on this backbone.
+
+        Raises:
+            SpecError: Names the field, the value and what was expected.
+        """
+        where = f"tasks.{self.id}"
+        if self.global_batch_size % self.micro_batch_size:
+            expected = f"a divisor of global_batch_size ({self.global_batch_size})"
+            raise SpecError(f"{where}.micro_batch_size", self.micro_batch_size, expected)
+        if self.max_length > model.max_positions:
+            expected = f"at most {model.max_positions}, the position limit of {model.name}"
+            raise SpecError(f"{where}.max_length", self.max_length, expected)
+        if self.peft.dropout:
+            raise SpecError(f"{where}.peft.dropout", self.peft.dropout, "0: dropout is not executed yet")
+        largest_rank = min(min(linear.in_features, linear.out_features) for linear in model.linears)
+        if self.peft.r > largest_rank:
+            expected = f"at most {largest_rank}, the smallest side of a linear of {model.name}"
+            raise SpecError(f"{where}.peft.r", self.peft.r, expected)
+        model.targeted_linears(self.peft.targets, f"{where}.peft.targets")
+
+
+class Workload(BaseModel):
+    """Tasks that share one backbone."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    backbone: str | None = None
+    """Preset or directory; ``--model`` overrides it."""
+    dtype: Dtype = "float32"
+    tasks: tuple[PeftTask, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _unique_ids(self) -> Workload:
+        seen: set[str] = set()
+        for task in self.tasks:
+            if task.id in seen:
+                raise ValueError(f"expected unique task ids; {task.id!r} stands twice")
+            seen.add(task.id)
+        return self
+
+    def check(self, model: ModelSpec) -> None:
+        """Refuse tasks that cannot run on this backbone (``SpecError``)."""
+        for task in self.tasks:
+            task.check(model)
+
+
+def load_workload(path: Path) -> Workload:
+    """Read a workload file; dataset paths become absolute.
+
+    Raises:
+        UserError: The file is missing, not YAML, or a field is wrong; the message names it.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"cannot read the workload {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise SpecError(str(path), content, "a mapping with the key tasks")
+    return workload_from(content, str(path), path.resolve().parent)
+
+
+def workload_from(content: dict[str, object], where: str, folder: Path) -> Workload:
+    """Validate a workload given as plain data; relative dataset paths are taken from ``folder``."""
+    try:
+        workload = Workload.model_validate(content)
+    except ValidationError as error:
+        raise spec_error_from(error, where) from error
+    return workload.model_copy(
+        update={"tasks": tuple(_with_absolute_path(task, folder) for task in workload.tasks)}
+    )
+
+
+def _with_absolute_path(task: PeftTask, folder: Path) -> PeftTask:
+    path = task.dataset.path
+    if path is None:
+        return task
+    dataset = task.dataset.model_copy(update={"path": (folder / path.expanduser()).resolve()})
+    return task.model_copy(update={"dataset": dataset})

@@ -1,0 +1,64 @@
+"""Profiles that follow a law known to the test."""
+
+from collections.abc import Callable, Iterable
+
+from muxtune.costs import Measurement, Profile, Provenance
+from muxtune.costs.analytic import AnalyticCosts, DeviceCoefficients
+from muxtune.costs.compose import frozen_products
+from muxtune.model import PRESETS, ModelSpec
+from muxtune.operators import FWD_ONLY, PHASES, Operator, Phase
+
+MODEL = PRESETS["llama-tiny"]
+
+COEFFICIENTS = DeviceCoefficients(
+    device="cpu",
+    launch_s=2e-6,
+    flops_per_s=8e10,
+    bytes_per_s=2e10,
+    overlap=2.0,
+    link_latency_s=5e-5,
+    link_bytes_per_s=3e9,
+    error=0.0,
+)
+
+TOKENS = (16, 64, 256, 1024, 4096)
+
+
+def operators(model: ModelSpec = MODEL) -> list[Operator]:
+    """A grid of every kind but ``stage``."""
+    grid = [Operator("linear", (*shape, n)) for shape in frozen_products(model) for n in TOKENS]
+    shapes = sorted({(linear.in_features, linear.out_features) for linear in model.linears})
+    grid += [Operator("lora", (i, o, r, n)) for i, o in shapes for r in (1, 8, 64) for n in TOKENS]
+    lengths = {8: (1, 4, 16, 64), 64: (1, 4, 16, 64), 256: (1, 4, 16), 1024: (1, 4)}
+    grid += [Operator("attention", (s, length)) for length, counts in lengths.items() for s in counts]
+    grid += [Operator(kind, (n,)) for kind in ("norm", "activation", "embedding") for n in TOKENS]
+    grid += [Operator("head", (n,)) for n in (1, 16, 256, 1024)]
+    grid += [Operator("optimizer", (t, t * n)) for t in (2, 16, 112) for n in (256, 16384)]
+    return grid + [Operator("p2p", (n,)) for n in (4096, 65536, 1 << 20, 8 << 20)]
+
+
+def make_profile(
+    law: Callable[[Operator, Phase], float], ops: Iterable[Operator], model: ModelSpec = MODEL
+) -> Profile:
+    """Every operator in its phases, with the median that ``law`` gives."""
+    rows = []
+    for op in ops:
+        for phase in PHASES[:1] if op.kind in FWD_ONLY else PHASES:
+            s = law(op, phase)
+            rows.append(Measurement(op, phase, s, 0.9 * s, 1.1 * s, 10))
+    provenance = Provenance(
+        created_utc="2025-01-01T00:00:00+00:00",
+        model=model,
+        device="cpu",
+        ranks=2,
+        threads=1,
+        processor="a processor",
+        os="an os",
+        versions={"torch": "2"},
+    )
+    return Profile(tuple(rows), provenance)
+
+
+def analytic_law(model: ModelSpec = MODEL) -> Callable[[Operator, Phase], float]:
+    """The law of :data:`COEFFICIENTS`."""
+    return AnalyticCosts(COEFFICIENTS, model).latency_s

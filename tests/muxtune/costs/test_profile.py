@@ -1,0 +1,98 @@
+"""A profile survives its file, and everything that is not a profile is refused in one line."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from muxtune.costs import load_profile, save_profile
+from muxtune.errors import UserError
+from muxtune.operators import Operator
+from tests.muxtune.costs.synthetic import analytic_law, make_profile, operators
+
+
+@pytest.fixture
+def profile():
+    return make_profile(analytic_law(), [*operators(), Operator("stage", (3, 2, 8, 1, 64))][::5])
+
+
+def test_round_trip_keeps_everything(profile, tmp_path):
+    save_profile(profile, tmp_path / "p.parquet")
+    loaded = load_profile(tmp_path / "p.parquet")
+    assert loaded == profile
+    assert loaded.ref == profile.ref
+    assert [path.name for path in tmp_path.iterdir()] == ["p.parquet"]
+
+
+def test_table_is_readable_without_us(profile, tmp_path):
+    save_profile(profile, tmp_path / "p.parquet")
+    rows = pq.read_table(tmp_path / "p.parquet").to_pylist()
+    linear = next(row for row in rows if row["kind"] == "linear")
+    assert linear["dims"] == f"in_features={linear['d0']},out_features={linear['d1']},tokens={linear['d2']}"
+    assert (linear["d3"], linear["d4"]) == (None, None)
+    assert {row["dtype"] for row in rows} == {"float32"}
+
+
+def test_digest_follows_the_content(profile):
+    law = analytic_law()
+    slower = make_profile(lambda op, phase: 1.001 * law(op, phase), [m.op for m in profile.measurements])
+    assert slower.digest != profile.digest
+    assert profile.profile_id == f"cpu-llama-tiny-float32-{profile.digest[:12]}"
+
+
+def _refused(path, match):
+    with pytest.raises(UserError, match=match) as caught:
+        load_profile(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file_is_refused(tmp_path):
+    _refused(tmp_path / "absent.parquet", "cannot read the profile .*absent.parquet")
+
+
+@pytest.mark.parametrize("kept", [0, 7, 3000])
+def test_truncated_file_is_refused(profile, tmp_path, kept):
+    path = tmp_path / "p.parquet"
+    save_profile(profile, path)
+    path.write_bytes(path.read_bytes()[:kept])
+    _refused(path, "p.parquet is not a whole Parquet file")
+
+
+def test_someone_elses_parquet_is_refused(tmp_path):
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "p.parquet")
+    _refused(tmp_path / "p.parquet", "not a profile of ours")
+
+
+def _edited(profile, tmp_path, edit):
+    path = tmp_path / "p.parquet"
+    save_profile(profile, path)
+    pq.write_table(edit(pq.read_table(path)), path)
+    return path
+
+
+def test_missing_columns_are_named(profile, tmp_path):
+    path = _edited(profile, tmp_path, lambda table: table.drop_columns(["p90_s", "d1"]))
+    _refused(path, "expected the columns d1, p90_s, which are missing")
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "match"),
+    [
+        ("kind", "matmul", "row 0: kind = 'matmul': expected one of linear"),
+        ("phase", "both", "row 0: phase = 'both': expected fwd or bwd"),
+        ("d0", None, "row 0: dims = .*: expected in_features"),
+        ("median_s", 0.0, "row 0: median_s = 0.0: expected seconds above 0"),
+    ],
+)
+def test_senseless_rows_are_named(profile, tmp_path, column, value, match):
+    def edit(table):
+        values = [value, *table[column].to_pylist()[1:]]
+        index = table.column_names.index(column)
+        return table.set_column(index, column, pa.array(values, table.schema.field(column).type))
+
+    _refused(_edited(profile, tmp_path, edit), match)
+
+
+def test_a_place_that_cannot_be_written_is_refused(profile, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write the profile"):
+        save_profile(profile, tmp_path / "file" / "p.parquet")

@@ -1,0 +1,75 @@
+"""Fusion DP against brute force over all contiguous partitions."""
+
+from __future__ import annotations
+
+from itertools import combinations, pairwise
+
+import pytest
+
+from muxtune.planning.fusion import (
+    alignment_candidates,
+    cheapest_alignment,
+    partitions_by_count,
+    sort_by_tokens,
+)
+from muxtune.planning.problem import PlanningProblem
+from tests.muxtune.planning.problems import MIXED, FakeCosts, make_problem
+
+LAYERS = (2, 2)
+
+
+def contiguous_partitions(ordered: list[str], groups: int) -> list[list[tuple[str, ...]]]:
+    cuts = combinations(range(1, len(ordered)), groups - 1)
+    return [[tuple(ordered[a:b]) for a, b in pairwise((0, *cut, len(ordered)))] for cut in cuts]
+
+
+def total_s(problem: PlanningProblem, groups: list[tuple[str, ...]]) -> float:
+    align = cheapest_alignment(problem, LAYERS)
+    choices = [align(group) for group in groups]
+    return sum(c.shape.microbatches * problem.htask_times(c, LAYERS).slowest_s for c in choices)
+
+
+@pytest.mark.parametrize("launch_s", [1e-6, 1e-4, 2e-3])
+def test_dp_finds_the_best_contiguous_partition_for_every_count(launch_s):
+    problem = make_problem(costs=FakeCosts(launch_s=launch_s))
+    ordered = sort_by_tokens(problem)
+    found = partitions_by_count(problem, LAYERS, cheapest_alignment(problem, LAYERS), lambda _: True)
+    assert [len(partition) for partition in found] == [1, 2, 3, 4, 5]
+    for partition in found:
+        groups = [choice.task_ids for choice in partition]
+        assert [task_id for group in groups for task_id in group] == ordered
+        best = min(total_s(problem, p) for p in contiguous_partitions(ordered, len(groups)))
+        assert total_s(problem, groups) == pytest.approx(best, rel=1e-12)
+
+
+def test_groups_that_do_not_fit_the_memory_are_never_used():
+    problem = make_problem()
+    found = partitions_by_count(
+        problem, LAYERS, cheapest_alignment(problem, LAYERS), lambda choice: len(choice.task_ids) <= 2
+    )
+    assert [len(partition) for partition in found] == [3, 4, 5]
+    assert all(len(choice.task_ids) <= 2 for partition in found for choice in partition)
+
+
+def test_cheapest_alignment_beats_every_candidate():
+    problem = make_problem()
+    group = ("t0", "t1", "t3")
+    chosen = problem.htask_times(cheapest_alignment(problem, LAYERS)(group), LAYERS).slowest_s
+    for kind, chunk in alignment_candidates(problem, group):
+        align = cheapest_alignment(problem, LAYERS, alignment=kind, chunk_tokens=chunk)
+        assert chosen <= problem.htask_times(align(group), LAYERS).slowest_s
+
+
+def test_chunk_candidates_are_powers_of_two_that_hold_every_sequence():
+    problem = make_problem()
+    for task_id in problem.data:
+        longest = problem.longest_sequence((task_id,))
+        chunks = [c for kind, c in alignment_candidates(problem, (task_id,)) if kind == "chunk"]
+        assert all(c is not None and c >= longest and c & (c - 1) == 0 for c in chunks)
+        assert min(chunks) < 2 * longest  # type: ignore[type-var,operator]
+
+
+def test_tasks_are_sorted_by_their_tokens_per_microbatch():
+    problem = make_problem(MIXED)
+    tokens = [problem.shape((task_id,), "pack").tokens for task_id in sort_by_tokens(problem)]
+    assert tokens == sorted(tokens)

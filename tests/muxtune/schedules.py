@@ -1,0 +1,92 @@
+"""Random schedule problems, and a pipeline with bounded channels of the tests' own."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hypothesis import strategies as st
+
+from muxtune.schedule import Action, Template, build_schedule
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    buckets: tuple[tuple[int, ...], ...]
+    microbatches: tuple[int, ...]
+    steps: tuple[int, ...]
+    pp: int
+    template: Template
+
+    def build(self) -> list[list[Action]]:
+        return build_schedule(
+            self.buckets, self.microbatches, pp=self.pp, template=self.template, steps=self.steps
+        )
+
+
+@st.composite
+def problems(
+    draw: st.DrawFn,
+    *,
+    templates: Sequence[Template] = ("flush", "continuous"),
+    max_pp: int = 8,
+    equal_steps: bool = False,
+) -> Problem:
+    htasks = draw(st.integers(1, 6))
+    order = draw(st.permutations(range(htasks)))
+    cuts = sorted(draw(st.sets(st.integers(1, htasks - 1)))) if htasks > 1 else []
+    each = st.lists(st.integers(1, 5), min_size=htasks, max_size=htasks)
+    steps = [draw(st.integers(1, 5))] * htasks if equal_steps else draw(each)
+    return Problem(
+        buckets=tuple(tuple(order[i:j]) for i, j in zip([0, *cuts], [*cuts, htasks], strict=True)),
+        microbatches=tuple(draw(each)),
+        steps=tuple(steps),
+        pp=draw(st.integers(1, max_pp)),
+        template=draw(st.sampled_from(templates)),
+    )
+
+
+def play_with_bounded_channels(stages: Sequence[Sequence[Action]], capacity: int) -> bool:
+    """Whether the stages finish when every send blocks while ``capacity`` tensors lie unread in its channel.
+
+    One first-in-first-out channel per neighbour and direction; a tensor that nobody wants stays in front.
+    """
+    channels: dict[tuple[int, int], deque[tuple[int, int]]] = {}
+    for stage in range(len(stages) - 1):
+        channels[stage, stage + 1] = deque()
+        channels[stage + 1, stage] = deque()
+    position = [0] * len(stages)
+    computed = [False] * len(stages)  # the action at ``position`` has run, but its result is not sent yet
+
+    def advance(stage: int) -> bool:
+        action = stages[stage][position[stage]]
+        if action.kind != "STEP":
+            direction = 1 if action.kind == "F" else -1
+            tensor = (action.htask, action.number)
+            incoming = channels.get((stage - direction, stage))
+            outgoing = channels.get((stage, stage + direction))
+            if not computed[stage] and incoming is not None:
+                if not incoming or incoming[0] != tensor:
+                    return False
+                incoming.popleft()
+            computed[stage] = True
+            if outgoing is not None:
+                if len(outgoing) >= capacity:
+                    return False
+                outgoing.append(tensor)
+        computed[stage] = False
+        position[stage] += 1
+        return True
+
+    moved = True
+    while moved:
+        moved = False
+        for stage, actions in enumerate(stages):
+            while position[stage] < len(actions):
+                before = computed[stage]
+                done = advance(stage)
+                moved |= done or computed[stage] != before
+                if not done:
+                    break
+    return all(p == len(actions) for p, actions in zip(position, stages, strict=True))

@@ -1,0 +1,254 @@
+"""plan.json: what is written is what is read, and a plan that contradicts itself is refused."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import TypeAdapter
+
+from muxtune.errors import SpecError, UserError
+from muxtune.plan import Plan, check_plan, load_plan, save_plan
+from muxtune.schedule import Action
+from tests.plans import make_plan
+
+TEMPLATES = ("flush", "continuous")
+
+
+@pytest.fixture
+def content():
+    """A valid plan as plain data, on two stages."""
+    return json.loads(make_plan().model_dump_json())
+
+
+def load_changed(tmp_path, content):
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(content))
+    return load_plan(path)
+
+
+def set_at(content, path, value):
+    *parents, last = path
+    for part in parents:
+        content = content[part]
+    content[last] = value
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("pp", [1, 2, 4])
+def test_a_plan_is_read_back_equal(tmp_path, template, pp):
+    plan = make_plan(template=template, pp=pp)
+    path = tmp_path / "folder" / "plan.json"
+    save_plan(plan, path)
+    assert load_plan(path) == plan
+    assert Plan.model_validate_json(path.read_text()) == plan
+    save_plan(load_plan(path), tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
+
+
+def test_a_plan_whose_parts_were_looked_at_is_still_equal_to_its_copy():
+    plan, fresh = make_plan(), make_plan()
+    assert plan.actions
+    assert plan.tasks_by_id
+    assert plan == fresh
+    assert plan.model_dump_json() == fresh.model_dump_json()
+
+
+def test_the_keys_are_those_of_the_design(content):
+    assert list(content) == (
+        "schema_version model cluster costs policy parallelism tasks htasks buckets template schedule "
+        "orchestration predicted".split()
+    )
+    assert list(content["parallelism"]) == ["tp", "pp", "dp", "layers_per_stage"]
+    assert content["schedule"][0][0] == ["F", 1, 0]
+
+
+def test_the_json_schema_can_be_produced_and_describes_every_key(content):
+    schema = json.loads(json.dumps(Plan.model_json_schema()))
+    assert set(schema["properties"]) == set(content)
+    assert schema["additionalProperties"] is False
+    assert set(schema["required"]) == set(content) - {"orchestration"}
+
+
+def test_a_plan_answers_what_simulator_and_runtime_ask():
+    plan = make_plan(pp=4)
+    assert plan.actions[3][0] == Action("F", 1, 0)
+    assert plan.microbatches == (2, 2)
+    assert [task.id for task in plan.htask_tasks(0)] == ["a", "b"]
+    assert (plan.shape(0).row_tokens, plan.shape(1).row_tokens) == (64, 128)
+    assert plan.shape(0).tokens == plan.htasks[0].tokens_per_microbatch
+    assert plan.htask_steps() == [4, 4]
+    assert plan.htask_steps(3) == [3, 3]
+    assert [list(plan.stage_layers(s)) for s in range(4)] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert plan.parallelism.ranks == 4
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_truncated_plan_is_refused(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("plan") / "plan.json"
+    save_plan(make_plan(), path)
+    whole = path.read_text()
+    path.write_text(whole[: data.draw(st.integers(0, len(whole.rstrip()) - 1))])
+    with pytest.raises(UserError, match="is not a whole JSON file") as caught:
+        load_plan(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_or_binary_plan_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"cannot read the plan .*none\.json: No such file or directory"):
+        load_plan(tmp_path / "none.json")
+    (tmp_path / "plan.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="is not a whole JSON file"):
+        load_plan(tmp_path / "plan.json")
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None, [1]])
+def test_another_version_is_refused_before_anything_else(tmp_path, content, version):
+    content = {"schema_version": version, "unknown": 1}
+    with pytest.raises(
+        SpecError, match=r"plan\.json: schema_version = .*: expected 1, the version that this"
+    ):
+        load_changed(tmp_path, content)
+
+
+@pytest.mark.parametrize("content", [[], 3, "plan", None, {}])
+def test_json_that_is_no_plan_is_refused(tmp_path, content):
+    with pytest.raises(SpecError, match="schema_version = None: expected 1"):
+        load_changed(tmp_path, content)
+
+
+FIELDS = [
+    (("modle",), {}, "modle = {}: expected no such field"),
+    (("model", "family"), "opt", "model.family = 'opt': expected 'llama' or 'gpt2'"),
+    (("model", "layers"), 0, "model.layers = 0: expected greater than 0"),
+    (("cluster", "ranks"), 0, "cluster.ranks = 0: expected greater than 0"),
+    (("costs", "digest"), None, "costs.digest = None: expected a valid string"),
+    (("parallelism", "tp"), 2, "parallelism.tp = 2: expected 1"),
+    (("parallelism", "dp"), 2, "parallelism.dp = 2: expected 1"),
+    (("parallelism", "pp"), 0, "parallelism.pp = 0: expected greater than 0"),
+    (("tasks",), [], "tasks = []: expected"),
+    (("tasks", 0, "steps"), 0, "tasks.0.steps = 0: expected greater than 0"),
+    (("htasks",), [], "htasks = []: expected"),
+    (("htasks", 0, "alignment"), "wrap", "htasks.0.alignment = 'wrap': expected 'pad', 'pack' or 'chunk'"),
+    (("htasks", 0, "task_tokens"), [256, 256], "htasks.0.task_tokens = [256, 256]: expected no such field"),
+    (("htasks", 0, "microbatches"), 0, "htasks.0.microbatches = 0: expected greater than 0"),
+    (("buckets",), [], "buckets = []: expected"),
+    (("template",), "gpipe", "template = 'gpipe': expected 'flush' or 'continuous'"),
+    (("schedule", 0, 0), ["W", 0, 0], "schedule.0.0.0 = 'W': expected 'F', 'B' or 'STEP'"),
+    (("schedule", 0, 0), ["F", 0], "schedule.0.0.2 = None: expected a value"),
+    (("orchestration", "mode"), "magic", "orchestration.mode = 'magic': expected 'sequential'"),
+    (("predicted", "iteration_s"), None, "predicted.iteration_s = None: expected a valid number"),
+    (("predicted", "iteration_s"), float("nan"), "predicted.iteration_s = nan: expected a finite number"),
+]
+CONTRADICTIONS = [
+    (
+        ("parallelism", "layers_per_stage"),
+        [4, 3],
+        "parallelism.layers_per_stage = [4, 3]: expected 2 integers with sum 8",
+    ),
+    (
+        ("parallelism", "layers_per_stage"),
+        [8],
+        "parallelism.layers_per_stage = [8]: expected 2 integers with sum 8",
+    ),
+    (
+        ("parallelism", "layers_per_stage"),
+        [8, 0],
+        "parallelism.layers_per_stage = [8, 0]: expected at least 1 per stage",
+    ),
+    (
+        ("parallelism", "layers_per_stage"),
+        [9, -1],
+        "parallelism.layers_per_stage = [9, -1]: expected at least 1",
+    ),
+    (("parallelism", "pp"), 3, "parallelism.layers_per_stage = [4, 4]: expected 3 integers with sum 8"),
+    (("model", "layers"), 9, "parallelism.layers_per_stage = [4, 4]: expected 2 integers with sum 9"),
+    (("cluster", "ranks"), 1, "parallelism (tp * pp * dp) = 2: expected at most 1, the ranks of cpu-2"),
+    (("tasks", 1, "id"), "a", "tasks = ['a', 'a', 'c']: expected unique ids"),
+    (
+        ("tasks", 0, "micro_batch_size"),
+        3,
+        "tasks.a.micro_batch_size = 3: expected a divisor of global_batch_size (8)",
+    ),
+    (("tasks", 2, "max_length"), 2000, "tasks.c.max_length = 2000: expected at most 1024"),
+    (
+        ("tasks", 0, "peft", "targets"),
+        ["c_attn"],
+        "tasks.a.peft.targets = 'c_attn': expected a linear of llama-tiny",
+    ),
+    (
+        ("tasks", 0, "micro_batch_size"),
+        2,
+        "htasks[0].microbatches = 2: expected at least 4: a allows no more sequences",
+    ),
+    (("htasks", 1, "id"), 0, "htasks[1].id = 0: expected 1, its position in the list"),
+    (("htasks", 1, "task_ids"), ["z"], "htasks[1].task_ids = 'z': expected one of a, b, c"),
+    (
+        ("htasks", 1, "task_ids"),
+        ["a"],
+        "htasks.task_ids = ['a', 'b', 'a']: expected every task in exactly one hTask",
+    ),
+    (("htasks", 0, "chunk_tokens"), 64, "htasks[0].chunk_tokens = 64: expected a chunk length under chunk"),
+    (
+        ("htasks", 0, "alignment"),
+        "chunk",
+        "htasks[0].chunk_tokens = None: expected a chunk length under chunk",
+    ),
+    (("htasks", 0, "microbatches"), 1, "htasks[0].microbatches = 1: expected at least 2"),
+    (("buckets",), [[1]], "buckets = [[1]]: expected every hTask from 0 to 1 once"),
+    (("buckets",), [[1], [0, 1]], "buckets = [[1], [0, 1]]: expected every hTask from 0 to 1 once"),
+    (("buckets",), [[0, 1], []], "buckets = [[0, 1], []]: expected every hTask from 0 to 1 once"),
+    (("buckets",), [[0, 2]], "buckets = [[0, 2]]: expected every hTask from 0 to 1 once"),
+    (("schedule",), [[]], "schedule = '1 lists': expected one per stage (2)"),
+    (("schedule",), [[], []], "schedule = 'no action of hTask 0': expected at least one step of every hTask"),
+    (("schedule", 1, 0), ["F", 1, 1], "schedule[1][1]: B1.0 runs before its F1.0"),
+    (("schedule", 0, 0), ["F", 7, 0], "schedule[0][0]: F7.0 names an hTask that the plan does not have"),
+    (
+        ("predicted", "fwd_s"),
+        [[0.1, 0.1]],
+        "predicted.fwd_s = [2]: expected 2 rows (stages) of 2 numbers (hTasks)",
+    ),
+    (("predicted", "bwd_s"), [[0.1, 0.1], [0.1]], "predicted.bwd_s = [2, 1]: expected 2 rows"),
+    (("predicted", "p2p_s"), [0.1], "predicted.p2p_s = 1: expected 2 numbers, one per hTask"),
+    (("predicted", "peak_memory_bytes"), [1], "predicted.peak_memory_bytes = 1: expected 2 numbers"),
+]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"), FIELDS, ids=lambda v: ".".join(map(str, v)) if isinstance(v, tuple) else ""
+)
+def test_a_wrong_field_is_refused_with_file_field_and_value(tmp_path, content, path, value, message):
+    set_at(content, path, value)
+    with pytest.raises(SpecError) as caught:
+        load_changed(tmp_path, content)
+    assert str(caught.value).startswith(f"{tmp_path}/plan.json: {message}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    CONTRADICTIONS,
+    ids=lambda v: ".".join(map(str, v)) if isinstance(v, tuple) else "",
+)
+def test_a_contradiction_is_refused_with_field_and_value(tmp_path, content, path, value, message):
+    set_at(content, path, value)
+    with pytest.raises(SpecError) as caught:
+        load_changed(tmp_path, content)
+    assert str(caught.value).removeprefix(f"{tmp_path}/plan.json: ").startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "key", [key for key in json.loads(make_plan().model_dump_json()) if key != "orchestration"]
+)
+def test_every_key_is_required(tmp_path, content, key):
+    del content[key]
+    with pytest.raises(SpecError, match=rf"{key} = None: expected"):
+        load_changed(tmp_path, content)
+
+
+def test_a_valid_plan_passes_the_check_as_an_object_too():
+    check_plan(make_plan())
+    assert TypeAdapter(Plan).validate_python(make_plan().model_dump()) == make_plan()

@@ -1,0 +1,98 @@
+"""Which shapes are measured: close together where micro-batches usually lie, 50 to 1500 tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+
+from muxtune.costs.compose import frozen_products
+from muxtune.model import ModelSpec
+from muxtune.operators import Operator
+
+MAX_TOKENS = 4096
+"""Of one micro-batch; larger ones are priced as at this edge."""
+
+
+def operator_grid(model: ModelSpec, *, quick: bool) -> list[Operator]:
+    """Every operator to measure, transfers included.
+
+    Args:
+        model: Whose shapes.
+        quick: Fewer points, for a first look.
+    """
+    products = sorted(set(frozen_products(model)))
+    adapted = sorted({(linear.in_features, linear.out_features) for linear in model.linears})
+    linear_tokens = powers(16, MAX_TOKENS, 4) if quick else powers_and_between(16, MAX_TOKENS)
+    tokens = powers(16, MAX_TOKENS, 4 if quick else 2)
+    # Adapters see one task's tokens: fewer than the micro-batch, and rarely more than a thousand.
+    lora_tokens = powers(16, MAX_TOKENS, 4) if quick else [16, *powers(64, 1024, 2), MAX_TOKENS]
+    ranks = (1, 8, 64) if quick else (1, 4, 8, 16, 64)
+    grid = [Operator("linear", (i, o, n)) for (i, o), n in product(products, linear_tokens)]
+    for i, o in adapted:
+        fitting = sorted({min(r, i, o) for r in ranks})
+        grid += [Operator("lora", (i, o, r, n)) for r, n in product(fitting, lora_tokens)]
+    grid += _attention(model, quick=quick)
+    grid += [Operator(kind, (n,)) for kind, n in product(("norm", "activation"), tokens)]
+    grid += [Operator("embedding", (n,)) for n in powers(16, MAX_TOKENS, 4)]
+    grid += [Operator("head", (n,)) for n in powers(1, 1024, 8 if quick else 4)]
+    grid += _optimizer(model, quick=quick)
+    grid += [Operator("p2p", (n,)) for n in powers(4 << 10, 8 << 20, 8 if quick else 2)]
+    grid += _stages(model, quick=quick)
+    return grid
+
+
+def powers(low: int, high: int, factor: int) -> list[int]:
+    """``low``, ``factor * low``, ... and ``high``."""
+    sizes = []
+    while low < high:
+        sizes.append(low)
+        low *= factor
+    return [*sizes, high]
+
+
+def powers_and_between(low: int, high: int) -> list[int]:
+    """Powers of two with 1.5 times each of them."""
+    doubled = powers(low, high, 2)
+    return sorted({*doubled, *(size * 3 // 2 for size in doubled[:-1])})
+
+
+def _attention(model: ModelSpec, *, quick: bool) -> Iterator[Operator]:
+    """(sequences, length) up to a number of tokens; every length with the most sequences that fit."""
+    longest = min(1024, model.max_positions)
+    for length in powers(min(8, longest), longest, 4 if quick else 2):
+        most = min(64, max(1, MAX_TOKENS // length))
+        for sequences in sorted({n for n in (1, 4, 16) if n < most} | {most}):
+            yield Operator("attention", (sequences, length))
+
+
+def _optimizer(model: ModelSpec, *, quick: bool) -> Iterator[Operator]:
+    """From one target on one layer to all linears on all layers; ranks from 1 to 64."""
+    most = 2 * len(model.linears) * model.layers
+    for tensors in powers(2, most, 8 if quick else 4):
+        for elements in powers(model.hidden, 64 * model.hidden, 64 if quick else 8):
+            yield Operator("optimizer", (tensors, tensors * elements))
+
+
+def _stages(model: ModelSpec, *, quick: bool) -> Iterator[Operator]:
+    """Whole micro-batches, small and large, with one task and with several: what fits in few seconds."""
+    cases = _QUICK_STAGES if quick else _STAGES
+    narrowest = min(min(linear.in_features, linear.out_features) for linear in model.linears)
+    seen = set()
+    for layers, tasks, r, sequences, length in cases:
+        dims = (
+            *(min(layers, model.layers), tasks, min(r, narrowest), sequences),
+            min(length, model.max_positions),
+        )
+        if dims not in seen:
+            seen.add(dims)
+            yield Operator("stage", dims)
+
+
+_QUICK_STAGES = ((1, 1, 8, 4, 32), (1, 4, 8, 4, 64), (3, 2, 8, 2, 32), (3, 4, 16, 4, 32))
+"""(layers, tasks, r, sequences, length)."""
+
+_STAGES = (
+    *((1, 1, 8, 2, 32), (1, 1, 16, 4, 128), (1, 4, 8, 2, 64), (1, 8, 8, 2, 64)),
+    *((3, 1, 8, 1, 64), (3, 1, 8, 8, 32), (3, 2, 64, 2, 128), (3, 4, 8, 2, 32)),
+    *((3, 4, 16, 4, 64), (3, 8, 4, 1, 48)),
+)

@@ -1,0 +1,262 @@
+"""A profiling session: starts the measuring processes, gathers their readings, stores the profile."""
+
+from __future__ import annotations
+
+import os
+import platform
+import random
+import selectors
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import IO, cast
+
+from muxtune.costs.profile import Measurement, Profile, Provenance, save_profile
+from muxtune.errors import RunError, SpecError, UserError, unknown_name
+from muxtune.model import ModelSpec
+from muxtune.operators import FWD_ONLY, Operator, Phase
+from profiler.grid import operator_grid
+from profiler.rendezvous import create_rendezvous
+from profiler.timing import Sample, merge_samples
+from profiler.worker import JOB_FILE, RENDEZVOUS_FILE, Job, Reading
+
+_SUITE = "torch"
+_DEVICES = ("cpu", "cuda")
+_MAX_RANKS = 64
+
+_LIMIT_S, _QUICK_LIMIT_S = 0.075, 0.1
+"""Per operator, phase and round."""
+
+_ROUNDS, _QUICK_ROUNDS = 2, 1
+"""Operators are measured so often, minutes apart, so that a burst of other load does not own a shape."""
+
+_TRANSFER_ROUNDS = 3
+
+_SILENCE_S = 600.0
+"""A session that hears nothing for so long has lost a process."""
+
+_PIPE_BYTES = 1 << 16
+
+
+def profile_model(
+    model: ModelSpec,
+    *,
+    device: str = "cpu",
+    out: Path | None = None,
+    ranks: int | None = None,
+    quick: bool = False,
+    progress: bool = False,
+) -> Profile:
+    """Measure the operators of a backbone on this machine.
+
+    Ranks of a real run share caches and memory bandwidth, so several processes measure the same operator at
+    the same time; the profile has the median over them. Transfers are measured between two processes; on
+    CUDA they are not.
+
+    Args:
+        model: The backbone.
+        device: ``cpu`` (one thread per process) or ``cuda``.
+        out: Where to store the profile; it is written whole at the end or not at all.
+        ranks: Processes that measure at once; by default 2, or 1 on a single core or GPU.
+        quick: A coarser grid, in a third of the time.
+        progress: Show a progress bar on stderr.
+
+    Raises:
+        UserError: Unknown or absent device, a senseless number of ranks, a place that cannot be written.
+        RunError: A measuring process failed.
+    """
+    available = _available_devices(device)
+    if ranks is not None and not 1 <= ranks <= _MAX_RANKS:
+        raise SpecError("ranks", ranks, f"1 to {_MAX_RANKS}")
+    ranks = ranks or min(2, available)
+    if out is not None:
+        _check_writable(out)
+    job = _plan_job(model, device, ranks, quick=quick)
+    readings = _measure(job, progress=progress)
+    profile = Profile(_merge(readings), _provenance(job))
+    if out is not None:
+        save_profile(profile, out)
+    return profile
+
+
+def _available_devices(device: str) -> int:
+    """How many devices of that kind this machine has."""
+    if device not in _DEVICES:
+        raise unknown_name("device", device, _DEVICES)
+    if device == "cpu":
+        return os.cpu_count() or 1
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UserError("device = 'cuda': expected a CUDA device on this machine, and a torch build for it")
+    return torch.cuda.device_count()
+
+
+def _check_writable(out: Path) -> None:
+    """Refuse before a minute of measurement what would fail after it."""
+    if out.is_dir():
+        raise SpecError("out", str(out), "a file, not a directory")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write the profile {out}: {error.strerror}") from error
+    if not os.access(out.parent, os.W_OK):
+        raise UserError(f"cannot write the profile {out}: no permission")
+
+
+def _plan_job(model: ModelSpec, device: str, ranks: int, *, quick: bool) -> Job:
+    grid = operator_grid(model, quick=quick)
+    compute = [op for op in grid if op.kind != "p2p"]
+    transfers_bytes = [op.dims[0] for op in grid if op.kind == "p2p"] if device == "cpu" else []
+    order = random.Random(0)  # load that comes and goes must not follow an axis of the grid
+    operators: list[Operator] = []
+    for _ in range(_QUICK_ROUNDS if quick else _ROUNDS):
+        operators += order.sample(compute, len(compute))
+    return Job(
+        model=model,
+        device=device,
+        suite=_SUITE,
+        ranks=ranks,
+        parent=os.getpid(),
+        operators=tuple((op.kind, op.dims) for op in operators),
+        transfers_bytes=tuple(transfers_bytes * _TRANSFER_ROUNDS),
+        limit_s=_QUICK_LIMIT_S if quick else _LIMIT_S,
+    )
+
+
+def _measure(job: Job, *, progress: bool) -> list[Reading]:
+    processes_wanted = max(job.ranks, 2) if job.transfers_bytes else job.ranks
+    phases = sum(1 if kind in FWD_ONLY else 2 for kind, _ in job.operators)
+    total = job.ranks * phases + len(job.transfers_bytes)
+    with TemporaryDirectory(prefix="muxtune-profile-") as name:
+        folder = Path(name)
+        (folder / JOB_FILE).write_text(job.model_dump_json())
+        create_rendezvous(folder / RENDEZVOUS_FILE, job.ranks)
+        with _processes(folder, processes_wanted) as processes:
+            lines = _lines(processes, folder)
+            if progress:
+                lines = _with_progress(lines, total, f"{job.model.name} on {job.device}")
+            return [Reading.from_json(line) for line in lines]
+
+
+@contextmanager
+def _processes(folder: Path, number: int) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Measuring processes; none is left when the block ends, however it ends."""
+    # The caller's import path as it is, and nothing else: -P keeps the current directory out.
+    path = os.pathsep.join(str(Path(entry or ".").resolve()) for entry in sys.path)
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        for rank in range(number):
+            command = [sys.executable, "-P", "-m", "profiler.worker", str(folder), str(rank)]
+            with _error_file(folder, rank).open("w") as errors:
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                    env=environment,
+                    start_new_session=True,  # Ctrl-C reaches the session alone, which then ends them
+                )
+            processes.append(process)
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.wait()
+            cast("IO[bytes]", process.stdout).close()
+
+
+def _lines(processes: Sequence[subprocess.Popen[bytes]], folder: Path) -> Iterator[str]:
+    """Lines of all processes as they come, until all have ended.
+
+    Raises:
+        RunError: One failed, or none says anything any more.
+    """
+    unfinished = [b""] * len(processes)
+    with selectors.DefaultSelector() as selector:
+        for rank, process in enumerate(processes):
+            selector.register(cast("IO[bytes]", process.stdout), selectors.EVENT_READ, rank)
+        while selector.get_map():
+            ready = selector.select(_SILENCE_S)
+            if not ready:
+                raise RunError(f"profiling stalled: no reading for {_SILENCE_S:.0f} s")
+            for key, _ in ready:
+                rank = int(key.data)
+                received = os.read(key.fd, _PIPE_BYTES)
+                *whole, unfinished[rank] = (unfinished[rank] + received).split(b"\n")
+                yield from (line.decode() for line in whole)
+                if received:
+                    continue
+                selector.unregister(key.fileobj)
+                if processes[rank].wait() != 0:
+                    raise RunError(f"profiling failed on rank {rank}: {_last_line(folder, rank)}")
+
+
+def _error_file(folder: Path, rank: int) -> Path:
+    return folder / f"stderr-{rank}"
+
+
+def _last_line(folder: Path, rank: int) -> str:
+    lines = _error_file(folder, rank).read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it ended without a word"
+
+
+def _with_progress(lines: Iterator[str], total: int, title: str) -> Iterator[str]:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    # Redrawn rarely: the bar shares the cores with what is measured.
+    with Progress(console=Console(stderr=True), refresh_per_second=1, transient=True) as bar:
+        task = bar.add_task(title, total=total)
+        for line in lines:
+            bar.advance(task)
+            yield line
+
+
+def _merge(readings: Sequence[Reading]) -> tuple[Measurement, ...]:
+    samples: dict[tuple[Operator, Phase], list[Sample]] = {}
+    for reading in readings:
+        samples.setdefault((reading.op, reading.phase), []).append(reading.sample)
+    merged = {key: merge_samples(found) for key, found in samples.items()}
+    return tuple(
+        Measurement(op, phase, sample.median_s, sample.p10_s, sample.p90_s, sample.repetitions)
+        for (op, phase), sample in sorted(
+            merged.items(), key=lambda item: (item[0][0].kind, item[0][0].dims, item[0][1])
+        )
+    )
+
+
+def _provenance(job: Job) -> Provenance:
+    return Provenance(
+        created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+        model=job.model,
+        device=job.device,
+        ranks=job.ranks,
+        threads=1,
+        processor=_processor(job.device),
+        os=platform.platform(),
+        versions={
+            "python": platform.python_version(),
+            **{package: version(package) for package in ("torch", "numpy", "muxtune")},
+        },
+    )
+
+
+def _processor(device: str) -> str:
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,170 @@
+"""Timing of a call until its median is known well enough."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Timer(Protocol):
+    """Times calls on one kind of device."""
+
+    def call_s(self, function: Callable[[], object]) -> float:
+        """Run ``function`` once; seconds until the device is done."""
+        ...
+
+    def now_s(self) -> float:
+        """Clock of the host, against which limits are kept."""
+        ...
+
+
+class CpuTimer:
+    """Work is done when the call returns.
+
+    While another process has the core, an operator does not run: such time is left out, by the processor
+    time of this process, which stops then. It is read around the wall clock, because reading it is slow (half
+    a microsecond), and counts only where it is shorter.
+
+    Args:
+        clock: Monotonic seconds.
+        processor_clock: Seconds that this process has computed.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.perf_counter,
+        processor_clock: Callable[[], float] = time.process_time,
+    ) -> None:
+        self._clock = clock
+        self._processor_clock = processor_clock
+
+    def call_s(self, function: Callable[[], object]) -> float:
+        """Run ``function`` once; seconds until it has returned, without those that others had the core."""
+        computed_before_s = self._processor_clock()
+        start_s = self._clock()
+        function()
+        end_s = self._clock()
+        return min(end_s - start_s, self._processor_clock() - computed_before_s)
+
+    def now_s(self) -> float:
+        """The clock."""
+        return self._clock()
+
+
+class CudaTimer:
+    """Kernels run later than the call that starts them: events on the device say when.
+
+    The L2 cache is overwritten before each call, because a layer's weights are not there in a real pass.
+    """
+
+    def __init__(self, device: str) -> None:
+        import torch
+
+        self._cuda = torch.cuda
+        self._device = torch.device(device)
+        l2_bytes = torch.cuda.get_device_properties(self._device).L2_cache_size
+        self._flushed: Tensor = torch.empty(2 * l2_bytes, dtype=torch.uint8, device=self._device)
+
+    def call_s(self, function: Callable[[], object]) -> float:
+        """Run ``function`` once; seconds between the events around its kernels."""
+        self._flushed.zero_()
+        start, stop = (self._cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        function()
+        stop.record()
+        self._cuda.synchronize(self._device)
+        return float(start.elapsed_time(stop)) / 1e3  # milliseconds
+
+    def now_s(self) -> float:
+        """Clock of the host."""
+        return time.perf_counter()
+
+
+def timer_for(device: str) -> Timer:
+    """The timer of ``cpu`` or ``cuda[:N]``."""
+    return CpuTimer() if device == "cpu" else CudaTimer(device)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Distribution of repeated timings."""
+
+    median_s: float
+    p10_s: float
+    p90_s: float
+    repetitions: int
+
+
+RELATIVE_ERROR = 0.02
+"""Of the median, as a standard error, at which a measurement ends."""
+
+MIN_REPETITIONS = 5
+
+_WARM_UP = 3
+"""Untimed calls at least: the heap grows to what an operator needs, and lazily built kernels are built."""
+
+_LOOKS = 1.25
+"""The error is looked at after every quarter more repetitions; a look sorts all of them."""
+
+
+def time_repeatedly(functions: Sequence[Callable[[], object]], timer: Timer, *, limit_s: float) -> Sample:
+    """Time equal functions in turn until the median is known to 2% or ``limit_s`` have passed.
+
+    Args:
+        functions: The same operator on different memory, so that none finds its own data in the cache.
+        timer: Of the device.
+        limit_s: Seconds after which the error no longer matters; five repetitions there are in any case.
+    """
+    for function, _ in zip(cycle(functions), range(max(len(functions), _WARM_UP)), strict=False):
+        timer.call_s(function)
+    deadline_s = timer.now_s() + limit_s
+    times_s: list[float] = []
+    next_look = MIN_REPETITIONS
+    for function in cycle(functions):
+        times_s.append(timer.call_s(function))
+        if len(times_s) < next_look:
+            continue
+        if timer.now_s() >= deadline_s or median_error(times_s) <= RELATIVE_ERROR:
+            break
+        # Long calls look every time, so that they keep to the limit.
+        long = times_s[-1] * _LONG_CALLS > limit_s
+        next_look = len(times_s) + 1 if long else int(len(times_s) * _LOOKS) + 1
+    return summarize(times_s)
+
+
+_LONG_CALLS = 50
+"""A call is long when fewer than so many fit into the limit."""
+
+
+def median_error(times_s: Sequence[float]) -> float:
+    """Standard error of the median, relative to it, from the interquartile range.
+
+    A normal distribution has an interquartile range of 1.349 standard deviations, and its median has a
+    standard error of 1.2533 standard deviations over the root of the count.
+    """
+    low, median, high = np.quantile(times_s, (0.25, 0.5, 0.75))
+    return float(1.2533 / 1.349 * (high - low) / median / np.sqrt(len(times_s)))
+
+
+def summarize(times_s: Sequence[float]) -> Sample:
+    """Median and spread of timings."""
+    p10, median, p90 = (float(q) for q in np.quantile(times_s, (0.1, 0.5, 0.9)))
+    return Sample(median, p10, p90, len(times_s))
+
+
+def merge_samples(samples: Sequence[Sample]) -> Sample:
+    """Samples of several ranks and rounds as one: the median of each quantile."""
+    return Sample(
+        float(np.median([sample.median_s for sample in samples])),
+        float(np.median([sample.p10_s for sample in samples])),
+        float(np.median([sample.p90_s for sample in samples])),
+        sum(sample.repetitions for sample in samples),
+    )

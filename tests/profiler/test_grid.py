@@ -1,0 +1,57 @@
+"""The grid holds what a plan asks for, and nothing that a backbone cannot run."""
+
+import pytest
+
+from muxtune.costs.compose import MicrobatchWork, stage_operators
+from muxtune.model import PRESETS
+from muxtune.operators import OPERATOR_DIMS
+from muxtune.workload import LoraSpec
+from profiler.grid import MAX_TOKENS, operator_grid, powers, powers_and_between
+
+MODELS = [
+    PRESETS["llama-tiny"],
+    PRESETS["gpt2-tiny"],
+    PRESETS["llama-tiny"].model_copy(
+        update={"hidden": 32, "heads": 2, "kv_heads": 1, "head_dim": 16, "ffn": 48, "max_positions": 24}
+    ),
+]
+
+
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: f"{model.name}-{model.hidden}")
+def test_every_kind_is_measured_within_the_limits(model, quick):
+    grid = operator_grid(model, quick=quick)
+    assert len(grid) == len(set(grid))
+    assert {op.kind for op in grid} == set(OPERATOR_DIMS)
+    for op in grid:
+        sizes = dict(zip(OPERATOR_DIMS[op.kind], op.dims, strict=True))
+        assert min(op.dims) >= 1
+        assert sizes.get("tokens", 1) <= MAX_TOKENS
+        assert sizes.get("length", 1) <= model.max_positions
+        assert sizes.get("layers", 1) <= model.layers
+        if op.kind == "lora":
+            assert sizes["r"] <= min(sizes["in_features"], sizes["out_features"])
+        if op.kind == "attention":
+            assert sizes["sequences"] * sizes["length"] <= MAX_TOKENS
+        if op.kind == "optimizer":
+            assert sizes["parameters"] % sizes["tensors"] == 0
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: f"{model.name}-{model.hidden}")
+def test_every_linear_and_adapter_of_a_stage_is_in_it(model):
+    lora = LoraSpec(method="lora", r=8, alpha=8, targets=("all-linear",))
+    work = MicrobatchWork(tokens=64, task_tokens=(64,), loras=(lora,), attention=((1.0, 4, 16),), targets=16)
+    measured = {(op.kind, op.dims[:2]) for op in operator_grid(model, quick=True)}
+    for op, _ in stage_operators(model, 2, first=True, last=True, work=work, phase="fwd"):
+        if op.kind in {"linear", "lora"}:
+            assert (op.kind, op.dims[:2]) in measured
+
+
+def test_quick_is_less_than_the_half():
+    model = PRESETS["llama-tiny"]
+    assert 2 * len(operator_grid(model, quick=True)) < 1.1 * len(operator_grid(model, quick=False))
+
+
+def test_series():
+    assert powers(16, 100, 2) == [16, 32, 64, 100]
+    assert powers_and_between(16, 64) == [16, 24, 32, 48, 64]

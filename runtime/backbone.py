@@ -1,0 +1,220 @@
+"""The frozen backbone: loading it, and the stage of it that a rank holds, with the adapters of all tasks."""
+
+# T tokens of the stream, D hidden size, K active tasks
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from muxtune.errors import SpecError
+from muxtune.model import ModelSpec
+from muxtune.workload import PeftTask
+from runtime.batch import MicrobatchTensors
+from runtime.gpt2 import gpt2_embedding, gpt2_head, gpt2_layer
+from runtime.layers import DecoderLayer, Embedding, Head
+from runtime.llama import llama_embedding, llama_head, llama_layer, llama_rope
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+
+def torch_dtype(spec: ModelSpec) -> torch.dtype:
+    """Dtype of weights and activations."""
+    dtype: torch.dtype = getattr(torch, spec.dtype)
+    return dtype
+
+
+def hf_config(spec: ModelSpec) -> PreTrainedConfig:
+    """Configuration of the backbone: the directory's own, or a preset's with all dropouts 0."""
+    from transformers import AutoConfig, GPT2Config, LlamaConfig  # noqa: PLC0415  # seconds to import
+
+    if spec.source != "preset":
+        return AutoConfig.from_pretrained(spec.source, local_files_only=True)
+    if spec.family == "llama":
+        return LlamaConfig(
+            vocab_size=spec.vocab,
+            hidden_size=spec.hidden,
+            intermediate_size=spec.ffn,
+            num_hidden_layers=spec.layers,
+            num_attention_heads=spec.heads,
+            num_key_value_heads=spec.kv_heads,
+            head_dim=spec.head_dim,
+            hidden_act=spec.activation,
+            max_position_embeddings=spec.max_positions,
+            rms_norm_eps=spec.norm_eps,
+            rope_parameters={"rope_type": "default", "rope_theta": spec.rope_theta},
+            attention_bias=spec.attention_bias,
+            mlp_bias=spec.mlp_bias,
+            attention_dropout=0.0,
+            bos_token_id=None,
+            eos_token_id=None,
+            tie_word_embeddings=spec.tied_embeddings,
+        )
+    return GPT2Config(
+        vocab_size=spec.vocab,
+        n_positions=spec.max_positions,
+        n_embd=spec.hidden,
+        n_layer=spec.layers,
+        n_head=spec.heads,
+        n_inner=spec.ffn,
+        activation_function=spec.activation,
+        layer_norm_epsilon=spec.norm_eps,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=None,
+        eos_token_id=None,
+        tie_word_embeddings=spec.tied_embeddings,
+    )
+
+
+def load_hf_model(spec: ModelSpec) -> PreTrainedModel:
+    """The whole backbone as transformers builds it, on CPU, in evaluation mode.
+
+    The weights of a preset are drawn under its ``init_seed``; torch's global generator is left as it was.
+
+    Raises:
+        SpecError: The weights of a directory are missing, unreadable or incomplete.
+    """
+    from transformers import AutoModelForCausalLM  # noqa: PLC0415  # seconds to import
+
+    if spec.source != "preset":
+        return _load_directory(spec)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(spec.init_seed)
+        # Drawn in float32 and then cast, so that a preset is the same model in every dtype.
+        model = AutoModelForCausalLM.from_config(
+            hf_config(spec), dtype=torch.float32, attn_implementation="sdpa"
+        )
+    return model.to(torch_dtype(spec)).eval()
+
+
+def _load_directory(spec: ModelSpec) -> PreTrainedModel:
+    from safetensors import SafetensorError  # noqa: PLC0415  # with transformers
+    from transformers import AutoModelForCausalLM  # noqa: PLC0415  # seconds to import
+
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            spec.source,
+            dtype=torch_dtype(spec),
+            attn_implementation="sdpa",
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise SpecError(
+            "model.source", spec.source, f"a directory with readable weights ({reason})"
+        ) from error
+    if report["missing_keys"]:
+        missing = ", ".join(sorted(report["missing_keys"])[:3])
+        raise SpecError("model.source", spec.source, f"weights for all of the model; missing {missing}")
+    return model.eval()
+
+
+class Stage(nn.Module):
+    """Consecutive layers of the frozen backbone, with the adapters of every task on them.
+
+    ``parameters()`` are the frozen weights only; the trainable ones are in :meth:`task_parameters`.
+
+    Args:
+        spec: The backbone.
+        layers: Which layers.
+        first: Whether the stage embeds the tokens.
+        last: Whether it has the head and computes losses.
+        weights: The whole backbone; what the stage needs is copied.
+        device: Where the stage lives.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        layers: range,
+        *,
+        first: bool,
+        last: bool,
+        weights: PreTrainedModel,
+        device: str = "cpu",
+    ) -> None:
+        super().__init__()
+        self._spec = spec
+        self._device = device
+        self._layer_numbers = layers
+        self.embedding: Embedding | None = None
+        self.head: Head | None = None
+        source: Any = weights
+        if spec.family == "llama":
+            rope = llama_rope(spec, source, device)
+            built = [llama_layer(spec, source, i, rope) for i in layers]
+            self.embedding = llama_embedding(source) if first else None
+            self.head = llama_head(spec, source) if last else None
+        else:
+            built = [gpt2_layer(spec, source, i) for i in layers]
+            self.embedding = gpt2_embedding(source) if first else None
+            self.head = gpt2_head(spec, source) if last else None
+        self.layers = nn.ModuleList(built)
+        self._layers: list[DecoderLayer] = built
+        self._task_parameters: dict[str, dict[str, nn.Parameter]] = {}
+        self.to(device)
+
+    def add_task(self, task: PeftTask, adapter: Mapping[str, Tensor]) -> None:
+        """Attach the adapter of a task.
+
+        Args:
+            task: Its rank, scale and targets.
+            adapter: PEFT state dict of the whole model, e.g. with
+                ``base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight``; what belongs to the layers
+                of this stage is copied.
+
+        Raises:
+            SpecError: A tensor is missing or has another shape than the task says.
+        """
+        parameters: dict[str, nn.Parameter] = {}
+        targets = self._spec.targeted_linears(task.peft.targets, f"tasks.{task.id}.peft.targets")
+        for number, layer in zip(self._layer_numbers, self._layers, strict=True):
+            for target in targets:
+                path = f"base_model.model.{self._spec.layer_prefix}.{number}.{target.name}"
+                shapes = {
+                    f"{path}.lora_A.weight": (task.peft.r, target.in_features),
+                    f"{path}.lora_B.weight": (target.out_features, task.peft.r),
+                }
+                pair: list[nn.Parameter] = []  # A, B
+                for key, shape in shapes.items():
+                    tensor = adapter.get(key)
+                    if tensor is None or tensor.shape != shape:
+                        found = None if tensor is None else tuple(tensor.shape)
+                        raise SpecError(f"adapter of {task.id}: {key}", found, f"a tensor of shape {shape}")
+                    pair.append(nn.Parameter(tensor.detach().clone().to(self._device)))
+                    parameters[key] = pair[-1]
+                layer.linears[target.name].attach(
+                    task.id, target.name, a_RI=pair[0], b_OR=pair[1], scale=task.peft.scale
+                )
+        self._task_parameters[task.id] = parameters
+
+    def task_parameters(self, task_id: str) -> dict[str, nn.Parameter]:
+        """Trainable tensors of a task on this stage, under PEFT's names."""
+        return self._task_parameters[task_id]
+
+    def forward(self, batch: MicrobatchTensors, hidden_TD: Tensor | None) -> Tensor:
+        """Run a micro-batch through the stage.
+
+        Args:
+            batch: The micro-batch; the tasks of its spans have been added.
+            hidden_TD: Output of the stage before, ``[T, D]``; None on the first stage.
+
+        Returns:
+            Hidden states ``[T, D]``, or on the last stage the sum of the negative log-likelihoods of each
+            active task, ``[K]`` in the order of ``batch.spans``.
+        """
+        if self.embedding is not None:
+            hidden_TD = self.embedding.forward(batch.tokens_T, batch.positions_T)
+        assert hidden_TD is not None, "only the first stage embeds tokens itself"
+        for layer in self._layers:
+            hidden_TD = layer.forward(hidden_TD, batch)
+        if self.head is None:
+            return hidden_TD
+        return self.head.forward(hidden_TD, batch)

@@ -1,0 +1,85 @@
+"""One micro-batch as tensors: the flat token stream, its sequences and its targets."""
+
+# T tokens of the stream, N target tokens
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from muxtune.alignment import MicrobatchLayout, Span
+from muxtune.dataset import Example
+from runtime.attention import AttentionPlan, build_attention_plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicrobatchTensors:
+    """What the stages need to know about a micro-batch."""
+
+    tokens_T: Tensor
+    """Token ids; 0 where there is padding."""
+    positions_T: Tensor
+    """Position of each token in its sequence; runs on in the padding of a row, 0 outside of rows."""
+    spans: tuple[Span, ...]
+    """Tokens of each active task."""
+    task_ids: tuple[str, ...]
+    """Task of each span: whose adapters its tokens go through."""
+    attention: AttentionPlan
+    target_rows_N: Tensor
+    """Stream position before each target token: the one that predicts it. Ordered by task."""
+    target_ids_N: Tensor
+    """Token ids to predict."""
+    target_spans: tuple[tuple[int, int], ...]
+    """Targets of each span, as (start, stop) into N."""
+
+
+def build_microbatch(
+    layout: MicrobatchLayout,
+    batches: Sequence[Sequence[Example]],
+    device: str = "cpu",
+    *,
+    task_ids: Sequence[str],
+) -> MicrobatchTensors:
+    """Fill a layout with examples.
+
+    Args:
+        layout: Of one micro-batch.
+        batches: Per task of the hTask, the examples of its global batch in this step.
+        device: Of the tensors.
+        task_ids: Per task of the hTask; a stage finds the adapters under these names.
+    """
+    tokens = np.zeros(layout.tokens, dtype=np.int64)
+    positions = np.zeros(layout.tokens, dtype=np.int64)
+    targets: dict[int, list[tuple[int, Example]]] = {span.task: [] for span in layout.spans}
+    counting = np.arange(max((segment.row_tokens for segment in layout.segments), default=0))
+    for segment in layout.segments:
+        example = batches[segment.task][segment.sequence]
+        tokens[segment.start : segment.start + segment.length] = example.tokens
+        positions[segment.start : segment.start + segment.row_tokens] = counting[: segment.row_tokens]
+        targets[segment.task].append((segment.start, example))
+    rows: list[np.ndarray] = []
+    ids: list[np.ndarray] = []
+    target_spans: list[tuple[int, int]] = []
+    seen = 0
+    for span in layout.spans:
+        before = seen
+        for start, example in targets[span.task]:
+            rows.append(np.arange(start + example.target_start - 1, start + len(example.tokens) - 1))
+            ids.append(example.tokens[example.target_start :])
+            seen += example.target_tokens
+        target_spans.append((before, seen))
+    nothing = np.zeros(0, dtype=np.int64)
+    return MicrobatchTensors(
+        tokens_T=torch.from_numpy(tokens).to(device),
+        positions_T=torch.from_numpy(positions).to(device),
+        spans=layout.spans,
+        task_ids=tuple(task_ids[span.task] for span in layout.spans),
+        attention=build_attention_plan(layout.segments, layout.tokens, device),
+        target_rows_N=torch.from_numpy(np.concatenate([nothing, *rows])).to(device),
+        target_ids_N=torch.from_numpy(np.concatenate([nothing, *ids])).to(device),
+        target_spans=tuple(target_spans),
+    )

@@ -1,0 +1,125 @@
+"""Micro-batches of every step as tensors, made just in time and alike on all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from muxtune.alignment import MicrobatchLayout, layout_step
+from muxtune.dataset import Example, TaskData, load_task_data
+from muxtune.errors import SpecError
+from muxtune.plan import Plan
+from muxtune.prediction import IterationTokens
+from muxtune.shapes import phase_tokens, phases, step_group_tokens
+from muxtune.tokenizer import load_tokenizer
+from runtime.batch import MicrobatchTensors, build_microbatch
+
+
+@dataclass(slots=True)
+class _Step:
+    """Layouts and examples of one hTask's step, until its last micro-batch is taken."""
+
+    number: int
+    layouts: list[MicrobatchLayout]
+    batches: list[list[Example]]
+
+
+class Feed:
+    """Deals out the micro-batches of a plan.
+
+    Args:
+        plan: Checked.
+        data: Per task id.
+        device: Where the tensors go.
+    """
+
+    def __init__(self, plan: Plan, data: Mapping[str, TaskData], device: str = "cpu") -> None:
+        self._plan = plan
+        self._device = device
+        self._data = [[data[task_id] for task_id in htask.task_ids] for htask in plan.htasks]
+        self._shapes = [plan.shape(htask.id) for htask in plan.htasks]
+        self._tokens = [_stream_lengths(plan, htask.id, data) for htask in plan.htasks]
+        self._current: dict[int, _Step] = {}
+
+    def microbatch(self, htask: int, number: int) -> MicrobatchTensors:
+        """Micro-batch ``number``, counted over all steps. Cheap if asked in order."""
+        step, position = divmod(number, self._shapes[htask].microbatches)
+        current = self._current.get(htask)
+        if current is None or current.number != step:
+            current = self._current[htask] = self._build_step(htask, step)
+        task_ids = self._plan.htasks[htask].task_ids
+        return build_microbatch(current.layouts[position], current.batches, self._device, task_ids=task_ids)
+
+    def tokens(self, htask: int, step: int) -> int:
+        """Tokens of each micro-batch of a step, without tasks that have finished; 0 if all have."""
+        return next((tokens for phase, tokens in self._tokens[htask] if step < phase.stop), 0)
+
+    def target_tokens(self, htask: int, step: int) -> dict[str, int]:
+        """Target tokens in the global batch of each task that still trains, in the order of spans."""
+        return {
+            data.task.id: sum(example.target_tokens for example in data.batch(step))
+            for data in self._data[htask]
+            if _active(data, step)
+        }
+
+    def step_tokens(self, step: int) -> IterationTokens:
+        """Tokens of all tasks in iteration ``step``."""
+        active = [data for row in self._data for data in row if _active(data, step)]
+        return IterationTokens(
+            all=sum(shape.microbatches * self.tokens(h, step) for h, shape in enumerate(self._shapes)),
+            billed=sum(data.task.global_batch_size * data.task.max_length for data in active),
+            effective=sum(int(data.batch_lengths(step).sum()) for data in active),
+        )
+
+    def _build_step(self, htask: int, step: int) -> _Step:
+        nothing = np.zeros(0, dtype=np.int64)
+        rows = self._data[htask]
+        lengths = [data.batch_lengths(step) if _active(data, step) else nothing for data in rows]
+        batches = [data.batch(step) if _active(data, step) else [] for data in rows]
+        tokens = self.tokens(htask, step)
+        return _Step(step, layout_step(self._shapes[htask], lengths, tokens=tokens), batches)
+
+
+def load_plan_data(plan: Plan) -> dict[str, TaskData]:
+    """Examples of all tasks of a plan.
+
+    Raises:
+        UserError: A dataset is missing, malformed, or not the one that the plan was made for.
+    """
+    tokenizer = load_tokenizer(plan.model)
+    return {task.id: load_task_data(task, plan.model, tokenizer) for task in plan.tasks}
+
+
+def check_room(plan: Plan, data: Mapping[str, TaskData], where: str) -> None:
+    """Refuse streams that are too short for their sequences.
+
+    Raises:
+        SpecError: Names the field, its value and what the sequences need.
+    """
+    for htask in plan.htasks:
+        needed = _needed_tokens(plan, htask.id, data)[0][1]
+        if needed > htask.tokens_per_microbatch:
+            field = f"{where}: htasks[{htask.id}].tokens_per_microbatch"
+            expected = f"at least {needed}, what its sequences need"
+            raise SpecError(field, htask.tokens_per_microbatch, expected)
+
+
+def _stream_lengths(plan: Plan, htask: int, data: Mapping[str, TaskData]) -> list[tuple[range, int]]:
+    """Length of the stream in each phase: the plan's while all tasks train, then what the rest needs."""
+    (first, _), *others = _needed_tokens(plan, htask, data)
+    return [(first, plan.htasks[htask].tokens_per_microbatch), *others]
+
+
+def _needed_tokens(plan: Plan, htask: int, data: Mapping[str, TaskData]) -> list[tuple[range, int]]:
+    shape = plan.shape(htask)
+    members = [data[task_id] for task_id in plan.htasks[htask].task_ids]
+    sizes = [
+        step_group_tokens(each, shape.alignment, shape.microbatches, shape.row_tokens) for each in members
+    ]
+    return [(phase, phase_tokens(members, sizes, shape.alignment, phase)) for phase in phases(members)]
+
+
+def _active(data: TaskData, step: int) -> bool:
+    return step < data.task.steps

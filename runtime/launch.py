@@ -1,0 +1,114 @@
+"""Starts the ranks of a run on this machine, and watches over them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from muxtune.errors import RunError, UserError
+from runtime.rank import PEER_LOST_EXIT_CODE, USER_ERROR_EXIT_CODE, RunJob
+
+_POLL_S = 0.05
+_CAUSE_WAIT_S = 5.0
+"""How long after a rank lost its neighbour the neighbour may take to exit."""
+
+
+def launch_ranks(job: RunJob, ranks: int, on_progress: Callable[[int], None]) -> None:
+    """Run all ranks to their end; none is left behind, however this ends.
+
+    Args:
+        job: For every rank.
+        ranks: How many.
+        on_progress: Called with the number of finished iterations, whenever it has grown.
+
+    Raises:
+        RunError: A rank failed; the message has its number and its cause.
+        UserError: A rank met a mistake of the user's.
+    """
+    logs = job.out_dir / "logs"
+    logs.mkdir(exist_ok=True)
+    processes: list[subprocess.Popen[bytes]] = []
+    with TemporaryDirectory(prefix="muxtune-run-") as folder:
+        meeting = Path(folder)
+        try:
+            for rank in range(ranks):
+                processes.append(_start(job, rank, meeting, logs))
+            _watch(processes, meeting, logs, on_progress)
+        finally:
+            for process in processes:
+                process.kill()
+                process.communicate()
+
+
+def _start(job: RunJob, rank: int, meeting: Path, logs: Path) -> subprocess.Popen[bytes]:
+    environment = dict(os.environ) | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    if sys.platform == "linux":
+        # All ranks are here; gloo would otherwise look for an interface by the host's name.
+        environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    start = "from runtime.rank import main; main()"  # -m would load the module twice
+    command = [sys.executable, "-c", start, job.model_dump_json(), str(rank), str(meeting)]
+    with (logs / f"rank-{rank}.log").open("ab") as log:
+        # A process group of its own: Ctrl-C reaches only us, and we end the ranks.
+        return subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, process_group=0
+        )
+
+
+def _watch(
+    processes: list[subprocess.Popen[bytes]], meeting: Path, logs: Path, on_progress: Callable[[int], None]
+) -> None:
+    shown = 0
+    while True:
+        codes = [process.poll() for process in processes]
+        if any(codes):
+            break
+        done = _finished_iterations(meeting)
+        if done > shown:
+            shown = done
+            on_progress(done)
+        if all(code == 0 for code in codes):
+            return
+        time.sleep(_POLL_S)
+    deadline = time.monotonic() + _CAUSE_WAIT_S
+    while (rank := _first_cause(processes)) is None and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+    if rank is None:
+        rank = next(r for r, process in enumerate(processes) if process.poll())
+    raise _error_of(processes, rank, meeting, logs)
+
+
+def _first_cause(processes: list[subprocess.Popen[bytes]]) -> int | None:
+    """A rank that failed by itself, not because another one was gone."""
+    for rank, process in enumerate(processes):
+        if process.poll() not in {None, 0, PEER_LOST_EXIT_CODE}:
+            return rank
+    return None
+
+
+def _error_of(
+    processes: list[subprocess.Popen[bytes]], rank: int, meeting: Path, logs: Path
+) -> RunError | UserError:
+    code = processes[rank].poll()
+    cause = meeting / f"cause-{rank}"
+    if code is not None and code < 0:
+        reason = f"killed by {signal.Signals(-code).name}"
+    elif cause.is_file():
+        reason = " ".join(cause.read_text().split())
+        if code == USER_ERROR_EXIT_CODE:
+            return UserError(reason)
+    else:
+        reason = f"exit code {code}"
+    return RunError(f"rank {rank}: {reason} (log: {logs / f'rank-{rank}.log'})")
+
+
+def _finished_iterations(meeting: Path) -> int:
+    try:
+        return int((meeting / "progress").read_text() or 0)
+    except FileNotFoundError:
+        return 0

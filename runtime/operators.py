@@ -1,0 +1,244 @@
+"""The operators of a stage one by one, for the profiler: built from the functions that ``Stage`` runs."""
+
+# T tokens, D hidden size, I features in, O features out, R rank, N target tokens
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from muxtune.alignment import MicrobatchLayout, Segment, Span
+from muxtune.dataset import Example
+from muxtune.model import ModelSpec
+from muxtune.operators import FWD_ONLY, Operator
+from muxtune.workload import DatasetSpec, LoraSpec, PeftTask
+from runtime.attention import RopeTables, build_attention_plan, causal_attention
+from runtime.backbone import Stage, load_hf_model, torch_dtype
+from runtime.batch import build_microbatch
+from runtime.elementwise import LayerNorm, RmsNorm, find_activation, find_gated_activation
+from runtime.layers import Embedding, Head, Norm
+from runtime.lora import add_update_, lora_linear, update_gradients
+from runtime.optim import build_optimizer
+
+Run = Callable[[], object]
+Built = tuple[Run, Run | None]
+
+
+class TorchOperators:
+    """Operator suite of this runtime (entry point ``torch``)."""
+
+    def build(self, op: Operator, model: ModelSpec, device: str, *, needs_backward: bool = True) -> Built:
+        """Forward and backward of one operator with random content (see ``OperatorSuite``).
+
+        Raises:
+            ValueError: ``p2p``, which needs two ranks.
+        """
+        if op.kind not in _BUILDERS:
+            raise ValueError(f"{op} cannot be built on one rank")
+        forward, backward = _BUILDERS[op.kind](_Content(model, device), *op.dims)
+        return forward, backward if needs_backward and op.kind not in FWD_ONLY else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """Random tensors in the dtype of a backbone."""
+
+    model: ModelSpec
+    device: str
+
+    def normal(self, *shape: int, requires_grad: bool = False) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        tensor = torch.randn(*shape, generator=generator).to(self.device, torch_dtype(self.model))
+        return tensor.requires_grad_(requires_grad)
+
+    def ids(self, n: int) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return torch.randint(self.model.vocab, (n,), generator=generator).to(self.device)
+
+    def norm(self) -> Norm:
+        weight_D = self.normal(self.model.hidden)
+        if self.model.family == "llama":
+            return RmsNorm(weight_D, self.model.norm_eps)
+        return LayerNorm(weight_D, weight_D, self.model.norm_eps)
+
+
+@dataclass(slots=True)
+class _Recorded:
+    """A forward whose graph is kept, so that its backward can run again and again."""
+
+    run: Callable[[], tuple[Tensor, ...]]
+    inputs: Sequence[Tensor]
+    outputs: tuple[Tensor, ...] = ()
+    grads: list[Tensor] = field(default_factory=list)
+
+    def forward(self) -> object:
+        self.outputs = self.run()
+        if not self.grads:
+            self.grads = [torch.ones_like(output) for output in self.outputs]
+        return self.outputs
+
+    def backward(self) -> object:
+        return torch.autograd.grad(self.outputs, self.inputs, self.grads, retain_graph=True)
+
+
+def _recorded(run: Callable[[], tuple[Tensor, ...]], *inputs: Tensor) -> Built:
+    recorded = _Recorded(run, inputs)
+    return recorded.forward, recorded.backward
+
+
+def _linear(content: _Content, in_features: int, out_features: int, tokens: int) -> Built:
+    x_TI = content.normal(tokens, in_features, requires_grad=True)
+    weight_OI = content.normal(out_features, in_features)
+    bias_O = content.normal(out_features) if content.model.mlp_bias else None
+    return _recorded(lambda: (lora_linear(x_TI, weight_OI, bias_O, (), ()),), x_TI)
+
+
+def _lora(content: _Content, in_features: int, out_features: int, r: int, tokens: int) -> Built:
+    x_TI, dx_TI = content.normal(tokens, in_features), content.normal(tokens, in_features)
+    y_TO, grad_TO = content.normal(tokens, out_features), content.normal(tokens, out_features)
+    # Peft keeps the adapters of a bfloat16 backbone in float32.
+    dtype = torch.promote_types(x_TI.dtype, torch.float32)
+    a_RI, b_OR = content.normal(r, in_features).to(dtype), content.normal(out_features, r).to(dtype)
+    sums = torch.zeros_like(a_RI), torch.zeros_like(b_OR)
+    down_Rt = add_update_(y_TO, x_TI, a_RI, b_OR, 1.0)
+
+    def forward() -> object:
+        return add_update_(y_TO, x_TI, a_RI, b_OR, 1.0)
+
+    def backward() -> object:
+        grads = update_gradients(grad_TO, x_TI, dx_TI, a_RI, b_OR, down_Rt, 1.0)
+        for total, grad in zip(sums, grads, strict=True):
+            total.add_(grad)  # as autograd does over the micro-batches
+        return sums
+
+    return forward, backward
+
+
+def _attention(content: _Content, sequences: int, length: int) -> Built:
+    model, tokens = content.model, sequences * length
+    # Last sequence first: rows that lie as in the stream would need no gather.
+    segments = [Segment(0, i, (sequences - 1 - i) * length, length, length) for i in range(sequences)]
+    plan = build_attention_plan(segments, tokens, content.device)
+    features = (model.heads + 2 * model.kv_heads) * model.head_dim
+    qkv_TF = content.normal(tokens, features, requires_grad=True)
+    rope = None
+    if model.family == "llama":
+        angles = content.normal(length, model.head_dim)
+        rope = RopeTables.build(angles.cos(), angles.sin())
+    return _recorded(lambda: (causal_attention(qkv_TF, plan, model.heads, model.kv_heads, rope),), qkv_TF)
+
+
+def _norm(content: _Content, tokens: int) -> Built:
+    norm = content.norm()
+    update_TD = content.normal(tokens, content.model.hidden)
+    residual_TD = content.normal(tokens, content.model.hidden, requires_grad=True)
+
+    def run() -> tuple[Tensor, ...]:
+        sum_TD = residual_TD + update_TD
+        return sum_TD, norm.forward(sum_TD)  # both are used, so both send gradients
+
+    return _recorded(run, residual_TD)
+
+
+def _activation(content: _Content, tokens: int) -> Built:
+    model = content.model
+    activation = (find_gated_activation if model.gated else find_activation)(model.activation)
+    x_TF = content.normal(tokens, model.ffn * (2 if model.gated else 1), requires_grad=True)
+    return _recorded(lambda: (activation(x_TF),), x_TF)
+
+
+def _embedding(content: _Content, tokens: int) -> Built:
+    model = content.model
+    positions_PD = content.normal(model.max_positions, model.hidden) if model.family == "gpt2" else None
+    embedding = Embedding(content.normal(model.vocab, model.hidden), positions_PD)
+    tokens_T = content.ids(tokens)
+    positions_T = torch.arange(tokens, device=content.device) % model.max_positions
+    return lambda: embedding.forward(tokens_T, positions_T), None
+
+
+def _head(content: _Content, targets: int) -> Built:
+    model = content.model
+    head = Head(content.norm(), content.normal(model.vocab, model.hidden))
+    hidden_ND = content.normal(targets, model.hidden, requires_grad=True)
+    rows_N, ids_N = torch.arange(targets, device=content.device), content.ids(targets)
+    return _recorded(lambda: (head.target_nll(hidden_ND, rows_N, ids_N).sum(),), hidden_ND)
+
+
+def _optimizer(content: _Content, tensors: int, parameters: int) -> Built:
+    sizes = [len(part) for part in np.array_split(np.arange(parameters), tensors)]
+    trained = [nn.Parameter(content.normal(size)) for size in sizes]
+    for parameter in trained:
+        parameter.grad = torch.ones_like(parameter)
+    return build_optimizer(trained, _task("profiled", r=1, length=2)).step, None
+
+
+def _stage(content: _Content, layers: int, tasks: int, r: int, sequences: int, length: int) -> Built:
+    # Only the layers matter: a small vocabulary spares the memory of embedding and head.
+    spec = content.model.model_copy(update={"source": "preset", "layers": layers, "vocab": 8})
+    weights = load_hf_model(spec)
+    stage = Stage(spec, range(layers), first=False, last=False, weights=weights, device=content.device)
+    task_ids = [f"task-{i}" for i in range(tasks)]
+    for task_id in task_ids:
+        stage.add_task(_task(task_id, r=r, length=length), _random_adapter(content, spec, r))
+    rows = sequences * length
+    layout = MicrobatchLayout(
+        tokens=tasks * rows,
+        spans=tuple(Span(i, i * rows, (i + 1) * rows) for i in range(tasks)),
+        segments=tuple(
+            Segment(i, j, i * rows + j * length, length, length)
+            for i in range(tasks)
+            for j in range(sequences)
+        ),
+    )
+    examples = [Example(np.zeros(length, dtype=np.int64), 1)] * sequences
+    batch = build_microbatch(layout, [examples] * tasks, content.device, task_ids=task_ids)
+    hidden_TD = content.normal(layout.tokens, spec.hidden, requires_grad=True)
+    recorded = _Recorded(lambda: (stage.forward(batch, hidden_TD),), (hidden_TD,))
+
+    def backward() -> object:
+        hidden_TD.grad = None  # sent away in a real run, while the adapters' gradients are summed up
+        torch.autograd.backward(recorded.outputs, recorded.grads, retain_graph=True)
+        return hidden_TD.grad
+
+    return recorded.forward, backward
+
+
+def _task(task_id: str, *, r: int, length: int) -> PeftTask:
+    return PeftTask(
+        id=task_id,
+        peft=LoraSpec(method="lora", r=r, alpha=float(r), targets=("all-linear",)),
+        dataset=DatasetSpec(lengths="sst2"),
+        global_batch_size=1,
+        micro_batch_size=1,
+        max_length=max(length, 2),
+        learning_rate=1e-3,
+        steps=1,
+    )
+
+
+def _random_adapter(content: _Content, spec: ModelSpec, r: int) -> dict[str, Tensor]:
+    dtype = torch.promote_types(torch_dtype(spec), torch.float32)
+    adapter: dict[str, Tensor] = {}
+    for layer in range(spec.layers):
+        for linear in spec.linears:
+            path = f"base_model.model.{spec.layer_prefix}.{layer}.{linear.name}"
+            adapter[f"{path}.lora_A.weight"] = content.normal(r, linear.in_features).to(dtype) * 0.01
+            adapter[f"{path}.lora_B.weight"] = content.normal(linear.out_features, r).to(dtype) * 0.01
+    return adapter
+
+
+_BUILDERS: dict[str, Callable[..., Built]] = {
+    "linear": _linear,
+    "lora": _lora,
+    "attention": _attention,
+    "norm": _norm,
+    "activation": _activation,
+    "embedding": _embedding,
+    "head": _head,
+    "optimizer": _optimizer,
+    "stage": _stage,
+}

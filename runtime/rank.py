@@ -1,0 +1,235 @@
+"""One rank of a run, from loading its stage to writing its results."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import traceback
+from collections import Counter
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from muxtune.errors import MuxTuneError, UserError
+from muxtune.plan import Plan, load_plan
+from muxtune.schedule_extension import extend_schedule
+from muxtune.trace import save_trace
+from runtime.adapters import initial_adapter, load_adapter, save_adapter
+from runtime.backbone import Stage, load_hf_model
+from runtime.checkpoint import CheckpointWriter, load_rank_state
+from runtime.feed import Feed, load_plan_data
+from runtime.footprint import measure_memory
+from runtime.memory import parameter_bytes
+from runtime.outputs import ADAPTER, ADAPTER_INIT, save_progress, task_folder
+from runtime.report import StageRecord, build_report, save_report
+from runtime.runner import NonFiniteLossError, StageRunner, StepLoss
+from runtime.tenant import Tenant
+from runtime.transport import PeerLostError, common_origin_ns, gather, meet
+
+PEER_LOST_EXIT_CODE = 75
+"""Exit code of a rank whose neighbour died; the neighbour has the real cause."""
+
+
+USER_ERROR_EXIT_CODE = 2
+"""Exit code of a rank that met a mistake that the user can mend."""
+
+
+class RunJob(BaseModel):
+    """What a rank has to know beside the plan, which lies in the run's folder."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    out_dir: Path
+    steps: int
+    """Iterations of the whole run."""
+    first_step: int
+    """Iterations that a checkpoint stands for; 0 for a fresh start."""
+    checkpoint_every: int
+
+
+class RankRun:
+    """One rank's part of a run; torch.distributed is up if there are several.
+
+    Args:
+        plan: Checked.
+        job: What to do.
+        rank: Which stage.
+        progress: Kept up to date with the number of finished iterations, on rank 0.
+    """
+
+    def __init__(self, plan: Plan, job: RunJob, rank: int, progress: Path | None = None) -> None:
+        torch.set_num_threads(1)
+        self._plan = plan
+        self._job = job
+        self._rank = rank
+        self._progress = progress
+        self._last = rank == plan.parallelism.pp - 1
+        self._feed = Feed(plan, load_plan_data(plan))
+        self._actions = extend_schedule(plan, job.steps, first=job.first_step)[rank]
+        self._steps_to_come = Counter(a.number for a in self._actions if a.kind == "STEP")
+        self._stages = self._build_stages()
+        self._backbone_bytes = sum(parameter_bytes(stage) for stage in self._stages.values())
+        self._tenants = self._add_tasks()
+
+    def execute(self) -> None:
+        """Train, and write everything that this rank has to write.
+
+        Raises:
+            RunError: A loss is not finite, or another rank is gone.
+        """
+        runner = StageRunner(
+            self._plan,
+            self._rank,
+            self._actions,
+            feed=self._feed,
+            stages=self._stages,
+            tenants=self._tenants,
+            norm_group=self._norm_group(),
+            on_step=self._after_step,
+        )
+        self._losses = runner.losses
+        self._writer = self._build_writer()
+        if self._job.first_step:
+            self._restore()
+        elapsed_s = max((x.wall_s for losses in self._losses.values() for x in losses), default=0.0)
+        self._save_progress("running")
+        try:
+            runner.run(common_origin_ns(), elapsed_s)
+        except NonFiniteLossError as error:
+            self._save_progress("running")
+            task = self._plan.tasks_by_id[error.task_id]
+            save_progress(self._job.out_dir, task, self._losses[task.id], "failed", str(error))
+            raise
+        self._save_progress("finished")
+        self._save_results(runner)
+
+    def _build_stages(self) -> dict[int, Stage]:
+        """A copy of the stage for each instance: policies without a shared backbone pay for theirs."""
+        plan, rank = self._plan, self._rank
+        weights = load_hf_model(plan.model)
+        return {
+            instance: Stage(
+                plan.model, plan.stage_layers(rank), first=rank == 0, last=self._last, weights=weights
+            )
+            for instance in sorted({htask.instance for htask in plan.htasks})
+        }
+
+    def _add_tasks(self) -> dict[str, Tenant]:
+        plan, out_dir = self._plan, self._job.out_dir
+        if self._job.first_step == 0:
+            for task in plan.tasks[self._rank :: plan.parallelism.ranks]:
+                initial_adapter(plan.model, task, task_folder(out_dir, task.id) / ADAPTER_INIT)
+        meet()
+        tenants = {}
+        for htask in plan.htasks:
+            stage = self._stages[htask.instance]
+            for task in plan.htask_tasks(htask.id):
+                stage.add_task(task, load_adapter(task_folder(out_dir, task.id) / ADAPTER_INIT))
+                tenants[task.id] = Tenant(task, stage.task_parameters(task.id))
+        return tenants
+
+    def _norm_group(self) -> dist.ProcessGroup | None:
+        """A group of its own, so that sums never queue behind tensors under way."""
+        if not dist.is_initialized() or all(task.max_grad_norm is None for task in self._plan.tasks):
+            return None
+        group: dist.ProcessGroup = dist.new_group()
+        return group
+
+    def _build_writer(self) -> CheckpointWriter:
+        return CheckpointWriter(
+            self._job.out_dir / "checkpoints",
+            self._rank,
+            plan=self._plan,
+            tenants=self._tenants,
+            losses=self._losses,
+            every=self._job.checkpoint_every,
+            steps=self._job.steps,
+            done=self._job.first_step,
+        )
+
+    def _restore(self) -> None:
+        state = load_rank_state(self._job.out_dir / "checkpoints", self._job.first_step, self._rank)
+        for task_id, snapshot in state["tenants"].items():
+            self._tenants[task_id].restore(snapshot)
+        for task_id, entries in state["losses"].items():
+            self._losses[task_id] = [StepLoss(*entry) for entry in entries]
+
+    def _after_step(self, htask: int, step: int) -> None:
+        if self._writer.after_step(htask, step) is not None:
+            self._save_progress("running")
+        self._steps_to_come[step] -= 1
+        if self._progress is not None and self._steps_to_come[step] == 0:
+            self._progress.write_text(str(step + 1))
+
+    def _save_progress(self, state: Literal["running", "finished"]) -> None:
+        if self._last:
+            for task in self._plan.tasks:
+                save_progress(self._job.out_dir, task, self._losses[task.id], state)
+
+    def _save_results(self, runner: StageRunner) -> None:
+        """Adapters and trace, and at the very end the report: a run that has one is whole."""
+        plan, job = self._plan, self._job
+        for task in plan.tasks:
+            own = {key: p.detach() for key, p in self._tenants[task.id].parameters.items()}
+            whole: dict[str, Tensor] = {key: t for shard in gather(own) for key, t in shard.items()}
+            folder = task_folder(job.out_dir, task.id)
+            if self._rank == 0:
+                save_adapter(folder / ADAPTER, whole, like=folder / ADAPTER_INIT)
+        memory = measure_memory(
+            self._actions,
+            backbone_bytes=self._backbone_bytes,
+            htask_tenants=[[self._tenants[task_id] for task_id in htask.task_ids] for htask in plan.htasks],
+            saved_bytes=runner.saved_bytes,
+        )
+        records = gather(StageRecord(spans=runner.spans, memory=memory))
+        if self._rank == 0:
+            spans = [span for record in records for span in record.spans]
+            save_trace(job.out_dir / "trace.json", spans, "runtime")
+            report = build_report(
+                plan,
+                steps=job.steps,
+                first_step=job.first_step,
+                records=records,
+                tokens=[self._feed.step_tokens(k) for k in range(job.first_step, job.steps)],
+            )
+            save_report(report, job.out_dir / "run.json")
+        meet()
+
+
+def main() -> None:
+    """Entry point of a spawned rank; arguments: job, rank, folder to meet in."""
+    job, rank, meeting = RunJob.model_validate_json(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    _report_cause(meeting / f"cause-{rank}")
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    plan = load_plan(job.out_dir / "plan.json")
+    if plan.parallelism.ranks > 1:
+        store = (meeting / "store").as_uri()
+        dist.init_process_group("gloo", store, rank=rank, world_size=plan.parallelism.ranks)
+    RankRun(plan, job, rank, meeting / "progress" if rank == 0 else None).execute()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _end_with_parent() -> None:
+    """The parent holds the other end of stdin, and never writes: the pipe ends when the parent does."""
+    os.read(0, 1)  # not sys.stdin: its lock, held by this thread, would abort the interpreter's exit
+    os._exit(1)
+
+
+def _report_cause(path: Path) -> None:
+    """Leave the last line of an uncaught exception for the parent, and exit without waiting for peers."""
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        path.write_text(f"{error}" if issubclass(kind, MuxTuneError) else f"{kind.__name__}: {error}")
+        # torch.distributed wraps this hook, and keeps what goes to sys.stderr until the hook returns.
+        traceback.print_exception(kind, error, trace, file=sys.__stderr__)
+        codes = {UserError: USER_ERROR_EXIT_CODE, PeerLostError: PEER_LOST_EXIT_CODE}
+        os._exit(next((code for each, code in codes.items() if issubclass(kind, each)), 1))
+
+    sys.excepthook = hook

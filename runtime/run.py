@@ -1,0 +1,175 @@
+"""Executes a plan for real: check everything, start the ranks (or be one of torchrun's), report."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch.distributed as dist
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from muxtune.errors import SpecError, UserError
+from muxtune.model import spec_from_hf
+from muxtune.plan import Plan, check_plan, load_plan, save_plan
+from muxtune.schedule_extension import check_step_meetings, extend_schedule
+from runtime.checkpoint import newest_checkpoint
+from runtime.feed import check_room, load_plan_data
+from runtime.launch import launch_ranks
+from runtime.rank import RankRun, RunJob
+from runtime.report import RunReport, load_report
+from runtime.transport import meet
+
+CHECKPOINT_EVERY = 10
+"""Iterations between checkpoints unless told otherwise."""
+
+
+def run_plan(
+    plan: Plan | Path,
+    out_dir: Path,
+    *,
+    steps: int | None = None,
+    resume: bool = False,
+    progress: bool = False,
+    checkpoint_every: int = CHECKPOINT_EVERY,
+) -> RunReport:
+    """Train all tasks of a plan on the ranks that it asks for.
+
+    Spawns the ranks on this machine. In a process that torchrun started it is one rank of that job instead,
+    and ``out_dir`` must be a folder that all ranks share.
+
+    Args:
+        plan: A plan or its file.
+        out_dir: Where results go (DESIGN: RUN_DIR); new or empty, unless ``resume``.
+        steps: Iterations; by default until the longest task has done its steps.
+        resume: Continue the run in ``out_dir`` from its newest checkpoint; start it if there is none.
+        progress: Show a bar on stderr (not under torchrun).
+        checkpoint_every: Iterations between checkpoints.
+
+    Returns:
+        What stands in ``run.json``.
+
+    Raises:
+        UserError: Something about the plan, the data or the folder is wrong; nothing was started or written.
+        RunError: A rank failed; the newest checkpoint is kept.
+    """
+    where = "plan"
+    if isinstance(plan, Path):
+        where = str(plan)
+        plan = load_plan(plan)
+    else:
+        check_plan(plan)
+    iterations = max(plan.htask_steps()) if steps is None else steps
+    _check(plan, iterations, checkpoint_every, where)
+    if _under_torchrun():
+        return _join(plan, out_dir, iterations, resume=resume, checkpoint_every=checkpoint_every)
+    first_step = _prepare_folder(plan, out_dir, iterations, resume=resume)
+    if first_step is None:
+        return load_report(out_dir / "run.json")
+    job = RunJob(
+        out_dir=out_dir.resolve(), steps=iterations, first_step=first_step, checkpoint_every=checkpoint_every
+    )
+    with _progress_bar(job, shown=progress) as on_progress:
+        launch_ranks(job, plan.parallelism.ranks, on_progress)
+    return load_report(out_dir / "run.json")
+
+
+def _check(plan: Plan, iterations: int, checkpoint_every: int, where: str) -> None:
+    """Everything that can be wrong before a rank starts."""
+    device = plan.cluster.device
+    if device.kind != "cpu":
+        raise SpecError(f"{where}: cluster.device.kind", device.kind, "cpu: the runtime uses gloo on CPUs")
+    needed = max(plan.predicted.peak_memory_bytes)
+    if needed > device.memory_bytes:
+        expected = f"at most {device.memory_bytes}, the memory of {device.name}"
+        raise SpecError(f"{where}: predicted.peak_memory_bytes", needed, expected)
+    if checkpoint_every < 1:
+        raise SpecError("checkpoint_every", checkpoint_every, "at least 1")
+    _check_backbone(plan, where)
+    schedule = extend_schedule(plan, iterations)
+    clipping = [h.id for h in plan.htasks if any(t.max_grad_norm is not None for t in plan.htask_tasks(h.id))]
+    check_step_meetings(schedule, clipping, where)
+    check_room(plan, load_plan_data(plan), where)
+
+
+def _check_backbone(plan: Plan, where: str) -> None:
+    """A directory may have moved or changed since the plan was made; presets cannot."""
+    model = plan.model
+    if model.source == "preset":
+        return
+    folder, field = Path(model.source), f"{where}: model.source"
+    if not any(path.suffix in {".safetensors", ".bin"} for path in folder.glob("*")):
+        raise SpecError(field, model.source, "a directory with weights (*.safetensors)")
+    if spec_from_hf(folder, model.dtype) != model:
+        raise SpecError(field, model.source, "the backbone that the plan was made for (plan again)")
+
+
+def _prepare_folder(plan: Plan, out_dir: Path, iterations: int, *, resume: bool) -> int | None:
+    """Make the folder ready for a start or for going on.
+
+    Returns:
+        Iterations that are already done; None if all are, and the report is there.
+    """
+    if out_dir.exists() and not out_dir.is_dir():
+        raise UserError(f"{out_dir} is a file; expected a folder for the run")
+    if not out_dir.exists() or not any(out_dir.iterdir()):
+        out_dir.mkdir(parents=True, exist_ok=True)
+        save_plan(plan, out_dir / "plan.json")
+        return 0
+    if not resume:
+        raise UserError(f"{out_dir} is not empty; expected a new folder, or --resume to continue its run")
+    if not (out_dir / "plan.json").is_file():
+        raise UserError(f"{out_dir} has no plan.json; expected the folder of a run to resume")
+    if load_plan(out_dir / "plan.json") != plan:
+        raise UserError(f"{out_dir} has a run of another plan; expected the plan in {out_dir / 'plan.json'}")
+    report = out_dir / "run.json"
+    if report.exists() and load_report(report).steps == iterations:
+        return None
+    first_step = newest_checkpoint(out_dir / "checkpoints", plan.parallelism.ranks) or 0
+    if first_step >= iterations:
+        raise SpecError("steps", iterations, f"more than {first_step}, where the newest checkpoint stands")
+    report.unlink(missing_ok=True)
+    return first_step
+
+
+def _under_torchrun() -> bool:
+    return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"))
+
+
+def _join(plan: Plan, out_dir: Path, iterations: int, *, resume: bool, checkpoint_every: int) -> RunReport:
+    """Be one rank of torchrun's job; rank 0 prepares the folder and tells the others."""
+    rank, world, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), plan.parallelism.ranks
+    if world != ranks:
+        raise UserError(f"torchrun started {world} ranks (WORLD_SIZE); expected {ranks}, those of the plan")
+    told: list[int | None] = [None]
+    if rank == 0:
+        told[0] = _prepare_folder(plan, out_dir, iterations, resume=resume)
+    if world > 1:
+        dist.init_process_group("gloo")
+        dist.broadcast_object_list(told, src=0)
+    if told[0] is not None:
+        job = RunJob(
+            out_dir=out_dir.resolve(),
+            steps=iterations,
+            first_step=told[0],
+            checkpoint_every=checkpoint_every,
+        )
+        RankRun(plan, job, rank).execute()
+    report = load_report(out_dir / "run.json")
+    meet()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    return report
+
+
+@contextmanager
+def _progress_bar(job: RunJob, *, shown: bool) -> Iterator[Callable[[int], None]]:
+    if not shown:
+        yield lambda _: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        entry = bar.add_task("iterations", total=job.steps, completed=job.first_step)
+        yield lambda done: bar.update(entry, completed=done)

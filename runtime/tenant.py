@@ -1,0 +1,96 @@
+"""One task's trainable part on one stage: its adapter and its optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from muxtune.workload import PeftTask
+from runtime.optim import build_optimizer, learning_rate
+
+
+class TenantSnapshot(TypedDict):
+    """Copy of a tenant's state; nothing in it changes when training goes on."""
+
+    adapter: dict[str, Tensor]
+    """Under PEFT's keys; only this stage's layers."""
+    optimizer: dict[str, object]
+
+
+class Tenant:
+    """Steps one task, independently of all others.
+
+    Args:
+        task: Whose adapter.
+        parameters: This stage's part of it, under PEFT's keys.
+    """
+
+    def __init__(self, task: PeftTask, parameters: Mapping[str, nn.Parameter]) -> None:
+        self.task = task
+        self.parameters = dict(parameters)
+        self.optimizer = build_optimizer(list(self.parameters.values()), task)
+
+    def squared_gradient_norm(self) -> float:
+        """Sum of squares of this stage's gradients."""
+        grads = [p.grad for p in self.parameters.values() if p.grad is not None]
+        return sum(float(grad.double().square().sum()) for grad in grads)
+
+    def step(self, step: int, gradient_norm: float | None) -> None:
+        """Optimizer step ``step`` (from 0), clipped as ``torch.nn.utils.clip_grad_norm_`` does.
+
+        Args:
+            step: Sets the learning rate.
+            gradient_norm: Over all stages; needed if the task has ``max_grad_norm``.
+        """
+        limit = self.task.max_grad_norm
+        if limit is not None:
+            assert gradient_norm is not None
+            factor = min(1.0, limit / (gradient_norm + 1e-6))
+            for parameter in self.parameters.values():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.task, step)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def snapshot(self) -> TenantSnapshot:
+        """Copy of adapter and optimizer state."""
+        adapter = {key: parameter.detach().clone() for key, parameter in self.parameters.items()}
+        return TenantSnapshot(adapter=adapter, optimizer=_cloned(self.optimizer.state_dict()))
+
+    def restore(self, snapshot: TenantSnapshot) -> None:
+        """Continue from a snapshot, bit by bit."""
+        with torch.no_grad():
+            for key, parameter in self.parameters.items():
+                parameter.copy_(snapshot["adapter"][key])
+        self.optimizer.load_state_dict(snapshot["optimizer"])
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Bytes of this stage's part of the adapter; its gradients take the same."""
+        return sum(p.nbytes for p in self.parameters.values())
+
+    @property
+    def optimizer_bytes(self) -> int:
+        """Bytes of the optimizer's state, once there is any."""
+        states = self.optimizer.state.values()
+        return sum(value.nbytes for state in states for value in state.values() if isinstance(value, Tensor))
+
+
+def _cloned(state: dict[str, object]) -> dict[str, object]:
+    """Deep copy of an optimizer's ``state_dict``, whose tensors alias the live ones."""
+    return {key: _clone(value) for key, value in state.items()}
+
+
+def _clone(value: object) -> object:
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {key: _clone(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_clone(each) for each in value]
+    return value

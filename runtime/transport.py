@@ -1,0 +1,167 @@
+"""Tensors between neighbouring stages, over torch.distributed point-to-point.
+
+Forward tensors go from stage s to s + 1, gradients back. All stages play the same order of forwards and of
+backwards, so each direction is a queue: nothing carries a name. Gloo moves data only once the receive is
+posted, so receives are posted ahead of need, and the transfer runs beside the computation.
+"""
+
+# T tokens of the micro-batch, D hidden size
+
+from __future__ import annotations
+
+import platform
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from muxtune.errors import RunError
+
+T = TypeVar("T")
+
+POSTED_AHEAD = 2
+"""Receives posted per direction. 1F1B lets a neighbour be at most two micro-batches ahead."""
+
+_TAGS = 1 << 20
+"""Tags repeat after so many messages; far more than are ever under way."""
+
+
+class PeerLostError(RunError):
+    """A neighbouring rank is gone; its own error, not this one, is the cause."""
+
+
+class Inbox:
+    """Receives of one direction, in the order in which they are needed.
+
+    Args:
+        source: Rank that sends.
+        tokens: Tokens of every message to come, in order.
+        hidden: Width of a token.
+        dtype: Of the elements.
+    """
+
+    def __init__(self, source: int, tokens: Iterable[int], hidden: int, dtype: torch.dtype) -> None:
+        self._source = source
+        self._shapes: Iterator[tuple[int, int]] = enumerate(tokens)
+        self._hidden = hidden
+        self._dtype = dtype
+        self._posted: deque[tuple[Tensor, dist.Work]] = deque()
+        for _ in range(POSTED_AHEAD):
+            self._post()
+
+    def receive(self) -> Tensor:
+        """Wait for the next message, ``[T, D]``.
+
+        Raises:
+            PeerLostError: The sender is gone.
+        """
+        tensor_TD, work = self._posted.popleft()
+        _or_peer_lost(work.wait, self._source)
+        self._post()
+        return tensor_TD
+
+    def _post(self) -> None:
+        shape = next(self._shapes, None)
+        if shape is None:
+            return
+        number, tokens = shape
+        tensor_TD = torch.empty(tokens, self._hidden, dtype=self._dtype)
+        work = _or_peer_lost(lambda: dist.irecv(tensor_TD, self._source, tag=number % _TAGS), self._source)
+        assert work is not None  # None only for ranks outside of the group
+        self._posted.append((tensor_TD, work))
+
+
+class Outbox:
+    """Sends of one direction; a tensor is kept until it has left.
+
+    Args:
+        target: Rank that receives.
+    """
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self._number = 0
+        self._under_way: deque[tuple[Tensor, dist.Work]] = deque()
+
+    def send(self, tensor_TD: Tensor) -> None:
+        """Send without waiting.
+
+        Raises:
+            PeerLostError: The receiver is gone.
+        """
+        while self._under_way and self._under_way[0][1].is_completed():
+            self._under_way.popleft()
+        tensor_TD = tensor_TD.contiguous()
+        tag = self._number % _TAGS
+        work = _or_peer_lost(lambda: dist.isend(tensor_TD, self._target, tag=tag), self._target)
+        assert work is not None  # None only for ranks outside of the group
+        self._under_way.append((tensor_TD, work))
+        self._number += 1
+
+    def flush(self) -> None:
+        """Wait until everything has left.
+
+        Raises:
+            PeerLostError: The receiver is gone.
+        """
+        while self._under_way:
+            _or_peer_lost(self._under_way.popleft()[1].wait, self._target)
+
+
+def sum_over_stages(tensor: Tensor, group: dist.ProcessGroup) -> None:
+    """Add up ``tensor`` over all ranks of the group, in place.
+
+    Raises:
+        PeerLostError: A rank is gone.
+    """
+    _or_peer_lost(lambda: dist.all_reduce(tensor, group=group))
+
+
+def gather(value: T) -> list[T]:
+    """Values of all ranks on rank 0, in order; nothing elsewhere. Values of any kind that pickles.
+
+    Raises:
+        PeerLostError: A rank is gone.
+    """
+    if not dist.is_initialized():
+        return [value]
+    gathered: list[T] | None = [value] * dist.get_world_size() if dist.get_rank() == 0 else None
+    _or_peer_lost(lambda: dist.gather_object(value, gathered))
+    return gathered or []
+
+
+def meet() -> None:
+    """Wait for all ranks.
+
+    Raises:
+        PeerLostError: A rank is gone.
+    """
+    if dist.is_initialized():
+        _or_peer_lost(dist.barrier)
+
+
+def common_origin_ns() -> int:
+    """A reading of ``time.perf_counter_ns`` that means the same moment on all ranks.
+
+    Ranks of one machine share that clock; another machine's clock is read at the end of a barrier.
+    """
+    if not dist.is_initialized():
+        return time.perf_counter_ns()
+    meet()
+    own = (platform.node(), uuid.getnode(), time.perf_counter_ns())
+    readings = [own] * dist.get_world_size()
+    _or_peer_lost(lambda: dist.all_gather_object(readings, own))
+    return readings[0][2] if readings[0][:2] == own[:2] else own[2]
+
+
+def _or_peer_lost(call: Callable[[], T], rank: int | None = None) -> T:
+    try:
+        return call()
+    except RuntimeError as error:  # gloo has no class of its own for a closed connection
+        peer = "another rank" if rank is None else f"rank {rank}"
+        raise PeerLostError(f"the connection to {peer} broke: {error}") from error

@@ -1,0 +1,200 @@
+"""Was the prediction right, and are the results those of each task trained alone?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from muxtune.errors import UserError
+from muxtune.plan import Plan, check_plan, load_plan
+from muxtune.workload import PeftTask
+from runtime.adapters import load_adapter
+from runtime.feed import load_plan_data
+from runtime.outputs import ADAPTER, load_losses, task_folder
+from runtime.report import RunReport, load_report
+from runtime.solo import SoloResult, train_solo
+
+_STRICT = ConfigDict(frozen=True, extra="forbid")
+
+
+class Comparison(BaseModel):
+    """A number predicted and measured."""
+
+    model_config = _STRICT
+
+    predicted: float
+    measured: float
+    error: float | None
+    """(predicted - measured) / measured; null where nothing was measured."""
+
+
+class TaskValidation(BaseModel):
+    """One task against its solo run."""
+
+    model_config = _STRICT
+
+    task_id: str
+    steps: int
+    """That the run did."""
+    first_loss: float
+    last_loss: float
+    solo_steps: int
+    """That the reference did."""
+    loss_difference: float | None
+    """Largest relative difference of a step's loss to the solo run's; null without a solo run."""
+    adapter_error: float | None
+    """Relative error of the adapter's update, ||(A - A0) - (S - S0)|| / ||S - S0||; null if not all of the
+    run's steps were repeated alone."""
+
+
+class ValidationReport(BaseModel):
+    """What ``muxtune validate --json`` prints."""
+
+    model_config = _STRICT
+
+    predicted_iteration_s: float
+    measured_iteration_s: float
+    iteration_error: float
+    """(predicted - measured) / measured."""
+    predicted_effective_tokens_per_s: float
+    measured_effective_tokens_per_s: float
+    busy_s: tuple[Comparison, ...]
+    """Per stage, computing time in one iteration."""
+    fwd_s: tuple[tuple[Comparison, ...], ...]
+    """[stage][hTask], per micro-batch."""
+    bwd_s: tuple[tuple[Comparison, ...], ...]
+    """[stage][hTask], per micro-batch, with its share of the optimizer step."""
+    peak_memory_bytes: tuple[Comparison, ...]
+    """Per stage."""
+    max_loss_difference: float | None
+    """Over all tasks and steps, relative to the solo run; null without solo runs."""
+    tasks: tuple[TaskValidation, ...]
+
+
+def validate_run(plan: Plan | Path, run_dir: Path, *, solo_steps: int | None = None) -> ValidationReport:
+    """Compare a finished run with its plan's prediction and with each task trained alone.
+
+    Args:
+        plan: That was run, or its file.
+        run_dir: Folder of the finished run.
+        solo_steps: Steps of each task to repeat alone with Hugging Face peft; by default all that the run
+            did, 0 for none.
+
+    Raises:
+        UserError: The run is not finished, or is one of another plan.
+    """
+    if isinstance(plan, Path):
+        plan = load_plan(plan)
+    else:
+        check_plan(plan)
+    if load_plan(run_dir / "plan.json") != plan:
+        raise UserError(f"{run_dir} has a run of another plan; expected the plan in {run_dir / 'plan.json'}")
+    report = load_report(run_dir / "run.json")
+    predicted = plan.predicted
+    tasks = _validate_tasks(plan, run_dir, solo_steps)
+    differences = [task.loss_difference for task in tasks if task.loss_difference is not None]
+    return ValidationReport(
+        predicted_iteration_s=predicted.iteration_s,
+        measured_iteration_s=report.median_iteration_s,
+        iteration_error=predicted.iteration_s / report.median_iteration_s - 1,
+        predicted_effective_tokens_per_s=predicted.effective_tokens_per_s,
+        measured_effective_tokens_per_s=report.effective_tokens_per_s,
+        busy_s=_compare_busy(plan, report),
+        fwd_s=_compare_table(predicted.fwd_s, report.fwd_s),
+        bwd_s=_compare_table(predicted.bwd_s, _backward_with_step(plan, report)),
+        peak_memory_bytes=tuple(
+            _compare(p, m.peak_bytes) for p, m in zip(predicted.peak_memory_bytes, report.memory, strict=True)
+        ),
+        max_loss_difference=max(differences, default=None),
+        tasks=tasks,
+    )
+
+
+def _compare(predicted: float, measured: float) -> Comparison:
+    error = (predicted - measured) / measured if measured else None
+    return Comparison(predicted=predicted, measured=measured, error=error)
+
+
+def _compare_table(
+    predicted: tuple[tuple[float, ...], ...], measured: tuple[tuple[float, ...], ...]
+) -> tuple[tuple[Comparison, ...], ...]:
+    return tuple(
+        tuple(_compare(p, m) for p, m in zip(p_row, m_row, strict=True))
+        for p_row, m_row in zip(predicted, measured, strict=True)
+    )
+
+
+def _compare_busy(plan: Plan, report: RunReport) -> tuple[Comparison, ...]:
+    predicted = (
+        sum(m * (f + b) for m, f, b in zip(plan.microbatches, fwd, bwd, strict=True))
+        for fwd, bwd in zip(plan.predicted.fwd_s, plan.predicted.bwd_s, strict=True)
+    )
+    return tuple(_compare(p, m) for p, m in zip(predicted, report.busy_s, strict=True))
+
+
+def _backward_with_step(plan: Plan, report: RunReport) -> tuple[tuple[float, ...], ...]:
+    """The prediction spreads the optimizer step over the micro-batches' backwards; so do we here."""
+    return tuple(
+        tuple(b + step / m for b, step, m in zip(bwd, steps, plan.microbatches, strict=True))
+        for bwd, steps in zip(report.bwd_s, report.step_s, strict=True)
+    )
+
+
+def _validate_tasks(plan: Plan, run_dir: Path, solo_steps: int | None) -> tuple[TaskValidation, ...]:
+    if solo_steps == 0:
+        return tuple(
+            _validate_task(task, load_losses(run_dir, task.id), None, run_dir) for task in plan.tasks
+        )
+    data = load_plan_data(plan)
+    validations = []
+    for task in plan.tasks:
+        losses = load_losses(run_dir, task.id)
+        steps = len(losses) if solo_steps is None else min(solo_steps, len(losses))
+        validations.append(
+            _validate_task(task, losses, train_solo(plan.model, data[task.id], steps), run_dir)
+        )
+    return tuple(validations)
+
+
+def _validate_task(
+    task: PeftTask, losses: list[float], solo: SoloResult | None, run_dir: Path
+) -> TaskValidation:
+    difference = adapter_error = None
+    if solo is not None:
+        difference = max(
+            abs(own - alone) / abs(alone) if alone else abs(own)
+            for own, alone in zip(losses, solo.losses, strict=False)
+        )
+        if len(solo.losses) == len(losses):
+            adapter = load_adapter(task_folder(run_dir, task.id) / ADAPTER)
+            adapter_error = update_error(adapter, solo.adapter, solo.initial_adapter)
+    return TaskValidation(
+        task_id=task.id,
+        steps=len(losses),
+        first_loss=losses[0],
+        last_loss=losses[-1],
+        solo_steps=0 if solo is None else len(solo.losses),
+        loss_difference=difference,
+        adapter_error=adapter_error,
+    )
+
+
+def update_error(
+    adapter: Mapping[str, Tensor], reference: Mapping[str, Tensor], initial: Mapping[str, Tensor]
+) -> float:
+    """Relative error of an update, over all tensors of an adapter.
+
+    Both start from ``initial``, so ``||adapter - reference|| / ||reference - initial||``.
+
+    Raises:
+        UserError: They are not adapters of the same modules.
+    """
+    if adapter.keys() != reference.keys():
+        odd = sorted(adapter.keys() ^ reference.keys())[0]
+        raise UserError(f"the adapter's tensors differ from the solo run's, first {odd!r}")
+    squared = sum(float((adapter[k] - reference[k]).double().square().sum()) for k in reference)
+    update = sum(float((reference[k] - initial[k]).double().square().sum()) for k in reference)
+    return float((squared / update) ** 0.5) if update else float(squared**0.5)

@@ -1,0 +1,87 @@
+"""Checkpoints hold every task at the same step, and only complete ones count."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from muxtune.plan import Plan
+from muxtune.schedule_extension import extend_schedule
+from muxtune.workload import PeftTask
+from runtime.checkpoint import CheckpointWriter, load_rank_state, newest_checkpoint
+from runtime.runner import StepLoss
+from runtime.tenant import Tenant
+from tests.plans import make_plan
+
+
+def _tenants(plan) -> dict[str, Tenant]:
+    return {task.id: Tenant(task, {"w": nn.Parameter(torch.zeros(3))}) for task in plan.tasks}
+
+
+def _play(plan, tenants, writer, losses, *, steps: int, first: int = 0) -> None:
+    """Step the tenants in the order of the schedule, with gradients that differ in every step."""
+    for action in extend_schedule(plan, steps, first=first)[0]:
+        if action.kind == "STEP":
+            for task_id in plan.htasks[action.htask].task_ids:
+                tenants[task_id].parameters["w"].grad = torch.full((3,), float(action.number + 1))
+                tenants[task_id].step(action.number, None)
+                losses[task_id].append(StepLoss(action.number, 1.0 / (action.number + 1), 5, 0.1))
+            writer.after_step(action.htask, action.number)
+
+
+def _writer(folder, plan, tenants, losses, *, steps: int, done: int = 0) -> CheckpointWriter:
+    return CheckpointWriter(
+        folder, 0, plan=plan, tenants=tenants, losses=losses, every=2, steps=steps, done=done
+    )
+
+
+@pytest.mark.parametrize("template", ["flush", "continuous"])
+def test_a_restored_run_ends_bit_by_bit_like_the_uninterrupted_one(tmp_path, template):
+    plan = make_plan(template=template, pp=1)
+    whole, losses = _tenants(plan), {task.id: [] for task in plan.tasks}
+    _play(plan, whole, _writer(tmp_path, plan, whole, losses, steps=4), losses, steps=4)
+    assert newest_checkpoint(tmp_path, 1) == 2  # none at the end: the results themselves are written
+
+    state = load_rank_state(tmp_path, 2, 0)
+    assert {i: [step for step, *_ in entries] for i, entries in state["losses"].items()} == {
+        task.id: [0, 1] for task in plan.tasks
+    }
+    again = _tenants(plan)
+    for task_id, snapshot in state["tenants"].items():
+        again[task_id].restore(snapshot)
+    _play(plan, again, _writer(tmp_path, plan, again, losses, steps=4, done=2), losses, steps=4, first=2)
+    for task_id, tenant in whole.items():
+        assert torch.equal(again[task_id].parameters["w"], tenant.parameters["w"])
+
+
+def test_only_a_checkpoint_with_the_files_of_all_ranks_counts(tmp_path):
+    for step, ranks in {10: (0, 1), 20: (0, 1), 30: (1,)}.items():
+        for rank in ranks:
+            path = tmp_path / f"step-{step:06d}" / f"rank-{rank}.pt"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(b"")
+    assert newest_checkpoint(tmp_path, 2) == 20
+    assert newest_checkpoint(tmp_path / "nothing", 2) is None
+
+
+def test_older_checkpoints_go_when_a_newer_one_is_complete(tmp_path):
+    plan = make_plan(pp=1)
+    tasks = tuple(task.model_copy(update={"steps": 7}) for task in plan.tasks)
+    plan = Plan.model_validate({name: getattr(plan, name) for name in Plan.model_fields} | {"tasks": tasks})
+    tenants, losses = _tenants(plan), {task.id: [] for task in tasks}
+    _play(plan, tenants, _writer(tmp_path, plan, tenants, losses, steps=7), losses, steps=7)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000006"]
+
+
+def test_the_gradient_is_clipped_as_torch_does_it():
+    fields = make_plan().tasks[0].model_dump() | {"max_grad_norm": 0.5}
+    task = PeftTask.model_validate(fields)
+    gradient = torch.tensor([0.3, -2.0, 1.0], dtype=torch.float64)
+    ours, reference = (nn.Parameter(torch.ones(3, dtype=torch.float64)) for _ in range(2))
+    tenant = Tenant(task, {"w": ours})
+    ours.grad, reference.grad = gradient.clone(), gradient.clone()
+    tenant.step(0, tenant.squared_gradient_norm() ** 0.5)
+    torch.nn.utils.clip_grad_norm_([reference], 0.5)
+    torch.optim.AdamW([reference], lr=task.learning_rate, weight_decay=0.0).step()
+    torch.testing.assert_close(ours, reference, rtol=1e-12, atol=1e-12)

@@ -1,0 +1,93 @@
+"""The memory model of the domain against the bytes that the runtime's autograd really keeps."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from muxtune.alignment import Alignment, HTaskShape, layout_step
+from muxtune.costs.compose import MicrobatchWork
+from muxtune.dataset import Example
+from muxtune.memory import backbone_bytes, saved_bytes
+from muxtune.model import PRESETS, ModelSpec
+from muxtune.planning.problem import attention_calls
+from runtime.adapters import initial_adapter, load_adapter
+from runtime.backbone import Stage, load_hf_model
+from runtime.batch import build_microbatch
+from runtime.memory import SavedBytes, parameter_bytes
+from tests.plans import make_task
+
+ALL = ("all-linear",)
+
+
+def measure(
+    model: ModelSpec,
+    tmp_path,
+    *,
+    targets: tuple[str, ...],
+    lengths,
+    alignment: Alignment,
+    first: bool,
+    last: bool,
+) -> tuple[int, int]:
+    """Measured and modelled bytes of one micro-batch of two tasks."""
+    loras = {"method": "lora", "alpha": 8, "targets": targets}
+    tasks = [make_task("a", peft=loras | {"r": 4}), make_task("b", peft=loras | {"r": 16})]
+    stage = Stage(model, range(model.layers), first=first, last=last, weights=load_hf_model(model))
+    for task in tasks:
+        initial_adapter(model, task, tmp_path / task.id)
+        stage.add_task(task, load_adapter(tmp_path / task.id))
+    row = {"pad": max(map(max, lengths)), "pack": None, "chunk": 64}[alignment]
+    sizes = {"pad": row, "pack": 0, "chunk": 64}[alignment]
+    tokens = sum(sum(each) if alignment == "pack" else len(each) * sizes for each in lengths)
+    shape = HTaskShape(alignment=alignment, row_tokens=row, microbatches=1, tokens=tokens)
+    (layout,) = layout_step(shape, [np.array(each) for each in lengths])
+    batches = [[Example(np.ones(n, dtype=np.int64), n - 2) for n in each] for each in lengths]
+    batch = build_microbatch(layout, batches, task_ids=["a", "b"])
+    dtype = getattr(torch, model.dtype)
+    hidden = None if first else torch.randn(tokens, model.hidden, dtype=dtype, requires_grad=True)
+    with SavedBytes(stage) as saved:
+        output = stage(batch, hidden)
+    assert output.requires_grad
+    work = MicrobatchWork(
+        tokens=tokens,
+        task_tokens=tuple(span.stop - span.start for span in layout.spans),
+        loras=tuple(task.peft for task in tasks),
+        attention=tuple((1.0, *call) for call in attention_calls(layout)),
+        targets=2 * sum(map(len, lengths)),
+    )
+    assert parameter_bytes(stage) == pytest.approx(
+        backbone_bytes(model, model.layers, first=first, last=last), rel=0.02
+    )
+    return saved.bytes, saved_bytes(model, model.layers, first=first, last=last, work=work)
+
+
+@pytest.mark.parametrize("alignment", ["pad", "pack", "chunk"])
+@pytest.mark.parametrize(("first", "last"), [(True, False), (False, False), (False, True)])
+@pytest.mark.parametrize(
+    ("name", "targets"),
+    [
+        ("llama-tiny", ALL),
+        ("llama-tiny", ("q_proj", "v_proj")),
+        ("llama-tiny", ("o_proj", "down_proj")),
+        ("gpt2-tiny", ALL),
+        ("gpt2-tiny", ("c_attn",)),
+    ],
+)
+def test_saved_activations_are_modelled_within_2_percent(name, targets, first, last, alignment, tmp_path):
+    model = PRESETS[name].model_copy(update={"layers": 2})
+    lengths = [[40, 31, 17, 33], [64, 50, 12]]
+    measured, modelled = measure(
+        model, tmp_path, targets=targets, lengths=lengths, alignment=alignment, first=first, last=last
+    )
+    assert modelled == pytest.approx(measured, rel=0.02)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_other_dtypes_are_modelled_within_3_percent(dtype, tmp_path):
+    model = PRESETS["llama-tiny"].model_copy(update={"layers": 2, "dtype": dtype})
+    measured, modelled = measure(
+        model, tmp_path, targets=ALL, lengths=[[40, 31], [64]], alignment="pack", first=False, last=False
+    )
+    assert modelled == pytest.approx(measured, rel=0.03)

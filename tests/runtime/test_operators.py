@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from muxtune.model import PRESETS
+from muxtune.operators import FWD_ONLY, OPERATOR_DIMS, OPERATOR_SUITES, Operator
+from runtime.operators import TorchOperators
+
+DIMS = {"in_features": 16, "out_features": 24, "r": 3, "layers": 2, "tensors": 4, "parameters": 100}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("model", PRESETS)
+@pytest.mark.parametrize("kind", sorted(OPERATOR_DIMS.keys() - {"p2p"}))
+def test_every_kind_runs_and_its_backward_repeats(kind, model, dtype):
+    spec = PRESETS[model].model_copy(update={"dtype": dtype})
+    op = Operator(kind, tuple(DIMS.get(dim, 5) for dim in OPERATOR_DIMS[kind]))
+    forward, backward = TorchOperators().build(op, spec, "cpu")
+    forward()
+    assert (backward is None) == (kind in FWD_ONLY)
+    if backward is not None:
+        backward()
+        backward()
+        forward()
+        backward()
+
+
+def test_no_backward_if_nobody_needs_it():
+    _, backward = TorchOperators().build(
+        Operator("norm", (4,)), PRESETS["llama-tiny"], "cpu", needs_backward=False
+    )
+    assert backward is None
+
+
+def test_transfers_are_refused():
+    with pytest.raises(ValueError, match=r"p2p\(8,\) cannot be built on one rank"):
+        TorchOperators().build(Operator("p2p", (8,)), PRESETS["llama-tiny"], "cpu")
+
+
+def test_the_entry_point_finds_the_suite():
+    assert isinstance(OPERATOR_SUITES.get("torch"), TorchOperators)
+
+
+def test_building_leaves_the_global_generator_alone():
+    torch.manual_seed(3)
+    state = torch.random.get_rng_state()
+    TorchOperators().build(Operator("stage", (1, 1, 2, 1, 4)), PRESETS["llama-tiny"], "cpu")
+    assert torch.equal(torch.random.get_rng_state(), state)

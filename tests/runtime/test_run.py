@@ -1,0 +1,109 @@
+"""What a run refuses before it starts or writes anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from muxtune.errors import SpecError, UserError
+from muxtune.model import PRESETS, load_model_spec
+from muxtune.plan import Plan, save_plan
+from muxtune.workload import Workload
+from runtime import run_plan
+from tests.helpers import make_hf_model, make_plan, make_task, write_examples
+
+
+@pytest.fixture
+def plan(tmp_path) -> Plan:
+    task = make_task("a", write_examples(tmp_path / "data" / "a.jsonl", seed=0))
+    return make_plan(Workload(tasks=(task,)), PRESETS["llama-tiny"], partition=[["a"]])
+
+
+def _refused(plan: Plan | Path, out_dir: Path, message: str, kind: type[UserError] = SpecError, **options):
+    existed = out_dir.exists()
+    with pytest.raises(kind, match=message) as caught:
+        run_plan(plan, out_dir, **options)
+    assert "\n" not in str(caught.value)
+    assert out_dir.exists() == existed
+
+
+def _changed(plan: Plan, **changes: object) -> Plan:
+    return Plan.model_validate({name: getattr(plan, name) for name in Plan.model_fields} | changes)
+
+
+def test_more_steps_than_the_longest_task_has(plan, tmp_path):
+    _refused(plan, tmp_path / "run", "steps = 6: expected 1 to 5", steps=6)
+
+
+def test_a_changed_dataset(plan, tmp_path):
+    write_examples(tmp_path / "data" / "a.jsonl", seed=1)
+    _refused(plan, tmp_path / "run", r"tasks\.a\.dataset\.path = .*: expected the file that the plan")
+
+
+def test_a_missing_dataset(plan, tmp_path):
+    (tmp_path / "data" / "a.jsonl").unlink()
+    _refused(plan, tmp_path / "run", r"tasks\.a\.dataset\.path = .*: expected a readable JSONL file")
+
+
+def test_a_truncated_plan(plan, tmp_path):
+    save_plan(plan, tmp_path / "plan.json")
+    text = (tmp_path / "plan.json").read_text()
+    (tmp_path / "plan.json").write_text(text[: len(text) // 2])
+    _refused(tmp_path / "plan.json", tmp_path / "run", "not a whole JSON file", UserError)
+
+
+def test_a_device_that_we_do_not_run_on(plan, tmp_path):
+    device = plan.cluster.device.model_copy(update={"kind": "cuda"})
+    cluster = plan.cluster.model_copy(update={"device": device})
+    _refused(_changed(plan, cluster=cluster), tmp_path / "run", "device.kind = 'cuda': expected cpu")
+
+
+def test_a_plan_that_does_not_fit_the_memory(plan, tmp_path):
+    predicted = plan.predicted.model_copy(update={"peak_memory_bytes": (1, 2**60)})
+    message = r"predicted\.peak_memory_bytes = \d+: expected at most"
+    _refused(_changed(plan, predicted=predicted), tmp_path / "run", message)
+
+
+def test_no_checkpoints_at_all(plan, tmp_path):
+    _refused(plan, tmp_path / "run", "checkpoint_every = 0: expected at least 1", checkpoint_every=0)
+
+
+def test_a_folder_that_is_not_empty(plan, tmp_path):
+    out_dir = tmp_path / "run"
+    out_dir.mkdir()
+    (out_dir / "notes.txt").write_text("mine")
+    _refused(plan, out_dir, "is not empty; expected a new folder, or --resume", UserError)
+    _refused(plan, out_dir, "has no plan.json", UserError, resume=True)
+    assert [path.name for path in out_dir.iterdir()] == ["notes.txt"]
+
+
+def test_a_file_in_place_of_the_folder(plan, tmp_path):
+    (tmp_path / "run").write_text("")
+    _refused(plan, tmp_path / "run", "is a file; expected a folder", UserError)
+
+
+def test_resuming_with_another_plan(plan, tmp_path):
+    out_dir = tmp_path / "run"
+    out_dir.mkdir()
+    save_plan(_changed(plan, policy="other"), out_dir / "plan.json")
+    _refused(plan, out_dir, "has a run of another plan", UserError, resume=True)
+
+
+def test_a_backbone_directory_that_changed_or_went_away(tmp_path):
+    folder = make_hf_model(tmp_path / "model", "llama")
+    task = make_task("a", write_examples(tmp_path / "a.jsonl", seed=0))
+    plan = make_plan(Workload(tasks=(task,)), load_model_spec(str(folder)), partition=[["a"]])
+    make_hf_model(tmp_path / "model", "llama", layers=5)
+    _refused(
+        plan, tmp_path / "run", r"plan: model\.source = .*: expected the backbone that the plan was made for"
+    )
+    (folder / "model.safetensors").unlink()
+    _refused(plan, tmp_path / "run", r"plan: model\.source = .*: expected a directory with weights")
+
+
+def test_torchrun_with_another_number_of_ranks(plan, tmp_path, monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(name, value)
+    message = r"torchrun started 3 ranks \(WORLD_SIZE\); expected 2"
+    _refused(plan, tmp_path / "run", message, UserError)

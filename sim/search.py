@@ -1,0 +1,50 @@
+"""Plan search: cheap evaluation of all candidates, SimPy for the finalists."""
+
+from __future__ import annotations
+
+from muxtune.cluster import ClusterSpec
+from muxtune.costs.base import CostModel
+from muxtune.model import ModelSpec
+from muxtune.plan import Plan
+from muxtune.planning.options import PlanOptions
+from muxtune.planning.problem import PlanningProblem
+from muxtune.policies import plan_problem
+from muxtune.workload import Workload
+from sim.engine import simulate_plan
+
+
+def search_plan(
+    workload: Workload,
+    model: ModelSpec,
+    cluster: ClusterSpec,
+    costs: CostModel,
+    *,
+    policy: str = "muxtune",
+    options: PlanOptions | None = None,
+) -> Plan:
+    """Best plan of a policy, by simulated iteration time.
+
+    Args:
+        workload: The tasks.
+        model: Their backbone.
+        cluster: Where they run.
+        costs: Operator costs of the cluster's device.
+        policy: Name in the policy registry.
+        options: Decisions that are not left to the search.
+
+    Returns:
+        A plan whose ``predicted`` comes from the simulator.
+
+    Raises:
+        UserError: Unknown policy, a task that cannot run on this backbone, or nothing fits the cluster.
+    """
+    return search_problem(PlanningProblem(workload, model, cluster, costs), policy=policy, options=options)
+
+
+def search_problem(
+    problem: PlanningProblem, *, policy: str = "muxtune", options: PlanOptions | None = None
+) -> Plan:
+    """:func:`search_plan` for a problem whose data is loaded, so that policies can share it."""
+    finalists = plan_problem(problem, policy=policy, options=options or PlanOptions())
+    simulated = [plan.model_copy(update={"predicted": simulate_plan(plan).predicted}) for plan in finalists]
+    return min(simulated, key=lambda plan: plan.predicted.iteration_s)

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+
+from muxtune.errors import SpecError
+from muxtune.plan import Predicted
+from muxtune.prediction import stage_times
+from muxtune.schedule import Action
+from muxtune.timeline import StageTimes, evaluate_schedule, steady_iteration_s
+from muxtune.trace import COMMUNICATION, COMPUTE, Span
+from sim.engine import simulate_plan, simulate_schedule
+from tests.plans import make_plan
+from tests.sim.strategies import Case, cases
+
+RELATIVE = 1e-9  # only the order of additions may differ
+
+
+def starts_and_ends(spans):
+    return {(s.stage, s.action): (s.start_s, s.end_s) for s in spans if s.stream == COMPUTE}
+
+
+@given(cases(may_contend=False))
+@settings(max_examples=150, deadline=None)
+def test_engine_agrees_with_the_recurrence_without_contention(case: Case):
+    expected = starts_and_ends(evaluate_schedule(case.stages, case.times))
+    simulated = starts_and_ends(simulate_schedule(case.stages, case.times))
+    assert simulated.keys() == expected.keys()
+    for key, times_s in expected.items():
+        assert simulated[key] == pytest.approx(times_s, rel=RELATIVE, abs=1e-12)
+
+
+@given(cases(may_contend=True))
+@settings(max_examples=100, deadline=None)
+def test_contention_never_makes_an_action_earlier(case: Case):
+    alone = starts_and_ends(evaluate_schedule(case.stages, case.times))
+    for key, (start_s, end_s) in starts_and_ends(simulate_schedule(case.stages, case.times)).items():
+        assert start_s >= alone[key][0] * (1 - RELATIVE)
+        assert end_s >= alone[key][1] * (1 - RELATIVE)
+
+
+@given(cases(may_contend=True))
+@settings(max_examples=50, deadline=None)
+def test_every_tensor_travels_once_and_a_link_carries_one_at_a_time(case: Case):
+    transfers = [s for s in simulate_schedule(case.stages, case.times) if s.stream == COMMUNICATION]
+    last = len(case.stages) - 1
+    expected = Counter(
+        (stage, action)
+        for stage, actions in enumerate(case.stages)
+        for action in actions
+        if (action.kind == "F" and stage < last) or (action.kind == "B" and stage > 0)
+    )
+    assert Counter((s.stage, s.action) for s in transfers) == expected
+    for stage in range(last + 1):
+        for kind in ("F", "B"):
+            link = sorted(
+                (s.start_s, s.end_s) for s in transfers if (s.stage, s.action.kind) == (stage, kind)
+            )
+            assert all(a[1] <= b[0] for a, b in pairwise(link))
+
+
+def test_simultaneous_transfers_queue():
+    # Stage 0 finishes its forwards after 1 s and 2 s, but a transfer takes 3 s: the second one waits.
+    f0, f1, b0, b1 = Action("F", 0, 0), Action("F", 0, 1), Action("B", 0, 0), Action("B", 0, 1)
+    stages = [[f0, f1, b0, b1], [f0, b0, f1, b1]]
+    times = StageTimes(fwd_s=[[1.0], [1.0]], bwd_s=[[1.0], [1.0]], p2p_s=[3.0])
+    spans = simulate_schedule(stages, times)
+    assert Span(0, COMMUNICATION, f1, 4.0, 7.0) in spans
+    assert Span(1, COMPUTE, f1, 7.0, 8.0) in spans
+    assert Span(1, COMPUTE, f1, 6.0, 7.0) in evaluate_schedule(stages, times)
+
+
+def test_a_deadlock_is_reported():
+    f0, f1, b0, b1 = Action("F", 0, 0), Action("F", 0, 1), Action("B", 0, 0), Action("B", 0, 1)
+    times = StageTimes(fwd_s=[[1.0]] * 2, bwd_s=[[1.0]] * 2, p2p_s=[0.0])
+    with pytest.raises(RuntimeError, match="deadlocks"):
+        simulate_schedule([[f0, b0, f1, b1], [f0, f1, b0, b1]], times)
+
+
+def test_a_plan_is_simulated_with_its_own_durations():
+    plan = make_plan()
+    report = simulate_plan(plan)
+    assert report.predicted.model_dump().keys() == Predicted.model_fields.keys()
+    spans = evaluate_schedule(plan.actions, stage_times(plan))
+    assert report.predicted.iteration_s == pytest.approx(steady_iteration_s(spans), rel=RELATIVE)
+    assert report.predicted.fwd_s == plan.predicted.fwd_s
+    assert report.predicted.peak_memory_bytes == plan.predicted.peak_memory_bytes
+
+
+def test_effective_tokens_per_iteration_survive_the_simulation():
+    plan = make_plan()
+    old, new = plan.predicted, simulate_plan(plan).predicted
+    assert new.effective_tokens_per_s * new.iteration_s == pytest.approx(
+        old.effective_tokens_per_s * old.iteration_s
+    )
+
+
+@pytest.mark.parametrize("template", ["flush", "continuous"])
+def test_more_iterations_than_scheduled_can_be_played(template):
+    report = simulate_plan(make_plan(template=template), iterations=7)
+    assert report.predicted.scheduled_iterations == 7
+
+
+def test_flush_repeats_with_the_period_of_its_one_scheduled_iteration():
+    plan = make_plan(template="flush")
+    assert plan.predicted.scheduled_iterations == 1
+    repeated = simulate_plan(plan, iterations=5).predicted
+    assert repeated.iteration_s == pytest.approx(plan.predicted.iteration_s, rel=RELATIVE)
+
+
+def test_no_iterations_are_refused():
+    with pytest.raises(SpecError, match="iterations = 0: expected at least 1"):
+        simulate_plan(make_plan(), iterations=0)

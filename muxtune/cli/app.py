@@ -1,0 +1,86 @@
+"""The ``muxtune`` command: its commands, and what becomes of errors.
+
+Exit code 0 on success, 2 for a mistake of the user (one line that says what and where), 1 for our own
+failure, 130 after Ctrl-C. ``MUXTUNE_DEBUG=1`` shows the traceback of a failure.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Annotated, NoReturn
+
+import typer
+
+from muxtune.cli import catalog, compare, demo, planning, profile, running
+from muxtune.errors import MuxTuneError, UserError
+
+app = typer.Typer(
+    name="muxtune",
+    help="Multiplex many PEFT jobs on one frozen backbone: profile, plan, simulate, run, validate.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain text: pipes and logs read it too
+)
+
+app.command()(demo.demo)
+app.command()(profile.profile)
+app.command()(planning.plan)
+app.command()(planning.simulate)
+app.command()(running.run)
+app.command()(running.validate)
+app.command()(compare.compare)
+app.command()(catalog.models)
+app.command()(catalog.clusters)
+app.command()(catalog.policies)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"muxtune {version('muxtune')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _configure(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    warnings.showwarning = _show_warning
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="muxtune: %(message)s")
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """One line without the source that raised it, which says nothing to a user."""
+    sys.stderr.write(f"muxtune: warning: {message}\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a command and end the process with its exit code.
+
+    Args:
+        arguments: Command line without the program's name; that of the process by default.
+    """
+    try:
+        app(args=arguments, prog_name="muxtune")
+    except UserError as error:
+        _end(error, code=2)
+    except Exception as error:  # the outermost door: whatever escapes is a failure of ours
+        if os.environ.get("MUXTUNE_DEBUG") == "1":
+            raise
+        _end(error, code=1)
+    sys.exit(0)
+
+
+def _end(error: Exception, *, code: int) -> NoReturn:
+    message = " ".join(str(error).split())
+    if not isinstance(error, MuxTuneError):
+        message = f"{type(error).__name__}: {message} (MUXTUNE_DEBUG=1 shows where)"
+    sys.stderr.write(f"muxtune: error: {message}\n")
+    sys.exit(code)

@@ -1,0 +1,53 @@
+"""``compare``: all policies on one workload."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from muxtune.cli.costs import find_costs
+from muxtune.cli.inputs import load_inputs
+from muxtune.cli.options import DEFAULT_CLUSTER, ClusterName, JsonFlag, ModelName, ProfilePath, WorkloadPath
+from muxtune.cli.output import check_writable, emit, stdout_kept_clean
+from muxtune.errors import SpecError
+
+
+def compare(
+    workload: WorkloadPath,
+    model: ModelName = None,
+    cluster: ClusterName = DEFAULT_CLUSTER,
+    profile: ProfilePath = None,
+    policies: Annotated[
+        str | None, typer.Option(help="Names with commas between them; all by default.")
+    ] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Also run every plan for real.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the runs, with --measure.", show_default=False)
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Optimizer steps of each run; all by default.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Plan a workload under every policy; one table."""
+    from muxtune.planning.problem import PlanningProblem
+    from muxtune.policies import POLICIES
+
+    if measure and out is None:
+        raise SpecError("--out", None, "a folder for the runs that --measure makes")
+    check_writable(out, "--out", folder=True)
+    names = POLICIES.names() if policies is None else [name.strip() for name in policies.split(",")]
+    for name in names:
+        POLICIES.get(name)  # before anything is measured
+    inputs = load_inputs(workload, model, cluster)
+    costs = find_costs(profile, inputs.workload, inputs.model, inputs.cluster)
+    from experiments.comparison import comparison_table, run_comparison
+
+    with stdout_kept_clean():
+        problem = PlanningProblem(inputs.workload, inputs.model, inputs.cluster, costs)
+        comparison = run_comparison(
+            problem, names, measure_dir=out if measure else None, steps=steps, progress=True
+        )
+    emit(comparison, comparison_table(comparison), as_json=as_json)

@@ -1,0 +1,70 @@
+"""Where a command gets its operator costs: a profile that was named, one kept from before, or a new one."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from pathlib import Path
+
+import typer
+
+from muxtune.cli.output import stdout_kept_clean
+from muxtune.cluster import ClusterSpec
+from muxtune.costs.base import CostModel
+from muxtune.costs.profile import load_profile
+from muxtune.costs.profiled import ProfiledCosts
+from muxtune.dataset import load_task_data
+from muxtune.errors import SpecError
+from muxtune.model import ModelSpec
+from muxtune.workload import Workload
+
+
+def find_costs(profile: Path | None, workload: Workload, model: ModelSpec, cluster: ClusterSpec) -> CostModel:
+    """Costs of the cluster's device for this backbone.
+
+    Without ``profile``, this machine is measured once per backbone, dtype and number of ranks; the profile is
+    kept in ``~/.cache/muxtune/profiles`` (``MUXTUNE_CACHE`` replaces ``~/.cache/muxtune``).
+
+    Raises:
+        UserError: The profile cannot be read or is of another backbone, this machine cannot measure the
+            cluster's device, or a dataset is wrong (checked before minutes of measuring).
+    """
+    if profile is not None:
+        return ProfiledCosts(load_profile(profile), model)
+    kept = kept_profile_path(model, cluster)
+    if not kept.exists():
+        if cluster.device.kind != "cpu":
+            raise SpecError(
+                "--profile", None, f"a profile of {cluster.device.name}, which is not measured here"
+            )
+        for task in workload.tasks:
+            load_task_data(task, model)
+        typer.echo(f"muxtune: no profile of {model.name} yet; measuring this machine into {kept}", err=True)
+        measure_profile(model, cluster, kept)
+    return ProfiledCosts(load_profile(kept), model)
+
+
+def kept_profile_path(model: ModelSpec, cluster: ClusterSpec) -> Path:
+    """Where the profile of this machine for that backbone and number of ranks is kept."""
+    root = os.environ.get("MUXTUNE_CACHE") or Path.home() / ".cache" / "muxtune"
+    machine = f"{platform.node()} {platform.machine()} {os.cpu_count()} {_cpu_model()}"
+    shapes = model.model_dump_json(exclude={"name", "source", "init_seed"})  # costs depend on nothing else
+    digest = hashlib.sha256(f"{shapes} {machine}".encode()).hexdigest()[:16]
+    return Path(root) / "profiles" / f"{model.name}-{model.dtype}-{cluster.ranks}-{digest}.parquet"
+
+
+def measure_profile(model: ModelSpec, cluster: ClusterSpec, out: Path) -> None:
+    """Measure this machine's CPU under the load of as many ranks as the cluster has."""
+    from profiler import profile_model
+
+    with stdout_kept_clean():
+        profile_model(model, device="cpu", out=out, ranks=cluster.ranks, progress=True)
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")

@@ -1,0 +1,40 @@
+"""Workload, backbone and cluster of a command."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from muxtune.cluster import ClusterSpec, load_cluster
+from muxtune.errors import SpecError
+from muxtune.model import ModelSpec, load_model_spec
+from muxtune.workload import Workload, load_workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanInputs:
+    """What is to be planned, and for which machine."""
+
+    workload: Workload
+    model: ModelSpec
+    cluster: ClusterSpec
+
+
+def load_inputs(workload: Path, model: str | None, cluster: str) -> PlanInputs:
+    """Read and check a workload with its backbone and cluster.
+
+    Args:
+        workload: YAML file.
+        model: Preset or directory; the workload's backbone by default.
+        cluster: Preset or YAML file.
+
+    Raises:
+        UserError: Something is missing or wrong, or no backbone is named.
+    """
+    loaded = load_workload(workload)
+    name = model or loaded.backbone
+    if name is None:
+        raise SpecError(f"{workload}: backbone", None, "a preset or Hugging Face directory (or --model)")
+    spec = load_model_spec(name, loaded.dtype)
+    loaded.check(spec)
+    return PlanInputs(workload=loaded, model=spec, cluster=load_cluster(cluster))

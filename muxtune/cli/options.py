@@ -1,0 +1,26 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+WorkloadPath = Annotated[Path, typer.Option("--workload", help="Workload file (YAML).")]
+ModelName = Annotated[
+    str | None,
+    typer.Option("--model", help="Preset or Hugging Face directory; the workload's backbone by default."),
+]
+ClusterName = Annotated[str, typer.Option("--cluster", help="cpu-N, or a YAML file.")]
+ProfilePath = Annotated[
+    Path | None,
+    typer.Option("--profile", help="Operator costs; by default this machine's, measured once and kept."),
+]
+PlanPath = Annotated[Path, typer.Argument(metavar="PLAN", help="A plan.json.", show_default=False)]
+GanttPath = Annotated[
+    Path | None, typer.Option("--gantt", help="Draw the timeline (.png, .svg or .pdf).", show_default=False)
+]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")]
+
+DEFAULT_CLUSTER = "cpu-2"

@@ -1,0 +1,53 @@
+"""What a command prints: one result on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from muxtune.errors import SpecError
+
+_STDOUT, _STDERR = 1, 2
+
+
+@contextmanager
+def stdout_kept_clean() -> Iterator[None]:
+    """Send to stderr whatever is printed inside: by us, by C++ libraries (gloo does), by child processes."""
+    sys.stdout.flush()
+    saved = os.dup(_STDOUT)
+    os.dup2(_STDERR, _STDOUT)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(saved, _STDOUT)
+        os.close(saved)
+
+
+def emit(result: BaseModel, text: str, *, as_json: bool) -> None:
+    """Print the result of a command: as JSON for machines, as text for people."""
+    sys.stdout.write((result.model_dump_json() if as_json else text) + "\n")
+
+
+def check_writable(path: Path | None, option: str, *, folder: bool = False) -> None:
+    """Refuse an output path that cannot be written, before the work whose result would be lost.
+
+    Raises:
+        SpecError: Names the option.
+    """
+    if path is None:
+        return
+    if path.exists() and path.is_dir() != folder:
+        raise SpecError(option, str(path), "a folder" if folder else "a file, not a folder")
+    ancestor = path.absolute().parent
+    while not ancestor.exists():
+        ancestor = ancestor.parent
+    if not ancestor.is_dir():
+        raise SpecError(option, str(path), f"a path inside a folder; {ancestor} is a file")
+    if not os.access(ancestor, os.W_OK):
+        raise SpecError(option, str(path), f"a place that can be written; {ancestor} cannot")

@@ -1,0 +1,77 @@
+"""A plan and its prediction in words and tables."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from muxtune.dataset import load_task_data
+from muxtune.plan import HTask, Plan, Predicted
+from muxtune.tables import format_table, show_bytes, show_difference, show_percent, show_rate, show_seconds
+from muxtune.tokenizer import load_tokenizer
+
+
+def plan_summary(plan: Plan) -> str:
+    """What was decided, and what is expected of it. Reads the datasets."""
+    p = plan.parallelism
+    layers = " + ".join(map(str, p.layers_per_stage))
+    head = (
+        f"{plan.policy}: {_count(len(plan.tasks), 'task')} in {_count(len(plan.htasks), 'hTask')}, "
+        f"{_count(len(plan.buckets), 'bucket')}, {plan.template} template\n"
+        f"{plan.model.name} on {plan.cluster.name}: {_count(p.pp, 'stage')} with {layers} layers; "
+        f"costs {plan.costs.profile_id}"
+    )
+    return f"{head}\n\n{_htask_table(plan)}\n\n{predicted_table(plan.predicted)}"
+
+
+def predicted_table(predicted: Predicted) -> str:
+    """The numbers of a prediction, the lower bound beside the iteration time."""
+    rows = [
+        ["iteration", show_seconds(predicted.iteration_s)],
+        ["lower bound (busiest stage)", show_seconds(predicted.lower_bound_s)],
+        ["above the lower bound", show_difference(predicted.iteration_s, predicted.lower_bound_s)],
+        ["tokens/s", show_rate(predicted.tokens_per_s)],
+        ["billed tokens/s", show_rate(predicted.billed_tokens_per_s)],
+        ["effective tokens/s", show_rate(predicted.effective_tokens_per_s)],
+        ["bubble", show_percent(predicted.bubble_fraction)],
+        ["peak memory per stage", ", ".join(map(show_bytes, predicted.peak_memory_bytes))],
+    ]
+    return format_table(["predicted", ""], rows)
+
+
+def _htask_table(plan: Plan) -> str:
+    bucket_of = {htask: number for number, bucket in enumerate(plan.buckets) for htask in bucket}
+    effective = _effective_tokens(plan)
+    rows = []
+    for htask in plan.htasks:
+        tokens = htask.microbatches * htask.tokens_per_microbatch
+        ineffective = 1 - sum(effective[task_id] for task_id in htask.task_ids) / tokens
+        rows.append(
+            [
+                f"{htask.id}: {' + '.join(htask.task_ids)}",
+                str(bucket_of[htask.id]),
+                _alignment(htask),
+                str(htask.microbatches),
+                str(htask.tokens_per_microbatch),
+                show_percent(ineffective),
+            ]
+        )
+    header = ["hTask", "bucket", "alignment", "micro-batches", "tokens per micro-batch", "ineffective"]
+    return format_table(header, rows)
+
+
+def _alignment(htask: HTask) -> str:
+    return f"chunk {htask.chunk_tokens}" if htask.alignment == "chunk" else htask.alignment
+
+
+def _effective_tokens(plan: Plan) -> dict[str, float]:
+    """Tokens of examples per step and task, the mean over its steps."""
+    tokenizer = load_tokenizer(plan.model)
+    data = {task.id: load_task_data(task, plan.model, tokenizer) for task in plan.tasks}
+    return {
+        task_id: float(np.mean([d.batch_lengths(step).sum() for step in range(d.task.steps)]))
+        for task_id, d in data.items()
+    }
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

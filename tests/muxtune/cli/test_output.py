@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from muxtune.cli.output import check_writable
+from muxtune.errors import SpecError
+
+
+def test_what_a_child_process_prints_goes_to_stderr():
+    script = (
+        "import subprocess\n"
+        "from muxtune.cli.output import stdout_kept_clean\n"
+        "print('before')\n"
+        "with stdout_kept_clean():\n"
+        "    print('python')\n"
+        "    subprocess.run(['echo', 'child'])\n"
+        "print('after')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["before", "after"]
+    assert sorted(done.stderr.split()) == ["child", "python"]
+
+
+def test_output_paths_are_checked_before_the_work(tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    check_writable(tmp_path / "new" / "deep" / "x.json", "--out")
+    check_writable(file, "--out")
+    check_writable(None, "--out")
+    check_writable(tmp_path, "--out", folder=True)
+    with pytest.raises(SpecError, match=r"--out = .*: expected a file, not a folder"):
+        check_writable(tmp_path, "--out")
+    with pytest.raises(SpecError, match="expected a folder"):
+        check_writable(file, "--out", folder=True)
+    with pytest.raises(SpecError, match="file is a file"):
+        check_writable(file / "x.json", "--out")

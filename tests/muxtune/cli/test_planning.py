@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from muxtune.plan import Plan, Predicted, load_plan
+from muxtune.trace import load_trace
+from tests.muxtune.cli.conftest import task
+
+
+def errors_of(result) -> int:
+    """Lines on stderr that are no warnings; a traceback would have many."""
+    lines = result.err.splitlines()
+    return sum(not line.startswith("muxtune: warning: ") for line in lines)
+
+
+def test_plan_writes_a_plan_and_says_what_it_decided(cli, write_workload, profile_path, tmp_path):
+    result = cli("plan", "--workload", write_workload(), "--profile", profile_path)
+    assert result.code == 0, result.err
+    plan = load_plan(tmp_path / "plan.json")
+    assert {t.id for t in plan.tasks} == {"a", "b", "c"}
+    for words in ("ineffective", "lower bound", "effective tokens/s", "written to plan.json", "llama-tiny"):
+        assert words in result.out
+
+
+def test_plan_prints_the_plan_as_json(cli, write_workload, profile_path, tmp_path):
+    out = tmp_path / "deep" / "p.json"
+    result = cli("plan", "--workload", write_workload(), "--profile", profile_path, "--out", out, "--json")
+    assert result.json == json.loads(out.read_text())
+
+
+def test_plan_schema_needs_no_workload(cli):
+    assert cli("plan", "--schema").json == Plan.model_json_schema()
+
+
+@pytest.mark.parametrize(
+    ("options", "check"),
+    [
+        (["--policy", "nemo"], lambda plan: plan.policy == "nemo" and len(plan.htasks) == 3),
+        (["--partition", "a+b,c"], lambda plan: {h.task_ids for h in plan.htasks} == {("a", "b"), ("c",)}),
+        (["--template", "flush"], lambda plan: plan.template == "flush"),
+        (["--alignment", "pack"], lambda plan: {h.alignment for h in plan.htasks} == {"pack"}),
+        (
+            ["--alignment", "chunk", "--chunk-tokens", "256"],
+            lambda plan: {h.chunk_tokens for h in plan.htasks} == {256},
+        ),
+        (["--pp", "1"], lambda plan: plan.parallelism.pp == 1),
+        (["--cluster", "cpu-1"], lambda plan: plan.cluster.ranks == 1),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_options_take_decisions_from_the_search(cli, write_workload, profile_path, tmp_path, options, check):
+    result = cli("plan", "--workload", write_workload(), "--profile", profile_path, *options)
+    assert result.code == 0, result.err
+    assert check(load_plan(tmp_path / "plan.json"))
+
+
+def test_simulate_prints_the_keys_of_predicted(cli, plan_path, tmp_path):
+    trace, gantt = tmp_path / "t.json", tmp_path / "g.png"
+    result = cli("simulate", plan_path, "--trace", trace, "--gantt", gantt, "--json")
+    assert result.code == 0, result.err
+    assert result.json.keys() == Predicted.model_fields.keys()
+    planned = load_plan(plan_path).predicted
+    assert result.json["iteration_s"] == pytest.approx(planned.iteration_s, rel=1e-9)
+    assert {span.stage for span in load_trace(trace)} == {0, 1}
+    assert gantt.stat().st_size > 5_000
+    assert "lower bound" in cli("simulate", plan_path).out
+
+
+BAD_WORKLOADS = {
+    "unknown field": ([task("a", colour="red")], "tasks.0.colour = 'red': expected no such field"),
+    "unknown target": (
+        [task("a", peft={"method": "lora", "r": 4, "alpha": 8, "targets": ["nope"]})],
+        "tasks.a.peft.targets = 'nope': expected a linear of llama-tiny",
+    ),
+    "too long": ([task("a", max_length=5000)], "tasks.a.max_length = 5000: expected at most 1024"),
+    "not divisible": (
+        [task("a", micro_batch_size=3)],
+        "tasks.a.micro_batch_size = 3: expected a divisor of global_batch_size (8)",
+    ),
+    "missing dataset": (
+        [task("a", dataset={"path": "no.jsonl"})],
+        "no.jsonl': expected a readable JSONL file",
+    ),
+    "missing field": ([{"id": "a"}], "tasks.0.peft = None: expected a value; the field is required"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_WORKLOADS, ids=str)
+def test_a_bad_workload_ends_with_2_and_one_line(cli, write_workload, profile_path, tmp_path, case):
+    tasks, message = BAD_WORKLOADS[case]
+    result = cli("plan", "--workload", write_workload(*tasks), "--profile", profile_path)
+    assert (result.code, result.out) == (2, "")
+    assert message in result.err
+    assert errors_of(result) == 1
+    assert not (tmp_path / "plan.json").exists()
+
+
+BAD_OPTIONS = {
+    "policy": (["--policy", "nemmo"], "did you mean 'nemo'?"),
+    "model": (["--model", "llama-tny"], "did you mean 'llama-tiny'?"),
+    "cluster": (["--cluster", "cpu-x"], "no cluster named 'cpu-x'"),
+    "stages": (["--pp", "3"], "--pp = 3: expected 1 to 2"),
+    "partition": (["--partition", "a+z,b,c"], "--partition = 'z': expected one of a, b, c"),
+    "profile": (["--profile", "none.parquet"], "cannot read the profile none.parquet"),
+    "chunk": (["--alignment", "chunk", "--chunk-tokens", "8"], "chunk_tokens"),
+    "out": (["--out", "."], "--out = '.': expected a file, not a folder"),
+    "other profile": (["--model", "gpt2-tiny"], "targets"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_OPTIONS, ids=str)
+def test_a_bad_option_ends_with_2_and_one_line(cli, write_workload, profile_path, tmp_path, case):
+    options, message = BAD_OPTIONS[case]
+    result = cli("plan", "--workload", write_workload(), "--profile", profile_path, *options)
+    assert (result.code, result.out) == (2, "")
+    assert message in result.err
+    assert errors_of(result) == 1
+    assert not (tmp_path / "plan.json").exists()
+
+
+def test_a_backbone_must_be_named_somewhere(cli, write_workload, profile_path):
+    path = write_workload(backbone=None)
+    result = cli("plan", "--workload", path, "--profile", profile_path)
+    assert result.code == 2
+    assert "backbone = None: expected a preset or Hugging Face directory (or --model)" in result.err
+    assert cli("plan", "--workload", path, "--profile", profile_path, "--model", "llama-tiny").code == 0
+
+
+def truncated(content: dict) -> str:
+    return json.dumps(content)[:2000]
+
+
+def wrong_version(content: dict) -> str:
+    return json.dumps(content | {"schema_version": 99})
+
+
+def more_stages_than_ranks(content: dict) -> str:
+    content["cluster"]["ranks"] = 1
+    return json.dumps(content)
+
+
+def swapped_actions(content: dict) -> str:
+    content["schedule"][0].reverse()
+    return json.dumps(content)
+
+
+def extra_field(content: dict) -> str:
+    return json.dumps(content | {"colour": "red"})
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (truncated, "is not a whole JSON file"),
+        (wrong_version, "schema_version = 99: expected 1"),
+        (more_stages_than_ranks, "expected at most 1, the ranks of cpu-2"),
+        (swapped_actions, "schedule[0][0]"),
+        (extra_field, "colour = 'red': expected no such field"),
+    ],
+)
+@pytest.mark.parametrize("command", ["simulate", "run", "validate"])
+def test_a_damaged_plan_is_refused_by_every_reader(cli, plan_path, tmp_path, command, damage, message):
+    plan_path.write_text(damage(json.loads(plan_path.read_text())))
+    rest = {"simulate": [], "run": ["--out", tmp_path / "run"], "validate": [tmp_path / "run"]}[command]
+    result = cli(command, plan_path, *rest)
+    assert (result.code, result.out) == (2, "")
+    assert message in result.err
+    assert errors_of(result) == 1
+    assert not (tmp_path / "run").exists()

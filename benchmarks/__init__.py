@@ -1,0 +1,1 @@
+"""Measurements of speed and accuracy: one question per script, printed tables, no assertions."""

@@ -1,0 +1,1 @@
+"""Figures, sweeps and demonstrations: what the paper and this project claim."""

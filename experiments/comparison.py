@@ -1,0 +1,215 @@
+"""All policies on one workload: predicted, and if asked for really executed one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from muxtune.errors import UserError
+from muxtune.plan import Plan, Predicted
+from muxtune.planning.problem import PlanningProblem
+from muxtune.tables import format_table, show_bytes, show_percent, show_rate, show_seconds
+
+__all__ = [
+    "BASELINE",
+    "Comparison",
+    "Measured",
+    "PolicyResult",
+    "compare_results",
+    "comparison_table",
+    "measure_plan",
+    "policy_result",
+    "run_comparison",
+]
+
+BASELINE = "nemo"
+"""Policy that speed-ups are relative to."""
+
+
+class Measured(BaseModel):
+    """What a run of a policy's plan took; medians over its steady iterations."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run_dir: Path
+    steps: int
+    iteration_s: float
+    tokens_per_s: float
+    billed_tokens_per_s: float
+    effective_tokens_per_s: float
+    backbone_bytes: tuple[int, ...]
+    """Per stage, all instances."""
+    peak_memory_bytes: tuple[int, ...]
+    """Per stage."""
+
+
+class PolicyResult(BaseModel):
+    """One policy on the workload."""
+
+    model_config = ConfigDict(frozen=True)
+
+    policy: str
+    refused: str | None = None
+    """Why it has no plan (out of memory, say); then it has no numbers."""
+    htasks: tuple[tuple[str, ...], ...] = ()
+    """Tasks of each hTask."""
+    template: str | None = None
+    predicted: Predicted | None = None
+    measured: Measured | None = None
+
+
+class Comparison(BaseModel):
+    """What ``muxtune compare --json`` prints."""
+
+    model_config = ConfigDict(frozen=True)
+
+    baseline: str
+    policies: tuple[PolicyResult, ...]
+    predicted_speedup: dict[str, float]
+    """Per policy, effective tokens/s relative to the baseline's; empty without the baseline."""
+    measured_speedup: dict[str, float]
+    """Likewise, of the real runs."""
+
+
+def run_comparison(
+    problem: PlanningProblem,
+    policies: Sequence[str],
+    *,
+    measure_dir: Path | None = None,
+    steps: int | None = None,
+    progress: bool = False,
+) -> Comparison:
+    """Plan a workload under several policies.
+
+    Args:
+        problem: Tasks with their data, backbone, cluster and costs.
+        policies: Names in the policy registry.
+        measure_dir: Execute every plan for real, each into a folder of its policy's name in here.
+        steps: Of each run; all by default.
+        progress: Show a bar for each run.
+
+    Raises:
+        UserError: An unknown policy, or none of them has a plan.
+        RunError: A real execution failed.
+    """
+    plans = {policy: _plan_or_reason(problem, policy) for policy in policies}
+    if all(isinstance(plan, str) for plan in plans.values()):
+        raise UserError("no policy has a plan: " + "; ".join(f"{name}: {why}" for name, why in plans.items()))
+    results = []
+    for policy, plan in plans.items():
+        if isinstance(plan, str):
+            results.append(PolicyResult(policy=policy, refused=plan))
+            continue
+        measured = None
+        if measure_dir is not None:
+            measured = measure_plan(plan, measure_dir / policy, steps=steps, progress=progress)
+        results.append(policy_result(plan, measured))
+    return compare_results(results)
+
+
+def measure_plan(plan: Plan, run_dir: Path, *, steps: int | None, progress: bool = False) -> Measured:
+    """Execute a plan for real.
+
+    Raises:
+        UserError: The folder holds another run.
+        RunError: The execution failed.
+    """
+    from runtime import run_plan
+
+    report = run_plan(plan, run_dir, steps=steps, progress=progress)
+    return Measured(
+        run_dir=run_dir,
+        steps=report.steps,
+        iteration_s=report.median_iteration_s,
+        tokens_per_s=report.tokens_per_s,
+        billed_tokens_per_s=report.billed_tokens_per_s,
+        effective_tokens_per_s=report.effective_tokens_per_s,
+        backbone_bytes=tuple(stage.backbone_bytes for stage in report.memory),
+        peak_memory_bytes=tuple(stage.peak_bytes for stage in report.memory),
+    )
+
+
+def policy_result(plan: Plan, measured: Measured | None = None) -> PolicyResult:
+    """A policy's plan and, if there was one, its run."""
+    return PolicyResult(
+        policy=plan.policy,
+        htasks=tuple(htask.task_ids for htask in plan.htasks),
+        template=plan.template,
+        predicted=plan.predicted,
+        measured=measured,
+    )
+
+
+def compare_results(results: Sequence[PolicyResult]) -> Comparison:
+    """Set results in relation to the baseline's."""
+    return Comparison(
+        baseline=BASELINE,
+        policies=tuple(results),
+        predicted_speedup=_speedups({r.policy: r.predicted for r in results}),
+        measured_speedup=_speedups({r.policy: r.measured for r in results}),
+    )
+
+
+def comparison_table(comparison: Comparison) -> str:
+    """One row per policy, predictions beside measurements where there are any."""
+    measured = bool(comparison.measured_speedup) or any(r.measured for r in comparison.policies)
+    header = ["policy", "hTasks", "template", "iteration", "tokens/s", "effective", "bubble", "memory"]
+    header.append(f"vs {comparison.baseline}")
+    if measured:
+        header += ["measured iteration", "effective", "memory", f"vs {comparison.baseline}"]
+    rows = []
+    notes = []
+    for result in comparison.policies:
+        if result.predicted is None:
+            notes.append(f"{result.policy} has no plan: {result.refused}")
+            continue
+        p = result.predicted
+        row = [
+            result.policy,
+            str(len(result.htasks)),
+            str(result.template),
+            show_seconds(p.iteration_s),
+            show_rate(p.tokens_per_s),
+            show_rate(p.effective_tokens_per_s),
+            show_percent(p.bubble_fraction),
+            show_bytes(max(p.peak_memory_bytes)),
+            _show_speedup(comparison.predicted_speedup, result.policy),
+        ]
+        if result.measured is not None:
+            m = result.measured
+            row += [
+                show_seconds(m.iteration_s),
+                show_rate(m.effective_tokens_per_s),
+                show_bytes(max(m.peak_memory_bytes)),
+                _show_speedup(comparison.measured_speedup, result.policy),
+            ]
+        rows.append(row)
+    return "\n".join([format_table(header, rows), *notes])
+
+
+def _plan_or_reason(problem: PlanningProblem, policy: str) -> Plan | str:
+    from muxtune.policies import POLICIES
+    from sim.search import search_problem
+
+    POLICIES.get(policy)  # an unknown name is no result
+    try:
+        return search_problem(problem, policy=policy)
+    except UserError as error:  # this policy cannot; the others may
+        return str(error)
+
+
+def _speedups(rates: Mapping[str, Predicted | Measured | None]) -> dict[str, float]:
+    base = rates.get(BASELINE)
+    if base is None:
+        return {}
+    return {
+        policy: rate.effective_tokens_per_s / base.effective_tokens_per_s
+        for policy, rate in rates.items()
+        if rate is not None
+    }
+
+
+def _show_speedup(speedups: dict[str, float], policy: str) -> str:
+    return f"{speedups[policy]:.2f}x" if policy in speedups else "-"

@@ -1,0 +1,71 @@
+"""Workloads for measurements: mixed LoRA tasks with the length profiles of the paper's datasets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+
+from muxtune.workload import Workload, workload_from
+
+PROFILES = {"sst2": 64, "openbookqa": 128, "rte": 256}
+"""Length histogram and the length that a tenant declares for it (paper, section 5.1)."""
+
+_TARGETS = (
+    ["q_proj", "v_proj"],
+    ["q_proj", "k_proj", "v_proj", "o_proj"],
+    ["gate_proj", "up_proj", "down_proj"],
+    ["all-linear"],
+)
+
+
+def mixed_workload(steps: int = 12) -> Workload:
+    """Eight tasks of different length, rank, batch and targets; what the speed comparisons run."""
+    rows = [
+        # histogram, r, targets, global batch, micro-batch
+        ("sst2", 8, 0, 16, 8),
+        ("openbookqa", 8, 0, 8, 4),
+        ("rte", 16, 1, 8, 4),
+        ("sst2", 4, 3, 8, 8),
+        ("openbookqa", 16, 2, 8, 8),
+        ("rte", 8, 0, 4, 4),
+        ("sst2", 32, 1, 32, 16),
+        ("openbookqa", 8, 3, 16, 8),
+    ]
+    return _workload([_task(i, *row, steps=steps) for i, row in enumerate(rows)])
+
+
+def random_workload(seed: int, *, steps: int = 10, tasks: int | None = None) -> Workload:
+    """A workload drawn from ``seed``: 2 to 8 tasks, or the number given."""
+    random = Random(seed)
+    rows = []
+    for i in range(tasks or random.randint(2, 8)):
+        micro_batch = random.choice((2, 4, 8))
+        row = (
+            random.choice(list(PROFILES)),
+            random.choice((4, 8, 16, 32)),
+            random.randrange(len(_TARGETS)),
+            micro_batch * random.choice((1, 2, 4)),
+            micro_batch,
+        )
+        rows.append(_task(i, *row, steps=steps))
+    return _workload(rows)
+
+
+def _task(
+    number: int, histogram: str, r: int, targets: int, global_batch: int, micro_batch: int, *, steps: int
+) -> dict[str, object]:
+    return {
+        "id": f"{histogram}-{number}",
+        "peft": {"method": "lora", "r": r, "alpha": 2 * r, "targets": _TARGETS[targets]},
+        "dataset": {"lengths": histogram},
+        "global_batch_size": global_batch,
+        "micro_batch_size": micro_batch,
+        "max_length": PROFILES[histogram],
+        "learning_rate": 1e-3,
+        "steps": steps,
+        "seed": number,
+    }
+
+
+def _workload(tasks: list[dict[str, object]]) -> Workload:
+    return workload_from({"backbone": "llama-tiny", "tasks": tasks}, "generated workload", Path())

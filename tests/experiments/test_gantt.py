@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import pytest
+
+from experiments.gantt import draw_gantt, middle_window
+from muxtune.errors import UserError
+from muxtune.prediction import stage_times
+from muxtune.schedule import Action, build_schedule
+from muxtune.timeline import StageTimes, evaluate_schedule
+from muxtune.trace import COMPUTE, Span, iteration_ends_s
+from tests.plans import make_plan
+
+
+def flush_spans(iterations: int) -> list[Span]:
+    stages = build_schedule([[0]], [2], pp=2, template="flush", steps=[iterations])
+    return evaluate_schedule(stages, StageTimes(fwd_s=[[1.0]] * 2, bwd_s=[[2.0]] * 2, p2p_s=[0.0]))
+
+
+def test_window_is_the_middle_of_the_iterations():
+    window = middle_window(flush_spans(7), 3)  # an iteration takes 9 s
+    assert (window.first_iteration, window.last_iteration) == (2, 4)
+    assert (window.start_s, window.stop_s) == (18.0, 45.0)
+
+
+def test_window_is_everything_where_there_are_few_iterations():
+    window = middle_window(flush_spans(2), 3)
+    assert (window.first_iteration, window.last_iteration) == (0, 1)
+    assert (window.start_s, window.stop_s) == (0.0, 18.0)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg"])
+def test_draws_two_timelines(tmp_path, suffix):
+    plan = make_plan()
+    spans = evaluate_schedule(plan.actions, stage_times(plan))
+    out = tmp_path / f"gantt{suffix}"
+    draw_gantt({"simulated": spans, "measured": spans}, out, labels={0: "a, b", 1: "c"})
+    assert out.stat().st_size > 5_000
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_an_unknown_format_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(UserError, match=r"ends in \.png"):
+        draw_gantt({"simulated": flush_spans(1)}, tmp_path / "gantt.txt")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_timeline_without_a_complete_iteration_is_refused(tmp_path):
+    forward = Span(0, COMPUTE, Action("F", 0, 0), 0.0, 1.0)
+    assert iteration_ends_s([forward]) == []
+    with pytest.raises(UserError, match="'measured' has no complete iteration"):
+        draw_gantt({"measured": [forward]}, tmp_path / "gantt.png")

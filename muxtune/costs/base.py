@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from muxtune.operators import Operator, Phase
@@ -22,4 +23,8 @@ class CostModel(Protocol):
 
     def action_s(self, operators_s: float, phase: Phase) -> float:
         """Seconds of a whole action whose operators sum up to ``operators_s``."""
+        ...
+
+    def exploring(self) -> AbstractContextManager[None]:
+        """Where a search prices candidates: shapes that were not measured go without a warning inside."""
         ...

@@ -17,10 +17,10 @@ class RatioTable:
         points: Log ratio under the dimensions, which are above 0 and equally many everywhere.
     """
 
-    def __init__(self, points: Mapping[tuple[int, ...], float]) -> None:
+    def __init__(self, points: Mapping[tuple[float, ...], float]) -> None:
         self._root = _Axis(points)
 
-    def at(self, dims: tuple[int, ...]) -> tuple[float, float]:
+    def at(self, dims: tuple[float, ...]) -> tuple[float, float]:
         """Log ratio at ``dims``, and how far outside they lie.
 
         Outside, the ratio of the nearest edge is returned.
@@ -32,7 +32,7 @@ class RatioTable:
 
 
 class _Axis:
-    def __init__(self, points: Mapping[tuple[int, ...], float]) -> None:
+    def __init__(self, points: Mapping[tuple[float, ...], float]) -> None:
         sizes = sorted({dims[0] for dims in points})
         self._positions = [math.log(size) for size in sizes]
         self._children: list[_Axis | float] = []

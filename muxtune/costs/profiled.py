@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from muxtune.costs.analytic import AnalyticCosts, fit_coefficients
 from muxtune.costs.interpolation import RatioTable
@@ -20,13 +21,15 @@ class ExtrapolationWarning(UserWarning):
     """A cost was asked for at a shape that lies outside the measured ones."""
 
 
-Dims = tuple[int, ...]
+Dims = tuple[float, ...]
 
 _SPLITS: dict[str, Callable[[Dims], tuple[Dims, Dims]]] = {
     "linear": lambda dims: (dims[:2], dims[2:]),
     "lora": lambda dims: (dims[:2], dims[2:]),
     # Length outside: long sequences are measured in smaller numbers.
     "attention": lambda dims: ((), dims[::-1]),
+    # Parameters per tensor: few tensors never have the parameters of many.
+    "optimizer": lambda dims: ((), (dims[0], dims[1] / dims[0])),
 }
 """Per kind: categories, which are looked up, and dimensions, which are interpolated in this order."""
 
@@ -58,8 +61,9 @@ class ProfiledCosts:
         self.model = model
         self.analytic = AnalyticCosts(fit_coefficients(profile), model)
         self._tables = self._build_tables()
-        self._cache: dict[tuple[Operator, Phase], float] = {}
+        self._cache: dict[tuple[Operator, Phase], tuple[float, float]] = {}
         self._warned: set[str] = set()
+        self._exploring = False
         self._overheads: dict[Phase, ActionOverhead] = dict.fromkeys(PHASES, ActionOverhead())
         self.stages: list[StageSum] = sum_stages(profile, self)
         """Measured stages beside the sums of their operators."""
@@ -82,11 +86,22 @@ class ProfiledCosts:
         key = (op, phase)
         cached = self._cache.get(key)
         if cached is None:
-            cached = self._interpolate(op, phase)
-            if cached and op.kind not in _OUTSIDE_ACTIONS:
-                cached += self._overheads[phase].per_operator_s
-            self._cache[key] = cached
-        return cached
+            seconds, outside = self._interpolate(op, phase)
+            if seconds and op.kind not in _OUTSIDE_ACTIONS:
+                seconds += self._overheads[phase].per_operator_s
+            cached = self._cache[key] = seconds, outside
+        if cached[1] > _OUTSIDE and not self._exploring:
+            self._warn(op, cached[1])
+        return cached[0]
+
+    @contextmanager
+    def exploring(self) -> Iterator[None]:
+        """Do not warn inside: a search prices many shapes that no plan will have."""
+        self._exploring = True
+        try:
+            yield
+        finally:
+            self._exploring = False
 
     def action_s(self, operators_s: float, phase: Phase) -> float:
         """Seconds of a whole action whose operators sum up to ``operators_s``."""
@@ -110,9 +125,10 @@ class ProfiledCosts:
             for key, categories in points.items()
         }
 
-    def _interpolate(self, op: Operator, phase: Phase) -> float:
+    def _interpolate(self, op: Operator, phase: Phase) -> tuple[float, float]:
+        """Seconds, and how far outside the measured shapes the operator lies (a logarithm)."""
         if 0 in op.dims:
-            return 0.0
+            return 0.0, 0.0
         category, dims = _split(op)
         tables = self._tables.get((op.kind, phase))
         if tables is None:
@@ -124,11 +140,10 @@ class ProfiledCosts:
             nearest = min(tables, key=lambda known: (_distance(known, category), known))
             table, outside = tables[nearest], _distance(nearest, category)
         log_ratio, left_by = table.at(dims)
-        self._warn_if_outside(op, max(outside, left_by))
-        return self.analytic.latency_s(op, phase) * math.exp(log_ratio)
+        return self.analytic.latency_s(op, phase) * math.exp(log_ratio), max(outside, left_by)
 
-    def _warn_if_outside(self, op: Operator, outside: float) -> None:
-        if outside <= _OUTSIDE or op.kind in self._warned:
+    def _warn(self, op: Operator, outside: float) -> None:
+        if op.kind in self._warned:
             return
         self._warned.add(op.kind)
         warnings.warn(

@@ -108,6 +108,11 @@ class PlanningProblem:
             p2p_s=[price.p2p_s for price in prices],
         )
 
+    def price_again(self, structure: PlanStructure) -> None:
+        """Ask the costs anew for what the structure needs, so that they say what they did not measure."""
+        for htask in structure.htasks:
+            self._price(htask, structure.layers_per_stage)
+
     def memory(self, structure: PlanStructure) -> tuple[StageMemory, ...]:
         """Bytes that each stage needs at its peak."""
         instances = len({htask.instance for htask in structure.htasks})

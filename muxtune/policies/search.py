@@ -41,6 +41,8 @@ def plan_problem(
     if options.pp is not None and not 1 <= options.pp <= problem.cluster.ranks:
         expected = f"1 to {problem.cluster.ranks}, the ranks of {problem.cluster.name}"
         raise SpecError("--pp", options.pp, expected)
-    structures = POLICIES.get(policy).propose(problem, options)
-    ranked = sorted(structures, key=lambda s: structure_iteration_s(problem, s))
+    with problem.costs.exploring():
+        structures = POLICIES.get(policy).propose(problem, options)
+        ranked = sorted(structures, key=lambda s: structure_iteration_s(problem, s))
+    problem.price_again(ranked[0])
     return [assemble_plan(problem, structure, policy) for structure in ranked[:FINALISTS]]

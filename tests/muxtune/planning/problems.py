@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from muxtune.cluster import ClusterSpec, DeviceSpec, LinkSpec
 from muxtune.model import PRESETS, ModelSpec
@@ -28,6 +29,9 @@ class FakeCosts:
     def latency_s(self, op: Operator, phase: Phase) -> float:
         amount = {"attention": op.dims[0] * op.dims[-1], "optimizer": 1, "p2p": op.dims[0] / 1024}
         return self.launch_s + amount.get(op.kind, op.dims[-1]) / self.tokens_per_s
+
+    def exploring(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def action_s(self, operators_s: float, phase: Phase) -> float:
         return 100e-6 + operators_s

@@ -1,0 +1,181 @@
+"""The reference: one task trained alone with transformers and peft, and nothing of ours.
+
+Written from the text "Training semantics" of docs/design.md, sequence by sequence, so that it shares neither
+code nor data structures with what it judges.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SoloTask:
+    """A task in plain numbers; the defaults are those of the text."""
+
+    model_dir: Path
+    dtype: str
+    byte_tokens: bool
+    """Tokens are bytes, BOS 256 and EOS 257, instead of those of the directory's tokenizer."""
+    dataset: Path
+    r: int
+    alpha: float
+    targets: tuple[str, ...]
+    global_batch_size: int
+    max_length: int
+    learning_rate: float
+    steps: int
+    lr_schedule: str = "constant"
+    warmup_steps: int = 0
+    seed: int = 0
+    shuffle: bool = False
+    weight_decay: float = 0.0
+    max_grad_norm: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SoloResult:
+    """What the task does when it is alone."""
+
+    losses: list[float]
+    """Per step, before it."""
+    target_tokens: list[int]
+    """Per step."""
+    gradient_norms: list[float]
+    """Per step, before clipping; empty for a task that does not clip."""
+    initial_adapter: dict[str, Tensor]
+    adapter: dict[str, Tensor]
+    saved_adapter: Path
+    """Folder that PEFT's ``save_pretrained`` wrote."""
+    first_tokens: list[int]
+    """Tokens of the first example of the file."""
+    first_logits: Tensor
+    """Of the trained model for them, ``[tokens, vocabulary]``."""
+
+
+Example = tuple[list[int], int]
+"""Tokens, and the position of the first target among them."""
+
+
+def train_solo(task: SoloTask, folder: Path) -> SoloResult:
+    """Train a task and save its adapter in ``folder``."""
+    examples = read_examples(task)
+    model = load_backbone(task)
+    torch.manual_seed(task.seed)
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=task.r,
+        lora_alpha=task.alpha,
+        target_modules="all-linear" if task.targets == ("all-linear",) else list(task.targets),
+    )
+    peft_model = get_peft_model(model, config).train()
+    initial = _copy_of_adapter(peft_model)
+    parameters = [parameter for parameter in peft_model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(
+        parameters, lr=task.learning_rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=task.weight_decay
+    )
+    scheduler = get_scheduler(
+        "constant_with_warmup" if task.lr_schedule == "constant" else task.lr_schedule,
+        optimizer,
+        num_warmup_steps=task.warmup_steps,
+        num_training_steps=task.steps,
+    )
+    losses, target_tokens, norms = [], [], []
+    order = example_order(task, len(examples))
+    for step in range(task.steps):
+        start = step * task.global_batch_size
+        batch = [examples[i] for i in order[start : start + task.global_batch_size]]
+        targets = sum(len(tokens) - first for tokens, first in batch)
+        total = 0.0
+        for tokens, first in batch:
+            logits = peft_model(input_ids=torch.tensor([tokens])).logits[0]
+            nll = cross_entropy(logits[first - 1 : -1], torch.tensor(tokens[first:]), reduction="sum")
+            (nll / targets).backward()
+            total += nll.item()
+        losses.append(total / targets)
+        target_tokens.append(targets)
+        if task.max_grad_norm is not None:
+            norms.append(float(torch.nn.utils.clip_grad_norm_(parameters, task.max_grad_norm)))
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+    peft_model.save_pretrained(folder)
+    first_tokens = examples[0][0]
+    return SoloResult(
+        losses=losses,
+        target_tokens=target_tokens,
+        gradient_norms=norms,
+        initial_adapter=initial,
+        adapter=_copy_of_adapter(peft_model),
+        saved_adapter=folder,
+        first_tokens=first_tokens,
+        first_logits=logits_of(peft_model, first_tokens),
+    )
+
+
+def load_backbone(task: SoloTask) -> torch.nn.Module:
+    """The directory as transformers loads it."""
+    dtype: torch.dtype = getattr(torch, task.dtype)
+    model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(task.model_dir, dtype=dtype)
+    return model
+
+
+def logits_with_adapter(task: SoloTask, adapter: Path, tokens: list[int]) -> Tensor:
+    """Logits of the backbone with a saved adapter, loaded as any user of PEFT would."""
+    return logits_of(PeftModel.from_pretrained(load_backbone(task), adapter), tokens)
+
+
+@torch.no_grad()
+def logits_of(model: torch.nn.Module, tokens: list[int]) -> Tensor:
+    """Logits of one sequence, ``[tokens, vocabulary]``."""
+    logits: Tensor = model.eval()(input_ids=torch.tensor([tokens])).logits[0]
+    return logits
+
+
+def read_examples(task: SoloTask) -> list[Example]:
+    """BOS + tokens(prompt) + tokens(completion) + EOS of every line; too long a prompt is cut on the left."""
+    if task.byte_tokens:
+        bos, eos = 256, 257
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(task.model_dir)
+        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+
+    def tokens_of(text: str) -> list[int]:
+        if task.byte_tokens:
+            return list(text.encode())
+        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    front = [] if bos is None else [bos]
+    examples: list[Example] = []
+    for line in task.dataset.read_text().splitlines():
+        record = json.loads(line)
+        prompt = tokens_of(record["prompt"]) if "prompt" in record else []
+        targets = [*tokens_of(record["completion"] if "prompt" in record else record["text"]), eos]
+        room = task.max_length - len(front) - len(targets)
+        assert room >= 0, "the text does not say what becomes of too long a completion"
+        prompt = prompt[max(len(prompt) - room, 0) :]
+        # Nothing can predict the very first token of a sequence.
+        examples.append((front + prompt + targets, max(len(front + prompt), 1)))
+    return examples
+
+
+def example_order(task: SoloTask, examples: int) -> list[int]:
+    """File order, or a permutation per epoch from one generator; steps take the next examples of it."""
+    generator = torch.Generator().manual_seed(task.seed)
+    order: list[int] = []
+    while len(order) < task.steps * task.global_batch_size:
+        order += torch.randperm(examples, generator=generator).tolist() if task.shuffle else range(examples)
+    return order
+
+
+def _copy_of_adapter(model: torch.nn.Module) -> dict[str, Tensor]:
+    return {key: tensor.detach().clone() for key, tensor in get_peft_model_state_dict(model).items()}

@@ -1,0 +1,52 @@
+"""The demonstration's wiring, with a made-up profile and few steps."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from experiments.demo import DemoReport, run_demo
+from muxtune.costs import save_profile
+from muxtune.errors import SpecError
+from tests.muxtune.costs.synthetic import analytic_law, make_profile, operators
+
+
+@pytest.fixture
+def made_up_profile(monkeypatch):
+    def measure(*_, out, **__):
+        profile = make_profile(analytic_law(), operators())
+        save_profile(profile, out)
+        return profile
+
+    monkeypatch.setattr("profiler.profile_model", measure)
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+def test_demo_runs_the_whole_loop_and_replaces_an_earlier_one(tmp_path, made_up_profile):
+    out = tmp_path / "demo"
+    out.mkdir()
+    for left_over in (".muxtune-demo", "stale.json"):
+        (out / left_over).touch()
+    report = run_demo(out, steps=3, baseline_steps=2, solo_steps=1)
+    assert not (out / "stale.json").exists()
+    assert [result.policy for result in report.comparison.policies] == ["muxtune", "nemo"]
+    assert report.comparison.measured_speedup["muxtune"] > 0
+    assert {task.steps for task in report.validation.tasks} == {3}
+    assert report.validation.max_loss_difference == pytest.approx(0, abs=1e-5)
+    assert DemoReport.model_validate_json((out / "report.json").read_text()) == report
+    assert (out / "report.md").read_text() == report.to_markdown() + "\n"
+    for name in ("gantt.png", "gantt-nemo.png", "plan.json", "profile.parquet", "trace-simulated.json"):
+        assert (out / name).stat().st_size > 0
+    tasks = yaml.safe_load((out / "workload.yaml").read_text())["tasks"]
+    assert len(tasks) == 8
+    assert len({task["max_length"] for task in tasks}) == 3
+    assert len({task["peft"]["r"] for task in tasks}) == 4
+    assert len({task["global_batch_size"] for task in tasks}) == 3
+
+
+def test_demo_replaces_nothing_that_is_not_its_own(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(SpecError, match="expected a new or empty folder, or that of an earlier demo"):
+        run_demo(tmp_path)
+    assert (tmp_path / "thesis.tex").exists()

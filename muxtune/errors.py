@@ -6,7 +6,8 @@ with code 2. Everything else is our own failure (exit code 1).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,17 @@ class SpecError(UserError, ValueError):
         if len(shown) > _SHOWN_CHARACTERS:
             shown = shown[: _SHOWN_CHARACTERS - 3] + "..."
         return f"{field} = {shown}: expected {expected}"
+
+
+@contextmanager
+def naming(where: str) -> Iterator[None]:
+    """Put a file's or object's name in front of the field of a ``SpecError`` raised inside."""
+    try:
+        yield
+    except SpecError as error:
+        field, *others = error.args
+        error.args = (f"{where}: {field}", *others)
+        raise
 
 
 class RunError(MuxTuneError):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from muxtune.alignment import MicrobatchLayout, Segment, Span
 from muxtune.model import ModelSpec
 from muxtune.registry import Registry
 
@@ -40,9 +41,10 @@ embedding  token (and position) embedding; fwd only
 head       final norm, head and cross-entropy of target tokens
 optimizer  one task's step over its adapter on a stage; fwd only
 p2p        transfer to a neighbouring stage; fwd only
-stage      a whole micro-batch through consecutive middle layers, as the runtime executes it: one hTask of
-           ``tasks`` tasks, each with ``sequences`` sequences of ``length`` tokens and rank ``r`` on every
-           linear; it shows what the sum of the single operators leaves out
+stage      a whole micro-batch through consecutive middle layers, as the runtime executes it: one packed hTask
+           of ``tasks`` tasks, each with ``sequences`` sequences of ``length`` tokens and less (see
+           :func:`stage_layout`) and rank ``r`` on every linear; it shows what the sum of the single operators
+           leaves out
 """
 
 FWD_ONLY = frozenset({"embedding", "optimizer", "p2p"})
@@ -60,6 +62,22 @@ class Operator:
 
     def __str__(self) -> str:
         return f"{self.kind}{self.dims}"
+
+
+def stage_layout(op: Operator) -> MicrobatchLayout:
+    """Micro-batch of a ``stage``: ragged, as real ones are, from ``length`` down to half of it."""
+    _, tasks, _, sequences, length = op.dims
+    lengths = [max(1, length - length * i // (2 * sequences)) for i in range(sequences)]
+    spans: list[Span] = []
+    segments: list[Segment] = []
+    start = 0
+    for task in range(tasks):
+        first = start
+        for sequence, tokens in enumerate(lengths):
+            segments.append(Segment(task, sequence, start, tokens, tokens))
+            start += tokens
+        spans.append(Span(task, first, start))
+    return MicrobatchLayout(start, tuple(spans), tuple(segments))
 
 
 class OperatorSuite(Protocol):

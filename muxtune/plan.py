@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from muxtune.alignment import Alignment, HTaskShape
 from muxtune.cluster import ClusterSpec
-from muxtune.errors import SpecError, UserError, spec_error_from
+from muxtune.errors import SpecError, UserError, naming, spec_error_from
 from muxtune.files import write_text_atomically
 from muxtune.model import ModelSpec
 from muxtune.schedule import Action, Kind, Template, check_schedule
@@ -123,6 +124,13 @@ class Plan(BaseModel):
     orchestration: Orchestration = Orchestration()
     predicted: Predicted
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Plan:
+        """A copy with other fields, without what was derived from the old ones."""
+        copy = super().model_copy(update=update, deep=deep)
+        for name in ("actions", "tasks_by_id"):
+            copy.__dict__.pop(name, None)
+        return copy
+
     @cached_property
     def actions(self) -> list[list[Action]]:
         """The schedule as actions."""
@@ -184,7 +192,8 @@ def check_plan(plan: Plan, where: str = "plan") -> None:
         expected = f"at most {plan.cluster.ranks}, the ranks of {plan.cluster.name}"
         raise SpecError(f"{where}: parallelism (tp * pp * dp)", p.ranks, expected)
     for task in plan.tasks:
-        task.check(plan.model)
+        with naming(where):
+            task.check(plan.model)
     if len(plan.tasks_by_id) != len(plan.tasks):
         raise SpecError(f"{where}: tasks", [t.id for t in plan.tasks], "unique ids")
     _check_htasks(plan, where)
@@ -194,7 +203,8 @@ def check_plan(plan: Plan, where: str = "plan") -> None:
         raise SpecError(f"{where}: buckets", [list(b) for b in plan.buckets], expected)
     if len(plan.schedule) != p.pp:
         raise SpecError(f"{where}: schedule", f"{len(plan.schedule)} lists", f"one per stage ({p.pp})")
-    check_schedule(plan.actions, plan.microbatches)
+    with naming(where):
+        check_schedule(plan.actions, plan.microbatches)
     missing = set(range(len(plan.htasks))) - {action.htask for action in plan.actions[0]}
     if missing:
         expected = "at least one step of every hTask"

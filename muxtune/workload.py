@@ -92,11 +92,11 @@ class PeftTask(BaseModel):
             raise SpecError(f"{where}.max_length", self.max_length, expected)
         if self.peft.dropout:
             raise SpecError(f"{where}.peft.dropout", self.peft.dropout, "0: dropout is not executed yet")
-        largest_rank = min(min(linear.in_features, linear.out_features) for linear in model.linears)
+        targeted = model.targeted_linears(self.peft.targets, f"{where}.peft.targets")
+        largest_rank = min(min(linear.in_features, linear.out_features) for linear in targeted)
         if self.peft.r > largest_rank:
-            expected = f"at most {largest_rank}, the smallest side of a linear of {model.name}"
+            expected = f"at most {largest_rank}, the smallest side of its linears in {model.name}"
             raise SpecError(f"{where}.peft.r", self.peft.r, expected)
-        model.targeted_linears(self.peft.targets, f"{where}.peft.targets")
 
 
 class Workload(BaseModel):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import product
 
+from muxtune.alignment import ROW_MULTIPLE, row_slots
 from muxtune.costs.compose import frozen_products
 from muxtune.model import ModelSpec
 from muxtune.operators import Operator
@@ -59,7 +60,8 @@ def powers_and_between(low: int, high: int) -> list[int]:
 def _attention(model: ModelSpec, *, quick: bool) -> Iterator[Operator]:
     """(sequences, length) up to a number of tokens; every length with the most sequences that fit."""
     longest = min(1024, model.max_positions)
-    for length in powers(min(8, longest), longest, 4 if quick else 2):
+    lengths = powers(ROW_MULTIPLE, longest, 4) if quick else powers_and_between(ROW_MULTIPLE, longest)
+    for length in sorted({row_slots(length) for length in lengths}):
         most = min(64, max(1, MAX_TOKENS // length))
         for sequences in sorted({n for n in (1, 4, 16) if n < most} | {most}):
             yield Operator("attention", (sequences, length))
@@ -92,7 +94,7 @@ _QUICK_STAGES = ((1, 1, 8, 4, 32), (1, 4, 8, 4, 64), (3, 2, 8, 2, 32), (3, 4, 16
 """(layers, tasks, r, sequences, length)."""
 
 _STAGES = (
-    *((1, 1, 8, 2, 32), (1, 1, 16, 4, 128), (1, 4, 8, 2, 64), (1, 8, 8, 2, 64)),
-    *((3, 1, 8, 1, 64), (3, 1, 8, 8, 32), (3, 2, 64, 2, 128), (3, 4, 8, 2, 32)),
-    *((3, 4, 16, 4, 64), (3, 8, 4, 1, 48)),
+    *((1, 1, 8, 2, 32), (1, 1, 16, 4, 128), (1, 4, 8, 4, 64), (1, 8, 8, 2, 64)),
+    *((3, 1, 8, 2, 64), (3, 1, 8, 8, 32), (3, 2, 64, 4, 128), (3, 4, 8, 4, 32)),
+    *((3, 4, 16, 4, 64), (3, 8, 4, 2, 48), (4, 1, 8, 8, 192), (4, 4, 16, 4, 128)),
 )

@@ -16,6 +16,7 @@ from typing import TextIO
 
 from pydantic import BaseModel, ConfigDict
 
+from muxtune.allocator import keep_freed_memory
 from muxtune.model import ModelSpec
 from muxtune.operators import OPERATOR_SUITES, Operator, Phase
 from profiler.measure import measure_operator
@@ -73,6 +74,7 @@ def measure_job(job: Job, folder: Path, rank: int, out: TextIO) -> None:
 
     torch.set_num_threads(1)
     torch.manual_seed(rank)
+    keep_freed_memory()
     gc.disable()  # a collection would land in somebody's measurement
     if job.transfers_bytes and rank < 2:
         _measure_transfers(job, folder, rank, out)

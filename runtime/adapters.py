@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +40,14 @@ def peft_config(spec: ModelSpec, task: PeftTask) -> LoraConfig:
     )
 
 
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Without transformers' notice that peft uses an old name of its own."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+        yield
+
+
 def initial_adapter(spec: ModelSpec, task: PeftTask, folder: Path) -> None:
     """Write the adapter that peft starts from under the task's seed.
 
@@ -57,7 +67,7 @@ def initial_adapter(spec: ModelSpec, task: PeftTask, folder: Path) -> None:
         skeleton = AutoModelForCausalLM.from_config(hf_config(spec), dtype=torch_dtype(spec))
     skeleton.to_empty(device="cpu")
     skeleton.name_or_path = spec.name if spec.source == "preset" else spec.source
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), quiet_peft():
         torch.manual_seed(task.seed)
         model = get_peft_model(skeleton, peft_config(spec, task))
     state = get_peft_model_state_dict(model, save_embedding_layers=False)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own abbreviation
 from torch import Tensor
 
-from muxtune.alignment import Segment, group_by_length
+from muxtune.alignment import Segment, group_by_length, row_slots
 from runtime.autograd import Context
 
 
@@ -80,7 +80,7 @@ def build_attention_plan(segments: Sequence[Segment], tokens: int, device: str =
     for members in group_by_length([segment.row_tokens for segment in segments]):
         starts = np.array([segments[i].start for i in members])
         lengths = np.array([segments[i].row_tokens for i in members])
-        n, length = len(members), int(lengths[0])
+        n, length = len(members), row_slots(int(lengths[0]))
         column = np.arange(length)
         index = starts[:, None] + np.minimum(column, lengths[:, None] - 1)
         real = column < lengths[:, None]

@@ -101,7 +101,7 @@ class Head(nn.Module):
         """Negative log-likelihood of each target, ``[N]``; in float32 for a bfloat16 backbone."""
         # Norm and head act on each token alone, so the rows can be selected first.
         normed_ND = self.norm.forward(hidden_TD.index_select(0, rows_N))
-        logits_NV = lora_linear(normed_ND, self.weight_VD, None, (), ())
+        logits_NV = lora_linear(normed_ND, self.weight_VD, None, (), (), static_shape=False)
         if logits_NV.dtype == torch.bfloat16:
             logits_NV = logits_NV.float()
         return F.cross_entropy(logits_NV, ids_N, reduction="none")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from muxtune.alignment import row_slots
 from muxtune.model import ModelSpec
 from runtime.attention import RopeTables
 from runtime.elementwise import RmsNorm, find_gated_activation
@@ -17,12 +18,12 @@ if TYPE_CHECKING:
 
 
 def llama_rope(spec: ModelSpec, weights: LlamaForCausalLM, device: str) -> RopeTables:
-    """Cosines and sines of all positions, from transformers' own module: scaled, in float32, then cast."""
+    """Cosines and sines of all slots of a row, from transformers' module: scaled, in float32, then cast."""
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding  # noqa: PLC0415  # seconds
 
     rotary = LlamaRotaryEmbedding(weights.config)
     like = torch.empty(0, dtype=getattr(torch, spec.dtype))
-    cos, sin = rotary(like, torch.arange(spec.max_positions)[None])
+    cos, sin = rotary(like, torch.arange(row_slots(spec.max_positions))[None])
     return RopeTables.build(cos[0].to(device), sin[0].to(device))
 
 

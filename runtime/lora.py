@@ -42,6 +42,8 @@ def lora_linear(
     bias_O: Tensor | None,
     spans: Sequence[Span],
     adapters: Sequence[Sequence[LoraPair]],
+    *,
+    static_shape: bool = True,
 ) -> Tensor:
     """A frozen linear with the adapters of all tasks, ``[T, O]``.
 
@@ -51,6 +53,7 @@ def lora_linear(
         bias_O: Frozen.
         spans: Tokens of each task.
         adapters: Per span, the task's pairs on this weight; may be empty.
+        static_shape: Whether T is that of other micro-batches too.
     """
     pieces: list[Piece] = []
     factors: list[Tensor] = []
@@ -60,7 +63,7 @@ def lora_linear(
         for pair in pairs:
             pieces.append((span.start, span.stop, *pair.columns, pair.scale))
             factors += (pair.a_RI, pair.b_OR)
-    result: Tensor = _LoraLinear.apply(x_TI, weight_OI, bias_O, pieces, *factors)
+    result: Tensor = _LoraLinear.apply(x_TI, weight_OI, bias_O, static_shape, pieces, *factors)
     return result
 
 
@@ -73,15 +76,16 @@ class _LoraLinear(torch.autograd.Function):
         x_TI: Tensor,
         weight_OI: Tensor,
         bias_O: Tensor | None,
+        static_shape: bool,
         pieces: list[Piece],
         *factors: Tensor,
     ) -> Tensor:
-        y_TO = product(x_TI, weight_OI, bias_O)
+        y_TO = product(x_TI, weight_OI, bias_O, static_shape=static_shape)
         downs: list[Tensor] = []
         for i, (start, stop, first, last, scale) in enumerate(pieces):
             a_RI, b_OR = factors[2 * i : 2 * i + 2]
             downs.append(add_update_(y_TO[start:stop, first:last], x_TI[start:stop], a_RI, b_OR, scale))
-        ctx.pieces = pieces
+        ctx.pieces, ctx.static_shape = pieces, static_shape
         ctx.save_for_backward(weight_OI, x_TI if pieces else None, *factors, *downs)
         return y_TO
 
@@ -90,7 +94,9 @@ class _LoraLinear(torch.autograd.Function):
         weight_OI, x_TI, *rest = ctx.saved_tensors
         count = 2 * len(ctx.pieces)
         factors, downs = rest[:count], rest[count:]
-        dx_TI = product(grad_TO, weight_OI.t()) if ctx.needs_input_grad[0] else None
+        dx_TI = None
+        if ctx.needs_input_grad[0]:
+            dx_TI = product(grad_TO, weight_OI.t(), static_shape=ctx.static_shape)
         grads: list[Tensor] = []
         for i, (start, stop, first, last, scale) in enumerate(ctx.pieces):
             a_RI, b_OR = factors[2 * i : 2 * i + 2]
@@ -98,7 +104,7 @@ class _LoraLinear(torch.autograd.Function):
             grads += update_gradients(
                 grad_TO[start:stop, first:last], x_TI[start:stop], dx_tI, a_RI, b_OR, downs[i], scale
             )
-        return dx_TI, None, None, None, *grads
+        return dx_TI, None, None, None, None, *grads
 
 
 def add_update_(y_tO: Tensor, x_tI: Tensor, a_RI: Tensor, b_OR: Tensor, scale: float) -> Tensor:

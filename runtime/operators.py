@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from muxtune.alignment import MicrobatchLayout, Segment, Span
+from muxtune.alignment import Segment, row_slots
 from muxtune.dataset import Example
 from muxtune.model import ModelSpec
-from muxtune.operators import FWD_ONLY, Operator
+from muxtune.operators import FWD_ONLY, Operator, stage_layout
 from muxtune.workload import DatasetSpec, LoraSpec, PeftTask
 from runtime.attention import RopeTables, build_attention_plan, causal_attention
 from runtime.backbone import Stage, load_hf_model, torch_dtype
@@ -127,7 +127,7 @@ def _attention(content: _Content, sequences: int, length: int) -> Built:
     qkv_TF = content.normal(tokens, features, requires_grad=True)
     rope = None
     if model.family == "llama":
-        angles = content.normal(length, model.head_dim)
+        angles = content.normal(row_slots(length), model.head_dim)
         rope = RopeTables.build(angles.cos(), angles.sin())
     return _recorded(lambda: (causal_attention(qkv_TF, plan, model.heads, model.kv_heads, rope),), qkv_TF)
 
@@ -184,18 +184,12 @@ def _stage(content: _Content, layers: int, tasks: int, r: int, sequences: int, l
     task_ids = [f"task-{i}" for i in range(tasks)]
     for task_id in task_ids:
         stage.add_task(_task(task_id, r=r, length=length), _random_adapter(content, spec, r))
-    rows = sequences * length
-    layout = MicrobatchLayout(
-        tokens=tasks * rows,
-        spans=tuple(Span(i, i * rows, (i + 1) * rows) for i in range(tasks)),
-        segments=tuple(
-            Segment(i, j, i * rows + j * length, length, length)
-            for i in range(tasks)
-            for j in range(sequences)
-        ),
-    )
-    examples = [Example(np.zeros(length, dtype=np.int64), 1)] * sequences
-    batch = build_microbatch(layout, [examples] * tasks, content.device, task_ids=task_ids)
+    layout = stage_layout(Operator("stage", (layers, tasks, r, sequences, length)))
+    examples = [
+        [Example(np.zeros(s.length, dtype=np.int64), 1) for s in layout.segments if s.task == task]
+        for task in range(tasks)
+    ]
+    batch = build_microbatch(layout, examples, content.device, task_ids=task_ids)
     hidden_TD = content.normal(layout.tokens, spec.hidden, requires_grad=True)
     recorded = _Recorded(lambda: (stage.forward(batch, hidden_TD),), (hidden_TD,))
 

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from muxtune.allocator import keep_freed_memory
 from muxtune.errors import MuxTuneError, UserError
 from muxtune.plan import Plan, load_plan
 from muxtune.schedule_extension import extend_schedule
@@ -65,6 +66,7 @@ class RankRun:
 
     def __init__(self, plan: Plan, job: RunJob, rank: int, progress: Path | None = None) -> None:
         torch.set_num_threads(1)
+        keep_freed_memory()
         self._plan = plan
         self._job = job
         self._rank = rank

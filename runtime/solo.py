@@ -17,6 +17,7 @@ from torch import Tensor
 from muxtune.dataset import Example, TaskData
 from muxtune.model import ModelSpec
 from muxtune.workload import PeftTask
+from runtime.adapters import quiet_peft
 from runtime.backbone import load_hf_model
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def _with_adapter(backbone: PreTrainedModel, model: ModelSpec, task: PeftTask) -
         lora_dropout=lora.dropout,
         fan_in_fan_out=model.family == "gpt2",  # its Conv1D keeps [in, out]
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), quiet_peft():
         torch.manual_seed(task.seed)
         peft_model: torch.nn.Module = get_peft_model(backbone, config)
     return peft_model.eval()  # the frozen backbone's own dropouts are off, as in the runtime

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from muxtune.alignment import attention_calls
 from muxtune.costs.base import CostModel
 from muxtune.costs.compose import MicrobatchWork, stage_operators
 from muxtune.costs.profile import Profile
-from muxtune.operators import Operator, Phase
+from muxtune.operators import Operator, Phase, stage_layout
 from muxtune.workload import LoraSpec
 
 
@@ -95,12 +96,13 @@ _FACTORS = (0.5, 2.0)
 
 
 def _stage_work(op: Operator) -> MicrobatchWork:
-    _, tasks, r, sequences, length = op.dims
+    layout = stage_layout(op)
+    r = op.dims[2]
     lora = LoraSpec(method="lora", r=r, alpha=r, targets=("all-linear",))
     return MicrobatchWork(
-        tokens=tasks * sequences * length,
-        task_tokens=(sequences * length,) * tasks,
-        loras=(lora,) * tasks,
-        attention=((1.0, tasks * sequences, length),),
+        tokens=layout.tokens,
+        task_tokens=tuple(span.stop - span.start for span in layout.spans),
+        loras=(lora,) * len(layout.spans),
+        attention=tuple((1.0, *call) for call in attention_calls(layout)),
         targets=0.0,
     )

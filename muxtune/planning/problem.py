@@ -14,7 +14,7 @@ from muxtune.alignment import (
     Alignment,
     HTaskShape,
     MicrobatchLayout,
-    group_by_length,
+    attention_calls,
     layout_step,
 )
 from muxtune.cluster import ClusterSpec
@@ -210,9 +210,3 @@ def _mean_task_tokens(layouts: Sequence[MicrobatchLayout], tasks: int) -> tuple[
         for span in layout.spans:
             total[span.task] += span.stop - span.start
     return tuple(round(tokens / len(layouts)) for tokens in total)
-
-
-def attention_calls(layout: MicrobatchLayout) -> list[tuple[int, int]]:
-    """Batched attention calls of a micro-batch, as (sequences, length)."""
-    rows = [segment.row_tokens for segment in layout.segments]
-    return [(len(group), rows[group[0]]) for group in group_by_length(rows)]

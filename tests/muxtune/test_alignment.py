@@ -11,16 +11,18 @@ from hypothesis import strategies as st
 
 from muxtune.alignment import (
     HTaskShape,
+    attention_calls,
     deal_sequences,
     group_by_length,
     layout_step,
     pack_chunks,
     place_groups,
+    row_slots,
     stream_tokens,
 )
 from muxtune.dataset import Example, TaskData
 from muxtune.errors import SpecError
-from muxtune.shapes import measure_shape, phase_tokens, phases, step_group_tokens
+from muxtune.shapes import PACKED_MULTIPLE, measure_shape, phase_tokens, phases, step_group_tokens
 from tests.plans import make_task
 
 ALIGNMENTS = ("pad", "pack", "chunk")
@@ -157,7 +159,8 @@ def test_the_stream_is_the_shortest_that_holds_every_step(alignment, tasks):
             if step in phase
         ]
         fullest = max(layout.spans[-1].stop for _, layouts in both for layout in layouts)
-        assert {tokens for tokens, _ in both} == {fullest}
+        granule = PACKED_MULTIPLE if alignment == "pack" else 1
+        assert {tokens for tokens, _ in both} == {math.ceil(fullest / granule) * granule}
 
 
 @given(htasks())
@@ -267,6 +270,13 @@ def test_the_three_strategies_on_an_example_small_enough_to_draw():
     assert starts("pad", 12, 36) == {0: 0, 1: 12, 2: 24}
     assert starts("pack", None, 21) == {0: 0, 1: 4, 2: 11}
     assert starts("chunk", 12, 24) == {2: 0, 1: 12, 0: 19}  # longest first; 7 and 4 share the second chunk
+
+
+def test_attention_rows_are_filled_up_to_a_multiple_of_16():
+    assert [row_slots(n) for n in (1, 16, 17, 63, 64)] == [16, 16, 32, 64, 64]
+    shape = HTaskShape(alignment="pack", row_tokens=None, microbatches=1, tokens=120)
+    (layout,) = layout_step(shape, [np.array([50, 46, 9, 10])])
+    assert attention_calls(layout) == [(2, 64), (2, 16)]
 
 
 @given(st.lists(st.integers(1, 300), max_size=60))

@@ -175,8 +175,8 @@ def test_a_wrong_field_is_named_with_file_value_and_expectation(tmp_path, path, 
             "tasks.t.max_length = 1025: expected at most 1024, the position limit of llama-tiny",
         ),
         (
-            {"peft": {"method": "lora", "r": 129, "alpha": 1, "targets": ["q_proj"]}},
-            "tasks.t.peft.r = 129: expected at most 128, the smallest side of a linear of llama-tiny",
+            {"peft": {"method": "lora", "r": 129, "alpha": 1, "targets": ["q_proj", "k_proj"]}},
+            "tasks.t.peft.r = 129: expected at most 128, the smallest side of its linears in llama-tiny",
         ),
         (
             {"peft": {"method": "lora", "r": 4, "alpha": 1, "targets": ["q_proj"], "dropout": 0.1}},

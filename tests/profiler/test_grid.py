@@ -2,6 +2,7 @@
 
 import pytest
 
+from muxtune.alignment import row_slots
 from muxtune.costs.compose import MicrobatchWork, stage_operators
 from muxtune.model import PRESETS
 from muxtune.operators import OPERATOR_DIMS
@@ -27,7 +28,7 @@ def test_every_kind_is_measured_within_the_limits(model, quick):
         sizes = dict(zip(OPERATOR_DIMS[op.kind], op.dims, strict=True))
         assert min(op.dims) >= 1
         assert sizes.get("tokens", 1) <= MAX_TOKENS
-        assert sizes.get("length", 1) <= model.max_positions
+        assert sizes.get("length", 1) <= row_slots(model.max_positions)
         assert sizes.get("layers", 1) <= model.layers
         if op.kind == "lora":
             assert sizes["r"] <= min(sizes["in_features"], sizes["out_features"])

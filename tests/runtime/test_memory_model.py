@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from muxtune.alignment import Alignment, HTaskShape, layout_step
+from muxtune.alignment import Alignment, HTaskShape, attention_calls, layout_step
 from muxtune.costs.compose import MicrobatchWork
 from muxtune.dataset import Example
 from muxtune.memory import backbone_bytes, saved_bytes
 from muxtune.model import PRESETS, ModelSpec
-from muxtune.planning.problem import attention_calls
 from runtime.adapters import initial_adapter, load_adapter
 from runtime.backbone import Stage, load_hf_model
 from runtime.batch import build_microbatch

@@ -19,11 +19,20 @@ from experiments.workloads import mixed_workload
 from muxtune.cluster import load_cluster
 from muxtune.costs import ProfiledCosts, load_profile
 from muxtune.model import load_model_spec
+from muxtune.planning.options import PlanOptions
 from profiler import profile_model
 from runtime import RunReport, run_plan
 from sim import search_plan
 
-POLICIES = ("muxtune", "nemo", "sl-peft", "spatial-only", "temporal-only")
+CASES: dict[str, tuple[str, PlanOptions]] = {
+    "muxtune": ("muxtune", PlanOptions()),
+    "nemo": ("nemo", PlanOptions()),
+    "nemo, packed": ("nemo", PlanOptions(alignment="pack")),
+    "sl-peft": ("sl-peft", PlanOptions()),
+    "spatial-only": ("spatial-only", PlanOptions()),
+    "temporal-only": ("temporal-only", PlanOptions()),
+}
+"""Policies; ``nemo, packed`` is a what-if that takes the padding away and leaves only the turns and drains."""
 
 
 def main() -> None:
@@ -38,13 +47,16 @@ def main() -> None:
     profile = load_profile(arguments.profile) if arguments.profile else profile_model(model, progress=True)
     costs = ProfiledCosts(profile, model)
     workload = mixed_workload(arguments.steps)
-    plans = {policy: search_plan(workload, model, cluster, costs, policy=policy) for policy in POLICIES}
+    plans = {
+        case: search_plan(workload, model, cluster, costs, policy=policy, options=options)
+        for case, (policy, options) in CASES.items()
+    }
 
     reports: dict[str, list[RunReport]] = defaultdict(list)
     for _ in range(arguments.rounds):
-        for policy, plan in plans.items():
+        for case, plan in plans.items():
             with tempfile.TemporaryDirectory() as folder:
-                reports[policy].append(run_plan(plan, Path(folder) / "run"))
+                reports[case].append(run_plan(plan, Path(folder) / "run"))
 
     print(f"machine: {machine_line()}")
     print(f"8 mixed tasks, llama-tiny, pp=2, {arguments.rounds} rounds of {arguments.steps} steps")
@@ -53,13 +65,13 @@ def main() -> None:
         f"{'predicted s':>12} {'measured s':>11} {'backbone MB per rank':>21}"
     )
     base = median(r.effective_tokens_per_s for r in reports["muxtune"])
-    for policy, runs in reports.items():
+    for case, runs in reports.items():
         rates = sorted(r.effective_tokens_per_s for r in runs)
         rate = median(rates)
         backbone = ", ".join(f"{m.backbone_bytes / 1e6:.1f}" for m in runs[0].memory)
         print(
-            f"{policy:14} {rate:16.0f} {f'{rates[0]:.0f}-{rates[-1]:.0f}':>15} {base / rate:10.2f}x "
-            f"{plans[policy].predicted.iteration_s:12.4f} "
+            f"{case:14} {rate:16.0f} {f'{rates[0]:.0f}-{rates[-1]:.0f}':>15} {base / rate:10.2f}x "
+            f"{plans[case].predicted.iteration_s:12.4f} "
             f"{median(r.median_iteration_s for r in runs):11.4f} {backbone:>21}"
         )
 

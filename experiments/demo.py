@@ -41,7 +41,7 @@ __all__ = ["DemoReport", "run_demo"]
 
 MODEL = "llama-tiny"
 CLUSTER = "cpu-2"
-STEPS = 40
+STEPS = 60
 """Optimizer steps of every task."""
 BASELINE_STEPS = 10
 """Iterations of the baseline, which is only there to be timed."""
@@ -199,7 +199,7 @@ def _write_workload(out: Path, steps: int) -> Path:
             "global_batch_size": choice["batch"][0],
             "micro_batch_size": choice["batch"][1],
             "max_length": DEMO_DATASETS[name].max_tokens,
-            "learning_rate": 2e-3,
+            "learning_rate": 5e-3,
             "steps": steps,
         }
         for name, choice in _TASKS.items()

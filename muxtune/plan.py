@@ -245,6 +245,10 @@ def _check_predicted(plan: Plan, where: str) -> None:
         if len(table) != stages or any(len(row) != htasks for row in table):
             expected = f"{stages} rows (stages) of {htasks} numbers (hTasks)"
             raise SpecError(f"{where}: predicted.{name}", [len(row) for row in table], expected)
+    shown = 1 + max((a.number for a in plan.actions[0] if a.kind == "STEP"), default=-1)
+    if p.scheduled_iterations != shown:
+        expected = f"{shown}, the iterations of the schedule"
+        raise SpecError(f"{where}: predicted.scheduled_iterations", p.scheduled_iterations, expected)
     if len(p.p2p_s) != htasks:
         raise SpecError(f"{where}: predicted.p2p_s", len(p.p2p_s), f"{htasks} numbers, one per hTask")
     if len(p.peak_memory_bytes) != stages:

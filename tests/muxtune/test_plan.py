@@ -212,6 +212,11 @@ CONTRADICTIONS = [
     ),
     (("predicted", "bwd_s"), [[0.1, 0.1], [0.1]], "predicted.bwd_s = [2, 1]: expected 2 rows"),
     (("predicted", "p2p_s"), [0.1], "predicted.p2p_s = 1: expected 2 numbers, one per hTask"),
+    (
+        ("predicted", "scheduled_iterations"),
+        7,
+        "predicted.scheduled_iterations = 7: expected 3, the iterations of the schedule",
+    ),
     (("predicted", "peak_memory_bytes"), [1], "predicted.peak_memory_bytes = 1: expected 2 numbers"),
 ]
 

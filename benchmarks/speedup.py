@@ -32,7 +32,7 @@ CASES: dict[str, tuple[str, PlanOptions]] = {
     "spatial-only": ("spatial-only", PlanOptions()),
     "temporal-only": ("temporal-only", PlanOptions()),
 }
-"""Policies; ``nemo, packed`` is a what-if that takes the padding away and leaves only the turns and drains."""
+"""Policies; ``nemo, packed`` is a what-if without padding, which leaves only the turns and drains."""
 
 
 def main() -> None:

@@ -6,20 +6,23 @@ from collections.abc import Sequence
 
 
 def bucket_candidates(latency_s: Sequence[float]) -> list[tuple[tuple[int, ...], ...]]:
-    """One balanced grouping per bucket count, buckets by descending latency.
+    """Balanced groupings for every bucket count, buckets by descending latency.
+
+    Inside a bucket the hTasks take turns, slowest first or slowest last. That decides who is left over at its
+    end: if it is the hTask that also begins the next iteration, ``continuous`` has to drain for its step.
 
     Args:
         latency_s: Per hTask, seconds of one micro-batch on the slowest stage.
 
     Returns:
-        Groupings into 1, 2, ... buckets without repetitions; inside a bucket, the slowest hTask is first.
+        Groupings into 1, 2, ... buckets, without repetitions.
     """
-    groupings: list[tuple[tuple[int, ...], ...]] = []
+    groupings: dict[tuple[tuple[int, ...], ...], None] = {}  # a set that keeps the order
     for count in range(1, len(latency_s) + 1):
-        grouping = balanced_buckets(latency_s, count)
-        if grouping not in groupings:
-            groupings.append(grouping)
-    return groupings
+        slowest_first = balanced_buckets(latency_s, count)
+        groupings[slowest_first] = None
+        groupings[tuple(bucket[::-1] for bucket in slowest_first)] = None
+    return list(groupings)
 
 
 def balanced_buckets(latency_s: Sequence[float], count: int) -> tuple[tuple[int, ...], ...]:

@@ -3,7 +3,7 @@
 Profiles this machine, then plans and executes random workloads (tasks, lengths, ranks, batch sizes, targets
 drawn from a seed; policies, templates and pp take turns) and prints every case.
 
-    python benchmarks/accuracy.py [--cases 5] [--steps 10] [--profile P.parquet] [--seed 0]
+    python -m benchmarks.accuracy [--cases 5] [--steps 10] [--profile P.parquet] [--seed 0]
 """
 
 from __future__ import annotations

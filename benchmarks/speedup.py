@@ -3,7 +3,7 @@
 Every policy's plan is executed for real on two one-thread ranks, in rounds one after the other, so that all
 see the same machine. Prints effective tokens/s (medians over rounds), the ratio, and backbone bytes per rank.
 
-    python benchmarks/speedup.py [--rounds 3] [--steps 12] [--profile P.parquet]
+    python -m benchmarks.speedup [--rounds 3] [--steps 12] [--profile P.parquet]
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class ClusterSpec(BaseModel):
     device: DeviceSpec
     ranks: int = Field(gt=0)
     link: LinkSpec
-    """Used where the costs have no measured transfer."""
+    """As a note: profiles bring measured transfers, and no cost is computed from it yet."""
 
 
 LOOPBACK = LinkSpec(name="loopback-gloo", latency_s=150e-6, bandwidth_bytes_per_s=1.5e9)

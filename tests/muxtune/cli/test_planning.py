@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from muxtune.plan import Plan, Predicted, load_plan
 from muxtune.trace import load_trace
 from tests.muxtune.cli.conftest import task
+
+ROOT = Path(__file__).parents[3]
 
 
 def errors_of(result) -> int:
@@ -32,6 +35,11 @@ def test_plan_prints_the_plan_as_json(cli, write_workload, profile_path, tmp_pat
 
 def test_plan_schema_needs_no_workload(cli):
     assert cli("plan", "--schema").json == Plan.model_json_schema()
+
+
+def test_the_schema_in_the_documentation_is_current():
+    documented = json.loads((ROOT / "docs" / "plan.schema.json").read_text())
+    assert documented == Plan.model_json_schema(), "run make schema"
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ def test_flags_alone_belong_to_a_command():
 
 def test_make_targets_exist():
     targets = {words[0] for words in commands_of("make")}
-    assert {"demo", "test", "setup", "gpu-check"} <= targets
+    assert {"demo", "test", "gpu-check"} <= targets
     known = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert targets <= known
 

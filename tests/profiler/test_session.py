@@ -83,10 +83,12 @@ def test_a_failing_process_is_reported_with_its_last_words(monkeypatch, tmp_path
 
 
 _INTERRUPTED = """
-import sys
+import signal, sys
 from pathlib import Path
 from muxtune.model import PRESETS
 from profiler import profile_model
+# A shell's background jobs inherit that it is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 profile_model(PRESETS["llama-tiny"], out=Path(sys.argv[1]), ranks=2)
 """
 

@@ -117,6 +117,7 @@ def _prepare_folder(plan: Plan, out_dir: Path, iterations: int, *, resume: bool)
     if not out_dir.exists() or not any(out_dir.iterdir()):
         out_dir.mkdir(parents=True, exist_ok=True)
         save_plan(plan, out_dir / "plan.json")
+        (out_dir / "checkpoints").mkdir()
         return 0
     if not resume:
         raise UserError(f"{out_dir} is not empty; expected a new folder, or --resume to continue its run")

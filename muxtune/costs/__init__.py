@@ -1,6 +1,5 @@
 """What operators cost: measured, modelled, and summed up to the actions of a stage."""
 
-from muxtune.costs.analytic import AnalyticCosts, DeviceCoefficients, fit_coefficients
 from muxtune.costs.base import CostModel
 from muxtune.costs.compose import (
     MicrobatchWork,
@@ -13,18 +12,19 @@ from muxtune.costs.compose import (
 from muxtune.costs.overhead import ActionOverhead, StageSum
 from muxtune.costs.profile import Measurement, Profile, Provenance, load_profile, save_profile
 from muxtune.costs.profiled import ExtrapolationWarning, ProfiledCosts
+from muxtune.costs.roofline import RooflineCoefficients, RooflineCosts, fit_coefficients
 
 __all__ = [
     "ActionOverhead",
-    "AnalyticCosts",
     "CostModel",
-    "DeviceCoefficients",
     "ExtrapolationWarning",
     "Measurement",
     "MicrobatchWork",
     "Profile",
     "ProfiledCosts",
     "Provenance",
+    "RooflineCoefficients",
+    "RooflineCosts",
     "StageSum",
     "fit_coefficients",
     "layer_operators",

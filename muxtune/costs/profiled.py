@@ -7,10 +7,10 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from muxtune.costs.analytic import AnalyticCosts, fit_coefficients
 from muxtune.costs.interpolation import RatioTable
 from muxtune.costs.overhead import ActionOverhead, StageSum, fit_overhead, sum_stages
 from muxtune.costs.profile import Profile, describe_dims
+from muxtune.costs.roofline import RooflineCosts, fit_coefficients
 from muxtune.errors import UserError
 from muxtune.model import ModelSpec
 from muxtune.operators import PHASES, Operator, Phase
@@ -59,7 +59,7 @@ class ProfiledCosts:
         _check_same_shapes(profile, model)
         self.profile = profile
         self.model = model
-        self.analytic = AnalyticCosts(fit_coefficients(profile), model)
+        self.analytic = RooflineCosts(fit_coefficients(profile), model)
         self._tables = self._build_tables()
         self._cache: dict[tuple[Operator, Phase], tuple[float, float]] = {}
         self._warned: set[str] = set()

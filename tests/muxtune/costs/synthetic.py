@@ -3,14 +3,14 @@
 from collections.abc import Callable, Iterable
 
 from muxtune.costs import Measurement, Profile, Provenance
-from muxtune.costs.analytic import AnalyticCosts, DeviceCoefficients
 from muxtune.costs.compose import frozen_products
+from muxtune.costs.roofline import RooflineCoefficients, RooflineCosts
 from muxtune.model import PRESETS, ModelSpec
 from muxtune.operators import FWD_ONLY, PHASES, Operator, Phase
 
 MODEL = PRESETS["llama-tiny"]
 
-COEFFICIENTS = DeviceCoefficients(
+COEFFICIENTS = RooflineCoefficients(
     device="cpu",
     launch_s=2e-6,
     flops_per_s=8e10,
@@ -61,4 +61,4 @@ def make_profile(
 
 def analytic_law(model: ModelSpec = MODEL) -> Callable[[Operator, Phase], float]:
     """The law of :data:`COEFFICIENTS`."""
-    return AnalyticCosts(COEFFICIENTS, model).latency_s
+    return RooflineCosts(COEFFICIENTS, model).latency_s

@@ -20,7 +20,7 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceCoefficients:
+class RooflineCoefficients:
     """``launches * launch_s + (compute_s ** overlap + memory_s ** overlap) ** (1 / overlap)``."""
 
     device: str
@@ -36,7 +36,7 @@ class DeviceCoefficients:
     """Mean relative error over the measurements that they were fitted to."""
 
 
-class AnalyticCosts:
+class RooflineCosts:
     """Costs from coefficients alone, for devices and shapes that nobody measured.
 
     Args:
@@ -44,7 +44,7 @@ class AnalyticCosts:
         model: The backbone whose operators are priced.
     """
 
-    def __init__(self, coefficients: DeviceCoefficients, model: ModelSpec) -> None:
+    def __init__(self, coefficients: RooflineCoefficients, model: ModelSpec) -> None:
         self.coefficients = coefficients
         self.model = model
 
@@ -53,7 +53,7 @@ class AnalyticCosts:
         """Identity, for a plan."""
         digest = hashlib.sha256(repr(asdict(self.coefficients)).encode()).hexdigest()
         device = self.coefficients.device
-        return CostsRef(profile_id=f"analytic-{device}-{digest[:12]}", device=device, digest=digest)
+        return CostsRef(profile_id=f"roofline-{device}-{digest[:12]}", device=device, digest=digest)
 
     def latency_s(self, op: Operator, phase: Phase) -> float:
         """Seconds of one operator; nothing to do costs nothing."""
@@ -78,7 +78,7 @@ class AnalyticCosts:
         return nullcontext()
 
 
-def fit_coefficients(profile: Profile) -> DeviceCoefficients:
+def fit_coefficients(profile: Profile) -> RooflineCoefficients:
     """Coefficients that fit a profile best, in relative terms and with every kind counting the same.
 
     Raises:
@@ -93,7 +93,7 @@ def fit_coefficients(profile: Profile) -> DeviceCoefficients:
     weights = np.array([1.0 / kinds.count(kind) for kind in kinds])
     launch_s, flop_s, byte_s, overlap = _fit_device(work, measured_s, np.sqrt(weights))
     link_latency_s, link_byte_s = _fit_link(profile)
-    coefficients = DeviceCoefficients(
+    coefficients = RooflineCoefficients(
         device=profile.provenance.device,
         launch_s=launch_s,
         flops_per_s=1.0 / flop_s,
@@ -103,10 +103,10 @@ def fit_coefficients(profile: Profile) -> DeviceCoefficients:
         link_bytes_per_s=1.0 / link_byte_s,
         error=float("nan"),
     )
-    costs = AnalyticCosts(coefficients, profile.model)
+    costs = RooflineCosts(coefficients, profile.model)
     predicted_s = np.array([costs.latency_s(m.op, m.phase) for m in rows])
     error = float(np.average(np.abs(predicted_s / measured_s - 1.0), weights=weights))
-    return DeviceCoefficients(**(asdict(coefficients) | {"error": error}))
+    return RooflineCoefficients(**(asdict(coefficients) | {"error": error}))
 
 
 _MAX_OVERLAP = 8.0

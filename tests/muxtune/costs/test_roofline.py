@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from muxtune.costs import AnalyticCosts, fit_coefficients
+from muxtune.costs import RooflineCosts, fit_coefficients
 from muxtune.errors import UserError
 from muxtune.operators import FWD_ONLY, PHASES, Operator
 from tests.muxtune.costs.synthetic import COEFFICIENTS, MODEL, analytic_law, make_profile, operators
 
-COSTS = AnalyticCosts(COEFFICIENTS, MODEL)
+COSTS = RooflineCosts(COEFFICIENTS, MODEL)
 
 
 def test_fit_recovers_the_device_that_made_the_profile():
@@ -29,7 +29,7 @@ def test_fit_withstands_noise_and_outliers():
             * (3 if generator.random() < 0.02 else 1)
         )
 
-    fitted = AnalyticCosts(fit_coefficients(make_profile(noisy, operators())), MODEL)
+    fitted = RooflineCosts(fit_coefficients(make_profile(noisy, operators())), MODEL)
     errors = [abs(fitted.latency_s(op, "fwd") / law(op, "fwd") - 1) for op in operators() if op.kind != "p2p"]
     assert np.mean(errors) < 0.03  # the noise itself
 
@@ -53,7 +53,7 @@ def test_nothing_to_do_costs_nothing():
 
 
 def test_large_overlap_is_the_roofline():
-    sharp = AnalyticCosts(
+    sharp = RooflineCosts(
         type(COEFFICIENTS)(
             device="cpu",
             launch_s=0.0,
@@ -71,7 +71,7 @@ def test_large_overlap_is_the_roofline():
 
 
 def test_ref_names_the_device_and_follows_the_coefficients():
-    assert COSTS.ref.profile_id.startswith("analytic-cpu-")
+    assert COSTS.ref.profile_id.startswith("roofline-cpu-")
     assert COSTS.action_s(0.25, "fwd") == 0.25
 
 

@@ -106,7 +106,8 @@ class Workload(BaseModel):
 
     backbone: str | None = None
     """Preset or directory; ``--model`` overrides it."""
-    dtype: Dtype = "float32"
+    dtype: Dtype | None = None
+    """Of weights and activations; the backbone's own if absent."""
     tasks: tuple[PeftTask, ...] = Field(min_length=1)
 
     @model_validator(mode="after")

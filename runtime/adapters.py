@@ -36,7 +36,7 @@ def peft_config(spec: ModelSpec, task: PeftTask) -> LoraConfig:
         lora_dropout=0.0,
         bias="none",
         task_type="CAUSAL_LM",
-        fan_in_fan_out=spec.family == "gpt2",  # Conv1D keeps [in, out]
+        fan_in_fan_out=spec.transposed_weights,
     )
 
 

@@ -17,6 +17,7 @@ from runtime.batch import MicrobatchTensors
 from runtime.gpt2 import gpt2_embedding, gpt2_head, gpt2_layer
 from runtime.layers import DecoderLayer, Embedding, Head
 from runtime.llama import llama_embedding, llama_head, llama_layer, llama_rope
+from runtime.opt import opt_embedding, opt_head, opt_layer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -30,13 +31,23 @@ def torch_dtype(spec: ModelSpec) -> torch.dtype:
 
 def hf_config(spec: ModelSpec) -> PreTrainedConfig:
     """Configuration of the backbone: the directory's own, or a preset's with all dropouts 0."""
-    from transformers import AutoConfig, GPT2Config, LlamaConfig  # noqa: PLC0415  # seconds to import
+    from transformers import (  # noqa: PLC0415  # seconds to import
+        AutoConfig,
+        GPT2Config,
+        LlamaConfig,
+        OPTConfig,
+    )
 
     if spec.source != "preset":
         return AutoConfig.from_pretrained(spec.source, local_files_only=True)
+    common: dict[str, Any] = {
+        "vocab_size": spec.vocab,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "tie_word_embeddings": spec.tied_embeddings,
+    }
     if spec.family == "llama":
         return LlamaConfig(
-            vocab_size=spec.vocab,
             hidden_size=spec.hidden,
             intermediate_size=spec.ffn,
             num_hidden_layers=spec.layers,
@@ -50,12 +61,23 @@ def hf_config(spec: ModelSpec) -> PreTrainedConfig:
             attention_bias=spec.attention_bias,
             mlp_bias=spec.mlp_bias,
             attention_dropout=0.0,
-            bos_token_id=None,
-            eos_token_id=None,
-            tie_word_embeddings=spec.tied_embeddings,
+            **common,
+        )
+    if spec.family == "opt":
+        return OPTConfig(
+            hidden_size=spec.hidden,
+            ffn_dim=spec.ffn,
+            num_hidden_layers=spec.layers,
+            num_attention_heads=spec.heads,
+            activation_function=spec.activation,
+            max_position_embeddings=spec.max_positions,
+            enable_bias=spec.attention_bias,
+            dropout=0.0,
+            attention_dropout=0.0,
+            pad_token_id=None,
+            **common,
         )
     return GPT2Config(
-        vocab_size=spec.vocab,
         n_positions=spec.max_positions,
         n_embd=spec.hidden,
         n_layer=spec.layers,
@@ -66,9 +88,7 @@ def hf_config(spec: ModelSpec) -> PreTrainedConfig:
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
-        bos_token_id=None,
-        eos_token_id=None,
-        tie_word_embeddings=spec.tied_embeddings,
+        **common,
     )
 
 
@@ -152,10 +172,14 @@ class Stage(nn.Module):
             built = [llama_layer(spec, source, i, rope) for i in layers]
             self.embedding = llama_embedding(source) if first else None
             self.head = llama_head(spec, source) if last else None
+        elif spec.family == "opt":
+            built = [opt_layer(spec, source, i) for i in layers]
+            self.embedding = opt_embedding(spec, source) if first else None
+            self.head = opt_head(source) if last else None
         else:
             built = [gpt2_layer(spec, source, i) for i in layers]
             self.embedding = gpt2_embedding(source) if first else None
-            self.head = gpt2_head(spec, source) if last else None
+            self.head = gpt2_head(source) if last else None
         self.layers = nn.ModuleList(built)
         self._layers: list[DecoderLayer] = built
         self._task_parameters: dict[str, dict[str, nn.Parameter]] = {}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from muxtune.model import ModelSpec
-from runtime.elementwise import LayerNorm, find_activation
-from runtime.layers import DecoderLayer, Embedding, Head
+from runtime.elementwise import find_activation
+from runtime.layers import DecoderLayer, Embedding, Head, layer_norm
 from runtime.lora import SharedLinear
 
 if TYPE_CHECKING:
@@ -22,10 +22,10 @@ def gpt2_layer(spec: ModelSpec, weights: GPT2LMHeadModel, layer: int) -> Decoder
     """Copy of one layer."""
     source = weights.transformer.h[layer]
     return DecoderLayer(
-        attention_norm=_norm(source.ln_1, spec),
+        attention_norm=layer_norm(source.ln_1),
         qkv=_linear(source.attn.c_attn, "attn.c_attn"),
         attention_out=_linear(source.attn.c_proj, "attn.c_proj"),
-        mlp_norm=_norm(source.ln_2, spec),
+        mlp_norm=layer_norm(source.ln_2),
         mlp_in=_linear(source.mlp.c_fc, "mlp.c_fc"),
         mlp_out=_linear(source.mlp.c_proj, "mlp.c_proj"),
         activation=find_activation(spec.activation),
@@ -35,13 +35,9 @@ def gpt2_layer(spec: ModelSpec, weights: GPT2LMHeadModel, layer: int) -> Decoder
     )
 
 
-def gpt2_head(spec: ModelSpec, weights: GPT2LMHeadModel) -> Head:
+def gpt2_head(weights: GPT2LMHeadModel) -> Head:
     """Final norm and head; its own copy where the embeddings are tied."""
-    return Head(_norm(weights.transformer.ln_f, spec), weights.lm_head.weight)
-
-
-def _norm(source: Any, spec: ModelSpec) -> LayerNorm:  # noqa: ANN401  # untyped library
-    return LayerNorm(source.weight, source.bias, spec.norm_eps)
+    return Head(layer_norm(weights.transformer.ln_f), weights.lm_head.weight)
 
 
 def _linear(source: Any, name: str) -> SharedLinear:  # noqa: ANN401  # untyped library

@@ -86,7 +86,7 @@ def _with_adapter(backbone: PreTrainedModel, model: ModelSpec, task: PeftTask) -
         lora_alpha=lora.alpha,
         target_modules="all-linear" if lora.targets == ("all-linear",) else list(lora.targets),
         lora_dropout=lora.dropout,
-        fan_in_fan_out=model.family == "gpt2",  # its Conv1D keeps [in, out]
+        fan_in_fan_out=model.transposed_weights,
     )
     with torch.random.fork_rng(devices=[]), quiet_peft():
         torch.manual_seed(task.seed)

@@ -19,6 +19,9 @@ from muxtune.timeline import StageTimes, evaluate_schedule
 from muxtune.tokenizer import load_tokenizer
 from muxtune.workload import PeftTask, Workload
 
+TINY_PRESETS = ("llama-tiny", "gpt2-tiny", "opt-tiny")
+"""Presets whose weights any machine can hold, one of each family."""
+
 CHARACTERS = "abcdefghij 0123456789=+"
 
 

@@ -21,11 +21,17 @@ from muxtune.policies import plan_workload
 from muxtune.schedule import Template
 from muxtune.workload import load_workload
 from runtime import run_plan
+from tests.helpers import TINY_PRESETS
 from tests.integration.solo_peft import SoloResult, SoloTask, train_solo
-from tests.integration.tiny_models import save_gpt2, save_llama, save_preset, write_plain_texts, write_prompts
+from tests.integration.tiny_models import (
+    save_gpt2,
+    save_llama,
+    save_opt,
+    save_preset,
+    write_plain_texts,
+    write_prompts,
+)
 from tests.muxtune.planning.problems import FakeCosts
-
-PRESETS = ("llama-tiny", "gpt2-tiny")
 
 TaskFields = Mapping[str, object]
 """A task as in a workload file, without its id."""
@@ -79,6 +85,13 @@ on the processor.
 ROUNDED = Difference(loss=1e-5, update=1e-3, element=float("inf"))
 """float32: only the order of sums, but AdamW amplifies the rounding of tiny gradients."""
 
+KINKED = Difference(loss=2e-3, update=0.1, element=float("inf"))
+"""float32 and ReLU: rounding puts a unit next to zero on the other side, and its gradient comes or goes.
+
+Peft differs as much from itself: over ten movements of opt-tiny's weights by half a unit in the last place,
+each of twenty steps, losses by up to 2e-4 and updates by up to 2e-2, and by 1e-7 and 1e-5 where none was hit.
+"""
+
 
 class ParityBench:
     """Models, texts, solo runs and real runs of one session.
@@ -102,10 +115,12 @@ class ParityBench:
         """Hugging Face directory of a backbone; of a preset, one that must be the same model."""
         folder = self._folder / "models" / backbone
         if not folder.exists():
-            if backbone in PRESETS:
+            if backbone in TINY_PRESETS:
                 save_preset(folder, backbone)
             elif backbone == "gpt2":
                 save_gpt2(folder)
+            elif backbone.startswith("opt"):
+                save_opt(folder, plain=backbone == "opt")
             else:
                 save_llama(folder, plain=backbone == "llama")
         return folder
@@ -118,7 +133,7 @@ class ParityBench:
         return SoloTask(
             model_dir=self.directory(backbone),
             dtype=dtype,
-            byte_tokens=backbone in PRESETS,
+            byte_tokens=backbone in TINY_PRESETS,
             dataset=self._folder / dataset["path"],
             r=peft["r"],
             alpha=peft["alpha"],
@@ -136,7 +151,7 @@ class ParityBench:
 
     def plan(self, case: Case) -> Plan:
         """Plan a case from a workload file, as a user would."""
-        backbone = case.backbone if case.backbone in PRESETS else str(self.directory(case.backbone))
+        backbone = case.backbone if case.backbone in TINY_PRESETS else str(self.directory(case.backbone))
         workload_file = self._folder / "workload.yaml"
         content = {"dtype": case.dtype, "tasks": [{"id": name, **self._tasks[name]} for name in case.tasks]}
         workload_file.write_text(yaml.safe_dump({"backbone": backbone, **content}))
@@ -230,7 +245,8 @@ def assert_same(differences: Mapping[str, Difference], case: Case) -> None:
         differences: By task id.
         case: What was run.
     """
-    limit = STRICT if case.dtype == "float64" else ROUNDED
+    in_float32 = KINKED if case.backbone in {"opt", "opt-tiny"} else ROUNDED
+    limit = STRICT if case.dtype == "float64" else in_float32
     beyond = {task_id: each for task_id, each in differences.items() if not each.within(limit)}
     assert not beyond, f"{case}: {beyond}"
 

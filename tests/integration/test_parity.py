@@ -13,8 +13,8 @@ from itertools import product
 import pytest
 import torch
 
+from tests.helpers import TINY_PRESETS
 from tests.integration.parity import (
-    PRESETS,
     Case,
     ParityBench,
     assert_same,
@@ -107,6 +107,18 @@ TASKS = {
     "all-gpt2": _task(
         "plain.jsonl", (2, 1), _lora(16, 16, "all-linear"), max_length=40, seed=11, steps=8, weight_decay=0.1
     ),
+    # for OPT, whose linears have names of their own
+    "qv-fc1": _task(
+        "short.jsonl",
+        (4, 2),
+        _lora(8, 16, "q_proj", "v_proj", "fc1"),
+        max_length=32,
+        seed=15,
+        max_grad_norm=0.1,
+    ),
+    "out-fc2": _task(
+        "long.jsonl", (6, 2), _lora(3, 6, "self_attn.out_proj", "fc2"), max_length=64, seed=16, shuffle=True
+    ),
     # bytes are many tokens
     "bytes-short": _task("short.jsonl", (4, 2), _lora(8, 16, "all-linear"), max_length=40, seed=12),
     "bytes-long": _task(
@@ -115,6 +127,7 @@ TASKS = {
     "bytes-gpt2": _task(
         "long.jsonl", (2, 1), _lora(4, 8, "mlp.c_proj"), max_length=72, seed=14, shuffle=True
     ),
+    "bytes-opt": _task("long.jsonl", (2, 1), _lora(4, 8, "v_proj", "fc1"), max_length=72, seed=17),
 }
 
 MIXED = Case(
@@ -126,6 +139,11 @@ GPT2 = Case(
     backbone="gpt2",
     tasks=("fused-qkv", "both-proj", "all-gpt2"),
     partition="fused-qkv+both-proj,all-gpt2",
+)
+OPT = Case(
+    backbone="opt",
+    tasks=("qv-fc1", "rank3", "out-fc2"),
+    partition="qv-fc1+rank3,out-fc2",
 )
 CHUNK = {"alignment": "chunk", "chunk_tokens": 64}
 
@@ -154,6 +172,9 @@ OTHERS = [
     ),
     GPT2,
     replace(GPT2, template="flush", alignment="pad", pp=1),
+    OPT,
+    replace(OPT, template="flush", pp=1, **CHUNK),
+    replace(OPT, backbone="opt-gelu"),
 ]
 
 SINGLE = [
@@ -174,6 +195,14 @@ SINGLE = [
         alignment="pad",
         dtype="float32",
     ),
+    Case(
+        backbone="opt-tiny",
+        tasks=("bytes-short", "bytes-opt"),
+        partition="bytes-short+bytes-opt",
+        dtype="float32",
+    ),
+    replace(OPT, dtype="float32"),
+    replace(OPT, backbone="opt-gelu", dtype="float32"),
 ]
 
 
@@ -217,7 +246,7 @@ def test_a_task_does_not_notice_its_neighbours(bench):
     assert_same(differences, other)
 
 
-@pytest.mark.parametrize("case", [replace(MIXED, **CHUNK), GPT2], ids=str)
+@pytest.mark.parametrize("case", [replace(MIXED, **CHUNK), GPT2, OPT], ids=str)
 def test_saved_adapters_are_those_that_peft_would_have_saved(bench, case):
     for task_id in case.tasks:
         solo = bench.solo(task_id, case.backbone, case.dtype)
@@ -234,7 +263,7 @@ def test_saved_adapters_are_those_that_peft_would_have_saved(bench, case):
         assert ours == theirs
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", TINY_PRESETS)
 def test_the_adapter_of_a_preset_names_it_as_its_base_model(bench, preset):
     case = next(case for case in SINGLE if case.backbone == preset)
     adapter = bench.run(case) / "tasks" / "bytes-short" / "adapter"

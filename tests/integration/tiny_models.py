@@ -90,13 +90,40 @@ def save_gpt2(folder: Path) -> Path:
     return folder
 
 
+def save_opt(folder: Path, *, plain: bool) -> Path:
+    """OPTForCausalLM with tied embeddings; one token is both BOS and EOS.
+
+    Args:
+        folder: Is made.
+        plain: ReLU and biases, as OPT; or else GELU and no biases, as Galactica.
+    """
+    from transformers import OPTConfig
+
+    config = OPTConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        ffn_dim=96,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+        word_embed_proj_dim=64,
+        activation_function="relu" if plain else "gelu",
+        enable_bias=plain,
+        init_std=0.1,
+        dropout=0.0,
+    )
+    save_random_model(folder, config, seed=3)
+    save_tokenizer(folder, bos="</s>", eos="</s>")
+    return folder
+
+
 def save_preset(folder: Path, name: str) -> Path:
-    """The preset ``llama-tiny`` or ``gpt2-tiny`` as a directory, from the numbers that the README gives.
+    """A tiny preset as a directory, from the numbers that ``muxtune models`` shows.
 
     A preset's weights are those that transformers draws, in float32, after ``torch.manual_seed(0)``.
     """
     import torch
-    from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+    from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfig
 
     configs: dict[str, PreTrainedConfig] = {
         "llama-tiny": LlamaConfig(
@@ -118,6 +145,17 @@ def save_preset(folder: Path, name: str) -> Path:
             resid_pdrop=0.0,
             embd_pdrop=0.0,
             attn_pdrop=0.0,
+        ),
+        "opt-tiny": OPTConfig(
+            vocab_size=264,
+            hidden_size=256,
+            ffn_dim=1024,
+            num_hidden_layers=6,
+            num_attention_heads=8,
+            max_position_embeddings=1024,
+            word_embed_proj_dim=256,
+            pad_token_id=None,
+            dropout=0.0,
         ),
     }
     torch.manual_seed(0)

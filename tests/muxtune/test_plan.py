@@ -121,7 +121,7 @@ def test_json_that_is_no_plan_is_refused(tmp_path, content):
 
 FIELDS = [
     (("modle",), {}, "modle = {}: expected no such field"),
-    (("model", "family"), "opt", "model.family = 'opt': expected 'llama' or 'gpt2'"),
+    (("model", "family"), "bloom", "model.family = 'bloom': expected 'llama', 'gpt2' or 'opt'"),
     (("model", "layers"), 0, "model.layers = 0: expected greater than 0"),
     (("cluster", "ranks"), 0, "cluster.ranks = 0: expected greater than 0"),
     (("costs", "digest"), None, "costs.digest = None: expected a valid string"),

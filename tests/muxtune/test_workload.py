@@ -64,7 +64,7 @@ def write(folder, content):
 def test_a_file_is_read_with_its_defaults(tmp_path):
     workload = load_workload(write(tmp_path, CONTENT))
     sentiment, other = workload.tasks
-    assert (workload.backbone, workload.dtype) == ("llama-tiny", "float32")
+    assert (workload.backbone, workload.dtype) == ("llama-tiny", None)
     assert sentiment.peft.scale == 2.0
     assert sentiment.declared_microbatches == 4
     assert (sentiment.seed, sentiment.shuffle, sentiment.max_grad_norm, sentiment.weight_decay) == (

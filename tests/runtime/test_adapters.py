@@ -11,7 +11,7 @@ from runtime.adapters import initial_adapter, load_adapter, save_adapter
 from runtime.backbone import load_hf_model
 from tests.runtime.worlds import BACKBONES, make_task
 
-SOME = {"llama": ("q_proj", "mlp.down_proj"), "gpt2": ("c_attn", "c_proj")}
+SOME = {"llama": ("q_proj", "mlp.down_proj"), "gpt2": ("c_attn", "c_proj"), "opt": ("v_proj", "fc2")}
 
 
 def pefts_own(spec, task):

@@ -8,7 +8,14 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
 from muxtune.errors import SpecError
 from muxtune.model import PRESETS, load_model_spec
@@ -16,9 +23,15 @@ from runtime.adapters import save_adapter
 from runtime.backbone import Stage, hf_config, load_hf_model
 from runtime.batch import build_microbatch
 from runtime.memory import SavedBytes, parameter_bytes
+from tests.helpers import TINY_PRESETS
 from tests.runtime.worlds import BACKBONES, lay_out, make_task, make_tenant, solo_losses
 
-TARGETS = {"llama": ("q_proj", "v_proj", "down_proj"), "gpt2": ("c_attn", "mlp.c_proj")}
+TARGETS = {
+    "llama": ("q_proj", "v_proj", "down_proj"),
+    "gpt2": ("c_attn", "mlp.c_proj"),
+    "opt": ("q_proj", "v_proj", "fc1"),
+}
+MODELS = {"llama": LlamaForCausalLM, "gpt2": GPT2LMHeadModel, "opt": OPTForCausalLM}
 
 
 @pytest.fixture(params=BACKBONES)
@@ -150,7 +163,7 @@ def test_an_adapter_of_another_rank_is_refused_with_its_name(tmp_path):
         stage.add_task(make_task("a", r=3), tenant.adapter)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", TINY_PRESETS)
 def test_a_preset_is_the_model_that_transformers_draws_under_its_seed(name):
     spec = PRESETS[name]
     torch.manual_seed(4)
@@ -158,7 +171,7 @@ def test_a_preset_is_the_model_that_transformers_draws_under_its_seed(name):
     ours = load_hf_model(spec)
     assert torch.equal(torch.random.get_rng_state(), state)
     torch.manual_seed(spec.init_seed)
-    theirs = (LlamaForCausalLM if spec.family == "llama" else GPT2LMHeadModel)(hf_config(spec))
+    theirs = MODELS[spec.family](hf_config(spec))
     assert ours.num_parameters() == spec.parameters
     for (key, a), b in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
         assert torch.equal(a, b), key
@@ -181,6 +194,18 @@ def hf_directory(family, folder):
             tie_word_embeddings=True,
         )
         LlamaForCausalLM(config).save_pretrained(folder)
+    elif family == "opt":
+        config = OPTConfig(
+            vocab_size=40,
+            max_position_embeddings=64,
+            hidden_size=32,
+            ffn_dim=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            enable_bias=False,  # as Galactica's
+            activation_function="gelu",
+        )
+        OPTForCausalLM(config).save_pretrained(folder)
     else:
         config = GPT2Config(vocab_size=40, n_positions=64, n_embd=32, n_layer=2, n_head=4)
         GPT2LMHeadModel(config).save_pretrained(folder)

@@ -1,18 +1,15 @@
-"""Backbones: shapes and counts are those of transformers' own models, targets those of PEFT."""
+"""A Hugging Face directory is read as transformers reads it, and what is not executed exactly is refused."""
 
 import json
 
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from peft import LoraConfig, get_peft_model
-from torch import nn
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
-from transformers.pytorch_utils import Conv1D
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfig
 
-from muxtune.errors import SpecError, UserError
-from muxtune.model import PRESETS, load_model_spec, spec_from_hf
+from muxtune.errors import SpecError
+from muxtune.model import load_model_spec, spec_from_hf
+from tests.muxtune.model.configs import assert_same_shapes, hf_model
 
 ROPE_LLAMA3 = {
     "rope_type": "llama3",
@@ -40,67 +37,17 @@ GPT2 = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+OPT = {
+    "model_type": "opt",
+    "hidden_size": 32,
+    "ffn_dim": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 64,
+    "max_position_embeddings": 128,
+}
 # One folder per test is enough: every example writes its own configuration over the last one.
 IN_ONE_FOLDER = [HealthCheck.function_scoped_fixture]
-
-
-def hf_model(config):
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
-
-
-def hf_config(spec):
-    """The configuration of a preset, written down here a second time."""
-    if spec.family == "llama":
-        return LlamaConfig(
-            hidden_size=spec.hidden,
-            intermediate_size=spec.ffn,
-            num_hidden_layers=spec.layers,
-            num_attention_heads=spec.heads,
-            num_key_value_heads=spec.kv_heads,
-            head_dim=spec.head_dim,
-            vocab_size=spec.vocab,
-            tie_word_embeddings=spec.tied_embeddings,
-        )
-    return GPT2Config(
-        n_embd=spec.hidden,
-        n_inner=spec.ffn,
-        n_layer=spec.layers,
-        n_head=spec.heads,
-        vocab_size=spec.vocab,
-        n_positions=spec.max_positions,
-        bos_token_id=256,
-        eos_token_id=257,
-    )
-
-
-def numel(module):
-    """Parameters of a module; one that stands in two places counts once."""
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def hf_linears(layer):
-    """Name, inputs and outputs of every linear of a layer; Conv1D keeps its weight transposed."""
-    for name, module in layer.named_modules():
-        if isinstance(module, nn.Linear):
-            yield name, module.in_features, module.out_features
-        elif isinstance(module, Conv1D):
-            yield name, *module.weight.shape
-
-
-def assert_same_shapes(spec, model):
-    layers = model.get_submodule(spec.layer_prefix)
-    assert len(layers) == spec.layers
-    assert sorted((x.name, x.in_features, x.out_features) for x in spec.linears) == sorted(
-        hf_linears(layers[0])
-    )
-    assert spec.layer_parameters == numel(layers[0])
-    assert spec.parameters == numel(model)
-    backbone = model.model if spec.family == "llama" else model.transformer
-    norm = backbone.norm if spec.family == "llama" else backbone.ln_f
-    before = [backbone.embed_tokens] if spec.family == "llama" else [backbone.wte, backbone.wpe]
-    assert spec.embedding_parameters == sum(map(numel, before))
-    assert spec.head_parameters == numel(norm) + numel(model.lm_head)
 
 
 @st.composite
@@ -141,10 +88,22 @@ def gpt2_configs(draw):
     )
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_presets_have_the_shapes_of_transformers_models(name):
-    spec = load_model_spec(name)
-    assert_same_shapes(spec, hf_model(hf_config(spec)))
+@st.composite
+def opt_configs(draw):
+    heads = draw(st.integers(1, 4))
+    hidden = heads * draw(st.sampled_from([2, 4, 8]))
+    return OPTConfig(
+        hidden_size=hidden,
+        ffn_dim=draw(st.integers(1, 40)),
+        num_hidden_layers=draw(st.integers(1, 3)),
+        num_attention_heads=heads,
+        word_embed_proj_dim=draw(st.sampled_from([None, hidden])),
+        vocab_size=draw(st.integers(8, 40)),
+        max_position_embeddings=draw(st.integers(8, 99)),
+        activation_function=draw(st.sampled_from(["relu", "gelu"])),
+        enable_bias=draw(st.booleans()),
+        tie_word_embeddings=draw(st.booleans()),
+    )
 
 
 @given(config=llama_configs())
@@ -169,10 +128,27 @@ def test_a_gpt2_directory_has_the_shapes_of_its_model(tmp_path, config):
     assert not spec.gated
 
 
-@pytest.mark.parametrize("content", [LLAMA, GPT2], ids=lambda c: c["model_type"])
+@given(config=opt_configs())
+@settings(max_examples=25, deadline=None, suppress_health_check=IN_ONE_FOLDER)
+def test_an_opt_directory_has_the_shapes_of_its_model(tmp_path, config):
+    config.save_pretrained(tmp_path)
+    spec = spec_from_hf(tmp_path)
+    model = hf_model(config)
+    assert_same_shapes(spec, model)
+    assert spec.heads == spec.kv_heads == config.num_attention_heads
+    assert (spec.max_positions, spec.activation) == (
+        config.max_position_embeddings,
+        config.activation_function,
+    )
+    assert spec.position_offset == model.model.decoder.embed_positions.offset
+    assert spec.norm_eps == model.model.decoder.final_layer_norm.eps
+    assert not spec.gated
+
+
+@pytest.mark.parametrize("content", [LLAMA, GPT2, OPT], ids=lambda c: c["model_type"])
 def test_a_directory_written_with_its_weights_is_read(tmp_path, content):
     folder = tmp_path / "backbone"
-    config_class = {"llama": LlamaConfig, "gpt2": GPT2Config}[content["model_type"]]
+    config_class = {"llama": LlamaConfig, "gpt2": GPT2Config, "opt": OPTConfig}[content["model_type"]]
     model = AutoModelForCausalLM.from_config(config_class.from_dict(content))
     model.save_pretrained(folder)
     spec = load_model_spec(str(folder), "float64")
@@ -218,7 +194,16 @@ def test_rotary_tables_that_do_not_change_with_the_length_are_accepted(tmp_path,
         ),
         (GPT2 | {"reorder_and_upcast_attn": True}, "reorder_and_upcast_attn = True: expected False"),
         (GPT2 | {"add_cross_attention": True}, "add_cross_attention = True: expected False"),
-        ({"model_type": "opt"}, "model_type = 'opt': expected llama or gpt2"),
+        (GPT2 | {"n_embd": 30}, "n_head = 4: expected a divisor of n_embd, 30"),
+        (OPT | {"do_layer_norm_before": False}, "do_layer_norm_before = False: expected True"),
+        (
+            OPT | {"word_embed_proj_dim": 16},
+            "word_embed_proj_dim = 16: expected 32, the hidden_size: embeddings that need no projection",
+        ),
+        (OPT | {"_remove_final_layer_norm": True}, "_remove_final_layer_norm = True: expected False"),
+        (OPT | {"layer_norm_elementwise_affine": False}, "layer_norm_elementwise_affine = False"),
+        (OPT | {"hidden_size": 30}, "num_attention_heads = 4: expected a divisor of hidden_size, 30"),
+        ({"model_type": "gpt_neox"}, "model_type = 'gpt_neox': expected llama, gpt2 or opt"),
         ({"model_type": "no-such-model"}, "expected a Hugging Face configuration"),
         ({}, "expected a Hugging Face configuration"),
         ('{"model_type": "llama"', "expected a Hugging Face configuration"),
@@ -238,89 +223,3 @@ def test_what_we_do_not_execute_exactly_is_refused_in_one_line(tmp_path, content
 def test_a_directory_without_configuration_is_refused(tmp_path):
     with pytest.raises(SpecError, match=r"model = .*: expected a directory with config\.json"):
         load_model_spec(str(tmp_path))
-
-
-def test_an_unknown_name_is_refused_with_the_nearest_preset():
-    with pytest.raises(
-        UserError, match=r"no model preset or directory named 'lama-tiny'; did you mean 'llama-tiny'\?"
-    ):
-        load_model_spec("lama-tiny")
-
-
-TARGETS = {
-    "llama-tiny": [
-        ["q_proj"],
-        ["q_proj", "v_proj"],
-        ["down_proj", "q_proj"],
-        ["self_attn.o_proj"],
-        ["mlp.up_proj", "k_proj", "k_proj"],
-        ["proj"],
-        ["self_attn"],
-        ["_proj"],
-        [""],
-        ["q_proj "],
-        ["Q_PROJ"],
-        "all-linear",
-    ],
-    "gpt2-tiny": [
-        ["c_attn"],
-        ["c_proj"],
-        ["attn.c_proj"],
-        ["mlp.c_proj", "c_attn"],
-        ["c_fc"],
-        ["n.c_proj"],
-        "all-linear",
-    ],
-}
-
-
-@pytest.mark.parametrize(
-    ("name", "targets"),
-    [(name, targets) for name, all_targets in TARGETS.items() for targets in all_targets],
-    ids=str,
-)
-def test_targets_match_what_peft_matches(name, targets):
-    spec = load_model_spec(name)
-    ours = ("all-linear",) if targets == "all-linear" else tuple(targets)
-    config = LoraConfig(
-        r=2, target_modules=targets, task_type="CAUSAL_LM", fan_in_fan_out=spec.family == "gpt2"
-    )
-    try:
-        model = get_peft_model(hf_model(hf_config(spec)), config)
-    except ValueError:  # PEFT: nothing matches, or something that is no linear
-        with pytest.raises(SpecError, match=r"tasks\.t\.peft\.targets = .*: expected a linear of"):
-            spec.targeted_linears(ours, "tasks.t.peft.targets")
-        return
-    adapted = {
-        name.removeprefix(f"base_model.model.{spec.layer_prefix}.").removesuffix(".lora_A.default")
-        for name, _ in model.named_modules()
-        if name.endswith(".lora_A.default")
-    }
-    expected = {f"{layer}.{x.name}" for layer in range(spec.layers) for x in spec.targeted_linears(ours, "t")}
-    assert adapted == expected
-
-
-def test_targeted_linears_stand_in_the_order_of_execution_whatever_the_order_of_targets():
-    spec = load_model_spec("llama-tiny")
-    names = [x.name for x in spec.targeted_linears(("down_proj", "v_proj", "q_proj"), "t")]
-    assert names == ["self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj"]
-
-
-@pytest.mark.parametrize("targets", [("q_proj", "nope"), ("all-linear", "q_proj"), ("c_attn",)])
-def test_one_target_without_a_match_is_refused_even_beside_others(targets):
-    with pytest.raises(SpecError) as caught:
-        load_model_spec("llama-tiny").targeted_linears(targets, "tasks.t.peft.targets")
-    wrong = next(t for t in targets if t != "q_proj")
-    assert str(caught.value) == (
-        f"tasks.t.peft.targets = {wrong!r}: expected a linear of llama-tiny: q_proj, k_proj, v_proj, o_proj, "
-        "gate_proj, up_proj, down_proj, or all-linear alone"
-    )
-
-
-def test_dtype_is_that_of_weights_and_activations():
-    assert [load_model_spec("llama-tiny", d).dtype_bytes for d in ("float32", "float64", "bfloat16")] == [
-        4,
-        8,
-        2,
-    ]
-    assert load_model_spec("llama-tiny").dtype == "float32"

@@ -1,0 +1,193 @@
+"""Shapes of a backbone: layers, linears, parameter counts."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from muxtune.errors import SpecError
+
+Dtype = Literal["float32", "float64", "bfloat16"]
+Family = Literal["llama", "gpt2", "opt"]
+LayerInput = Literal["attention", "attended", "mlp", "inner"]
+
+DTYPE_BYTES: dict[str, int] = {"float32": 4, "float64": 8, "bfloat16": 2}
+
+LAYER_INPUTS: tuple[LayerInput, ...] = ("attention", "attended", "mlp", "inner")
+"""Tensors of a layer that linears read, in the order of execution: output of the first norm (for queries,
+keys and values), attended values, output of the second norm, and what the last linear of the MLP reads."""
+
+
+class LinearSpec(BaseModel):
+    """One frozen linear of a layer."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    """Path inside the layer, as Hugging Face names it, e.g. ``self_attn.q_proj``."""
+    in_features: int
+    out_features: int
+    reads: LayerInput
+
+    @property
+    def block(self) -> int:
+        """Which of the four blocks of a layer it belongs to; linears of a block read the same tensor."""
+        return LAYER_INPUTS.index(self.reads)
+
+
+class ModelSpec(BaseModel):
+    """Shapes of a backbone, and where its weights come from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    family: Family
+    source: str
+    """``preset`` (weights drawn from ``init_seed``) or a Hugging Face directory."""
+    layers: int = Field(gt=0)
+    hidden: int = Field(gt=0)
+    ffn: int = Field(gt=0)
+    heads: int = Field(gt=0)
+    kv_heads: int = Field(gt=0)
+    head_dim: int = Field(gt=0)
+    vocab: int = Field(gt=0)
+    max_positions: int = Field(gt=0)
+    activation: str
+    norm_eps: float = Field(gt=0)
+    rope_theta: float = 10_000.0
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    tied_embeddings: bool = False
+    init_seed: int = 0
+    dtype: Dtype = "float32"
+
+    @property
+    def dtype_bytes(self) -> int:
+        """Bytes of one element of weights and activations."""
+        return DTYPE_BYTES[self.dtype]
+
+    @property
+    def gated(self) -> bool:
+        """Whether the MLP multiplies an activated gate with an up-projection."""
+        return self.family == "llama"
+
+    @property
+    def rms_norm(self) -> bool:
+        """Whether norms divide by the root mean square; otherwise they are layer norms, with a bias."""
+        return self.family == "llama"
+
+    @property
+    def learned_positions(self) -> bool:
+        """Whether positions are rows of a table; otherwise queries and keys are rotated."""
+        return self.family != "llama"
+
+    @property
+    def position_offset(self) -> int:
+        """Row of the position table for position 0; OPT's has two rows before it that nothing reads."""
+        return 2 if self.family == "opt" else 0
+
+    @property
+    def transposed_weights(self) -> bool:
+        """Whether the linears are Hugging Face's Conv1D, with weights of shape [in, out]."""
+        return self.family == "gpt2"
+
+    @property
+    def layer_prefix(self) -> str:
+        """Hugging Face module path of the layers; the layer's index follows."""
+        return {"llama": "model.layers", "gpt2": "transformer.h", "opt": "model.decoder.layers"}[self.family]
+
+    @property
+    def linears(self) -> tuple[LinearSpec, ...]:
+        """The frozen linears of one layer, in the order of execution."""
+        hidden, ffn = self.hidden, self.ffn
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        shapes: dict[Family, tuple[tuple[str, int, int, LayerInput], ...]] = {
+            "llama": (
+                ("self_attn.q_proj", hidden, q, "attention"),
+                ("self_attn.k_proj", hidden, kv, "attention"),
+                ("self_attn.v_proj", hidden, kv, "attention"),
+                ("self_attn.o_proj", q, hidden, "attended"),
+                ("mlp.gate_proj", hidden, ffn, "mlp"),
+                ("mlp.up_proj", hidden, ffn, "mlp"),
+                ("mlp.down_proj", ffn, hidden, "inner"),
+            ),
+            "gpt2": (
+                ("attn.c_attn", hidden, 3 * hidden, "attention"),
+                ("attn.c_proj", hidden, hidden, "attended"),
+                ("mlp.c_fc", hidden, ffn, "mlp"),
+                ("mlp.c_proj", ffn, hidden, "inner"),
+            ),
+            "opt": (
+                ("self_attn.q_proj", hidden, q, "attention"),
+                ("self_attn.k_proj", hidden, kv, "attention"),
+                ("self_attn.v_proj", hidden, kv, "attention"),
+                ("self_attn.out_proj", q, hidden, "attended"),
+                ("fc1", hidden, ffn, "mlp"),
+                ("fc2", ffn, hidden, "inner"),
+            ),
+        }
+        return tuple(
+            LinearSpec(name=name, in_features=i, out_features=o, reads=reads)
+            for name, i, o, reads in shapes[self.family]
+        )
+
+    def targeted_linears(self, targets: tuple[str, ...], field: str) -> tuple[LinearSpec, ...]:
+        """The linears that PEFT would adapt for these ``target_modules``, in the order of execution.
+
+        A target matches a module whose path is the target or ends with ``.target`` (PEFT's rule for lists);
+        ``all-linear`` matches every linear of a layer.
+
+        Raises:
+            SpecError: A target matches nothing; it would silently train nothing.
+        """
+        if targets == ("all-linear",):
+            return self.linears
+        for target in targets:
+            if not any(_matches(linear.name, target) for linear in self.linears):
+                known = ", ".join(linear.name.rsplit(".", 1)[-1] for linear in self.linears)
+                raise SpecError(field, target, f"a linear of {self.name}: {known}, or all-linear alone")
+        return tuple(linear for linear in self.linears if any(_matches(linear.name, t) for t in targets))
+
+    @property
+    def norm_parameters(self) -> int:
+        """Parameters of one norm."""
+        return self.hidden if self.rms_norm else 2 * self.hidden
+
+    @property
+    def layer_parameters(self) -> int:
+        """Parameters of one layer."""
+        weights = sum(linear.in_features * linear.out_features for linear in self.linears)
+        biases = sum(
+            linear.out_features
+            for linear in self.linears
+            if (self.attention_bias if linear.reads in {"attention", "attended"} else self.mlp_bias)
+        )
+        return weights + biases + 2 * self.norm_parameters
+
+    @property
+    def embedding_parameters(self) -> int:
+        """Parameters that the first stage holds before its layers."""
+        positions = self.max_positions + self.position_offset if self.learned_positions else 0
+        return (self.vocab + positions) * self.hidden
+
+    @property
+    def head_parameters(self) -> int:
+        """Parameters that the last stage holds after its layers (its own copy where embeddings are tied)."""
+        return self.vocab * self.hidden + self.norm_parameters
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the whole model; tied embeddings count once."""
+        tied = self.vocab * self.hidden if self.tied_embeddings else 0
+        return self.layers * self.layer_parameters + self.embedding_parameters + self.head_parameters - tied
+
+    @property
+    def loading_bytes(self) -> int:
+        """What a rank needs at once to load the backbone: all of it, and presets are drawn in float32."""
+        drawn = DTYPE_BYTES["float32"] if self.source == "preset" else 0
+        return self.parameters * max(drawn, self.dtype_bytes)
+
+
+def _matches(path: str, target: str) -> bool:
+    return path == target or path.endswith(f".{target}")

@@ -27,7 +27,12 @@ OPERATOR_DIMS: dict[str, tuple[str, ...]] = {
     "embedding": ("tokens",),
     "head": ("targets",),
     "optimizer": ("tensors", "parameters"),
+    "feed": ("sequences",),
+    "message": ("bytes",),
     "p2p": ("bytes",),
+    "all_reduce": ("bytes", "ranks"),
+    "all_gather": ("bytes", "ranks"),
+    "reduce_scatter": ("bytes", "ranks"),
     "stage": ("layers", "tasks", "r", "sequences", "length"),
 }
 """Dimensions of each kind. Heads, widths and vocabulary come from the backbone.
@@ -40,14 +45,26 @@ activation activation of the MLP with its gate
 embedding  token (and position) embedding; fwd only
 head       final norm, head and cross-entropy of target tokens
 optimizer  one task's step over its adapter on a stage; fwd only
-p2p        transfer to a neighbouring stage; fwd only
+feed       tensors of one micro-batch, from examples and layout; fwd only
+message    processor time that sending or receiving one message takes from a rank's actions; fwd only
+p2p        transfer to a neighbouring stage, until the message is there; fwd only
+all_reduce sum over ranks, which all of them get; fwd only. Bytes are those of the whole tensor in all three
+all_gather joins one part from each rank, so that all have the whole; fwd only
+reduce_scatter
+           sum over ranks, of which each gets one part; fwd only
 stage      a whole micro-batch through consecutive middle layers, as the runtime executes it: one packed hTask
            of ``tasks`` tasks, each with ``sequences`` sequences of ``length`` tokens and less (see
-           :func:`stage_layout`) and rank ``r`` on every linear; it shows what the sum of the single operators
-           leaves out
+           :func:`stage_layout`) and rank ``r`` on every linear, forward and backward in turn; it shows what
+           the sum of the single operators leaves out, and so the fixed cost of an action
 """
 
-FWD_ONLY = frozenset({"embedding", "optimizer", "p2p"})
+COLLECTIVE_KINDS = frozenset({"all_reduce", "all_gather", "reduce_scatter"})
+"""Kinds in which a whole group of ranks takes part."""
+
+LINK_KINDS = COLLECTIVE_KINDS | {"message", "p2p"}
+"""Kinds that use the link between ranks; they are measured between ranks, and no suite builds them."""
+
+FWD_ONLY = LINK_KINDS | {"embedding", "optimizer", "feed"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +105,8 @@ class OperatorSuite(Protocol):
     ) -> tuple[Callable[[], object], Callable[[], object] | None]:
         """Forward and backward of one operator with random content.
 
-        The backward may be called again and again after one forward; it is None for kinds that have none.
-        ``p2p`` is not built here: transfers need two ranks.
+        The backward may be called again and again after one forward, that of a ``stage`` once after each;
+        it is None for kinds that have none. Kinds that need two ranks are not built here.
         """
         ...
 

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 
 from muxtune.alignment import ROW_MULTIPLE, row_slots
 from muxtune.costs.compose import frozen_products
 from muxtune.model import ModelSpec
-from muxtune.operators import Operator
+from muxtune.operators import COLLECTIVE_KINDS, Operator
 
 MAX_TOKENS = 4096
 """Of one micro-batch; larger ones are priced as at this edge."""
 
 
-def operator_grid(model: ModelSpec, *, quick: bool) -> list[Operator]:
-    """Every operator to measure, transfers included.
+def operator_grid(model: ModelSpec, *, quick: bool, group_sizes: Sequence[int] = (2,)) -> list[Operator]:
+    """Every operator to measure, transfers and collectives included.
 
     Args:
         model: Whose shapes.
         quick: Fewer points, for a first look.
+        group_sizes: Numbers of ranks of the collectives.
     """
     products = sorted(set(frozen_products(model)))
     adapted = sorted({(linear.in_features, linear.out_features) for linear in model.linears})
@@ -37,7 +38,16 @@ def operator_grid(model: ModelSpec, *, quick: bool) -> list[Operator]:
     grid += [Operator("embedding", (n,)) for n in powers(16, MAX_TOKENS, 4)]
     grid += [Operator("head", (n,)) for n in powers(1, 1024, 8 if quick else 4)]
     grid += _optimizer(model, quick=quick)
-    grid += [Operator("p2p", (n,)) for n in powers(4 << 10, 8 << 20, 8 if quick else 2)]
+    grid += [Operator("feed", (n,)) for n in powers(1, 64, 8 if quick else 4)]
+    # One measurement gives both: the time until a message is there, and what it takes from the processor.
+    transfers = powers(4 << 10, 8 << 20, 8 if quick else 2)
+    grid += [Operator(kind, (n,)) for kind, n in product(("p2p", "message"), transfers)]
+    sizes_bytes = powers(4 << 10, 8 << 20, 64 if quick else 8)
+    grid += [
+        Operator(kind, dims)
+        for kind in sorted(COLLECTIVE_KINDS)
+        for dims in product(sizes_bytes, group_sizes)
+    ]
     grid += _stages(model, quick=quick)
     return grid
 
@@ -90,11 +100,11 @@ def _stages(model: ModelSpec, *, quick: bool) -> Iterator[Operator]:
             yield Operator("stage", dims)
 
 
-_QUICK_STAGES = ((1, 1, 8, 4, 32), (1, 4, 8, 4, 64), (3, 2, 8, 2, 32), (3, 4, 16, 4, 32))
+_QUICK_STAGES = ((1, 1, 8, 1, 16), (1, 4, 8, 4, 64), (3, 2, 8, 2, 32), (3, 4, 16, 4, 32))
 """(layers, tasks, r, sequences, length)."""
 
 _STAGES = (
-    *((1, 1, 8, 2, 32), (1, 1, 16, 4, 128), (1, 4, 8, 4, 64), (1, 8, 8, 2, 64)),
+    *((1, 1, 8, 1, 16), (1, 1, 8, 2, 32), (1, 1, 16, 4, 128), (1, 4, 8, 4, 64), (1, 8, 8, 2, 64)),
     *((3, 1, 8, 2, 64), (3, 1, 8, 8, 32), (3, 2, 64, 4, 128), (3, 4, 8, 4, 32)),
     *((3, 4, 16, 4, 64), (3, 8, 4, 2, 48), (4, 1, 8, 8, 192), (4, 4, 16, 4, 128)),
 )

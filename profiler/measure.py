@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle
 
 from muxtune.costs.work import operator_work
 from muxtune.model import ModelSpec
-from muxtune.operators import FWD_ONLY, Operator, OperatorSuite, Phase
+from muxtune.operators import FWD_ONLY, PHASES, Operator, OperatorSuite, Phase
+from profiler.devices import Device
 from profiler.rendezvous import Rendezvous
 from profiler.timing import Sample, Timer, time_repeatedly
-
-_COLD_BYTES = 8 << 20
-"""An operator runs on so much memory before it comes back to the same: more than a core's own caches hold."""
-
-_MAX_COPIES = 4
 
 
 def measure_operator(
     op: Operator,
     model: ModelSpec,
     suite: OperatorSuite,
-    device: str,
+    device: Device,
     *,
-    timer: Timer,
     rendezvous: Rendezvous,
     limit_s: float,
 ) -> Iterator[tuple[Phase, Sample]]:
@@ -34,43 +28,42 @@ def measure_operator(
     on a CPU and the copies take turns; on CUDA the timer empties the cache.
 
     Args:
-        op: Any kind but ``p2p``.
+        op: Any kind that a suite builds.
         model: The backbone.
         suite: Builds it.
-        device: ``cpu`` or ``cuda[:N]``.
-        timer: Of the device.
+        device: Of this rank.
         rendezvous: Of the ranks that measure it at the same time.
-        limit_s: Seconds per phase.
+        limit_s: Seconds per phase, or for both where they are timed in turn.
 
     Yields:
         Phase and timings of this rank.
     """
-    copies = _copies(op, model) if device == "cpu" else 1
     backward_wanted = op.kind not in FWD_ONLY
-    built = [suite.build(op, model, device, needs_backward=backward_wanted) for _ in range(copies)]
-    yield "fwd", _time_together([forward for forward, _ in built], timer, rendezvous, limit_s)
+    # The layers of a stage take turns by themselves.
+    copies = 1 if op.kind == "stage" else device.copies(operator_work(op, "fwd", model).bytes)
+    built = [suite.build(op, model, device.name, needs_backward=backward_wanted) for _ in range(copies)]
+    forwards = [forward for forward, _ in built]
     backwards = [backward for _, backward in built if backward is not None]
-    if backwards:
-        yield "bwd", _time_together(backwards, timer, rendezvous, limit_s)
+    if op.kind == "stage":  # in turn, as the runtime plays them, which leaves each less in the caches
+        pairs = list(zip(forwards, backwards, strict=True))
+        yield from zip(PHASES, _time_together(pairs, device.timer, rendezvous, limit_s), strict=True)
+        return
+    for phase, calls in zip(PHASES, (forwards, backwards), strict=True):
+        if calls:
+            (sample,) = _time_together([(call,) for call in calls], device.timer, rendezvous, limit_s)
+            yield phase, sample
 
 
 def _time_together(
-    functions: Sequence[Callable[[], object]], timer: Timer, rendezvous: Rendezvous, limit_s: float
-) -> Sample:
+    copies: Sequence[Sequence[Callable[[], object]]], timer: Timer, rendezvous: Rendezvous, limit_s: float
+) -> list[Sample]:
     """Start together; who is done first keeps its core and the memory busy for the others."""
     rendezvous.meet()
-    sample = time_repeatedly(functions, timer, limit_s=limit_s)
+    samples = time_repeatedly(copies, timer, limit_s=limit_s)
     rendezvous.arrive()
-    for function in cycle(functions):
+    for call in cycle(call for calls in copies for call in calls):
         if rendezvous.all_arrived():
             break
         rendezvous.check_parent()
-        function()
-    return sample
-
-
-def _copies(op: Operator, model: ModelSpec) -> int:
-    if op.kind == "stage":
-        return 1  # its layers already take turns
-    bytes_ = operator_work(op, "fwd", model).bytes
-    return max(1, min(_MAX_COPIES, math.ceil(_COLD_BYTES / bytes_)))
+        timer.call_s(call)  # not the call alone, which may leave its work queued for the device
+    return samples

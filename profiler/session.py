@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import os
-import platform
 import random
 import selectors
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, cast
 
-from muxtune.costs.profile import Measurement, Profile, Provenance, save_profile
+from muxtune.cluster import load_cluster
+from muxtune.costs.profile import ClockReading, Measurement, Profile, save_profile
 from muxtune.errors import RunError, SpecError, UserError, unknown_name
 from muxtune.model import ModelSpec
-from muxtune.operators import FWD_ONLY, Operator, Phase
-from profiler.grid import operator_grid
+from muxtune.operators import COLLECTIVE_KINDS, FWD_ONLY, LINK_KINDS, Operator, Phase
+from profiler.devices import DEVICES, Description
+from profiler.grid import operator_grid, powers
+from profiler.lines import Line, Reading, read_line
+from profiler.provenance import build_provenance
 from profiler.rendezvous import create_rendezvous
 from profiler.timing import Sample, merge_samples
-from profiler.worker import JOB_FILE, RENDEZVOUS_FILE, Job, Reading
+from profiler.worker import JOB_FILE, RENDEZVOUS_FILE, Job
 
 _SUITE = "torch"
-_DEVICES = ("cpu", "cuda")
 _MAX_RANKS = 64
 
 _LIMIT_S, _QUICK_LIMIT_S = 0.075, 0.1
@@ -36,6 +36,7 @@ _ROUNDS, _QUICK_ROUNDS = 2, 1
 """Operators are measured so often, minutes apart, so that a burst of other load does not own a shape."""
 
 _TRANSFER_ROUNDS = 3
+_COLLECTIVE_ROUNDS = 2
 
 _SILENCE_S = 600.0
 """A session that hears nothing for so long has lost a process."""
@@ -55,12 +56,13 @@ def profile_model(
     """Measure the operators of a backbone on this machine.
 
     Ranks of a real run share caches and memory bandwidth, so several processes measure the same operator at
-    the same time; the profile has the median over them. Transfers are measured between two processes; on
-    CUDA they are not.
+    the same time; the profile has the median over them. Transfers are measured between two processes, and
+    collectives of 2, 4, ... and all ranks; GPUs must not be shared for that, so one GPU alone has neither, as
+    the provenance then says.
 
     Args:
         model: The backbone.
-        device: ``cpu`` (one thread per process) or ``cuda``.
+        device: ``cpu`` (one thread per process) or ``cuda`` (one GPU per process, in turn).
         out: Where to store the profile; it is written whole at the end or not at all.
         ranks: Processes that measure at once; by default 2, or 1 on a single core or GPU.
         quick: A coarser grid, in a third of the time.
@@ -70,31 +72,25 @@ def profile_model(
         UserError: Unknown or absent device, a senseless number of ranks, a place that cannot be written.
         RunError: A measuring process failed.
     """
-    available = _available_devices(device)
+    if device not in DEVICES:
+        raise unknown_name("device", device, DEVICES)
+    available = DEVICES[device].count()
     if ranks is not None and not 1 <= ranks <= _MAX_RANKS:
         raise SpecError("ranks", ranks, f"1 to {_MAX_RANKS}")
     ranks = ranks or min(2, available)
     if out is not None:
         _check_writable(out)
-    job = _plan_job(model, device, ranks, quick=quick)
-    readings = _measure(job, progress=progress)
-    profile = Profile(_merge(readings), _provenance(job))
+    if device == "cpu":
+        _check_room(model, ranks)
+    job = _plan_job(model, device, ranks, link_ranks=_link_ranks(device, ranks, available), quick=quick)
+    lines = _measure(job, progress=progress)
+    (description,) = (line for line in lines if isinstance(line, Description))
+    clocks = [line for line in lines if isinstance(line, ClockReading)]
+    measurements = _merge([line for line in lines if isinstance(line, Reading)])
+    profile = Profile(measurements, build_provenance(job, description, clocks, available))
     if out is not None:
         save_profile(profile, out)
     return profile
-
-
-def _available_devices(device: str) -> int:
-    """How many devices of that kind this machine has."""
-    if device not in _DEVICES:
-        raise unknown_name("device", device, _DEVICES)
-    if device == "cpu":
-        return os.cpu_count() or 1
-    import torch
-
-    if not torch.cuda.is_available():
-        raise UserError("device = 'cuda': expected a CUDA device on this machine, and a torch build for it")
-    return torch.cuda.device_count()
 
 
 def _check_writable(out: Path) -> None:
@@ -109,10 +105,31 @@ def _check_writable(out: Path) -> None:
         raise UserError(f"cannot write the profile {out}: no permission")
 
 
-def _plan_job(model: ModelSpec, device: str, ranks: int, *, quick: bool) -> Job:
-    grid = operator_grid(model, quick=quick)
-    compute = [op for op in grid if op.kind != "p2p"]
-    transfers_bytes = [op.dims[0] for op in grid if op.kind == "p2p"] if device == "cpu" else []
+def _check_room(model: ModelSpec, ranks: int) -> None:
+    """Refuse before anything is allocated a backbone whose largest measured stage no rank can hold."""
+    layers = max(op.dims[0] for op in operator_grid(model, quick=False, group_sizes=()) if op.kind == "stage")
+    loaded = model.model_copy(update={"source": "preset", "layers": layers, "vocab": 8})
+    needed = loaded.loading_bytes + layers * model.layer_parameters * model.dtype_bytes
+    available = load_cluster(f"cpu-{ranks}").device.memory_bytes
+    if needed > available:
+        need, has = (bytes_ / 2**30 for bytes_ in (needed, available))
+        expected = f"one of which {layers} layers fit a rank: they need {need:.1f} GiB, it has {has:.1f} GiB"
+        raise SpecError("model", model.name, expected)
+
+
+def _link_ranks(device: str, ranks: int, available: int) -> int:
+    """Processes that communicate: as many as measure, and two at least, where each can have its device."""
+    wanted = max(ranks, 2)
+    communicating = wanted if DEVICES[device].shared_by_ranks else min(wanted, available)
+    return communicating if communicating > 1 else 0
+
+
+def _plan_job(model: ModelSpec, device: str, ranks: int, *, link_ranks: int, quick: bool) -> Job:
+    grid = operator_grid(model, quick=quick, group_sizes=powers(2, max(link_ranks, 2), 2))
+    compute = [op for op in grid if op.kind not in LINK_KINDS]
+    transfers = [op for op in grid if op.kind == "p2p"]  # which measures messages too
+    collectives = [op for op in grid if op.kind in COLLECTIVE_KINDS]
+    links = transfers * _TRANSFER_ROUNDS + collectives * _COLLECTIVE_ROUNDS if link_ranks else []
     order = random.Random(0)  # load that comes and goes must not follow an axis of the grid
     operators: list[Operator] = []
     for _ in range(_QUICK_ROUNDS if quick else _ROUNDS):
@@ -124,24 +141,25 @@ def _plan_job(model: ModelSpec, device: str, ranks: int, *, quick: bool) -> Job:
         ranks=ranks,
         parent=os.getpid(),
         operators=tuple((op.kind, op.dims) for op in operators),
-        transfers_bytes=tuple(transfers_bytes * _TRANSFER_ROUNDS),
+        link_ranks=link_ranks,
+        links=tuple((op.kind, op.dims) for op in links),
         limit_s=_QUICK_LIMIT_S if quick else _LIMIT_S,
     )
 
 
-def _measure(job: Job, *, progress: bool) -> list[Reading]:
-    processes_wanted = max(job.ranks, 2) if job.transfers_bytes else job.ranks
+def _measure(job: Job, *, progress: bool) -> list[Line]:
     phases = sum(1 if kind in FWD_ONLY else 2 for kind, _ in job.operators)
-    total = job.ranks * phases + len(job.transfers_bytes)
+    link_readings = sum(2 if kind == "p2p" else 1 for kind, _ in job.links)
+    total = job.ranks * phases + link_readings + 1 + 2 * job.processes  # a description, clocks twice
     with TemporaryDirectory(prefix="muxtune-profile-") as name:
         folder = Path(name)
         (folder / JOB_FILE).write_text(job.model_dump_json())
         create_rendezvous(folder / RENDEZVOUS_FILE, job.ranks)
-        with _processes(folder, processes_wanted) as processes:
+        with _processes(folder, job.processes) as processes:
             lines = _lines(processes, folder)
             if progress:
                 lines = _with_progress(lines, total, f"{job.model.name} on {job.device}")
-            return [Reading.from_json(line) for line in lines]
+            return [read_line(line) for line in lines]
 
 
 @contextmanager
@@ -150,6 +168,9 @@ def _processes(folder: Path, number: int) -> Iterator[list[subprocess.Popen[byte
     # The caller's import path as it is, and nothing else: -P keeps the current directory out.
     path = os.pathsep.join(str(Path(entry or ".").resolve()) for entry in sys.path)
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    if sys.platform == "linux":
+        # As the runtime has it: gloo would otherwise look for an interface by the host's name.
+        environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
     processes: list[subprocess.Popen[bytes]] = []
     try:
         for rank in range(number):
@@ -231,32 +252,3 @@ def _merge(readings: Sequence[Reading]) -> tuple[Measurement, ...]:
             merged.items(), key=lambda item: (item[0][0].kind, item[0][0].dims, item[0][1])
         )
     )
-
-
-def _provenance(job: Job) -> Provenance:
-    return Provenance(
-        created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
-        model=job.model,
-        device=job.device,
-        ranks=job.ranks,
-        threads=1,
-        processor=_processor(job.device),
-        os=platform.platform(),
-        versions={
-            "python": platform.python_version(),
-            **{package: version(package) for package in ("torch", "numpy", "muxtune")},
-        },
-    )
-
-
-def _processor(device: str) -> str:
-    if device == "cuda":
-        import torch
-
-        return torch.cuda.get_device_name()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

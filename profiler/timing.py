@@ -6,12 +6,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol, Self
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class Timer(Protocol):
@@ -59,38 +56,71 @@ class CpuTimer:
         return self._clock()
 
 
-class CudaTimer:
-    """Kernels run later than the call that starts them: events on the device say when.
+class WallTimer:
+    """Waiting counts: for calls that need other ranks.
 
-    The L2 cache is overwritten before each call, because a layer's weights are not there in a real pass.
+    Args:
+        clock: Monotonic seconds.
     """
 
-    def __init__(self, device: str) -> None:
-        import torch
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
 
-        self._cuda = torch.cuda
-        self._device = torch.device(device)
-        l2_bytes = torch.cuda.get_device_properties(self._device).L2_cache_size
-        self._flushed: Tensor = torch.empty(2 * l2_bytes, dtype=torch.uint8, device=self._device)
+    def call_s(self, function: Callable[[], object]) -> float:
+        """Run ``function`` once; seconds until it has returned."""
+        start_s = self._clock()
+        function()
+        return self._clock() - start_s
+
+    def now_s(self) -> float:
+        """The clock."""
+        return self._clock()
+
+
+class CudaEvent(Protocol):
+    """A mark in the order of a device's work, as ``torch.cuda.Event``."""
+
+    def record(self) -> None:
+        """Put the mark behind the work given so far."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until the device has come to it."""
+        ...
+
+    def elapsed_time(self, end_event: Self) -> float:
+        """Milliseconds from this mark to a later one."""
+        ...
+
+
+class CudaTimer:
+    """Kernels run later than the call that starts them: events on the current device say when.
+
+    Args:
+        new_event: Makes an event that keeps the time.
+        before: Called before each timed call, with work for the device that does not count.
+    """
+
+    def __init__(
+        self, new_event: Callable[[], CudaEvent], before: Callable[[], object] | None = None
+    ) -> None:
+        self._new_event = new_event
+        self._before = before
 
     def call_s(self, function: Callable[[], object]) -> float:
         """Run ``function`` once; seconds between the events around its kernels."""
-        self._flushed.zero_()
-        start, stop = (self._cuda.Event(enable_timing=True) for _ in range(2))
+        if self._before is not None:
+            self._before()
+        start, stop = self._new_event(), self._new_event()
         start.record()
         function()
         stop.record()
-        self._cuda.synchronize(self._device)
-        return float(start.elapsed_time(stop)) / 1e3  # milliseconds
+        stop.synchronize()
+        return start.elapsed_time(stop) / 1e3  # milliseconds
 
     def now_s(self) -> float:
         """Clock of the host."""
         return time.perf_counter()
-
-
-def timer_for(device: str) -> Timer:
-    """The timer of ``cpu`` or ``cuda[:N]``."""
-    return CpuTimer() if device == "cpu" else CudaTimer(device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,29 +145,37 @@ _LOOKS = 1.25
 """The error is looked at after every quarter more repetitions; a look sorts all of them."""
 
 
-def time_repeatedly(functions: Sequence[Callable[[], object]], timer: Timer, *, limit_s: float) -> Sample:
-    """Time equal functions in turn until the median is known to 2% or ``limit_s`` have passed.
+def time_repeatedly(
+    copies: Sequence[Sequence[Callable[[], object]]], timer: Timer, *, limit_s: float
+) -> list[Sample]:
+    """Time calls in turn until the median of each is known to 2% or ``limit_s`` have passed.
 
     Args:
-        functions: The same operator on different memory, so that none finds its own data in the cache.
+        copies: The same calls on different memory, so that none finds its own data in the cache. Those of one
+            copy follow each other (a forward and its backward, say) and are timed one by one.
         timer: Of the device.
         limit_s: Seconds after which the error no longer matters; five repetitions there are in any case.
+
+    Returns:
+        Timings of each call of a copy.
     """
-    for function, _ in zip(cycle(functions), range(max(len(functions), _WARM_UP)), strict=False):
-        timer.call_s(function)
+    for calls, _ in zip(cycle(copies), range(max(len(copies), _WARM_UP)), strict=False):
+        for call in calls:
+            timer.call_s(call)
     deadline_s = timer.now_s() + limit_s
-    times_s: list[float] = []
+    times_s: list[list[float]] = []
     next_look = MIN_REPETITIONS
-    for function in cycle(functions):
-        times_s.append(timer.call_s(function))
+    for calls in cycle(copies):
+        times_s.append([timer.call_s(call) for call in calls])
         if len(times_s) < next_look:
             continue
-        if timer.now_s() >= deadline_s or median_error(times_s) <= RELATIVE_ERROR:
+        columns = list(zip(*times_s, strict=True))
+        if timer.now_s() >= deadline_s or all(median_error(each) <= RELATIVE_ERROR for each in columns):
             break
         # Long calls look every time, so that they keep to the limit.
-        long = times_s[-1] * _LONG_CALLS > limit_s
+        long = sum(times_s[-1]) * _LONG_CALLS > limit_s
         next_look = len(times_s) + 1 if long else int(len(times_s) * _LOOKS) + 1
-    return summarize(times_s)
+    return [summarize(each) for each in zip(*times_s, strict=True)]
 
 
 _LONG_CALLS = 50

@@ -7,22 +7,21 @@ may be started from notebooks and scripts alike.
 from __future__ import annotations
 
 import gc
-import json
 import os
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
 
 from pydantic import BaseModel, ConfigDict
 
 from muxtune.allocator import keep_freed_memory
 from muxtune.model import ModelSpec
-from muxtune.operators import OPERATOR_SUITES, Operator, Phase
+from muxtune.operators import COLLECTIVE_KINDS, OPERATOR_SUITES, Operator
+from profiler.devices import DEVICES, Device
+from profiler.lines import Line, Reading, write_line
+from profiler.links import RankGroup
 from profiler.measure import measure_operator
 from profiler.rendezvous import OrphanedError, Rendezvous
-from profiler.timing import Sample, timer_for
-from profiler.transfers import PingPong
 
 JOB_FILE = "job.json"
 RENDEZVOUS_FILE = "rendezvous"
@@ -38,73 +37,59 @@ class Job(BaseModel):
     device: str
     suite: str
     ranks: int
+    """Processes that measure the same operator at the same time."""
     parent: int
     """Process id of the session."""
     operators: tuple[tuple[str, tuple[int, ...]], ...]
     """Kind and dimensions, in the order of measurement; one that stands there twice is measured twice."""
-    transfers_bytes: tuple[int, ...]
+    link_ranks: int
+    """Processes that communicate; 0 if none do."""
+    links: tuple[tuple[str, tuple[int, ...]], ...]
+    """Collectives and transfers, likewise; those come first."""
     limit_s: float
     """Per operator and phase, each time."""
 
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """What one rank measured, once."""
-
-    op: Operator
-    phase: Phase
-    sample: Sample
-
-    def to_json(self) -> str:
-        """As one line."""
-        entry = {"kind": self.op.kind, "dims": self.op.dims, "phase": self.phase, **asdict(self.sample)}
-        return json.dumps(entry)
-
-    @classmethod
-    def from_json(cls, line: str) -> Reading:
-        """Inverse of :meth:`to_json`."""
-        entry = json.loads(line)
-        op = Operator(entry.pop("kind"), tuple(entry.pop("dims")))
-        return cls(op, entry.pop("phase"), Sample(**entry))
+    @property
+    def processes(self) -> int:
+        """How many there are."""
+        return max(self.ranks, self.link_ranks)
 
 
-def measure_job(job: Job, folder: Path, rank: int, out: TextIO) -> None:
-    """Measure everything; ranks beyond ``job.ranks`` only take part in the transfers."""
+def measure_job(job: Job, device: Device, folder: Path, say: Callable[[Line], None]) -> None:
+    """Measure everything; ranks beyond ``job.ranks`` only take part in what ranks do together."""
     import torch
 
     torch.set_num_threads(1)
-    torch.manual_seed(rank)
+    torch.manual_seed(device.rank)
     keep_freed_memory()
     gc.disable()  # a collection would land in somebody's measurement
-    if job.transfers_bytes and rank < 2:
-        _measure_transfers(job, folder, rank, out)
-    if rank < job.ranks:
-        _measure_operators(job, folder, rank, out)
+    if device.rank == 0:
+        say(device.describe())
+    say(device.read_clocks("before"))
+    if device.rank < job.link_ranks:
+        _measure_links(job, device, folder, say)
+    if device.rank < job.ranks:
+        _measure_operators(job, device, folder, say)
+    say(device.read_clocks("after"))
 
 
-def _measure_transfers(job: Job, folder: Path, rank: int, out: TextIO) -> None:
-    pair = PingPong(folder / _STORE_FILE, rank)
-    for bytes_ in job.transfers_bytes:
-        sample = pair.measure(bytes_, job.limit_s)
-        if sample is not None:
-            print(Reading(Operator("p2p", (bytes_,)), "fwd", sample).to_json(), file=out, flush=True)
-    pair.close()
+def _measure_links(job: Job, device: Device, folder: Path, say: Callable[[Line], None]) -> None:
+    sizes = sorted({dims[1] for kind, dims in job.links if kind in COLLECTIVE_KINDS})
+    group = RankGroup(device, folder / _STORE_FILE, job.link_ranks, sizes)
+    for kind, dims in job.links:
+        for op, sample in group.measure(Operator(kind, dims), job.model, job.limit_s):
+            say(Reading(op, "fwd", sample))
+    group.close()
 
 
-def _measure_operators(job: Job, folder: Path, rank: int, out: TextIO) -> None:
-    import torch
-
-    rendezvous = Rendezvous(folder / RENDEZVOUS_FILE, rank, job.ranks, job.parent)
+def _measure_operators(job: Job, device: Device, folder: Path, say: Callable[[Line], None]) -> None:
+    rendezvous = Rendezvous(folder / RENDEZVOUS_FILE, device.rank, job.ranks, job.parent)
     suite = OPERATOR_SUITES.get(job.suite)
-    device = job.device if job.device == "cpu" else f"cuda:{rank % torch.cuda.device_count()}"
-    timer = timer_for(device)
     for kind, dims in job.operators:
         op = Operator(kind, dims)
-        readings = measure_operator(
-            op, job.model, suite, device, timer=timer, rendezvous=rendezvous, limit_s=job.limit_s
-        )
+        readings = measure_operator(op, job.model, suite, device, rendezvous=rendezvous, limit_s=job.limit_s)
         for phase, sample in readings:
-            print(Reading(op, phase, sample).to_json(), file=out, flush=True)
+            say(Reading(op, phase, sample))
         gc.collect(0)
 
 
@@ -114,8 +99,9 @@ def main(folder: Path, rank: int) -> None:
     out = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     job = Job.model_validate_json((folder / JOB_FILE).read_text())
+    device = DEVICES[job.device](rank)
     try:
-        measure_job(job, folder, rank, out)
+        measure_job(job, device, folder, lambda line: print(write_line(line), file=out, flush=True))
     except OrphanedError:
         sys.exit("the session is gone")
 

@@ -48,7 +48,7 @@ def product(x_MK: Tensor, w_NK: Tensor, bias_N: Tensor | None = None, *, static_
 
 def thin_product(x_MK: Tensor, w_RK: Tensor, scale: float) -> Tensor:
     """``scale * w x^T``, ``[R, M]`` with few rows: MKL is up to twice as fast at this as at ``x w^T``."""
-    if x_MK.shape[0] * w_RK.numel() >= ONEDNN_FROM_MULTIPLICATIONS_ONCE:
+    if x_MK.device.type == "cpu" and x_MK.shape[0] * w_RK.numel() >= ONEDNN_FROM_MULTIPLICATIONS_ONCE:
         return product(x_MK, w_RK, static_shape=False).t().mul_(scale)
     # beta = 0: the first operand is not read. One call instead of product and scaling.
     return torch.addmm(_unread(w_RK.dtype, w_RK.device), w_RK, x_MK.t(), beta=0, alpha=scale)

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from muxtune.alignment import Segment, row_slots
+from muxtune.alignment import MicrobatchLayout, Segment, row_slots
 from muxtune.dataset import Example
 from muxtune.model import ModelSpec
 from muxtune.operators import FWD_ONLY, Operator, stage_layout
 from muxtune.workload import DatasetSpec, LoraSpec, PeftTask
 from runtime.attention import RopeTables, build_attention_plan, causal_attention
 from runtime.backbone import Stage, load_hf_model, torch_dtype
-from runtime.batch import build_microbatch
+from runtime.batch import MicrobatchTensors, build_microbatch
 from runtime.elementwise import LayerNorm, RmsNorm, find_activation, find_gated_activation
 from runtime.layers import Embedding, Head, Norm
 from runtime.lora import add_update_, lora_linear, update_gradients
@@ -35,7 +35,7 @@ class TorchOperators:
         """Forward and backward of one operator with random content (see ``OperatorSuite``).
 
         Raises:
-            ValueError: ``p2p``, which needs two ranks.
+            ValueError: A kind that needs two ranks (``LINK_KINDS``).
         """
         if op.kind not in _BUILDERS:
             raise ValueError(f"{op} cannot be built on one rank")
@@ -61,7 +61,7 @@ class _Content:
 
     def norm(self) -> Norm:
         weight_D = self.normal(self.model.hidden)
-        if self.model.family == "llama":
+        if self.model.rms_norm:
             return RmsNorm(weight_D, self.model.norm_eps)
         return LayerNorm(weight_D, weight_D, self.model.norm_eps)
 
@@ -126,7 +126,7 @@ def _attention(content: _Content, sequences: int, length: int) -> Built:
     features = (model.heads + 2 * model.kv_heads) * model.head_dim
     qkv_TF = content.normal(tokens, features, requires_grad=True)
     rope = None
-    if model.family == "llama":
+    if not model.learned_positions:
         angles = content.normal(row_slots(length), model.head_dim)
         rope = RopeTables.build(angles.cos(), angles.sin())
     return _recorded(lambda: (causal_attention(qkv_TF, plan, model.heads, model.kv_heads, rope),), qkv_TF)
@@ -138,8 +138,7 @@ def _norm(content: _Content, tokens: int) -> Built:
     residual_TD = content.normal(tokens, content.model.hidden, requires_grad=True)
 
     def run() -> tuple[Tensor, ...]:
-        sum_TD = residual_TD + update_TD
-        return sum_TD, norm.forward(sum_TD)  # both are used, so both send gradients
+        return norm.add(residual_TD, update_TD)  # both results are used, so both send gradients
 
     return _recorded(run, residual_TD)
 
@@ -153,7 +152,7 @@ def _activation(content: _Content, tokens: int) -> Built:
 
 def _embedding(content: _Content, tokens: int) -> Built:
     model = content.model
-    positions_PD = content.normal(model.max_positions, model.hidden) if model.family == "gpt2" else None
+    positions_PD = content.normal(model.max_positions, model.hidden) if model.learned_positions else None
     embedding = Embedding(content.normal(model.vocab, model.hidden), positions_PD)
     tokens_T = content.ids(tokens)
     positions_T = torch.arange(tokens, device=content.device) % model.max_positions
@@ -176,29 +175,53 @@ def _optimizer(content: _Content, tensors: int, parameters: int) -> Built:
     return build_optimizer(trained, _task("profiled", r=1, length=2)).step, None
 
 
+def _feed(content: _Content, sequences: int) -> Built:
+    build = _microbatch_builder(content, stage_layout(Operator("stage", (1, 1, 1, sequences, _FEED_LENGTH))))
+    return build, None
+
+
+_FEED_LENGTH = 64
+"""Tokens of the longest sequence: copying them costs little beside handling the sequence."""
+
+
 def _stage(content: _Content, layers: int, tasks: int, r: int, sequences: int, length: int) -> Built:
     # Only the layers matter: a small vocabulary spares the memory of embedding and head.
     spec = content.model.model_copy(update={"source": "preset", "layers": layers, "vocab": 8})
     weights = load_hf_model(spec)
     stage = Stage(spec, range(layers), first=False, last=False, weights=weights, device=content.device)
-    task_ids = [f"task-{i}" for i in range(tasks)]
-    for task_id in task_ids:
-        stage.add_task(_task(task_id, r=r, length=length), _random_adapter(content, spec, r))
     layout = stage_layout(Operator("stage", (layers, tasks, r, sequences, length)))
-    examples = [
-        [Example(np.zeros(s.length, dtype=np.int64), 1) for s in layout.segments if s.task == task]
-        for task in range(tasks)
-    ]
-    batch = build_microbatch(layout, examples, content.device, task_ids=task_ids)
-    hidden_TD = content.normal(layout.tokens, spec.hidden, requires_grad=True)
-    recorded = _Recorded(lambda: (stage.forward(batch, hidden_TD),), (hidden_TD,))
+    for task_id in _task_ids(layout):
+        stage.add_task(_task(task_id, r=r, length=length), _random_adapter(content, spec, r))
+    build = _microbatch_builder(content, layout)
+    received_TD = content.normal(layout.tokens, spec.hidden)
+    gradient_TD = torch.ones_like(received_TD)
+    opened: list[tuple[Tensor, Tensor]] = []
+
+    def forward() -> object:
+        batch = build()
+        hidden_TD = received_TD.detach().requires_grad_()
+        opened[:] = [(hidden_TD, stage.forward(batch, hidden_TD))]
+        return opened
 
     def backward() -> object:
-        hidden_TD.grad = None  # sent away in a real run, while the adapters' gradients are summed up
-        torch.autograd.backward(recorded.outputs, recorded.grads, retain_graph=True)
+        hidden_TD, output_TD = opened.pop()
+        torch.autograd.backward(output_TD, gradient_TD)  # the adapters' gradients are summed up
         return hidden_TD.grad
 
-    return recorded.forward, backward
+    return forward, backward
+
+
+def _microbatch_builder(content: _Content, layout: MicrobatchLayout) -> Callable[[], MicrobatchTensors]:
+    task_ids = _task_ids(layout)
+    examples = [
+        [Example(np.zeros(s.length, dtype=np.int64), 1) for s in layout.segments if s.task == task]
+        for task in range(len(task_ids))
+    ]
+    return lambda: build_microbatch(layout, examples, content.device, task_ids=task_ids)
+
+
+def _task_ids(layout: MicrobatchLayout) -> list[str]:
+    return [f"task-{i}" for i in range(len(layout.spans))]
 
 
 def _task(task_id: str, *, r: int, length: int) -> PeftTask:
@@ -234,5 +257,6 @@ _BUILDERS: dict[str, Callable[..., Built]] = {
     "embedding": _embedding,
     "head": _head,
     "optimizer": _optimizer,
+    "feed": _feed,
     "stage": _stage,
 }

@@ -1,4 +1,4 @@
-"""``profile``: measure operators."""
+"""``profile``: measure operators, or import measurements of others."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ from pydantic import BaseModel
 
 from muxtune.cli.options import JsonFlag
 from muxtune.cli.output import check_writable, emit, stdout_kept_clean
+from muxtune.costs.measurements import MeasurementsProvenance
 from muxtune.costs.profile import Profile, Provenance
 from muxtune.model import Dtype, load_model_spec
 from muxtune.tables import format_table, show_percent, show_seconds
+
+profile_app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
+_import_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+profile_app.add_typer(_import_app, name="import", help="Read measurements that others published.")
 
 
 class ProfileSummary(BaseModel):
@@ -26,11 +31,28 @@ class ProfileSummary(BaseModel):
     provenance: Provenance
 
 
+class ImportSummary(BaseModel):
+    """What ``muxtune profile import --json`` prints."""
+
+    out: Path
+    provenance: MeasurementsProvenance
+
+
+@profile_app.callback()
 def profile(
-    model: Annotated[str, typer.Option("--model", help="Preset or Hugging Face directory.")],
-    out: Annotated[Path, typer.Option("--out", help="Parquet file to write.")],
+    context: typer.Context,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="Preset or Hugging Face directory.  [required]", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Parquet file to write.  [required]", show_default=False)
+    ] = None,
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Device to measure.")] = "cpu",
-    dtype: Annotated[Dtype, typer.Option(help="Of weights and activations.")] = "float32",
+    dtype: Annotated[
+        Dtype | None,
+        typer.Option(help="Of weights and activations; the backbone's own by default.", show_default=False),
+    ] = None,
     ranks: Annotated[
         int | None, typer.Option(min=1, help="Processes that measure at the same time; 2 by default.")
     ] = None,
@@ -40,6 +62,16 @@ def profile(
     as_json: JsonFlag = False,
 ) -> None:
     """Measure what the backbone's operators cost on this machine."""
+    if context.invoked_subcommand is not None:
+        # A group cannot demand its options only when it runs alone, so it looks for itself which case it is.
+        own = (model, out, device, dtype, ranks, quick, as_json)
+        if own != (None, None, "cpu", None, None, False, False):
+            context.fail(f"The options of profile do not go with {context.invoked_subcommand}.")
+        return
+    if model is None:
+        context.fail("Missing option '--model'.")
+    if out is None:
+        context.fail("Missing option '--out'.")
     check_writable(out, "--out")
     spec = load_model_spec(model, dtype)
     from profiler import profile_model
@@ -55,6 +87,36 @@ def profile(
         provenance=measured.provenance,
     )
     emit(summary, f"{measured.profile_id} in {out}\n\n{_table(measured, kinds)}", as_json=as_json)
+
+
+@_import_app.command()
+def vidur(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR",
+            help="Vidur's data/profiling, or below it compute, network, or the folder of a device, model or "
+            "topology.",
+            show_default=False,
+        ),
+    ],
+    device: Annotated[str, typer.Option("--device", help="Whose measurements: a40, a100, h100, ...")],
+    out: Annotated[Path, typer.Option("--out", help="Parquet file to write.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Read the CSV files that the Vidur simulator publishes (github.com/microsoft/vidur)."""
+    check_writable(out, "--out")
+    from profiler.vidur import import_vidur
+
+    provenance = import_vidur(folder, device, out)
+    files = "1 file" if provenance.files == 1 else f"{provenance.files} files"
+    lines = [f"{out}: measurements of {provenance.device} from {files}"]
+    lines += [f"  {name}: {rows:,} shapes" for name, rows in provenance.rows.items()]
+    if provenance.merged:
+        lines.append(f"  {provenance.merged:,} repeated measurements merged into medians")
+    if provenance.below_resolution:
+        lines.append(f"  {provenance.below_resolution:,} measurements of 0 ms left out")
+    emit(ImportSummary(out=out, provenance=provenance), "\n".join(lines), as_json=as_json)
 
 
 def _table(profile: Profile, kinds: list[str]) -> str:

@@ -36,21 +36,19 @@ class MicrobatchWork:
 Weighted = tuple[Operator, float]
 """An operator, and how often it runs."""
 
-_BLOCKS: dict[str, tuple[int, ...]] = {"llama": (0, 0, 0, 1, 2, 2, 3), "gpt2": (0, 1, 2, 3)}
-"""Block of each of ``model.linears``. A layer is four of them: norm and attention's inputs; attention and its
-output; norm and the MLP's inputs; activation and the MLP's output."""
-
 
 @lru_cache(maxsize=256)
 def frozen_products(model: ModelSpec) -> tuple[tuple[int, int], ...]:
     """(in_features, out_features) of the frozen product of each block of a layer.
 
-    Linears that read the same input (queries, keys and values; gate and up) run as one.
+    A layer is four blocks: norm and attention's inputs; attention and its output; norm and the MLP's inputs;
+    activation and the MLP's output. Linears that read the same input (queries, keys and values; gate and up)
+    run as one.
     """
     products: dict[int, tuple[int, int]] = {}
-    for linear, block in zip(model.linears, _BLOCKS[model.family], strict=True):
-        _, out_features = products.get(block, (0, 0))
-        products[block] = (linear.in_features, out_features + linear.out_features)
+    for linear in model.linears:
+        _, out_features = products.get(linear.block, (0, 0))
+        products[linear.block] = (linear.in_features, out_features + linear.out_features)
     return tuple(products[block] for block in sorted(products))
 
 
@@ -87,6 +85,8 @@ def stage_operators(
     """Operators of one action of a stage with ``layers`` layers."""
     weighted: list[Weighted] = []
     inner = layers
+    if phase == "fwd":
+        weighted += _between("feed", (), sum(calls * sequences for calls, sequences, _ in work.attention))
     if first:
         weighted += layer_operators(model, work, phase, input_gradient=False)
         inner -= 1
@@ -109,7 +109,7 @@ def stage_seconds(
     work: MicrobatchWork,
     phase: Phase,
 ) -> float:
-    """Seconds of one action of a stage.
+    """Seconds of one action of a stage: its operators, and the messages from and to its neighbours.
 
     Args:
         costs: Of the device.
@@ -121,7 +121,13 @@ def stage_seconds(
         phase: ``fwd`` for an F, ``bwd`` for a B.
     """
     weighted = stage_operators(model, layers, first=first, last=last, work=work, phase=phase)
-    return costs.action_s(sum(costs.latency_s(op, phase) * count for op, count in weighted), phase)
+    operators_s = sum(costs.latency_s(op, phase) * count for op, count in weighted)
+    seconds = costs.action_s(operators_s, phase)
+    neighbours = (not first) + (not last)  # an action receives from one and sends to the other
+    if neighbours:
+        message = Operator("message", (message_bytes(model, work.tokens),))
+        seconds += neighbours * costs.latency_s(message, "fwd")
+    return seconds
 
 
 def step_seconds(costs: CostModel, model: ModelSpec, layers: int, lora: LoraSpec) -> float:
@@ -131,9 +137,14 @@ def step_seconds(costs: CostModel, model: ModelSpec, layers: int, lora: LoraSpec
     return costs.latency_s(Operator("optimizer", (2 * layers * len(shapes), parameters)), "fwd")
 
 
+def message_bytes(model: ModelSpec, tokens: int) -> int:
+    """Hidden states of a micro-batch, or their gradients."""
+    return tokens * model.hidden * model.dtype_bytes
+
+
 def p2p_seconds(costs: CostModel, model: ModelSpec, tokens: int) -> float:
     """Seconds until a micro-batch's hidden states, or their gradients, have reached the neighbour."""
-    return costs.latency_s(Operator("p2p", (tokens * model.hidden * model.dtype_bytes,)), "fwd")
+    return costs.latency_s(Operator("p2p", (message_bytes(model, tokens),)), "fwd")
 
 
 def _norm(work: MicrobatchWork) -> Iterator[Weighted]:
@@ -172,6 +183,4 @@ def _targeted_shapes(model: ModelSpec, targets: tuple[str, ...]) -> list[tuple[i
 @lru_cache(maxsize=4096)
 def _adapted_block(model: ModelSpec, targets: tuple[str, ...]) -> int:
     """First block of a layer that gets an adapter."""
-    adapted = {linear.name for linear in model.targeted_linears(targets, "targets")}
-    blocks = zip(model.linears, _BLOCKS[model.family], strict=True)
-    return min(block for linear, block in blocks if linear.name in adapted)
+    return min(linear.block for linear in model.targeted_linears(targets, "targets"))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -40,6 +40,20 @@ class Measurement:
     """Timed calls of all ranks and rounds."""
 
 
+class ClockReading(BaseModel):
+    """Clocks of one rank's device at one moment, read while it was busy."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rank: int
+    moment: Literal["before", "after"]
+    """Of the measurement."""
+    mhz: dict[str, float]
+    """By clock: ``core`` of a CPU, ``sm`` and ``memory`` of a GPU; empty where none can be read."""
+    throttled_by: tuple[str, ...] = ()
+    """What holds the clocks down, in the driver's words."""
+
+
 class Provenance(BaseModel):
     """How, where and for which backbone a profile was measured."""
 
@@ -56,7 +70,14 @@ class Provenance(BaseModel):
     processor: str
     os: str
     versions: dict[str, str]
-    """Of python, torch, numpy and muxtune."""
+    """Of python, torch, numpy and muxtune, and of the libraries that compute on the device."""
+    backend: str | None = None
+    """Of torch.distributed, that messages and collectives went through; None if there were none."""
+    settings: dict[str, str] = {}
+    """Of the device, as far as it tells: power limit, frequency governor, instruction set."""
+    clocks: tuple[ClockReading, ...] = ()
+    notes: tuple[str, ...] = ()
+    """Sentences: what was left out and why, clocks that fell."""
 
 
 @dataclass(frozen=True)

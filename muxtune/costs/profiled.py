@@ -13,7 +13,7 @@ from muxtune.costs.profile import Profile, describe_dims
 from muxtune.costs.roofline import RooflineCosts, fit_coefficients
 from muxtune.errors import UserError
 from muxtune.model import ModelSpec
-from muxtune.operators import PHASES, Operator, Phase
+from muxtune.operators import LINK_KINDS, PHASES, Operator, Phase
 from muxtune.plan import CostsRef
 
 
@@ -33,8 +33,8 @@ _SPLITS: dict[str, Callable[[Dims], tuple[Dims, Dims]]] = {
 }
 """Per kind: categories, which are looked up, and dimensions, which are interpolated in this order."""
 
-_OUTSIDE_ACTIONS = frozenset({"optimizer", "p2p"})
-"""Kinds that are no part of a forward or backward."""
+_OUTSIDE_ACTIONS = LINK_KINDS | {"optimizer"}
+"""Kinds that are no operators of a forward or backward."""
 
 _OUTSIDE = 1e-9
 """Logarithmic distance below which a shape counts as inside: rounding of logarithms."""
@@ -127,7 +127,8 @@ class ProfiledCosts:
 
     def _interpolate(self, op: Operator, phase: Phase) -> tuple[float, float]:
         """Seconds, and how far outside the measured shapes the operator lies (a logarithm)."""
-        if 0 in op.dims:
+        analytic_s = self.analytic.latency_s(op, phase)
+        if analytic_s == 0.0:  # nothing to do, or nobody to do it with
             return 0.0, 0.0
         category, dims = _split(op)
         tables = self._tables.get((op.kind, phase))
@@ -140,7 +141,7 @@ class ProfiledCosts:
             nearest = min(tables, key=lambda known: (_distance(known, category), known))
             table, outside = tables[nearest], _distance(nearest, category)
         log_ratio, left_by = table.at(dims)
-        return self.analytic.latency_s(op, phase) * math.exp(log_ratio), max(outside, left_by)
+        return analytic_s * math.exp(log_ratio), max(outside, left_by)
 
     def _warn(self, op: Operator, outside: float) -> None:
         if op.kind in self._warned:

@@ -13,7 +13,7 @@ from muxtune.costs.profile import Profile
 from muxtune.costs.work import operator_work
 from muxtune.errors import UserError
 from muxtune.model import ModelSpec
-from muxtune.operators import Operator, Phase
+from muxtune.operators import LINK_KINDS, Operator, Phase
 from muxtune.plan import CostsRef
 
 Array = NDArray[np.float64]
@@ -61,8 +61,8 @@ class RooflineCosts:
             return 0.0
         c = self.coefficients
         work = operator_work(op, phase, self.model)
-        if op.kind == "p2p":
-            return c.link_latency_s + work.bytes / c.link_bytes_per_s
+        if op.kind in LINK_KINDS:
+            return work.launches * c.link_latency_s + work.bytes / c.link_bytes_per_s
         compute_s, memory_s = work.flops / c.flops_per_s, work.bytes / c.bytes_per_s
         longer_s, shorter_s = max(compute_s, memory_s), min(compute_s, memory_s)
         # The longer one is factored out, so that no power underflows.
@@ -84,7 +84,7 @@ def fit_coefficients(profile: Profile) -> RooflineCoefficients:
     Raises:
         UserError: The profile has no operators to fit to.
     """
-    rows = [m for m in profile.measurements if m.op.kind not in {"stage", "p2p"}]
+    rows = [m for m in profile.measurements if m.op.kind not in _NOT_FITTED]
     if not rows:
         raise UserError(f"profile {profile.profile_id} has no measured operators")
     work = np.array([operator_work(m.op, m.phase, profile.model) for m in rows])
@@ -108,6 +108,9 @@ def fit_coefficients(profile: Profile) -> RooflineCoefficients:
     error = float(np.average(np.abs(predicted_s / measured_s - 1.0), weights=weights))
     return RooflineCoefficients(**(asdict(coefficients) | {"error": error}))
 
+
+_NOT_FITTED = LINK_KINDS | {"stage", "feed"}
+"""Sums of others, links, and what runs in Python on the host."""
 
 _MAX_OVERLAP = 8.0
 """Beyond this the smooth maximum is within 10% of the sharp one everywhere and the fit is flat."""

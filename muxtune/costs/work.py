@@ -20,7 +20,7 @@ class OperatorWork(NamedTuple):
     flops: float
     bytes: float
     launches: float
-    """Kernels, or calls of library functions."""
+    """Kernels, or calls of library functions; messages one after the other where ranks communicate."""
 
 
 def operator_work(op: Operator, phase: Phase, model: ModelSpec) -> OperatorWork:
@@ -68,8 +68,8 @@ def _activation(dims: tuple[int, ...], phase: Phase, model: ModelSpec) -> Operat
 
 
 def _embedding(dims: tuple[int, ...], phase: Phase, model: ModelSpec) -> OperatorWork:
-    """Gathers rows of a table; GPT-2 adds a row of a second one."""
-    tables = 2 if model.family == "gpt2" else 1
+    """Gathers rows of a table; learned positions add a row of a second one."""
+    tables = 2 if model.learned_positions else 1
     return OperatorWork(0.0, model.dtype_bytes * 2 * tables * dims[0] * model.hidden, tables)
 
 
@@ -86,9 +86,26 @@ def _optimizer(dims: tuple[int, ...], phase: Phase, model: ModelSpec) -> Operato
     return OperatorWork(12.0 * parameters, model.dtype_bytes * 7 * parameters, 10 + tensors)
 
 
+def _feed(dims: tuple[int, ...], phase: Phase, model: ModelSpec) -> OperatorWork:
+    """Array operations for each sequence, and as many again for the micro-batch; their bytes are nothing."""
+    return OperatorWork(0.0, 64.0 * dims[0], 10.0 + 10.0 * dims[0])
+
+
 def _p2p(dims: tuple[int, ...], phase: Phase, model: ModelSpec) -> OperatorWork:
     """One message."""
     return OperatorWork(0.0, float(dims[0]), 1)
+
+
+def _ring(dims: tuple[int, ...], phase: Phase, model: ModelSpec) -> OperatorWork:
+    """Once around the ring: each rank sends all parts of the tensor but one, a message each."""
+    bytes_, ranks = dims
+    return OperatorWork(0.0, bytes_ * (ranks - 1) / ranks, ranks - 1)
+
+
+def _all_reduce(dims: tuple[int, ...], phase: Phase, model: ModelSpec) -> OperatorWork:
+    """Twice around the ring: a reduce-scatter, then an all-gather."""
+    _, bytes_, launches = _ring(dims, phase, model)
+    return OperatorWork(0.0, 2 * bytes_, 2 * launches)
 
 
 _WORK: dict[str, Callable[[tuple[int, ...], Phase, ModelSpec], OperatorWork]] = {
@@ -100,5 +117,10 @@ _WORK: dict[str, Callable[[tuple[int, ...], Phase, ModelSpec], OperatorWork]] = 
     "embedding": _embedding,
     "head": _head,
     "optimizer": _optimizer,
+    "feed": _feed,
+    "message": _p2p,
     "p2p": _p2p,
+    "all_reduce": _all_reduce,
+    "all_gather": _ring,
+    "reduce_scatter": _ring,
 }

@@ -12,7 +12,7 @@ import profiler.session
 from muxtune.costs import ProfiledCosts, load_profile
 from muxtune.errors import RunError, SpecError, UserError
 from muxtune.model import PRESETS
-from muxtune.operators import OPERATOR_DIMS
+from muxtune.operators import COLLECTIVE_KINDS, FWD_ONLY, LINK_KINDS, OPERATOR_DIMS, Operator
 from profiler import profile_model
 
 SMALL = PRESETS["llama-tiny"].model_copy(
@@ -54,6 +54,62 @@ def test_a_place_that_cannot_be_written_is_refused_before_measuring(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write the profile"):
         profile_model(SMALL, out=tmp_path / "file" / "p.parquet")
+
+
+TINY_GRID = [
+    *(Operator("norm", (16,)), Operator("linear", (64, 128, 16)), Operator("feed", (2,))),
+    *(Operator("p2p", (4096,)), Operator("message", (4096,))),
+    *(Operator(kind, (4096, 2)) for kind in sorted(COLLECTIVE_KINDS)),
+]
+
+
+@pytest.mark.integration
+def test_a_session_of_two_ranks_measures_collectives_too(monkeypatch, tmp_path):
+    asked = []
+
+    def tiny_grid(model, *, quick, group_sizes):
+        asked.append(group_sizes)
+        return TINY_GRID
+
+    monkeypatch.setattr(profiler.session, "operator_grid", tiny_grid)
+    profile = profile_model(SMALL, out=tmp_path / "p.parquet", ranks=2, quick=True)
+    assert asked == [[2]]
+    assert load_profile(tmp_path / "p.parquet") == profile
+    expected = {(op, "fwd") for op in TINY_GRID}
+    expected |= {(op, "bwd") for op in TINY_GRID if op.kind not in FWD_ONLY}
+    assert {(m.op, m.phase) for m in profile.measurements} == expected
+    costs = ProfiledCosts(profile, SMALL)
+    for kind in COLLECTIVE_KINDS:
+        (m,) = profile.of_kind(kind)
+        assert costs.latency_s(m.op, "fwd") == pytest.approx(m.median_s)
+        assert costs.latency_s(Operator(kind, (4096, 1)), "fwd") == 0.0
+    provenance = profile.provenance
+    assert provenance.backend == "gloo"
+    assert {"torch", "python"} < set(provenance.versions)
+    assert provenance.settings["threads"] == "1"
+    assert [(c.rank, c.moment) for c in provenance.clocks] == [
+        (rank, moment) for rank in range(2) for moment in ("before", "after")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("device", "ranks", "available", "communicating"),
+    [
+        *(("cpu", 1, 1, 2), ("cpu", 2, 2, 2), ("cpu", 4, 2, 4)),
+        # A GPU is not shared between ranks that communicate.
+        *(("cuda", 1, 1, 0), ("cuda", 2, 1, 0), ("cuda", 1, 8, 2), ("cuda", 4, 8, 4), ("cuda", 8, 4, 4)),
+    ],
+)
+def test_so_many_ranks_communicate(device, ranks, available, communicating):
+    link_ranks = profiler.session._link_ranks(device, ranks, available)
+    assert link_ranks == communicating
+    job = profiler.session._plan_job(SMALL, device, ranks, link_ranks=link_ranks, quick=True)
+    assert job.processes == max(ranks, communicating)
+    assert {kind for kind, _ in job.operators} == set(OPERATOR_DIMS) - LINK_KINDS
+    kinds = {kind for kind, _ in job.links}
+    assert kinds == ({"p2p"} | COLLECTIVE_KINDS if communicating else set())
+    sizes = {dims[1] for kind, dims in job.links if kind in COLLECTIVE_KINDS}
+    assert sizes == {n for n in (2, 4, 8) if n <= communicating}
 
 
 @pytest.mark.slow
@@ -138,3 +194,12 @@ def test_interruption_leaves_neither_file_nor_process(tmp_path, how):
     assert not out.exists()
     if how == signal.SIGINT:
         assert list(temporary.iterdir()) == []
+
+
+def test_a_backbone_whose_layers_do_not_fit_a_rank_is_refused_before_measuring(tmp_path):
+    huge = PRESETS["opt-30b"].model_copy(update={"hidden": 1 << 20, "ffn": 1 << 22})
+    with pytest.raises(
+        SpecError, match=r"model = 'opt-30b': expected one of which 4 layers fit a rank: they"
+    ):
+        profile_model(huge, out=tmp_path / "p.parquet")
+    assert list(tmp_path.iterdir()) == []

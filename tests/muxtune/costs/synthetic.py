@@ -34,7 +34,9 @@ def operators(model: ModelSpec = MODEL) -> list[Operator]:
     grid += [Operator(kind, (n,)) for kind in ("norm", "activation", "embedding") for n in TOKENS]
     grid += [Operator("head", (n,)) for n in (1, 16, 256, 1024)]
     grid += [Operator("optimizer", (t, t * n)) for t in (2, 16, 112) for n in (256, 16384)]
-    return grid + [Operator("p2p", (n,)) for n in (4096, 65536, 1 << 20, 8 << 20)]
+    grid += [Operator("feed", (n,)) for n in (1, 8, 64)]
+    transfers = (4096, 65536, 1 << 20, 8 << 20)
+    return grid + [Operator(kind, (n,)) for kind in ("message", "p2p") for n in transfers]
 
 
 def make_profile(

@@ -1,6 +1,7 @@
 """Composition of a stage: which operators an action consists of, counted by hand."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -13,11 +14,11 @@ from muxtune.costs import (
     step_seconds,
 )
 from muxtune.model import PRESETS
-from muxtune.operators import Operator
+from muxtune.operators import PHASES, Operator
 from muxtune.plan import CostsRef
 from muxtune.workload import LoraSpec
 
-LLAMA, GPT2 = PRESETS["llama-tiny"], PRESETS["gpt2-tiny"]
+LLAMA, GPT2, OPT = PRESETS["llama-tiny"], PRESETS["gpt2-tiny"], PRESETS["opt-tiny"]
 
 
 def lora(*targets, r=8):
@@ -70,6 +71,18 @@ def test_a_gpt2_layer():
     assert counts(weighted) == {"norm": 2, "linear": 4, "attention": 1, "activation": 1, "lora": 1}
 
 
+def test_an_opt_layer():
+    weighted = layer_operators(OPT, work(lora("q_proj", "v_proj", "fc1"), lora("all-linear", r=4)), "fwd")
+    assert counts(weighted) == {"norm": 2, "linear": 4, "attention": 1, "activation": 1, "lora": 9}
+    by_op = dict(weighted)
+    assert by_op[Operator("linear", (256, 768, 200))] == 1  # q, k, v as one
+    assert by_op[Operator("linear", (256, 256, 200))] == 1  # out
+    assert by_op[Operator("linear", (256, 1024, 200))] == 1  # fc1
+    assert by_op[Operator("linear", (1024, 256, 200))] == 1  # fc2
+    assert by_op[Operator("lora", (256, 256, 8, 100))] == 2
+    assert by_op[Operator("lora", (256, 256, 4, 100))] == 4
+
+
 @pytest.mark.parametrize(
     ("model", "loras", "left"),
     [
@@ -78,6 +91,9 @@ def test_a_gpt2_layer():
         (GPT2, [lora("c_attn")], "norm 1 linear 3 attention 1 activation 1 lora 1"),
         # o adapted: attention too
         (LLAMA, [lora("o_proj")], "norm 1 linear 2 activation 1 lora 1"),
+        (OPT, [lora("out_proj")], "norm 1 linear 2 activation 1 lora 1"),
+        (OPT, [lora("fc1")], "linear 1 activation 1 lora 1"),
+        (OPT, [lora("fc2")], "lora 1"),
         # only the MLP's output: no frozen operator of the layer
         (LLAMA, [lora("down_proj")], "lora 1"),
         # the earliest adapter of any task counts
@@ -117,7 +133,33 @@ def test_averages_are_shares_of_whole_sizes():
 def test_seconds_are_the_sum_and_the_action():
     micro = work(lora("q_proj"))
     seconds = stage_seconds(OneSecondEach(), LLAMA, 2, first=False, last=False, work=micro, phase="fwd")
-    assert seconds == 2 * (2 + 4 + 1 + 1 + 1) + 1
+    # Norms, linears, attention, activation and an adapter in each layer; then feed, action, two messages.
+    assert seconds == 2 * (2 + 4 + 1 + 1 + 1) + 1 + 1 + 2
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "neighbours"), [(True, False, 1), (False, True, 1), (True, True, 0)]
+)
+def test_messages_cost_where_there_is_a_neighbour(first, last, neighbours):
+    class Messages(OneSecondEach):
+        def latency_s(self, op, phase):
+            assert phase == "fwd" or op.kind != "message"
+            return 1.0 if op == Operator("message", (100 * LLAMA.hidden * 4,)) else 0.0
+
+        def action_s(self, operators_s, phase):
+            return operators_s
+
+    micro = work(lora("q_proj"))
+    for phase in PHASES:
+        seconds = stage_seconds(Messages(), LLAMA, 2, first=first, last=last, work=micro, phase=phase)
+        assert seconds == neighbours
+
+
+def test_the_feed_handles_all_sequences_and_only_forward():
+    micro = replace(work(lora("q_proj")), attention=((1.0, 2, 16), (0.5, 3, 32)))
+    for phase, expected in (("fwd", {(3,): 0.5, (4,): 0.5}), ("bwd", {})):
+        weighted = stage_operators(LLAMA, 2, first=False, last=False, work=micro, phase=phase)
+        assert {op.dims: count for op, count in weighted if op.kind == "feed"} == expected
 
 
 def test_optimizer_and_transfer_sizes():

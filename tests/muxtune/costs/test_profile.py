@@ -1,5 +1,7 @@
 """A profile survives its file, and everything that is not a profile is refused in one line."""
 
+import json
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -96,3 +98,16 @@ def test_a_place_that_cannot_be_written_is_refused(profile, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write the profile"):
         save_profile(profile, tmp_path / "file" / "p.parquet")
+
+
+def test_a_profile_from_before_clocks_and_notes_were_recorded_still_loads(profile, tmp_path):
+    def without_the_new_fields(table):
+        key = b"muxtune.profile"
+        provenance = json.loads(table.schema.metadata[key])
+        for field in ("backend", "settings", "clocks", "notes"):
+            del provenance[field]
+        return table.replace_schema_metadata({key: json.dumps(provenance).encode()})
+
+    loaded = load_profile(_edited(profile, tmp_path, without_the_new_fields))
+    assert loaded == profile
+    assert (loaded.provenance.backend, loaded.provenance.notes) == (None, ())

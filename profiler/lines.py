@@ -1,0 +1,43 @@
+"""What a measuring process tells the session: a line of JSON for each reading, description or clock."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+from muxtune.costs.profile import ClockReading
+from muxtune.operators import Operator, Phase
+from profiler.devices import Description
+from profiler.timing import Sample
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What one rank measured, once."""
+
+    op: Operator
+    phase: Phase
+    sample: Sample
+
+
+Line = Reading | Description | ClockReading
+
+
+def write_line(line: Line) -> str:
+    """As JSON, without the end of the line."""
+    if isinstance(line, Reading):
+        op = {"kind": line.op.kind, "dims": line.op.dims}
+        return json.dumps({"reading": {**op, "phase": line.phase, **asdict(line.sample)}})
+    name = "description" if isinstance(line, Description) else "clocks"
+    return json.dumps({name: line.model_dump(mode="json")})
+
+
+def read_line(text: str) -> Line:
+    """Inverse of :func:`write_line`."""
+    ((name, content),) = json.loads(text).items()
+    if name == "description":
+        return Description.model_validate(content)
+    if name == "clocks":
+        return ClockReading.model_validate(content)
+    op = Operator(content.pop("kind"), tuple(content.pop("dims")))
+    return Reading(op, content.pop("phase"), Sample(**content))

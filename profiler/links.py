@@ -1,0 +1,178 @@
+"""Measures what ranks do together: messages from one to another, and collectives of a group.
+
+Messages go as the runtime sends them: isend, and irecv posted beforehand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from muxtune.model import ModelSpec
+from muxtune.operators import Operator
+from profiler.devices import Device
+from profiler.timing import MIN_REPETITIONS, Sample, summarize
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.distributed import ProcessGroup, Work
+
+_MAX_REPETITIONS = 200
+_WARM_UP = 3
+_TIMEOUT = timedelta(seconds=60)
+
+
+class RankGroup:
+    """All ranks that communicate in a session; every one of them makes the same calls in the same order.
+
+    Args:
+        device: Of this rank.
+        path: File that the ranks meet in; must not exist before.
+        ranks: How many they are, at least two.
+        sizes: Of the groups whose collectives are measured: the first so many ranks.
+    """
+
+    def __init__(self, device: Device, path: Path, ranks: int, sizes: Sequence[int]) -> None:
+        import torch.distributed as dist
+
+        self._dist = dist
+        self._device = device
+        self._rank = device.rank
+        dist.init_process_group(
+            device.backend, init_method=f"file://{path}", rank=self._rank, world_size=ranks, timeout=_TIMEOUT
+        )
+        # Groups are made in the same order on all ranks, those that a rank is not in included.
+        forth = self._pair_group()
+        self._directions = (forth, self._pair_group() if device.group_per_direction else forth)
+        self._groups: dict[int, ProcessGroup] = {size: dist.new_group(list(range(size))) for size in sizes}
+        if self._rank in _PAIR:
+            self._connect()
+
+    def close(self) -> None:
+        """Leave the group."""
+        self._dist.destroy_process_group()
+
+    def measure(self, op: Operator, model: ModelSpec, limit_s: float) -> Iterator[tuple[Operator, Sample]]:
+        """Measure a collective, or a ``p2p`` with the ``message`` of the same bytes.
+
+        Args:
+            op: One of the link kinds but ``message``.
+            model: Collectives are of tensors in its dtype.
+            limit_s: Seconds for the repetitions.
+
+        Yields:
+            What was measured, on rank 0; nothing elsewhere. A ``p2p`` is half a round trip, until the
+            receiver has the message; a ``message`` the processor time of rank 0 for one that it sends or
+            receives. A collective's calls follow each other, so all ranks come to each at the same time.
+        """
+        if op.kind == "p2p":
+            if self._rank not in _PAIR:
+                return
+            trip = self._round_trip(op.dims[0])
+            group, share = self._directions[0], 2  # there and back
+            measured = [op, Operator("message", op.dims)]
+        else:
+            bytes_, size = op.dims
+            if self._rank >= size:
+                return
+            trip = self._collective(op.kind, bytes_, size, model)
+            group, share = self._groups[size], self._device.calls_per_timing
+            measured = [op]
+        times_s = self._repeat(trip, group, limit_s)
+        if self._rank == 0:
+            for column, each in zip(zip(*times_s, strict=True), measured, strict=False):
+                yield each, summarize([seconds / share for seconds in column])
+
+    def _pair_group(self) -> ProcessGroup:
+        group: ProcessGroup = self._dist.new_group(list(_PAIR))
+        return group
+
+    def _connect(self) -> None:
+        """First message of each direction, one after the other: NCCL makes a connection at its first use."""
+        import torch
+
+        token = torch.ones(1, device=self._device.name)
+        for source in _PAIR:
+            self._send(token).wait() if self._rank == source else self._receive(token).wait()
+
+    def _repeat(
+        self, call: Callable[[], tuple[float, float]], group: ProcessGroup, limit_s: float
+    ) -> list[tuple[float, float]]:
+        """As often as the limit allows by rank 0's clock, equally often on all ranks."""
+        import torch
+
+        warm_s = [call()[0] for _ in range(_WARM_UP)]
+        affordable = int(limit_s / max(min(warm_s), 1e-9))
+        repetitions = max(MIN_REPETITIONS, min(_MAX_REPETITIONS, affordable))
+        count = torch.tensor([repetitions], device=self._device.name)
+        self._dist.broadcast(count, 0, group=group)
+        return [call() for _ in range(int(count))]
+
+    def _round_trip(self, bytes_: int) -> Callable[[], tuple[float, float]]:
+        """Elapsed, and processor time of this rank, in which it sends one message and receives one."""
+        import torch
+
+        device = self._device
+        sent = torch.ones(bytes_, dtype=torch.uint8, device=device.name)
+        received = torch.empty_like(sent)
+
+        def trip() -> tuple[float, float]:
+            computed_before_s = device.processor_s()
+            posted = self._receive(received)
+            leaving: list[Work] = []
+
+            def exchange() -> None:
+                if self._rank == 1:
+                    posted.wait()
+                leaving.append(self._send(sent))
+                if self._rank == 0:
+                    posted.wait()
+
+            elapsed_s = device.link_timer.call_s(exchange)
+            leaving[0].wait()
+            return elapsed_s, device.processor_s() - computed_before_s
+
+        return trip
+
+    def _collective(
+        self, kind: str, bytes_: int, size: int, model: ModelSpec
+    ) -> Callable[[], tuple[float, float]]:
+        import torch
+
+        dtype: torch.dtype = getattr(torch, model.dtype)
+        elements = max(1, bytes_ // (model.dtype_bytes * size))  # of one rank's part
+        whole = torch.zeros(elements * size, dtype=dtype, device=self._device.name)  # sums stay finite
+        part = torch.zeros_like(whole[:elements])
+        dist, group = self._dist, self._groups[size]
+        # The names before torch 2.13, which warns of them.
+        all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+        reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+        calls: dict[str, Callable[[], object]] = {
+            "all_reduce": lambda: dist.all_reduce(whole, group=group),
+            "all_gather": lambda: all_gather(whole, part, group=group),
+            "reduce_scatter": lambda: reduce_scatter(part, whole, group=group),
+        }
+        call = calls[kind]
+
+        def several() -> None:
+            for _ in range(self._device.calls_per_timing):
+                call()
+
+        return lambda: (self._device.link_timer.call_s(several), 0.0)
+
+    def _send(self, tensor: Tensor) -> Work:
+        work = self._dist.isend(tensor, 1 - self._rank, group=self._directions[self._rank])
+        assert work is not None  # None is for ranks outside the group
+        return work
+
+    def _receive(self, tensor: Tensor) -> Work:
+        peer = 1 - self._rank
+        work = self._dist.irecv(tensor, peer, group=self._directions[peer])
+        assert work is not None  # None is for ranks outside the group
+        return work
+
+
+_PAIR = (0, 1)
+"""Ranks that messages are measured between."""

@@ -1,0 +1,67 @@
+"""Where the numbers of a profile come from: the machine, its libraries and settings, its clocks."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from importlib.metadata import version
+
+from muxtune.costs.profile import ClockReading, Provenance
+from profiler.devices import DEVICES, Description
+from profiler.worker import Job
+
+_SAME_CLOCK = 0.05
+"""Clocks that differ by less, relatively, are the same one."""
+
+
+def build_provenance(
+    job: Job, description: Description, clocks: Iterable[ClockReading], devices: int
+) -> Provenance:
+    """Provenance of a session that is over.
+
+    Args:
+        job: What was measured.
+        description: Of rank 0's device.
+        clocks: Of every process, before and after.
+        devices: Of the job's kind, that the machine has.
+    """
+    clocks = tuple(sorted(clocks, key=lambda reading: (reading.rank, reading.moment == "after")))
+    kind = DEVICES[job.device]
+    packages = {package: version(package) for package in ("torch", "numpy", "muxtune")}
+    return Provenance(
+        created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+        model=job.model,
+        device=job.device,
+        ranks=job.ranks,
+        threads=1,
+        processor=description.processor,
+        os=platform.platform(),
+        versions={"python": platform.python_version(), **packages, **description.versions},
+        backend=kind.backend if job.links else None,
+        settings=description.settings,
+        clocks=clocks,
+        notes=(*_sharing_notes(job, devices), *_clock_notes(clocks)),
+    )
+
+
+def _sharing_notes(job: Job, devices: int) -> Iterator[str]:
+    if not job.links:
+        yield f"no messages, no collectives: they need two devices of kind {job.device}, of which there is 1"
+    if job.ranks > devices:
+        yield f"{job.ranks} ranks shared {devices} of the kind {job.device}"
+
+
+def _clock_notes(clocks: Iterable[ClockReading]) -> Iterator[str]:
+    before: dict[int, ClockReading] = {}
+    for reading in clocks:
+        if reading.throttled_by:
+            reasons = ", ".join(reading.throttled_by)
+            yield f"rank {reading.rank}, {reading.moment} the measurement: clocks held down by {reasons}"
+        if reading.moment == "before":
+            before[reading.rank] = reading
+            continue
+        for name, mhz in reading.mhz.items():
+            first_mhz = before[reading.rank].mhz.get(name, mhz) if reading.rank in before else mhz
+            if abs(mhz / first_mhz - 1) > _SAME_CLOCK:
+                yield f"rank {reading.rank}: the {name} clock went from {first_mhz:.0f} to {mhz:.0f} MHz"

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from muxtune.costs.measurements import load_measurements
+from muxtune.costs.profile import load_profile, save_profile
+from tests.muxtune.costs.synthetic import analytic_law, make_profile, operators
+from tests.profiler.vidur_layout import write_layout
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Calls of the profiler, which measures nothing."""
+    calls = []
+
+    def measure(model, *, out, **options):
+        calls.append((model.name, model.dtype, options))
+        profile = make_profile(analytic_law(), operators())
+        save_profile(profile, out)
+        return profile
+
+    monkeypatch.setattr("profiler.profile_model", measure)
+    return calls
+
+
+def test_profile_is_a_command_of_its_own(cli, measured, tmp_path):
+    out = tmp_path / "p.parquet"
+    result = cli("profile", "--model", "llama-tiny", "--out", out, "--ranks", "1", "--quick", "--json")
+    assert result.code == 0, result.err
+    options = {"device": "cpu", "ranks": 1, "quick": True, "progress": True}
+    assert measured == [("llama-tiny", "float32", options)]
+    assert result.json["profile_id"] == load_profile(out).profile_id
+
+
+def test_profile_prints_a_table_for_people(cli, measured, tmp_path):
+    result = cli("profile", "--out", tmp_path / "p.parquet", "--model", "llama-tiny")
+    assert result.code == 0, result.err
+    assert "| linear " in result.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Missing option '--model'"),
+        (["--model", "llama-tiny"], "Missing option '--out'"),
+        (["--model", "llama-tiny", "--out", "p.parquet", "--device", "tpu"], "tpu"),
+        (
+            ["--quick", "import", "vidur", ".", "--device", "a40", "--out", "p.parquet"],
+            "do not go with import",
+        ),
+        (["imports"], "No such command 'imports'"),
+        (["import"], "vidur"),
+        (["import", "vidur", ".", "--out", "p.parquet"], "Missing option '--device'"),
+        (["import", "vidur", "--device", "a40", "--out", "p.parquet"], "Missing argument"),
+    ],
+)
+def test_wrong_usage_ends_with_2(cli, measured, arguments, message):
+    result = cli("profile", *arguments)
+    assert result.code == 2
+    assert message in result.out + result.err
+    assert not measured
+
+
+def test_help_shows_options_and_import(cli):
+    text = cli("profile", "--help").out
+    assert "--model" in text
+    assert "[required]" in text
+    assert "\n  import " in text
+    text = " ".join(cli("profile", "import", "vidur", "--help").out.split())
+    assert "--json" in text
+    assert "folder of a device, model or topology" in text
+
+
+def test_import_writes_one_file_and_says_what_is_in_it(cli, tmp_path):
+    out = tmp_path / "m.parquet"
+    arguments = [
+        "profile",
+        "import",
+        "vidur",
+        write_layout(tmp_path / "data"),
+        "--device",
+        "a40",
+        "--out",
+        out,
+    ]
+    result = cli(*arguments)
+    assert result.code == 0, result.err
+    assert result.out.splitlines() == [
+        f"{out}: measurements of a40 from 5 files",
+        "  gemm: 32 shapes",
+        "  pointwise: 46 shapes",
+        "  attention: 3 shapes",
+        "  collectives: 3 shapes",
+        "  1 measurements of 0 ms left out",
+    ]
+    assert set(load_measurements([out])) == {"gemm", "pointwise", "attention", "collectives"}
+    result = cli(*arguments, "--json")
+    assert result.json["out"] == str(out)
+    assert result.json["provenance"]["rows"] == {
+        "gemm": 32,
+        "pointwise": 46,
+        "attention": 3,
+        "collectives": 3,
+    }
+    assert result.err == ""
+
+
+def test_what_was_imported_refines_predictions(cli, tmp_path):
+    out, shapes = tmp_path / "m.parquet", tmp_path / "s.csv"
+    cli("profile", "import", "vidur", write_layout(tmp_path / "data"), "--device", "a40", "--out", out)
+    shapes.write_text("m,n,k\n64,6144,4096\n")
+    arguments = ["--device", "a40", "--shapes", shapes, "--out", tmp_path / "o.csv", "--table", out, "--json"]
+    assert cli("costs", "gemm", *arguments).json["measurements"] == 32
+
+
+@pytest.mark.parametrize(
+    ("folder", "device", "message"),
+    [
+        ("nowhere", "a40", "DIR = 'nowhere': expected a folder of Vidur's measurements"),
+        ("data", "a4", "no device in data named 'a4'; did you mean 'a40'?"),
+        (
+            "data/compute/a100",
+            "a40",
+            "--device = 'a40': expected a100, whose measurements data/compute/a100 has",
+        ),
+    ],
+)
+def test_a_wrong_import_ends_with_2_and_one_line(cli, tmp_path, folder, device, message):
+    write_layout(tmp_path / "data")
+    result = cli("profile", "import", "vidur", folder, "--device", device, "--out", "m.parquet")
+    assert (result.code, result.out) == (2, "")
+    assert message in result.err
+    assert result.err.count("\n") == 1
+    assert not Path("m.parquet").exists()
+
+
+def test_an_output_that_is_a_folder_is_refused_before_reading(cli, tmp_path):
+    result = cli("profile", "import", "vidur", "nowhere", "--device", "a40", "--out", tmp_path)
+    assert result.code == 2
+    assert "expected a file, not a folder" in result.err

@@ -1,0 +1,77 @@
+"""Messages and collectives between real processes over gloo."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+
+from muxtune.model import PRESETS
+from muxtune.operators import COLLECTIVE_KINDS, Operator
+from profiler.devices import CpuDevice
+from profiler.links import RankGroup
+
+MODEL = PRESETS["llama-tiny"]
+
+
+class TwoWays(CpuDevice):
+    """A core whose messages go as a GPU's: a group per direction, several collectives per timing."""
+
+    group_per_direction = True
+    calls_per_timing = 3
+
+
+def measure(device_class, path, ranks, rank, ops, dtype):
+    """One rank; what it measured, and what its collectives did to tensors."""
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    sizes = sorted({op.dims[1] for op in ops if op.kind in COLLECTIVE_KINDS})
+    group = RankGroup(device_class(rank), path, ranks, sizes)
+    model = MODEL.model_copy(update={"dtype": dtype})
+    measured = [reading for op in ops for reading in group.measure(op, model, 0.01)]
+    group.close()
+    return measured
+
+
+def on_ranks(tmp_path, ops, *, ranks=2, device_class=CpuDevice, dtype="float32"):
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(ranks, mp_context=context) as pool:
+        futures = [
+            pool.submit(measure, device_class, tmp_path / "store", ranks, rank, ops, dtype)
+            for rank in range(ranks)
+        ]
+        return [future.result(60) for future in futures]
+
+
+def check(sample):
+    assert 1e-7 < sample.p10_s <= sample.median_s <= sample.p90_s < 1.0
+    assert sample.repetitions >= 5
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("device_class", [CpuDevice, TwoWays])
+def test_a_message_gives_elapsed_and_processor_time_and_collectives_one_each(tmp_path, device_class):
+    ops = [Operator("p2p", (4096,)), *(Operator(kind, (8192, 2)) for kind in sorted(COLLECTIVE_KINDS))]
+    first, second = on_ranks(tmp_path, ops, device_class=device_class)
+    assert [op for op, _ in first] == [ops[0], Operator("message", (4096,)), *ops[1:]]
+    assert second == []  # rank 0 speaks for all
+    for _, sample in first:
+        check(sample)
+
+
+@pytest.mark.integration
+def test_groups_are_the_first_ranks_and_large_tensors_take_longer(tmp_path):
+    ops = [Operator("all_reduce", dims) for dims in ((4096, 2), (4 << 20, 2), (4096, 3))]
+    first, *others = on_ranks(tmp_path, ops, ranks=3)
+    assert others == [[], []]
+    assert [op for op, _ in first] == ops
+    assert first[1][1].median_s > 2 * first[0][1].median_s
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+def test_tensors_have_the_backbones_dtype_and_odd_sizes_are_rounded(tmp_path, dtype):
+    ops = [Operator(kind, (bytes_, 2)) for kind in sorted(COLLECTIVE_KINDS) for bytes_ in (1, 4099)]
+    first, _ = on_ranks(tmp_path, ops, dtype=dtype)
+    assert [op for op, _ in first] == ops

@@ -1,0 +1,65 @@
+"""One measuring process from the inside, with a device that counts."""
+
+import os
+
+import pytest
+
+from muxtune.costs.profile import ClockReading
+from muxtune.model import PRESETS
+from muxtune.operators import OPERATOR_SUITES
+from profiler.devices import Description
+from profiler.lines import Reading
+from profiler.rendezvous import create_rendezvous
+from profiler.worker import RENDEZVOUS_FILE, Job, measure_job
+from tests.profiler.fakes import CountingSuite, FakeDevice
+
+OPERATORS = (("norm", (64,)), ("embedding", (64,)), ("norm", (64,)))
+
+
+@pytest.fixture
+def say_all(monkeypatch, tmp_path):
+    """What a process says that measures ``OPERATORS`` with a suite that counts."""
+
+    def run(device, *, ranks=1):
+        monkeypatch.setattr(OPERATOR_SUITES, "get", lambda name: CountingSuite(device))
+        create_rendezvous(tmp_path / RENDEZVOUS_FILE, ranks)
+        job = Job(
+            model=PRESETS["llama-tiny"],
+            device="fake",
+            suite="counting",
+            ranks=ranks,
+            parent=os.getppid(),
+            operators=OPERATORS,
+            link_ranks=0,
+            links=(),
+            limit_s=0.1,
+        )
+        said = []
+        measure_job(job, device, tmp_path, said.append)
+        return said
+
+    return run
+
+
+def test_it_describes_its_device_and_reads_the_clocks_around_the_measurement(say_all):
+    device = FakeDevice()
+    said = say_all(device)
+    assert [type(line) for line in said] == [
+        *(Description, ClockReading),
+        *[Reading] * 5,
+        ClockReading,
+    ]
+    assert [line.moment for line in said if isinstance(line, ClockReading)] == ["before", "after"]
+    readings = [(line.op.kind, line.phase) for line in said if isinstance(line, Reading)]
+    assert readings == [
+        *(("norm", "fwd"), ("norm", "bwd")),
+        ("embedding", "fwd"),
+        *(("norm", "fwd"), ("norm", "bwd")),
+    ]
+    assert device.timer.calls > 5 * len(readings)
+
+
+def test_only_rank_0_describes_the_device(say_all):
+    said = say_all(FakeDevice(rank=1), ranks=1)  # beyond the measuring ranks
+    assert [type(line) for line in said] == [ClockReading, ClockReading]
+    assert {line.rank for line in said} == {1}

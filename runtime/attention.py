@@ -142,8 +142,9 @@ class _ToRows(torch.autograd.Function):
         outputs: list[Tensor] = []
         for group in plan.groups:
             rows = group.take(qkv_TF)
-            if rope is not None and group.index is None:
-                rows = rows.clone()  # a view of the input, which the rotation must not change
+            if group.index is None and (rope is not None or plan.restore is not None):
+                # A view of the input: the rotation must not change it, and saving it would save all of it.
+                rows = rows.clone()
             rows = rows.view(group.rows, group.length, heads + 2 * kv_heads, -1)
             if rope is not None:
                 rotate_(rows[:, :, : ctx.rotated], rope.cos[: group.length], rope.sin[: group.length])

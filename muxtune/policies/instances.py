@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from muxtune.errors import SpecError
+from muxtune.planning.limits import fitting
 from muxtune.planning.options import PlanOptions
-from muxtune.planning.pipeline import aligned_groups, in_order, require_memory
+from muxtune.planning.pipeline import aligned_groups, in_order
 from muxtune.planning.problem import PlanningProblem
 from muxtune.planning.structure import PlanStructure
 from muxtune.policies.base import POLICIES
@@ -30,6 +31,4 @@ class Nemo:
         groups = [(task.id,) for task in problem.tasks]
         aligned, layers = aligned_groups(problem, options.padded_by_default(), groups)
         htasks = [replace(htask, instance=number) for number, htask in enumerate(aligned)]
-        structure = in_order(htasks, layers, options.template or "flush")
-        require_memory(problem, structure)
-        return [structure]
+        return fitting(problem, [in_order(htasks, layers, options.template or "flush")])

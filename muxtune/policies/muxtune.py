@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from muxtune.planning.fusion import cheapest_alignment, partitions_by_count
+from muxtune.planning.limits import fitting, surely_fits
 from muxtune.planning.options import PlanOptions, parse_partition
-from muxtune.planning.pipeline import fits_memory, in_order, pipeline_candidates, require_memory
+from muxtune.planning.pipeline import in_order, pipeline_candidates
 from muxtune.planning.problem import PlanningProblem
 from muxtune.planning.stages import choose_layers
 from muxtune.planning.structure import HTaskChoice, PlanStructure
@@ -34,15 +35,17 @@ class MuxTune:
 
         def feasible(choice: HTaskChoice) -> bool:
             others = [c for c in alone if c.task_ids[0] not in choice.task_ids]
-            return fits_memory(problem, in_order([choice, *others], layers, "continuous"))
+            return surely_fits(problem, in_order([choice, *others], layers, "continuous"))
 
         templates = options.templates(("continuous", "flush"))
-        fitting = [
-            structure
-            for partition in partitions_by_count(problem, layers, align, feasible)
-            for structure in pipeline_candidates(problem, partition, layers, templates)
-            if fits_memory(problem, structure)
-        ]
-        if not fitting:
-            require_memory(problem, in_order([align(c.task_ids) for c in alone], layers, "continuous"))
-        return fitting
+        partitions = partitions_by_count(problem, layers, align, feasible)
+        # The bound may rule out what a schedule has room for; every task by itself needs least.
+        partitions = partitions or [tuple(align(c.task_ids) for c in alone)]
+        return fitting(
+            problem,
+            [
+                structure
+                for partition in partitions
+                for structure in pipeline_candidates(problem, partition, layers, templates)
+            ],
+        )

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from muxtune.errors import SpecError
+from muxtune.planning.limits import fitting
 from muxtune.planning.options import PlanOptions
-from muxtune.planning.pipeline import aligned_groups, in_order, pipeline_candidates, require_memory
+from muxtune.planning.pipeline import aligned_groups, in_order, pipeline_candidates
 from muxtune.planning.problem import PlanningProblem
 from muxtune.planning.structure import PlanStructure
 from muxtune.policies.base import POLICIES
@@ -22,9 +23,7 @@ class SlPeft:
         """One structure."""
         _refuse_partition(options, "sl-peft")
         htasks, layers = aligned_groups(problem, options.padded_by_default(), [tuple(problem.data)])
-        structure = in_order(htasks, layers, options.template or "flush")
-        require_memory(problem, structure)
-        return [structure]
+        return fitting(problem, [in_order(htasks, layers, options.template or "flush")])
 
 
 @POLICIES.register("spatial-only")
@@ -59,12 +58,11 @@ def _refuse_partition(options: PlanOptions, policy: str) -> None:
 def fixed_partition(
     problem: PlanningProblem, options: PlanOptions, groups: Sequence[tuple[str, ...]]
 ) -> list[PlanStructure]:
-    """All groupings and templates for a given fusion, with the cheapest alignments.
+    """All groupings and templates for a given fusion that fit the memory, with the cheapest alignments.
 
     Raises:
         SpecError: The partition does not fit the memory.
     """
     htasks, layers = aligned_groups(problem, options, groups)
-    structures = pipeline_candidates(problem, htasks, layers, options.templates(("continuous", "flush")))
-    require_memory(problem, structures[0])
-    return structures
+    templates = options.templates(("continuous", "flush"))
+    return fitting(problem, pipeline_candidates(problem, htasks, layers, templates))

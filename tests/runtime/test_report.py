@@ -15,11 +15,14 @@ from tests.plans import make_plan
 
 MEMORY = StageMemory(
     backbone_bytes=1,
-    adapter_bytes=2,
-    optimizer_bytes=3,
-    activation_peak_bytes=4,
-    peak_bytes=5,
-    process_peak_rss_bytes=6,
+    table_bytes=2,
+    adapter_bytes=3,
+    optimizer_bytes=4,
+    activation_peak_bytes=5,
+    message_peak_bytes=6,
+    workspace_peak_bytes=7,
+    peak_bytes=8,
+    process_peak_rss_bytes=9,
 )
 
 

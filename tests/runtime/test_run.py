@@ -65,6 +65,15 @@ def test_a_plan_that_does_not_fit_the_memory(plan, tmp_path):
     _refused(_changed(plan, predicted=predicted), tmp_path / "run", message)
 
 
+def test_a_backbone_that_no_rank_can_load(tmp_path):
+    task = make_task("a", write_examples(tmp_path / "data" / "a.jsonl", seed=0))
+    plan = make_plan(Workload(tasks=(task,)), PRESETS["llama2-7b"], partition=[["a"]])
+    device = plan.cluster.device.model_copy(update={"memory_bytes": 16 * 2**30})
+    cluster = plan.cluster.model_copy(update={"device": device})
+    message = r"model = 'llama2-7b': expected a backbone that .* needs 25\.1 GiB, cpu has 16\.0 GiB"
+    _refused(_changed(plan, cluster=cluster), tmp_path / "run", message)
+
+
 def test_no_checkpoints_at_all(plan, tmp_path):
     _refused(plan, tmp_path / "run", "checkpoint_every = 0: expected at least 1", checkpoint_every=0)
 

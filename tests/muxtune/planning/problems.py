@@ -74,6 +74,6 @@ def make_problem(
         name="fake",
         device=DeviceSpec(name="fake", kind="cpu", memory_bytes=memory_bytes),
         ranks=ranks,
-        link=LinkSpec(name="fake", latency_s=1e-5, bandwidth_bytes_per_s=1e9),
+        within_node=LinkSpec(name="fake", latency_s=1e-5, bandwidth_bytes_per_s=1e9),
     )
     return PlanningProblem(make_workload(tasks), model, cluster, costs or FakeCosts())

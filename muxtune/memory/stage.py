@@ -1,0 +1,171 @@
+"""Peak of one rank of a stage, by what the bytes are for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+
+from muxtune.costs.compose import MicrobatchWork
+from muxtune.memory.loads import HTaskLoad, htask_load
+from muxtune.memory.walk import POSTED_AHEAD, Variable, fullest_moment
+from muxtune.memory.weights import MOMENTS, WHOLE, Sharding, backbone_bytes, table_bytes
+from muxtune.memory.workspace import DeviceKind
+from muxtune.model import ModelSpec
+from muxtune.schedule import Action
+
+CUDA_ALLOCATOR_FRACTION = 0.05
+"""Assumed share that a caching allocator adds to what is allocated: blocks are rounded up to 512 bytes, large
+ones to 2 MiB, and split blocks stay as gaps. Not measured: no GPU has run this yet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageMemory:
+    """Bytes of one rank of a stage at its fullest moment, by what they are for."""
+
+    backbone_bytes: int
+    """Frozen weights, all instances."""
+    table_bytes: int = 0
+    """Tables of rotary positions, all instances."""
+    adapter_bytes: int
+    optimizer_bytes: int
+    gradient_bytes: int
+    """Of the adapters, from an hTask's first backward to its step."""
+    activation_bytes: int
+    """Kept by the micro-batches in flight."""
+    logit_bytes: int
+    """Likewise, of the head."""
+    chunk_kv_bytes: int
+    """Keys and values with their gradients that go from chunk to chunk."""
+    message_bytes: int
+    """Receives posted ahead, the gradient being worked on, and the last ones sent."""
+    workspace_bytes: int
+    """Temporaries of the action."""
+    allocator_bytes: int = 0
+    """Rounding and gaps of a GPU's caching allocator."""
+
+    @property
+    def total_bytes(self) -> int:
+        """Sum of the parts."""
+        return sum(getattr(self, part.name) for part in fields(self))
+
+    def with_allocator(self, fraction: float) -> StageMemory:
+        """The same under an allocator that adds ``fraction`` to everything."""
+        added = round(fraction * (self.total_bytes - self.allocator_bytes))
+        parts = {part.name: getattr(self, part.name) for part in fields(self)}
+        return StageMemory(**parts | {"allocator_bytes": added})
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageLoad:
+    """What a rank of a stage holds, and what its actions add."""
+
+    first: bool
+    last: bool
+    in_flight: int
+    """Micro-batches whose backward may be open: ``pp - stage``."""
+    backbone_bytes: int
+    table_bytes: int
+    htasks: tuple[HTaskLoad, ...]
+
+    def peak(self, actions: Sequence[Action]) -> StageMemory:
+        """Breakdown at the fullest moment of the stage's actions.
+
+        A micro-batch is open from its F to the end of its B; the adapters' gradients live from an hTask's
+        first B to its STEP. The actions are repeated in a run: optimizer states, and the messages of the
+        repetitions before and after, count from the start.
+        """
+        fullest = fullest_moment(
+            self.htasks, actions, first=self.first, last=self.last, sent_kept=self.sent_kept
+        )
+        return self._memory(fullest)
+
+    def bound(self, microbatches: Sequence[int]) -> StageMemory:
+        """No less than :meth:`peak` of any 1F1B schedule, without having one.
+
+        Args:
+            microbatches: Per hTask and step; more of one hTask can only be open with other hTasks.
+        """
+        loads = zip(self.htasks, microbatches, strict=True)
+        open_ = [h.kept for h, m in loads for _ in range(min(m, self.in_flight))]
+        open_ = sorted(open_, key=lambda kept: -kept.total_bytes)[: self.in_flight]
+        largest = max(h.message_bytes for h in self.htasks)
+        messages = (POSTED_AHEAD + self.sent_kept) * (not self.first) + (POSTED_AHEAD + 1) * (not self.last)
+        return self._memory(
+            Variable(
+                gradients=self.adapter_bytes,
+                activations=sum(kept.activation_bytes for kept in open_),
+                logits=sum(kept.logit_bytes for kept in open_),
+                chunk_kv=sum(sorted((h.chunk_kv_bytes for h in self.htasks), reverse=True)[: self.in_flight]),
+                messages=largest * messages,
+                workspace=max(
+                    max(h.forward_workspace_bytes, h.backward_workspace_bytes) for h in self.htasks
+                ),
+            )
+        )
+
+    @property
+    def sent_kept(self) -> int:
+        """Sent gradients that are kept, as many as the stage before may have micro-batches open."""
+        return self.in_flight + 1
+
+    @cached_property
+    def adapter_bytes(self) -> int:
+        """Of all tasks."""
+        return sum(h.adapter_bytes for h in self.htasks)
+
+    def _memory(self, variable: Variable) -> StageMemory:
+        return StageMemory(
+            backbone_bytes=self.backbone_bytes,
+            table_bytes=self.table_bytes,
+            adapter_bytes=self.adapter_bytes,
+            optimizer_bytes=MOMENTS * self.adapter_bytes,
+            gradient_bytes=variable.gradients,
+            activation_bytes=variable.activations,
+            logit_bytes=variable.logits,
+            chunk_kv_bytes=variable.chunk_kv,
+            message_bytes=variable.messages,
+            workspace_bytes=variable.workspace,
+        )
+
+
+def stage_load(
+    model: ModelSpec,
+    layers: int,
+    *,
+    first: bool,
+    last: bool,
+    in_flight: int,
+    instances: int,
+    works: Sequence[MicrobatchWork],
+    sharding: Sharding = WHOLE,
+    device: DeviceKind = "cpu",
+) -> StageLoad:
+    """What one rank of a stage holds.
+
+    Args:
+        model: Backbone.
+        layers: On this stage.
+        first: The stage embeds.
+        last: The stage has the head.
+        in_flight: Micro-batches whose backward may be open, ``pp - stage``.
+        instances: Copies of the backbone.
+        works: Fullest micro-batch of each hTask; of a data-parallel replica, its own share.
+        sharding: Over tensor-parallel ranks.
+        device: Temporaries differ between kinds.
+
+    Raises:
+        SpecError: The sharding does not divide the heads.
+    """
+    sharding.check(model)
+    return StageLoad(
+        first=first,
+        last=last,
+        in_flight=in_flight,
+        backbone_bytes=instances * backbone_bytes(model, layers, first=first, last=last, sharding=sharding),
+        table_bytes=instances * table_bytes(model),
+        htasks=tuple(
+            htask_load(model, layers, first=first, last=last, work=work, sharding=sharding, device=device)
+            for work in works
+        ),
+    )

@@ -1,0 +1,118 @@
+"""Temporaries: what an action needs beyond what it keeps, at its fullest moment."""
+
+# T tokens of the stream, t of one task, N targets, R slots of attention's rows; widths of a token: D hidden,
+# Q queries, K keys (and values), F of the MLP, V vocabulary
+
+from __future__ import annotations
+
+from typing import Literal
+
+from muxtune.costs.compose import MicrobatchWork
+from muxtune.memory.kept import (
+    adapted_inputs,
+    attention_rows,
+    logit_bytes,
+    mlp_widths,
+    norm_bytes_per_token,
+    rows_are_stream,
+)
+from muxtune.memory.weights import FLOAT32_BYTES, WHOLE, Sharding, adapter_dtype_bytes
+from muxtune.model import ModelSpec
+
+DeviceKind = Literal["cpu", "cuda"]
+
+_ADDITION_COPIES: dict[DeviceKind, int] = {"cpu": 2, "cuda": 0}
+"""Copies that torch makes to add a tensor in place to one of less precision; GPU kernels cast on the fly."""
+
+
+def forward_workspace_bytes(
+    model: ModelSpec,
+    *,
+    last: bool,
+    work: MicrobatchWork,
+    sharding: Sharding = WHOLE,
+    device: DeviceKind = "cpu",
+) -> int:
+    """Most bytes of a forward beyond what it will have kept when it ends.
+
+    The moments that count come at the end, when most is kept already: the activation of the last layer's MLP,
+    its last linear, the end of that layer, and the head with logits beside their log-probabilities.
+    """
+    hidden = _hidden(model, work, sharding)
+    output = 0.0 if last else hidden  # among the kept, but there only at the very end
+    adapted, mlp = adapted_inputs(model, work), mlp_widths(model)
+    ffn = work.tokens * sharding.ffn_width(model) * model.dtype_bytes
+    # Until a layer ends, q|k|v, attended values and the second norm's output are referenced, kept or not.
+    layer = work.tokens * _leftover_width(model, work, sharding) * model.dtype_bytes
+    inner = ffn * (not mlp.saves_output and "inner" not in adapted)
+    end = layer + inner + hidden  # the last linear's result, added to the residual
+    moments = [end + hidden - output]
+    if mlp.saves_output:
+        moments.append(layer + ffn - output)  # its input, which it does not keep
+    if "inner" in adapted and adapter_dtype_bytes(model) > model.dtype_bytes:
+        width = max(sharding.ffn_width(model), (1 + _ADDITION_COPIES[device]) * model.hidden)
+        moments.append(end - output + max(work.task_tokens) * width * adapter_dtype_bytes(model))
+    if not last:
+        return round(max(moments))
+    logits = logit_bytes(model, work, sharding)
+    head = hidden + work.targets * model.hidden * model.dtype_bytes + logits
+    return round(max(max(moments) - _head_kept(model, work, sharding), head))
+
+
+def backward_workspace_bytes(
+    model: ModelSpec,
+    *,
+    last: bool,
+    work: MicrobatchWork,
+    sharding: Sharding = WHOLE,
+    device: DeviceKind = "cpu",
+) -> int:
+    """Most bytes of a backward beyond what the micro-batch has kept until then.
+
+    Layers free what they kept on the way, so the fullest moment is near the start: two gradients of the
+    logits, the adapter of the last layer's last linear, its MLP or its attention. The frozen linears add no
+    more than that: they have gradients of inputs only.
+    """
+    mlp, adapted, b = mlp_widths(model), adapted_inputs(model, work), model.dtype_bytes
+    ffn, hidden = work.tokens * sharding.ffn_width(model) * b, _hidden(model, work, sharding)
+    gradient = hidden if last else 0.0  # other stages have it as a message
+    moments: list[float] = []
+    if "inner" in adapted and adapter_dtype_bytes(model) > b:
+        # In the adapters' precision for one task: gradient of the output, input, gradient of the input.
+        width = model.hidden + (2 + _ADDITION_COPIES[device]) * sharding.ffn_width(model)
+        moments.append(ffn + max(work.task_tokens) * width * adapter_dtype_bytes(model))
+    # The last linear is behind it, and so is the input that it kept for an adapter.
+    inner_freed = ffn * ("inner" in adapted and not mlp.saves_output)
+    moments.append(mlp.backward * ffn - inner_freed)
+    # Gradients of queries, keys and values as attention leaves them, side by side, and in the stream's order.
+    width = sharding.query_width(model) + 2 * sharding.kv_width(model)
+    attention = (2 * attention_rows(work) + work.tokens * (not rows_are_stream(work))) * width * b
+    mlp_freed = mlp.saved * ffn + inner_freed + hidden * ("mlp" in adapted)
+    mlp_freed += work.tokens * norm_bytes_per_token(model) / sharding.token_ranks
+    moments.append(hidden + attention - mlp_freed)
+    if not last:
+        return round(max(moments))
+    fullest = gradient + max(moments) - _head_kept(model, work, sharding)
+    return round(max(fullest, 2 * logit_bytes(model, work, sharding)))
+
+
+def _leftover_width(model: ModelSpec, work: MicrobatchWork, sharding: Sharding) -> int:
+    """Elements per token before a layer's MLP that are referenced without being kept."""
+    query, kv = sharding.query_width(model), sharding.kv_width(model)
+    adapted = adapted_inputs(model, work)
+    width = model.hidden * ("mlp" not in adapted)  # the second norm's output
+    if not rows_are_stream(work):  # gathered, and put back
+        width += query + 2 * kv + query * ("attended" not in adapted)
+    elif not model.learned_positions:  # rotated in a copy
+        width += query + 2 * kv
+    if model.rms_norm and model.dtype_bytes != FLOAT32_BYTES:
+        width += 2 * model.hidden  # norms keep float32 copies, not the residuals themselves
+    return width
+
+
+def _hidden(model: ModelSpec, work: MicrobatchWork, sharding: Sharding) -> float:
+    return work.tokens * model.hidden * model.dtype_bytes / sharding.token_ranks
+
+
+def _head_kept(model: ModelSpec, work: MicrobatchWork, sharding: Sharding) -> float:
+    return logit_bytes(model, work, sharding) + work.targets * norm_bytes_per_token(model)

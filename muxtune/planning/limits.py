@@ -1,0 +1,142 @@
+"""The memory's limit: which structures fit, and what to say if none does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from muxtune.alignment import Alignment
+from muxtune.errors import SpecError
+from muxtune.memory import StageMemory
+from muxtune.planning.assemble import structure_schedule
+from muxtune.planning.problem import PlanningProblem
+from muxtune.planning.structure import HTaskChoice, PlanStructure
+from muxtune.tables import show_bytes
+from muxtune.workload import Workload
+
+Variant = tuple[str, PlanningProblem, PlanStructure]
+"""What is changed, in words, and the problem and structure with the change."""
+
+
+def surely_fits(problem: PlanningProblem, structure: PlanStructure) -> bool:
+    """Whether every stage stays inside its device's memory by a bound that needs no schedule."""
+    limit = problem.cluster.device.memory_bytes
+    return all(stage.total_bytes <= limit for stage in problem.memory(structure))
+
+
+def fitting(problem: PlanningProblem, structures: Sequence[PlanStructure]) -> list[PlanStructure]:
+    """The structures whose stages all stay inside their device's memory.
+
+    Raises:
+        SpecError: None does; has the bytes of the one that needs least, and the nearest change that fits.
+    """
+    limit = problem.cluster.device.memory_bytes
+    fit = [s for s in structures if surely_fits(problem, s) or _fullest(problem, s)[1].total_bytes <= limit]
+    if not fit:
+        raise _refusal(problem, min(structures, key=lambda s: _fullest(problem, s)[1].total_bytes))
+    return fit
+
+
+def _refusal(problem: PlanningProblem, structure: PlanStructure) -> SpecError:
+    stage, memory = _fullest(problem, structure)
+    field = f"cluster.device.memory_bytes of {problem.cluster.name}"
+    needs = f"at least {memory.total_bytes}: stage {stage} needs {_parts(memory)}"
+    return SpecError(field, problem.cluster.device.memory_bytes, f"{needs}; {_advice(problem, structure)}")
+
+
+def _fullest(problem: PlanningProblem, structure: PlanStructure) -> tuple[int, StageMemory]:
+    """The stage that needs most, and what it needs."""
+    memory = problem.memory(structure, structure_schedule(structure))
+    stage = max(range(len(memory)), key=lambda s: memory[s].total_bytes)
+    return stage, memory[stage]
+
+
+def _parts(memory: StageMemory) -> str:
+    parts = {
+        "the backbone": memory.backbone_bytes + memory.table_bytes,
+        "adapters": memory.adapter_bytes + memory.optimizer_bytes + memory.gradient_bytes,
+        "activations": memory.activation_bytes + memory.logit_bytes + memory.chunk_kv_bytes,
+        "messages and temporaries": memory.message_bytes + memory.workspace_bytes + memory.allocator_bytes,
+    }
+    first, *others, last = [f"{show_bytes(size)} for {name}" for name, size in parts.items()]
+    return f"{', '.join([first, *others])} and {last}"
+
+
+def _advice(problem: PlanningProblem, structure: PlanStructure) -> str:
+    limit = problem.cluster.device.memory_bytes
+    least = ("", _fullest(problem, structure)[1].total_bytes)
+    for change, changed_problem, changed in _variants(problem, structure):
+        needed = _fullest(changed_problem, changed)[1].total_bytes
+        if needed <= limit:
+            return f"the nearest that fits needs {needed}: {change}"
+        if needed < least[1]:
+            least = (change, needed)
+    if not least[0]:
+        return "other partitions and smaller micro-batches need no less"
+    return f"nothing near fits; least is {least[1]}: {least[0]}"
+
+
+def _variants(problem: PlanningProblem, structure: PlanStructure) -> Iterator[Variant]:
+    """Changes that save memory, the gentlest first."""
+    htasks = structure.htasks
+    changes: list[str] = []
+    if len({htask.instance for htask in htasks}) > 1:
+        htasks = tuple(replace(htask, instance=0) for htask in htasks)
+        changes.append("one backbone for all (policy temporal-only)")
+        yield changes[-1], problem, _with_htasks(structure, htasks)
+    if any(htask.shape.alignment == "pad" for htask in htasks):
+        htasks = tuple(_aligned(problem, htask.task_ids, "pack") for htask in htasks)
+        changes.append("packed sequences (--alignment pack)")
+        yield ", ".join(changes), problem, _with_htasks(structure, htasks)
+    if any(len(htask.task_ids) > 1 for htask in htasks):
+        htasks = tuple(
+            _aligned(problem, (task_id,), htask.shape.alignment, htask.shape.row_tokens)
+            for htask in htasks
+            for task_id in htask.task_ids
+        )
+        changes.append("every task in an hTask of its own (policy temporal-only)")
+        yield ", ".join(changes), problem, _with_htasks(structure, htasks)
+    cap = max(task.micro_batch_size for task in problem.tasks) // 2
+    while cap:
+        smaller = _with_micro_batches(problem, cap)
+        reshaped = tuple(
+            replace(
+                _aligned(smaller, htask.task_ids, htask.shape.alignment, htask.shape.row_tokens),
+                instance=htask.instance,
+            )
+            for htask in htasks
+        )
+        change = f"micro_batch_size of at most {cap}"
+        yield ", ".join([*changes, change]), smaller, _with_htasks(structure, reshaped)
+        cap //= 2
+
+
+def _aligned(
+    problem: PlanningProblem, task_ids: tuple[str, ...], alignment: Alignment, row_tokens: int | None = None
+) -> HTaskChoice:
+    chunk_tokens = row_tokens if alignment == "chunk" else None
+    return HTaskChoice(task_ids=task_ids, shape=problem.shape(task_ids, alignment, chunk_tokens))
+
+
+def _with_htasks(structure: PlanStructure, htasks: tuple[HTaskChoice, ...]) -> PlanStructure:
+    buckets = structure.buckets
+    if len(htasks) != len(structure.htasks):
+        buckets = tuple((h,) for h in range(len(htasks)))
+    return replace(structure, htasks=htasks, buckets=buckets)
+
+
+def _with_micro_batches(problem: PlanningProblem, cap: int) -> PlanningProblem:
+    """The same problem with micro-batches of at most ``cap`` sequences."""
+    tasks = tuple(
+        task.model_copy(
+            update={
+                "micro_batch_size": max(
+                    size
+                    for size in range(1, min(cap, task.micro_batch_size) + 1)
+                    if task.global_batch_size % size == 0
+                )
+            }
+        )
+        for task in problem.tasks
+    )
+    return PlanningProblem(Workload(tasks=tasks), problem.model, problem.cluster, problem.costs)

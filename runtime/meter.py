@@ -1,0 +1,76 @@
+"""Counts, while a stage runs, what its actions hold: exactly, but only where it has not been counted yet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import nn
+
+from muxtune.schedule import Action
+from runtime.footprint import ActionBytes
+from runtime.memory import AllocationTrace, SavedBytes
+
+
+class ActionMeter:
+    """Meters the actions of one stage.
+
+    Every micro-batch of an hTask's first steps is counted, and the temporaries of the very first one's
+    actions; the steps after that only note their messages, so that a steady iteration is not slowed.
+
+    Args:
+        microbatches: Per hTask and step.
+        steps: First steps of each hTask to count.
+    """
+
+    def __init__(self, microbatches: Sequence[int], steps: int = 1) -> None:
+        self._to_count = [m * steps for m in microbatches]
+        self._kept: dict[tuple[int, int], int] = {}
+        self._workspace: dict[str, dict[int, int]] = {"F": {}, "B": {}}
+        self._messages: list[int] = []
+
+    @property
+    def seen(self) -> ActionBytes:
+        """What was counted."""
+        return ActionBytes(
+            kept=self._kept,
+            forward_workspace=self._workspace["F"],
+            backward_workspace=self._workspace["B"],
+            messages=self._messages,
+        )
+
+    def note_messages(self, bytes_: int) -> None:
+        """Bytes of the messages at hand in the F or B that runs."""
+        self._messages.append(bytes_)
+
+    @contextmanager
+    def forward(self, action: Action, backbone: nn.Module) -> Iterator[SavedBytes | None]:
+        """Count the forward in the ``with`` block.
+
+        Yields:
+            Where to name tensors that are kept beside what autograd saves; None if this is not counted.
+        """
+        h = action.htask
+        if not self._to_count[h]:
+            yield None
+            return
+        self._to_count[h] -= 1
+        saved = SavedBytes(backbone)
+        if h in self._workspace["F"]:
+            with saved:
+                yield saved
+        else:
+            with AllocationTrace() as trace, saved:
+                yield saved
+            self._workspace["F"][h] = trace.peak_bytes - trace.net_bytes
+        self._kept[h, action.number] = saved.bytes
+
+    @contextmanager
+    def backward(self, action: Action) -> Iterator[None]:
+        """Count the backward in the ``with`` block."""
+        if action.htask in self._workspace["B"]:
+            yield
+            return
+        with AllocationTrace() as trace:
+            yield
+        self._workspace["B"][action.htask] = trace.peak_bytes

@@ -1,0 +1,83 @@
+"""What a micro-batch keeps, reckoned by hand; what torch really keeps: tests/runtime/test_memory_model.py."""
+
+from __future__ import annotations
+
+import pytest
+
+from muxtune.memory import Sharding, carried_kv_bytes, forward_workspace_bytes, kept_bytes
+from muxtune.memory.workspace import backward_workspace_bytes
+from muxtune.model import PRESETS
+from tests.muxtune.memory.examples import make_work
+
+LLAMA, GPT2 = PRESETS["llama-tiny"], PRESETS["gpt2-tiny"]
+
+
+def _middle(model, work, layers=1, **sharding):
+    return kept_bytes(
+        model, layers, first=False, last=False, work=work, sharding=Sharding(**sharding)
+    ).total_bytes
+
+
+def test_a_middle_layer_of_gpt2_by_hand():
+    work = make_work(tokens=512, length=64, r=8)
+    elements = (
+        2 * (256 + 2)  # inputs and statistics of two norms
+        + 2 * 256  # norms' outputs, for the adapters behind them
+        + 4 * 256
+        + 8  # queries, keys, values, result and log-sum-exp; the result is the next adapter's input
+        + 2 * 1024  # argument and sigmoid of the activation
+        + 1024  # its result, for the last adapter
+        + 4 * 8  # what the first factors of four adapters gave
+        + 256  # the stage's output
+    )
+    assert _middle(GPT2, work) == 512 * elements * 4
+
+
+def test_tensor_parallelism_splits_attention_and_mlp_and_sequence_parallelism_the_rest():
+    work = make_work(r=8)
+    whole = _middle(LLAMA, work)
+    tokens, b = 512, 4
+    norms = (
+        tokens * 2 * (256 + 1) * b + tokens * 2 * 256 * b + tokens * 256 * b
+    )  # inputs, outputs, stage's output
+    downs = tokens * 7 * 8 * b
+    assert _middle(LLAMA, work, tp=2) == norms + downs + (whole - norms - downs) // 2
+    assert _middle(LLAMA, work, tp=2, sequence_parallel=True) == downs + (whole - downs) // 2
+
+
+def test_logits_are_float32_beside_a_bfloat16_backbone_and_split_by_words():
+    model = LLAMA.model_copy(update={"dtype": "bfloat16"})
+    work = make_work(targets=10)
+    logits = {
+        tp: kept_bytes(model, 1, first=False, last=True, work=work, sharding=Sharding(tp=tp)).logit_bytes
+        for tp in (1, 2)
+    }
+    assert logits == {1: 10 * 264 * 4, 2: 10 * 132 * 4}
+
+
+def test_with_many_targets_the_backward_holds_two_gradients_of_the_logits():
+    model = LLAMA.model_copy(update={"vocab": 50_000})
+    work = make_work(tokens=512, targets=512)
+    assert backward_workspace_bytes(model, last=True, work=work) == 2 * 512 * 50_000 * 4
+    logits_beside_log_probabilities = 512 * 50_000 * 4 + 2 * 512 * 256 * 4
+    assert forward_workspace_bytes(model, last=True, work=work) == logits_beside_log_probabilities
+
+
+def test_casting_for_wider_adapters_costs_more_on_cpu_than_on_a_gpu():
+    model = LLAMA.model_copy(update={"dtype": "bfloat16"})
+    work = make_work()
+    cpu, gpu = (backward_workspace_bytes(model, last=False, work=work, device=d) for d in ("cpu", "cuda"))
+    assert cpu - gpu == 2 * 512 * 688 * 4
+    plain = make_work(adapted=("q_proj",))
+    assert backward_workspace_bytes(model, last=False, work=plain) == 4 * 512 * 688 * 2
+
+
+@pytest.mark.parametrize(
+    ("length", "chunks_before_the_last"), [(128, 0), (129, 1), (256, 1), (257, 2), (1000, 7)]
+)
+def test_all_chunks_but_the_last_hand_on_keys_values_and_take_gradients(length, chunks_before_the_last):
+    per_token = 2 * 4 * 32 * 4  # keys and values of four heads of 32, float32
+    expected = 2 * 3 * chunks_before_the_last * 128 * per_token  # values and gradients, three layers
+    assert carried_kv_bytes(LLAMA, 3, length=length, chunk_tokens=128) == expected
+    split = carried_kv_bytes(LLAMA, 3, length=length, chunk_tokens=128, sharding=Sharding(tp=2))
+    assert split == expected // 2

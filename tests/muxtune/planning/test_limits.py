@@ -1,0 +1,76 @@
+"""What does not fit the memory is refused with the number that is too large and the nearest that fits."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from muxtune.errors import SpecError
+from muxtune.planning.assemble import structure_schedule
+from muxtune.planning.limits import fitting, surely_fits
+from muxtune.planning.options import PlanOptions
+from muxtune.policies import POLICIES, plan_problem
+from tests.muxtune.planning.problems import MIXED, make_problem
+
+
+def refusal(policy: str, memory_bytes: int, options: PlanOptions | None = None) -> str:
+    with pytest.raises(SpecError) as caught:
+        plan_problem(make_problem(memory_bytes=memory_bytes), policy=policy, options=options or PlanOptions())
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def needed_bytes(policy: str, *, memory_bytes: int = 10**9, tasks=MIXED) -> int:
+    plan = plan_problem(make_problem(tasks, memory_bytes=memory_bytes), policy=policy)[0]
+    return max(plan.predicted.peak_memory_bytes)
+
+
+@pytest.mark.parametrize("policy", ["nemo", "sl-peft"])
+def test_the_bytes_in_the_message_are_just_enough(policy):
+    needed = int(re.search(r"expected at least (\d+)", refusal(policy, 20_000_000))[1])
+    assert needed == needed_bytes(policy)
+    assert needed_bytes(policy, memory_bytes=needed) == needed
+    assert f"expected at least {needed}: stage" in refusal(policy, needed - 1)
+
+
+def test_instances_are_told_to_share_one_backbone():
+    message = refusal("nemo", needed_bytes("nemo") - 1)
+    assert "the nearest that fits needs" in message
+    assert message.endswith("one backbone for all (policy temporal-only)")
+
+
+def test_a_padded_batch_is_told_to_pack():
+    assert refusal("sl-peft", needed_bytes("sl-peft") - 1).endswith("packed sequences (--alignment pack)")
+
+
+def test_the_smaller_micro_batches_that_are_proposed_do_fit():
+    limit = int(re.search(r"expected at least (\d+)", refusal("temporal-only", 10**6))[1]) - 1
+    message = refusal("temporal-only", limit)
+    cap, promised = (
+        int(message.rsplit(" ", 1)[1]),
+        int(re.search(r"nearest that fits needs (\d+)", message)[1]),
+    )
+    assert promised <= limit
+    smaller = [
+        task | {"micro_batch_size": min(cap, int(str(task.get("micro_batch_size", 4))))} for task in MIXED
+    ]
+    assert needed_bytes("temporal-only", memory_bytes=limit, tasks=smaller) <= limit
+
+
+def test_if_nothing_near_fits_the_least_is_named():
+    message = refusal("muxtune", 1_000_000)
+    least = int(re.search(r"nothing near fits; least is (\d+): micro_batch_size of at most 1$", message)[1])
+    assert 1_000_000 < least < int(re.search(r"expected at least (\d+)", message)[1])
+
+
+def test_structures_that_fit_only_by_their_schedule_are_kept():
+    problem = make_problem()
+    structures = POLICIES.get("temporal-only").propose(problem, PlanOptions())
+    exact = {s: max(m.total_bytes for m in problem.memory(s, structure_schedule(s))) for s in structures}
+    bound = {s: max(m.total_bytes for m in problem.memory(s)) for s in structures}
+    assert all(exact[s] < bound[s] for s in structures)
+    limit = sorted(exact.values())[len(exact) // 2]
+    tight = make_problem(memory_bytes=limit)
+    assert not any(surely_fits(tight, s) for s in structures if bound[s] > limit)
+    assert fitting(tight, structures) == [s for s in structures if exact[s] <= limit]

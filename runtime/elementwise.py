@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from muxtune.errors import SpecError
 from runtime.autograd import Context
+from runtime.kernels import use_triton
 
 
 def rms_norm_reference(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -26,11 +27,27 @@ def rms_norm_reference(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
 
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    """:func:`rms_norm_reference`, for float32 in half of its time."""
+    """:func:`rms_norm_reference`, for float32 in half of its time, and on a GPU in one kernel."""
+    if use_triton(x_TD):
+        from runtime.kernels.rms_norm import triton_rms_norm  # noqa: PLC0415  # needs triton
+
+        return triton_rms_norm(x_TD, weight_D, eps)
     if x_TD.dtype == torch.float32:
         result: Tensor = _RmsNorm.apply(x_TD, weight_D, eps)
         return result
     return rms_norm_reference(x_TD, weight_D, eps)
+
+
+def add_rms_norm(
+    residual_TD: Tensor, update_TD: Tensor, weight_D: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """``residual + update`` and its :func:`rms_norm`; on a GPU in one kernel."""
+    if use_triton(residual_TD):
+        from runtime.kernels.rms_norm import triton_add_rms_norm  # noqa: PLC0415  # needs triton
+
+        return triton_add_rms_norm(residual_TD, update_TD, weight_D, eps)
+    total_TD = residual_TD + update_TD
+    return total_TD, rms_norm(total_TD, weight_D, eps)
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -65,9 +82,13 @@ class RmsNorm(nn.Module):
         """Normalized tokens."""
         return rms_norm(x_TD, self.weight_D, self._eps)
 
+    def add(self, residual_TD: Tensor, update_TD: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum of both, and its tokens normalized."""
+        return add_rms_norm(residual_TD, update_TD, self.weight_D, self._eps)
+
 
 class LayerNorm(nn.Module):
-    """GPT-2's norm."""
+    """GPT-2's and OPT's norm."""
 
     def __init__(self, weight_D: Tensor, bias_D: Tensor, eps: float) -> None:
         super().__init__()
@@ -78,6 +99,11 @@ class LayerNorm(nn.Module):
     def forward(self, x_TD: Tensor) -> Tensor:
         """Normalized tokens."""
         return F.layer_norm(x_TD, self.weight_D.shape, self.weight_D, self.bias_D, self._eps)
+
+    def add(self, residual_TD: Tensor, update_TD: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum of both, and its tokens normalized."""
+        total_TD = residual_TD + update_TD
+        return total_TD, self.forward(total_TD)
 
 
 class _GatedSilu(torch.autograd.Function):

@@ -1,8 +1,10 @@
-"""Parts of a frozen decoder: embedding, layer, head with loss; Llama and GPT-2 fill them differently."""
+"""Parts of a frozen decoder: embedding, layer, head with loss; each family fills them differently."""
 
 # T tokens of the stream, D hidden size, N target tokens, V vocabulary, K active tasks
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own abbreviation
@@ -17,18 +19,27 @@ Norm = RmsNorm | LayerNorm
 
 
 class Embedding(nn.Module):
-    """Token embedding, with learned positions where the family has them."""
+    """Token embedding, with learned positions where the family has them.
 
-    def __init__(self, tokens_VD: Tensor, positions_PD: Tensor | None = None) -> None:
+    Args:
+        tokens_VD: A row per token.
+        positions_PD: A row per position.
+        position_offset: Row of position 0.
+    """
+
+    def __init__(
+        self, tokens_VD: Tensor, positions_PD: Tensor | None = None, position_offset: int = 0
+    ) -> None:
         super().__init__()
         self.tokens_VD = _frozen(tokens_VD)
         self.positions_PD = None if positions_PD is None else _frozen(positions_PD)
+        self._position_offset = position_offset
 
     def forward(self, tokens_T: Tensor, positions_T: Tensor) -> Tensor:
         """``[T, D]``."""
         hidden_TD = self.tokens_VD.index_select(0, tokens_T)
         if self.positions_PD is not None:
-            hidden_TD += self.positions_PD.index_select(0, positions_T)
+            hidden_TD += self.positions_PD[self._position_offset :].index_select(0, positions_T)
         return hidden_TD
 
 
@@ -79,8 +90,8 @@ class DecoderLayer(nn.Module):
         spans, ids = batch.spans, batch.task_ids
         qkv_TF = self.qkv.forward(self.attention_norm.forward(x_TD), spans, ids)
         attended = causal_attention(qkv_TF, batch.attention, self.heads, self.kv_heads, self.rope)
-        x_TD = x_TD + self.attention_out.forward(attended, spans, ids)
-        inner = self.activation(self.mlp_in.forward(self.mlp_norm.forward(x_TD), spans, ids))
+        x_TD, normed_TD = self.mlp_norm.add(x_TD, self.attention_out.forward(attended, spans, ids))
+        inner = self.activation(self.mlp_in.forward(normed_TD, spans, ids))
         return x_TD + self.mlp_out.forward(inner, spans, ids)
 
 
@@ -105,6 +116,20 @@ class Head(nn.Module):
         if logits_NV.dtype == torch.bfloat16:
             logits_NV = logits_NV.float()
         return F.cross_entropy(logits_NV, ids_N, reduction="none")
+
+
+def layer_norm(source: nn.LayerNorm) -> LayerNorm:
+    """Copy of a layer norm."""
+    return LayerNorm(source.weight, source.bias, source.eps)
+
+
+def shared_linear(layer: nn.Module, *paths: str) -> SharedLinear:
+    """The linears at these paths of a transformers layer, which read the same input, as one."""
+    linears: dict[str, Any] = {path: layer.get_submodule(path) for path in paths}
+    return SharedLinear(
+        {path: linear.weight.detach() for path, linear in linears.items()},
+        [linear.bias.detach() for linear in linears.values() if linear.bias is not None],
+    )
 
 
 def _frozen(tensor: Tensor) -> nn.Parameter:

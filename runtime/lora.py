@@ -1,8 +1,8 @@
 """Low-rank adapters of several tasks on one frozen linear (arXiv 2106.09685).
 
 The frozen product runs once over the whole stream, the adapters on their task's tokens only, so ranks may
-differ and no task sees another. :func:`lora_linear_reference` is the plain definition that the tests compare
-with.
+differ and no task sees another: task by task, or on a GPU in grouped kernels (:mod:`runtime.kernels`).
+:func:`lora_linear_reference` is the plain definition that the tests compare with.
 """
 
 # T tokens of the stream, t tokens of one task, I features in, O features out, R rank
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from muxtune.alignment import Span
 from runtime.autograd import Context
 from runtime.gemm import product, thin_product
+from runtime.kernels import use_triton
+from runtime.kernels.tables import Piece
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +32,6 @@ class LoraPair:
     scale: float
     columns: tuple[int, int]
     """Outputs that it adds to; the frozen weight may hold several linears that read the same input."""
-
-
-Piece = tuple[int, int, int, int, float]
-"""Tokens start and stop, columns start and stop, scale."""
 
 
 def lora_linear(
@@ -81,11 +79,9 @@ class _LoraLinear(torch.autograd.Function):
         *factors: Tensor,
     ) -> Tensor:
         y_TO = product(x_TI, weight_OI, bias_O, static_shape=static_shape)
-        downs: list[Tensor] = []
-        for i, (start, stop, first, last, scale) in enumerate(pieces):
-            a_RI, b_OR = factors[2 * i : 2 * i + 2]
-            downs.append(add_update_(y_TO[start:stop, first:last], x_TI[start:stop], a_RI, b_OR, scale))
-        ctx.pieces, ctx.static_shape = pieces, static_shape
+        grouped = bool(pieces) and use_triton(x_TI)
+        downs = add_updates_(y_TO, x_TI, pieces, factors, grouped=grouped)
+        ctx.pieces, ctx.static_shape, ctx.grouped = pieces, static_shape, grouped
         ctx.save_for_backward(weight_OI, x_TI if pieces else None, *factors, *downs)
         return y_TO
 
@@ -97,14 +93,69 @@ class _LoraLinear(torch.autograd.Function):
         dx_TI = None
         if ctx.needs_input_grad[0]:
             dx_TI = product(grad_TO, weight_OI.t(), static_shape=ctx.static_shape)
-        grads: list[Tensor] = []
-        for i, (start, stop, first, last, scale) in enumerate(ctx.pieces):
-            a_RI, b_OR = factors[2 * i : 2 * i + 2]
-            dx_tI = None if dx_TI is None else dx_TI[start:stop]
-            grads += update_gradients(
-                grad_TO[start:stop, first:last], x_TI[start:stop], dx_tI, a_RI, b_OR, downs[i], scale
-            )
+        grads = factor_gradients(grad_TO, x_TI, dx_TI, ctx.pieces, factors, downs, grouped=ctx.grouped)
         return dx_TI, None, None, None, None, *grads
+
+
+def add_updates_(
+    y_TO: Tensor, x_TI: Tensor, pieces: Sequence[Piece], factors: Sequence[Tensor], *, grouped: bool
+) -> list[Tensor]:
+    """Add the updates of all pieces, in place.
+
+    Args:
+        y_TO: Output so far.
+        x_TI: Input.
+        pieces: Where each pair works.
+        factors: A and B of each piece in turn.
+        grouped: By the Triton kernels, instead of one by one.
+
+    Returns:
+        What the gradients need.
+    """
+    if grouped:
+        from runtime.kernels import grouped_lora  # noqa: PLC0415  # needs triton
+
+        return [grouped_lora.add_updates_(y_TO, x_TI, pieces, factors)]
+    downs = []
+    for i, (start, stop, first, last, scale) in enumerate(pieces):
+        a_RI, b_OR = factors[2 * i : 2 * i + 2]
+        downs.append(add_update_(y_TO[start:stop, first:last], x_TI[start:stop], a_RI, b_OR, scale))
+    return downs
+
+
+def factor_gradients(
+    grad_TO: Tensor,
+    x_TI: Tensor,
+    dx_TI: Tensor | None,
+    pieces: Sequence[Piece],
+    factors: Sequence[Tensor],
+    downs: Sequence[Tensor],
+    *,
+    grouped: bool,
+) -> list[Tensor]:
+    """Gradients of all factors, in their order.
+
+    Args:
+        grad_TO: Gradient of the output.
+        x_TI: Input.
+        dx_TI: Gradient of the input so far; the updates' share is added in place. None if nobody needs it.
+        pieces: As in the forward.
+        factors: As in the forward.
+        downs: What :func:`add_updates_` returned.
+        grouped: As in the forward.
+    """
+    if grouped:
+        from runtime.kernels import grouped_lora  # noqa: PLC0415  # needs triton
+
+        return grouped_lora.update_gradients(grad_TO, x_TI, dx_TI, pieces, factors, *downs)
+    grads: list[Tensor] = []
+    for i, (start, stop, first, last, scale) in enumerate(pieces):
+        a_RI, b_OR = factors[2 * i : 2 * i + 2]
+        dx_tI = None if dx_TI is None else dx_TI[start:stop]
+        grads += update_gradients(
+            grad_TO[start:stop, first:last], x_TI[start:stop], dx_tI, a_RI, b_OR, downs[i], scale
+        )
+    return grads
 
 
 def add_update_(y_tO: Tensor, x_tI: Tensor, a_RI: Tensor, b_OR: Tensor, scale: float) -> Tensor:

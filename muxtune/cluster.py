@@ -1,22 +1,34 @@
-"""The machine: devices, links and how many ranks there are."""
+"""The machine: devices, how many, and the links inside a node and between nodes."""
 
 from __future__ import annotations
 
 import os
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from muxtune.errors import SpecError, UserError, spec_error_from
 
+_STRICT = ConfigDict(frozen=True, extra="forbid")
+
 
 class DeviceSpec(BaseModel):
-    """One rank's device."""
+    """One rank's device. A name with shipped coefficients (``a40``, ``a100``, ``h100``) is priced by them."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = _STRICT
 
     name: str
     kind: Literal["cpu", "cuda"]
@@ -25,60 +37,173 @@ class DeviceSpec(BaseModel):
 
 
 class LinkSpec(BaseModel):
-    """Point-to-point link: ``latency_s`` + n / ``bandwidth_bytes_per_s``."""
+    """A link of one's own, where no shipped coefficients are wanted: ``latency_s`` + n / bandwidth."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = _STRICT
 
     name: str
     latency_s: float = Field(ge=0)
+    """Of one message, and of each step of a collective."""
     bandwidth_bytes_per_s: float = Field(gt=0)
-    """Achieved rate of large messages, not the data-sheet rate."""
+    """Achieved rate of large messages in one direction, not the data-sheet rate."""
 
-    def transfer_s(self, bytes_: float) -> float:
-        """Seconds from first to last byte on an idle link."""
-        return self.latency_s + bytes_ / self.bandwidth_bytes_per_s
+
+Topology = Literal["nvlink-all", "nvlink-pair", "pcie", "loopback-gloo"]
+"""Links inside a node.
+
+nvlink-all    NVSwitch: every GPU reaches every other one over NVLink
+nvlink-pair   NVLink bridges join ranks 0 and 1, 2 and 3, ...; PCIe joins the pairs
+pcie          PCIe only
+loopback-gloo processes of one machine, gloo over TCP
+"""
+
+Network = Literal["infiniband"]
+"""Links between nodes."""
+
+
+def _known(names: tuple[str, ...]) -> BeforeValidator:
+    """What is no link of one's own must be one of these names; the message then names the field alone."""
+
+    def check(value: object) -> object:
+        if isinstance(value, dict | LinkSpec) or value in names:
+            return value
+        raise ValueError(f"{', '.join(names)}, or a link with name, latency_s and bandwidth_bytes_per_s")
+
+    return BeforeValidator(check)
+
+
+def _sort_of_link(value: object) -> str:
+    return "topology" if isinstance(value, str) else "link"
+
+
+_OwnLink = Annotated[LinkSpec, Tag("link")]
+WithinNode = Annotated[
+    Annotated[Topology, Tag("topology")] | _OwnLink,
+    Discriminator(_sort_of_link),
+    _known(get_args(Topology)),
+]
+BetweenNodes = Annotated[
+    Annotated[Network, Tag("topology")] | _OwnLink,
+    Discriminator(_sort_of_link),
+    _known(get_args(Network)),
+]
 
 
 class ClusterSpec(BaseModel):
-    """Equal devices on equal links."""
+    """Equal nodes of equal devices. Ranks are numbered through the nodes, so neighbours share a node."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = _STRICT
 
     name: str
     device: DeviceSpec
     ranks: int = Field(gt=0)
-    link: LinkSpec
-    """As a note: profiles bring measured transfers, and no cost is computed from it yet."""
+    """Devices of all nodes."""
+    nodes: int = Field(default=1, gt=0)
+    within_node: WithinNode
+    between_nodes: BetweenNodes | None = Field(default=None, validate_default=True)
+    """None where there is one node."""
+
+    @field_validator("nodes")
+    @classmethod
+    def _share_ranks_equally(cls, nodes: int, info: ValidationInfo) -> int:
+        ranks = info.data.get("ranks", nodes)
+        if ranks % nodes:
+            raise ValueError(f"a divisor of the {ranks} ranks")
+        return nodes
+
+    @field_validator("between_nodes")
+    @classmethod
+    def _exactly_with_several_nodes(cls, link: object, info: ValidationInfo) -> object:
+        nodes = info.data.get("nodes")
+        if nodes is not None and (nodes > 1) != (link is not None):
+            raise ValueError(
+                "no link, as there is one node" if nodes == 1 else f"a link between the {nodes} nodes"
+            )
+        return link
+
+    @property
+    def devices_per_node(self) -> int:
+        """As many on every node."""
+        return self.ranks // self.nodes
+
+    @property
+    def links(self) -> str:
+        """In words, ``nvlink-pair, infiniband``."""
+        names = [_link_name(self.within_node)] if self.devices_per_node > 1 else []
+        if self.between_nodes is not None:
+            names.append(_link_name(self.between_nodes))
+        return ", ".join(names) or "none"
 
 
-LOOPBACK = LinkSpec(name="loopback-gloo", latency_s=150e-6, bandwidth_bytes_per_s=1.5e9)
-"""Order of magnitude of gloo over loopback TCP; a profile's measured transfers come first."""
+def _link_name(link: str | LinkSpec) -> str:
+    return link if isinstance(link, str) else link.name
+
+
+_MIB = 2**20
+
+GPU_RESERVE_BYTES = 1024 * _MIB
+"""Of each GPU, for what torch's allocator does not own: CUDA context and kernels (about 0.5 GiB with torch),
+NCCL's buffers. What the allocator itself wastes is in the memory model."""
+
+
+def _gpu(name: str, total_mib: int) -> DeviceSpec:
+    return DeviceSpec(name=name, kind="cuda", memory_bytes=total_mib * _MIB - GPU_RESERVE_BYTES)
+
+
+GPUS = {gpu.name: gpu for gpu in (_gpu("a40", 46_068), _gpu("a100", 81_920), _gpu("h100", 81_559))}
+"""A40-48GB, A100-80GB and H100-80GB, with the total that nvidia-smi reports (the A40's with ECC on)."""
 
 MAX_CPU_RANKS = 64
+GPUS_PER_NODE = 8
+"""Of the A100 nodes."""
+
+
+def _testbeds() -> dict[str, ClusterSpec]:
+    """The three testbeds of the paper (arXiv 2603.02885).
+
+    The A40 has a bridge to one neighbour and no NVSwitch, so "NVLink" among its four GPUs means two pairs.
+    """
+    a = ClusterSpec(name="testbed-a", device=GPUS["a40"], ranks=4, within_node="nvlink-pair")
+    b = ClusterSpec(
+        name="testbed-b",
+        device=GPUS["a40"],
+        ranks=16,
+        nodes=8,
+        within_node="nvlink-pair",
+        between_nodes="infiniband",
+    )
+    c = ClusterSpec(name="testbed-c", device=GPUS["h100"], ranks=8, within_node="nvlink-all")
+    return {cluster.name: cluster for cluster in (a, b, c)}
+
+
+TESTBEDS = _testbeds()
 
 
 def cluster_names() -> list[str]:
-    """Names that :func:`load_cluster` knows, ``cpu-N`` shown for the cores of this machine."""
-    return [f"cpu-{n}" for n in range(1, (os.cpu_count() or 1) + 1)]
+    """Names that :func:`load_cluster` knows: a few of ``a100-N``, and ``cpu-N`` for its cores."""
+    cpus = [f"cpu-{n}" for n in range(1, (os.cpu_count() or 1) + 1)]
+    return [*TESTBEDS, *(f"a100-{n}" for n in (1, 2, 4, 8, 16)), *cpus]
 
 
 def load_cluster(name_or_path: str) -> ClusterSpec:
-    """``cpu-N`` (N one-thread ranks of this machine), or a YAML file with a cluster.
+    """A preset or a YAML file with the fields of :class:`ClusterSpec`.
+
+    Presets are ``testbed-a``, ``-b`` and ``-c``, ``a100-N`` (N of a node's eight, or whole nodes) and
+    ``cpu-N`` (N one-thread ranks of this machine, with an equal share of its memory each).
 
     Raises:
         UserError: Unknown name, unreadable file or a wrong field.
     """
-    match = re.fullmatch(r"cpu-([1-9]\d*)", name_or_path)
+    if name_or_path in TESTBEDS:
+        return TESTBEDS[name_or_path]
+    match = re.fullmatch(r"(cpu|a100)-([1-9]\d*)", name_or_path)
     if match:
-        ranks = int(match[1])
-        if ranks > MAX_CPU_RANKS:
-            raise SpecError("cluster", name_or_path, f"at most cpu-{MAX_CPU_RANKS}")
-        memory_bytes = _physical_memory_bytes() // ranks
-        device = DeviceSpec(name="cpu", kind="cpu", memory_bytes=memory_bytes)
-        return ClusterSpec(name=name_or_path, device=device, ranks=ranks, link=LOOPBACK)
+        series = {"cpu": _cpu_cluster, "a100": _a100_cluster}[match[1]]
+        return series(name_or_path, int(match[2]))
     path = Path(name_or_path)
     if path.suffix not in {".yaml", ".yml"}:
-        raise UserError(f"no cluster named {name_or_path!r}; expected cpu-N or a path to a YAML file")
+        known = ", ".join([*TESTBEDS, "a100-N", "cpu-N"])
+        raise UserError(f"no cluster named {name_or_path!r}; expected {known} or a path to a YAML file")
     try:
         return ClusterSpec.model_validate(yaml.safe_load(path.read_text()))
     except OSError as error:
@@ -89,5 +214,24 @@ def load_cluster(name_or_path: str) -> ClusterSpec:
         raise spec_error_from(error, str(path)) from error
 
 
-def _physical_memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def _a100_cluster(name: str, ranks: int) -> ClusterSpec:
+    nodes = -(-ranks // GPUS_PER_NODE)
+    if nodes > 1 and ranks % GPUS_PER_NODE:
+        expected = f"1 to {GPUS_PER_NODE} GPUs or a multiple of {GPUS_PER_NODE}"
+        raise SpecError("cluster", name, expected)
+    return ClusterSpec(
+        name=name,
+        device=GPUS["a100"],
+        ranks=ranks,
+        nodes=nodes,
+        within_node="nvlink-all",
+        between_nodes="infiniband" if nodes > 1 else None,
+    )
+
+
+def _cpu_cluster(name: str, ranks: int) -> ClusterSpec:
+    if ranks > MAX_CPU_RANKS:
+        raise SpecError("cluster", name, f"at most cpu-{MAX_CPU_RANKS}")
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // ranks
+    device = DeviceSpec(name="cpu", kind="cpu", memory_bytes=memory_bytes)
+    return ClusterSpec(name=name, device=device, ranks=ranks, within_node="loopback-gloo")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel
+from pydantic import BaseModel, computed_field
 
 from muxtune.cli.options import JsonFlag
 from muxtune.cli.output import emit
@@ -10,11 +10,23 @@ from muxtune.cluster import ClusterSpec, cluster_names, load_cluster
 from muxtune.model import PRESETS, ModelSpec
 from muxtune.tables import format_table, show_bytes
 
+_MILLION, _BILLION = 10**6, 10**9
+
+
+class ModelSummary(ModelSpec):
+    """A preset, with its size."""
+
+    @computed_field  # type: ignore[prop-decorator]  # mypy knows no decorators above property
+    @property
+    def parameters(self) -> int:
+        """Parameters of the whole model; tied embeddings count once."""
+        return super().parameters
+
 
 class ModelList(BaseModel):
     """What ``muxtune models --json`` prints."""
 
-    models: list[ModelSpec]
+    models: list[ModelSummary]
 
 
 class ClusterList(BaseModel):
@@ -37,35 +49,49 @@ class PolicyList(BaseModel):
 
 
 def models(as_json: JsonFlag = False) -> None:
-    """List the preset backbones; a Hugging Face directory (Llama, GPT-2) works as well."""
+    """List the preset backbones; a Hugging Face directory (Llama, GPT-2, OPT) works as well."""
     specs = list(PRESETS.values())
-    header = [
-        "model",
-        "family",
-        "layers",
-        "hidden",
-        "heads",
-        "kv heads",
-        "ffn",
-        "vocab",
-        "positions",
-        "parameters",
-    ]
-    sizes = [
-        (m.layers, m.hidden, m.heads, m.kv_heads, m.ffn, m.vocab, m.max_positions, m.parameters)
+    rows = [
+        [
+            m.name,
+            m.family,
+            str(m.layers),
+            f"{m.hidden:,}",
+            f"{m.heads} / {m.kv_heads}",
+            f"{m.ffn:,}",
+            f"{m.vocab:,}",
+            f"{m.max_positions:,}",
+            _show_parameters(m.parameters),
+            m.dtype,
+        ]
         for m in specs
     ]
-    rows = [[m.name, m.family, *(f"{n:,}" for n in ns)] for m, ns in zip(specs, sizes, strict=True)]
-    emit(ModelList(models=specs), format_table(header, rows), as_json=as_json)
+    header = "model,family,layers,hidden,heads / kv,ffn,vocab,positions,parameters,dtype".split(",")
+    summaries = [ModelSummary(**m.model_dump()) for m in specs]
+    emit(ModelList(models=summaries), format_table(header, rows), as_json=as_json)
+
+
+def _show_parameters(parameters: int) -> str:
+    """``6.74 B`` or ``5.94 M``."""
+    billions = parameters >= _BILLION
+    return f"{parameters / _BILLION:.2f} B" if billions else f"{parameters / _MILLION:.2f} M"
 
 
 def clusters(as_json: JsonFlag = False) -> None:
     """List the preset clusters; a YAML file works as well."""
     specs = [load_cluster(name) for name in cluster_names()]
     rows = [
-        [c.name, c.device.name, str(c.ranks), show_bytes(c.device.memory_bytes), c.link.name] for c in specs
+        [
+            c.name,
+            c.device.name,
+            str(c.nodes),
+            str(c.devices_per_node),
+            show_bytes(c.device.memory_bytes),
+            c.links,
+        ]
+        for c in specs
     ]
-    table = format_table(["cluster", "device", "ranks", "memory per rank", "link"], rows)
+    table = format_table(["cluster", "device", "nodes", "per node", "memory per rank", "links"], rows)
     emit(ClusterList(clusters=specs), table, as_json=as_json)
 
 

@@ -1,20 +1,28 @@
-"""Clusters: this machine by name, any other by file."""
+"""Clusters: the paper's testbeds, A100 nodes and this machine by name, any other by file."""
 
 import os
 
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
 
-from muxtune.cluster import MAX_CPU_RANKS, ClusterSpec, LinkSpec, cluster_names, load_cluster
+from muxtune.cluster import (
+    GPU_RESERVE_BYTES,
+    GPUS,
+    MAX_CPU_RANKS,
+    ClusterSpec,
+    LinkSpec,
+    cluster_names,
+    load_cluster,
+)
 from muxtune.errors import UserError
 
 CONTENT = {
     "name": "two-boxes",
     "device": {"name": "a40", "kind": "cuda", "memory_bytes": 48_000_000_000},
-    "ranks": 2,
-    "link": {"name": "pcie", "latency_s": 1.0e-5, "bandwidth_bytes_per_s": 2.0e10},
+    "ranks": 4,
+    "nodes": 2,
+    "within_node": "nvlink-pair",
+    "between_nodes": {"name": "ethernet", "latency_s": 3.0e-5, "bandwidth_bytes_per_s": 1.1e9},
 }
 
 
@@ -24,6 +32,33 @@ def test_cpu_n_is_this_machine_split_evenly(ranks):
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert (cluster.name, cluster.ranks, cluster.device.kind) == (f"cpu-{ranks}", ranks, "cpu")
     assert total - ranks < cluster.device.memory_bytes * ranks <= total
+    assert (cluster.nodes, cluster.within_node, cluster.between_nodes) == (1, "loopback-gloo", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "nodes", "per_node", "links"),
+    [
+        ("testbed-a", "a40", 1, 4, "nvlink-pair"),
+        ("testbed-b", "a40", 8, 2, "nvlink-pair, infiniband"),
+        ("testbed-c", "h100", 1, 8, "nvlink-all"),
+        ("a100-1", "a100", 1, 1, "none"),
+        ("a100-3", "a100", 1, 3, "nvlink-all"),
+        ("a100-8", "a100", 1, 8, "nvlink-all"),
+        ("a100-32", "a100", 4, 8, "nvlink-all, infiniband"),
+    ],
+)
+def test_presets_are_the_testbeds_of_the_paper_and_a100_nodes(name, device, nodes, per_node, links):
+    cluster = load_cluster(name)
+    assert (cluster.name, cluster.device.name) == (name, device)
+    assert (cluster.nodes, cluster.devices_per_node, cluster.ranks) == (nodes, per_node, nodes * per_node)
+    assert cluster.links == links
+
+
+@pytest.mark.parametrize(("name", "gib"), [("a40", 45), ("a100", 80), ("h100", 80)])
+def test_a_gpu_lends_its_memory_but_for_the_reserve(name, gib):
+    whole_bytes = GPUS[name].memory_bytes + GPU_RESERVE_BYTES
+    assert whole_bytes / 2**30 == pytest.approx(gib, rel=0.01)  # the A40's ECC takes 3 of its 48
+    assert GPUS[name].memory_bytes < whole_bytes - 0.5 * 2**30  # a CUDA context alone takes that much
 
 
 def test_every_listed_name_can_be_loaded():
@@ -34,10 +69,15 @@ def test_every_listed_name_can_be_loaded():
     ("name", "message"),
     [
         ("cpu-65", "cluster = 'cpu-65': expected at most cpu-64"),
-        ("cpu-0", "no cluster named 'cpu-0'; expected cpu-N or a path to a YAML file"),
+        ("a100-12", "cluster = 'a100-12': expected 1 to 8 GPUs or a multiple of 8"),
+        (
+            "cpu-0",
+            "no cluster named 'cpu-0'; expected testbed-a, testbed-b, testbed-c, a100-N, cpu-N or a path to",
+        ),
         ("cpu-01", "no cluster named 'cpu-01'"),
         ("cpu-", "no cluster named 'cpu-'"),
         ("xcpu-2", "no cluster named 'xcpu-2'"),
+        ("testbed-d", "no cluster named 'testbed-d'"),
         ("missing.yaml", "cannot read the cluster missing.yaml: No such file"),
     ],
 )
@@ -53,17 +93,38 @@ def test_a_file_round_trips(tmp_path):
     cluster = load_cluster(str(path))
     assert cluster == ClusterSpec.model_validate(CONTENT)
     assert cluster.model_dump() == CONTENT
+    assert cluster.between_nodes == LinkSpec(name="ethernet", latency_s=3.0e-5, bandwidth_bytes_per_s=1.1e9)
+    assert cluster.links == "nvlink-pair, ethernet"
+
+
+@pytest.mark.parametrize("name", ["testbed-b", "a100-4", "cpu-2"])
+def test_presets_round_trip_through_json(name):
+    cluster = load_cluster(name)
+    assert ClusterSpec.model_validate_json(cluster.model_dump_json()) == cluster
+
+
+LINK = CONTENT["between_nodes"]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"ranks": 0}, "ranks = 0: expected greater than 0"),
-        ({"nodes": 2}, "nodes = 2: expected no such field"),
+        ({"ranks": 5}, "nodes = 2: expected a divisor of the 5 ranks"),
+        ({"link": LINK}, "link = {'bandwidth_bytes_per_s'"),
         ({"device": {**CONTENT["device"], "kind": "tpu"}}, "device.kind = 'tpu': expected 'cpu' or 'cuda'"),
         ({"device": {**CONTENT["device"], "memory_bytes": 0}}, "device.memory_bytes = 0"),
-        ({"link": {**CONTENT["link"], "latency_s": -1}}, "link.latency_s = -1"),
-        ({"link": {**CONTENT["link"], "bandwidth_bytes_per_s": 0}}, "link.bandwidth_bytes_per_s = 0"),
+        ({"within_node": "nvlink"}, "within_node = 'nvlink': expected nvlink-all, nvlink-pair, pcie, "),
+        ({"within_node": None}, "within_node = None: expected nvlink-all, nvlink-pair, pcie, "),
+        ({"between_nodes": "nvlink-all"}, "between_nodes = 'nvlink-all': expected infiniband, or a link"),
+        ({"between_nodes": None}, "between_nodes = None: expected a link between the 2 nodes"),
+        ({"nodes": 1}, "between_nodes = {'bandwidth_bytes_per_s'"),
+        ({"between_nodes": {**LINK, "latency_s": -1}}, "between_nodes.link.latency_s = -1"),
+        (
+            {"between_nodes": {**LINK, "bandwidth_bytes_per_s": 0}},
+            "between_nodes.link.bandwidth_bytes_per_s = 0",
+        ),
+        ({"between_nodes": {**LINK, "rate": 1}}, "between_nodes.link.rate = 1: expected no such field"),
     ],
     ids=lambda p: p if isinstance(p, str) else "",
 )
@@ -86,10 +147,3 @@ def test_a_file_that_is_no_cluster_is_refused_in_one_line(tmp_path, content):
         load_cluster(str(path))
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-@given(st.floats(0, 1), st.floats(1, 1e12), st.integers(0, 10**12))
-def test_a_transfer_takes_latency_plus_size_over_rate(latency_s, rate, size):
-    link = LinkSpec(name="l", latency_s=latency_s, bandwidth_bytes_per_s=rate)
-    assert link.transfer_s(size) == pytest.approx(latency_s + size / rate, rel=1e-12)
-    assert link.transfer_s(0) == latency_s

@@ -1,14 +1,31 @@
 from __future__ import annotations
 
+from muxtune.model import PRESETS, ModelSpec
+
 
 def test_models(cli):
-    assert "llama-tiny" in cli("models").out
-    assert {m["name"] for m in cli("models", "--json").json["models"]} >= {"llama-tiny", "gpt2-tiny"}
+    lines = [line.strip("| ").split("|") for line in cli("models").out.splitlines()]
+    shown = {name.strip(): [cell.strip() for cell in cells] for name, *cells in lines}
+    assert shown["llama3-8b"] == "llama;32;4,096;32 / 8;14,336;128,256;8,192;8.03 B;bfloat16".split(";")
+    assert shown["opt-tiny"] == "opt;6;256;8 / 8;1,024;264;1,024;5.07 M;float32".split(";")
+    assert shown["opt-30b"][7] == "29.97 B"
+
+
+def test_models_as_json(cli):
+    models = {m["name"]: m for m in cli("models", "--json").json["models"]}
+    assert models.keys() == PRESETS.keys()
+    assert {name: m.pop("parameters") for name, m in models.items()} == {
+        name: spec.parameters for name, spec in PRESETS.items()
+    }
+    assert {name: ModelSpec.model_validate(m) for name, m in models.items()} == PRESETS
 
 
 def test_clusters(cli):
-    assert "cpu-1" in cli("clusters").out
-    assert cli("clusters", "--json").json["clusters"][0]["ranks"] == 1
+    text = cli("clusters").out
+    assert all(name in text for name in ("testbed-b", "a100-8", "cpu-1", "nvlink-pair, infiniband"))
+    listed = {cluster["name"]: cluster for cluster in cli("clusters", "--json").json["clusters"]}
+    assert (listed["testbed-b"]["ranks"], listed["testbed-b"]["nodes"]) == (16, 8)
+    assert listed["cpu-1"]["ranks"] == 1
 
 
 def test_policies(cli):

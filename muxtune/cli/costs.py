@@ -1,17 +1,21 @@
-"""Where a command gets its operator costs: a profile that was named, one kept from before, or a new one."""
+"""Where a command gets its operator costs: a profile that it names, a GPU's coefficients, this machine."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import platform
+import warnings
 from pathlib import Path
 
 import typer
 
 from muxtune.cli.output import stdout_kept_clean
 from muxtune.cluster import ClusterSpec
+from muxtune.costs.analytic import AnalyticCosts
 from muxtune.costs.base import CostModel
+from muxtune.costs.collectives import interconnect_of
+from muxtune.costs.devices import device_names
 from muxtune.costs.profile import load_profile
 from muxtune.costs.profiled import ProfiledCosts
 from muxtune.dataset import load_task_data
@@ -23,26 +27,40 @@ from muxtune.workload import Workload
 def find_costs(profile: Path | None, workload: Workload, model: ModelSpec, cluster: ClusterSpec) -> CostModel:
     """Costs of the cluster's device for this backbone.
 
-    Without ``profile``, this machine is measured once per backbone, dtype and number of ranks; the profile is
-    kept in ``~/.cache/muxtune/profiles`` (``MUXTUNE_CACHE`` replaces ``~/.cache/muxtune``).
+    Without ``profile``, a GPU is priced by the coefficients that ship for it. A CPU is this machine's, and is
+    measured once per backbone, dtype and number of ranks; the profile is kept in
+    ``~/.cache/muxtune/profiles`` (``MUXTUNE_CACHE`` replaces ``~/.cache/muxtune``).
 
     Raises:
-        UserError: The profile cannot be read or is of another backbone, this machine cannot measure the
-            cluster's device, or a dataset is wrong (checked before minutes of measuring).
+        UserError: The profile cannot be read or is of another backbone, there are neither coefficients nor a
+            profile of a GPU, or a dataset is wrong (checked before minutes of measuring).
     """
     if profile is not None:
         return ProfiledCosts(load_profile(profile), model)
+    if cluster.device.kind != "cpu":
+        return _coefficient_costs(model, cluster)
     kept = kept_profile_path(model, cluster)
     if not kept.exists():
-        if cluster.device.kind != "cpu":
-            raise SpecError(
-                "--profile", None, f"a profile of {cluster.device.name}, which is not measured here"
-            )
         for task in workload.tasks:
             load_task_data(task, model)
         typer.echo(f"muxtune: no profile of {model.name} yet; measuring this machine into {kept}", err=True)
         measure_profile(model, cluster, kept)
     return ProfiledCosts(load_profile(kept), model)
+
+
+def _coefficient_costs(model: ModelSpec, cluster: ClusterSpec) -> AnalyticCosts:
+    device = cluster.device.name
+    if device not in device_names():
+        known = ", ".join(device_names())
+        raise SpecError("--profile", None, f"a profile of {device}; coefficients ship for {known} only")
+    costs = AnalyticCosts(device, model, interconnect_of(cluster))
+    if model.dtype == "float32":
+        warnings.warn(
+            f"{model.name} in float32 leaves the tensor cores of {device} idle; "
+            "dtype: bfloat16 in the workload uses them",
+            stacklevel=2,
+        )
+    return costs
 
 
 def kept_profile_path(model: ModelSpec, cluster: ClusterSpec) -> Path:

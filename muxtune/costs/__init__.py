@@ -1,5 +1,6 @@
 """What operators cost: measured, modelled, and summed up to the actions of a stage."""
 
+from muxtune.costs.analytic import AnalyticCosts
 from muxtune.costs.base import CostModel
 from muxtune.costs.compose import (
     MicrobatchWork,
@@ -16,6 +17,7 @@ from muxtune.costs.roofline import RooflineCoefficients, RooflineCosts, fit_coef
 
 __all__ = [
     "ActionOverhead",
+    "AnalyticCosts",
     "CostModel",
     "ExtrapolationWarning",
     "Measurement",

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import pytest
+import yaml
+
 from muxtune.cli.costs import kept_profile_path
 from muxtune.cluster import load_cluster
 from muxtune.costs.profile import save_profile
 from muxtune.model import PRESETS
+from muxtune.plan import load_plan
 from tests.muxtune.cli.conftest import task
 from tests.muxtune.costs.synthetic import analytic_law, make_profile, operators
 
@@ -30,6 +34,52 @@ def test_nothing_is_measured_for_a_workload_whose_data_is_missing(cli, write_wor
     result = cli("plan", "--workload", write_workload(task("a", dataset={"path": "no.jsonl"})))
     assert result.code == 2
     assert "expected a readable JSONL file" in result.err
+
+
+def gpu_cluster(tmp_path, device):
+    path = tmp_path / "cluster.yaml"
+    link = {"name": "own", "latency_s": 1e-5, "bandwidth_bytes_per_s": 5e10}
+    memory_bytes = 48 * 2**30
+    cluster = {
+        "name": "two",
+        "device": {"name": device, "kind": "cuda", "memory_bytes": memory_bytes},
+        "ranks": 2,
+        "within_node": link,
+    }
+    path.write_text(yaml.safe_dump(cluster))
+    return path
+
+
+@pytest.mark.parametrize("device", ["a40", "a100", "h100"])
+def test_a_gpu_is_priced_by_its_coefficients(cli, write_workload, tmp_path, device):
+    workload = write_workload(dtype="bfloat16")
+    result = cli("plan", "--workload", workload, "--cluster", gpu_cluster(tmp_path, device))
+    assert result.code == 0, result.err
+    assert load_plan(tmp_path / "plan.json").costs.profile_id.startswith(f"analytic-{device}-")
+    assert "float32" not in result.err
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_testbed_of_the_paper_needs_no_profile(cli, write_workload, tmp_path):
+    tasks = [task("a", max_length=128), task("b", dataset={"lengths": "rte"}, max_length=256)]
+    workload = write_workload(*tasks, dtype="bfloat16")
+    result = cli("plan", "--workload", workload, "--model", "llama2-7b", "--cluster", "testbed-a")
+    assert result.code == 0, result.err
+    plan = load_plan(tmp_path / "plan.json")
+    assert plan.costs.device == "a40"
+    assert 1_000 < plan.predicted.tokens_per_s < 40_000
+
+
+def test_float32_on_a_gpu_is_priced_with_a_warning(cli, write_workload, tmp_path):
+    result = cli("plan", "--workload", write_workload(), "--cluster", gpu_cluster(tmp_path, "a100"))
+    assert result.code == 0, result.err
+    assert "muxtune: warning: llama-tiny in float32 leaves the tensor cores of a100 idle" in result.err
+
+
+def test_a_gpu_without_coefficients_needs_a_profile(cli, write_workload, tmp_path):
+    result = cli("plan", "--workload", write_workload(), "--cluster", gpu_cluster(tmp_path, "b200"))
+    assert result.code == 2
+    assert "--profile = None: expected a profile of b200; coefficients ship for a100, a40, h100" in result.err
 
 
 def test_what_changes_the_costs_changes_the_kept_file(monkeypatch, tmp_path):

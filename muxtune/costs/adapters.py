@@ -1,0 +1,182 @@
+"""What low-rank adapters cost on a GPU: a pair alone, and the pairs of several tasks in shared launches.
+
+Alone, a pair runs as torch operations: two thin products forward, four backward, additions into what the
+frozen product gave, and conversions where its factors have more precision than the backbone. Grouped, the
+pairs of all tasks at one linear run in a launch per step (shrink, add the parts, expand; backward also the
+factors' gradients), with conversions inside: their tiles share the SMs, and the bytes are moved once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import NamedTuple
+
+from muxtune.costs.gpu import Gpu
+from muxtune.operators import Phase
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """One task's pair at one linear."""
+
+    in_features: int
+    out_features: int
+    r: int
+    tokens: int
+
+
+PAIR_KERNELS: dict[Phase, int] = {"fwd": 2, "bwd": 6}
+"""Products with the addition in their epilogue; backward also adds both gradients to those so far."""
+
+GROUP_KERNELS: dict[Phase, int] = {"fwd": 3, "bwd": 5}
+"""Shrink, sum of its parts, expand; backward also a launch per side for the factors' gradients."""
+
+
+def pair_kernels(phase: Phase, *, converts: bool) -> int:
+    """Kernels of a pair alone; conversions come with another one for each large tensor, and an addition."""
+    extra = {"fwd": 2, "bwd": 3}[phase] if converts else 0
+    return PAIR_KERNELS[phase] + extra
+
+
+def pair_seconds(gpu: Gpu, pair: Pair, phase: Phase, *, element_bytes: int, factor_bytes: int) -> float:
+    """Seconds of a pair alone.
+
+    Args:
+        gpu: Device.
+        pair: At least one token.
+        phase: The backward gives both factors' gradients and adds to the input's.
+        element_bytes: Of the backbone's activations.
+        factor_bytes: Of the factors, 4 for PEFT's float32.
+    """
+    i, o, r, t = pair.in_features, pair.out_features, pair.r, pair.tokens
+
+    def product_s(m: int, n: int, k: int) -> float:
+        return gpu.product_s(m, n, k, element_bytes=factor_bytes)
+
+    convert_s = _convert_s(gpu, t * i, element_bytes, factor_bytes)
+    if phase == "fwd":
+        added_s = _add_s(gpu, t * o, element_bytes, factor_bytes)
+        return convert_s + product_s(t, r, i) + product_s(t, o, r) + added_s
+    convert_s += _convert_s(gpu, t * o, element_bytes, factor_bytes)
+    products_s = product_s(t, r, o) + product_s(t, i, r) + product_s(r, i, t) + product_s(o, r, t)
+    summed_s = gpu.stream_s(3 * factor_bytes * r * (i + o), launches=2)
+    return convert_s + products_s + _add_s(gpu, t * i, element_bytes, factor_bytes) + summed_s
+
+
+def _convert_s(gpu: Gpu, elements: int, element_bytes: int, factor_bytes: int) -> float:
+    if element_bytes == factor_bytes:
+        return 0.0
+    return gpu.stream_s((element_bytes + factor_bytes) * elements)
+
+
+def _add_s(gpu: Gpu, elements: int, element_bytes: int, factor_bytes: int) -> float:
+    """Into a tensor of the backbone's dtype: an epilogue that reads it too, or a kernel of its own."""
+    if element_bytes == factor_bytes:
+        return gpu.stream_s(element_bytes * elements, launches=0)
+    return gpu.stream_s((2 * element_bytes + factor_bytes) * elements)
+
+
+TILE_TOKENS = 64
+TILE_COLUMNS = 128
+TILE_RANK = 16
+SPLIT_K = 1024
+OUTER_COLUMNS = 64
+"""Tiles of grouped launches, as the runtime's kernels cut them: tokens, columns of an output, ranks, columns
+of an input that one tile sums up, columns of a factor's gradient."""
+
+_FLOAT32_BYTES = 4
+
+
+_TF32X3 = 6.0
+"""Float32 factors are multiplied as three tf32 products, each at half the 16-bit rate."""
+
+
+def grouped_seconds(
+    gpu: Gpu, pairs: Sequence[Pair], phase: Phase, *, element_bytes: int, factor_bytes: int
+) -> float:
+    """Seconds of the pairs of several tasks at one linear, whose tokens and ranks may differ.
+
+    The tiles of all pairs are counted together, so only the last wave of a launch is partly empty.
+
+    Args:
+        gpu: Device.
+        pairs: At one linear.
+        phase: As in :func:`pair_seconds`.
+        element_bytes: Of the backbone's activations, which are read and written as they are.
+        factor_bytes: Of the factors.
+    """
+    filled = [pair for pair in pairs if pair.tokens]
+    if not filled:
+        return 0.0
+    backward = phase == "bwd"
+    launches = [
+        [_shrink(p, element_bytes, factor_bytes, backward=backward) for p in filled],
+        [_expand(p, element_bytes, factor_bytes, backward=backward) for p in filled],
+    ]
+    if backward:
+        launches.append([_outer(p, p.in_features, element_bytes, factor_bytes) for p in filled])
+        launches.append([_outer(p, p.out_features, element_bytes, factor_bytes) for p in filled])
+    busy_s = sum(_launch_s(gpu, launch, factor_bytes) for launch in launches)
+    parts_bytes = sum(_parts_bytes(p, backward=backward) for p in filled)
+    return GROUP_KERNELS[phase] * gpu.launch_s + busy_s + gpu.stream_s(parts_bytes, launches=0)
+
+
+class _Tiles(NamedTuple):
+    """Of one pair in one launch; bytes and FLOPs of all of them."""
+
+    tiles: int
+    bytes: float
+    flops: float
+
+
+def _shrink(pair: Pair, element_bytes: int, factor_bytes: int, *, backward: bool) -> _Tiles:
+    """Tiles of tokens times parts of the width."""
+    width = pair.out_features if backward else pair.in_features
+    rows = ceil(pair.tokens / TILE_TOKENS)
+    bytes_ = width * (element_bytes * pair.tokens + factor_bytes * rows * pair.r)
+    flops = 2.0 * rows * TILE_TOKENS * width * _filled(pair.r)
+    return _Tiles(rows * ceil(width / SPLIT_K), bytes_, flops)
+
+
+def _parts_bytes(pair: Pair, *, backward: bool) -> float:
+    """Of adding up the parts of a shrink."""
+    splits = ceil((pair.out_features if backward else pair.in_features) / SPLIT_K)
+    return float(_FLOAT32_BYTES * (splits + 1) * pair.tokens * pair.r)
+
+
+def _expand(pair: Pair, element_bytes: int, factor_bytes: int, *, backward: bool) -> _Tiles:
+    """Tiles of tokens and columns, which are read, added to and written."""
+    width = pair.in_features if backward else pair.out_features
+    rows, columns = ceil(pair.tokens / TILE_TOKENS), ceil(width / TILE_COLUMNS)
+    bytes_ = width * (2 * element_bytes * pair.tokens + factor_bytes * rows * pair.r)
+    flops = 2.0 * rows * columns * TILE_TOKENS * TILE_COLUMNS * _filled(pair.r)
+    return _Tiles(rows * columns, bytes_, flops)
+
+
+def _outer(pair: Pair, width: int, element_bytes: int, factor_bytes: int) -> _Tiles:
+    """Gradient of one factor: a tile sums up all tokens of its columns."""
+    columns, downs = ceil(width / OUTER_COLUMNS), _FLOAT32_BYTES * pair.tokens * pair.r
+    bytes_ = width * (element_bytes * pair.tokens + factor_bytes * pair.r) + columns * downs
+    flops = 2.0 * columns * OUTER_COLUMNS * _filled(pair.r) * pair.tokens
+    return _Tiles(columns, bytes_, flops)
+
+
+def _filled(r: int) -> int:
+    return ceil(r / TILE_RANK) * TILE_RANK
+
+
+def _launch_s(gpu: Gpu, pairs: Sequence[_Tiles], factor_bytes: int) -> float:
+    """Waves of tiles over the SMs, the longest tile, or the memory."""
+    flops_per_s = gpu.peaks.tensor_flops_per_s
+    if factor_bytes == _FLOAT32_BYTES:
+        flops_per_s /= _TF32X3
+    sm_count = gpu.pointwise.sm_count
+    # An SM has its share of the L2 cache's rate.
+    busy_s = [max(p.bytes / gpu.pointwise.l2_bytes_per_s, p.flops / flops_per_s) * sm_count for p in pairs]
+    tiles = sum(p.tiles for p in pairs)
+    waves_s = ceil(tiles / sm_count) * sum(busy_s) / tiles
+    longest_s = max(seconds / p.tiles for seconds, p in zip(busy_s, pairs, strict=True))
+    moved_s = gpu.stream_s(sum(p.bytes for p in pairs), launches=0)
+    return max(waves_s, longest_s, moved_s)

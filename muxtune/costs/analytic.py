@@ -1,0 +1,246 @@
+"""Operators on a GPU that is not at hand: the calibrated models of a device, put together.
+
+What an operator of :data:`muxtune.operators.OPERATOR_DIMS` runs on a GPU, and which model prices it:
+
+linear      one product; the backward is the input's gradient, a product with the two widths exchanged
+lora        one task's pair in the grouped kernels (or as torch operations), see :mod:`muxtune.costs.adapters`
+attention   rotation of queries and keys in place, and FlashAttention on sequences where they lie in the
+            stream
+norm        residual addition and a fused norm; backward: fused, and the addition of the residual's gradient
+activation  one fused kernel
+embedding   gather of rows; of learned positions a second one, and an addition
+head        gather of target rows, norm, product with the vocabulary, cross-entropy in float32 by bytes
+optimizer   fused AdamW in float32 by bytes
+p2p and collectives by :mod:`muxtune.costs.collectives`
+feed, message  0: the processor does them while the GPU computes
+
+**Host.** After a kernel that is shorter than its launch from Python, the GPU waits for the next launch. An
+operator therefore takes at least the time of its launches; adapters hide theirs behind the frozen product
+that they run beside.
+
+**Precision.** bfloat16 (measured as float16, which has the same rates). A float32 backbone is priced by the
+data sheets' float32 arithmetic and by its bytes, see :meth:`muxtune.costs.gpu.Gpu.product_s`; that is coarse.
+Other dtypes are refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from math import ceil
+from typing import Literal
+
+from muxtune.costs.adapters import (
+    GROUP_KERNELS,
+    Pair,
+    grouped_seconds,
+    pair_kernels,
+    pair_seconds,
+)
+from muxtune.costs.attention import Heads
+from muxtune.costs.collectives import Interconnect
+from muxtune.costs.gpu import load_gpu
+from muxtune.costs.pointwise import PointwiseKind
+from muxtune.errors import SpecError
+from muxtune.model import DTYPE_BYTES, ModelSpec
+from muxtune.operators import Operator, Phase
+from muxtune.plan import CostsRef
+
+AdapterKernels = Literal["grouped", "torch"]
+
+HOST_LAUNCH_S = 5e-6
+"""Processor time from Python to the launched kernel: an assumption, not measured. Operations of torch
+take 5 to 25 us with autograd; this is the lower end, because an operator's kernels share its Python."""
+
+FACTOR_BYTES = DTYPE_BYTES["float32"]
+"""Adapters are kept in float32, as PEFT does."""
+
+_DTYPES = ("bfloat16", "float32")
+_FLOAT32_BYTES = 4
+_ADAMW_STREAMS = 7
+"""Parameter, gradient and two moments are read; parameter and moments are written."""
+_TENSORS_PER_LAUNCH = 36
+"""That torch's multi-tensor kernels take at once with four lists."""
+
+Priced = tuple[float, int]
+"""Seconds on the device, and kernels."""
+
+
+class AnalyticCosts:
+    """Costs from shipped coefficients alone.
+
+    Args:
+        device: One with coefficients, see :func:`muxtune.costs.devices.device_names`.
+        model: The backbone whose operators are priced.
+        interconnect: Links of the cluster. With several nodes, a transfer between stages is priced as one
+            between nodes, which are the ones that a pipeline waits for.
+        adapter_kernels: Whether adapters run in the grouped kernels or as separate operations of torch.
+        host_launch_s: Processor time per kernel; 0 for a captured graph.
+
+    Raises:
+        UserError: No such device, or a dtype that it cannot be priced in.
+    """
+
+    def __init__(
+        self,
+        device: str,
+        model: ModelSpec,
+        interconnect: Interconnect,
+        *,
+        adapter_kernels: AdapterKernels = "grouped",
+        host_launch_s: float = HOST_LAUNCH_S,
+    ) -> None:
+        if model.dtype not in _DTYPES:
+            raise SpecError("dtype", model.dtype, f"{' or '.join(_DTYPES)} on {device}")
+        self.gpu = load_gpu(device)
+        self.model = model
+        self.interconnect = interconnect
+        self.adapter_kernels = adapter_kernels
+        self.host_launch_s = host_launch_s
+        self._heads = Heads(heads=model.heads, kv_heads=model.kv_heads, head_dim=model.head_dim)
+        self._known: dict[tuple[Operator, Phase], float] = {}
+        self._on_device: dict[str, Callable[[tuple[int, ...], Phase], Priced]] = {
+            "linear": self._linear,
+            "attention": self._attention,
+            "norm": self._norm,
+            "activation": self._activation,
+            "embedding": self._embedding,
+            "head": self._head,
+            "optimizer": self._optimizer,
+        }
+
+    @property
+    def ref(self) -> CostsRef:
+        """Identity, for a plan: changes with every coefficient and with the links."""
+        settings = (self.adapter_kernels, self.host_launch_s, self.model.dtype)
+        ranks = self.interconnect.cluster.ranks
+        links = [  # by what they charge for small, middling and large messages
+            self._link_s(op)
+            for bytes_ in (1 << 10, 1 << 20, 1 << 28)
+            for op in (Operator("p2p", (bytes_,)), Operator("all_reduce", (bytes_, ranks)))
+        ]
+        digest = hashlib.sha256(f"{self.gpu.digest} {links} {settings}".encode()).hexdigest()
+        return CostsRef(
+            profile_id=f"analytic-{self.gpu.name}-{digest[:12]}", device=self.gpu.name, digest=digest
+        )
+
+    def latency_s(self, op: Operator, phase: Phase) -> float:
+        """Seconds of one operator; nothing to do costs nothing."""
+        key = (op, phase)
+        if key not in self._known:  # a search asks for the same ones again and again
+            self._known[key] = 0.0 if 0 in op.dims else self._latency_s(op, phase)
+        return self._known[key]
+
+    def action_s(self, operators_s: float, phase: Phase) -> float:
+        """The sum itself: what launches take is part of the operators."""
+        return operators_s
+
+    def exploring(self) -> AbstractContextManager[None]:
+        """Changes nothing: a formula has no shapes that it was not measured at."""
+        return nullcontext()
+
+    def _latency_s(self, op: Operator, phase: Phase) -> float:
+        if op.kind in self._on_device:
+            device_s, kernels = self._on_device[op.kind](op.dims, phase)
+            return max(device_s, kernels * self.host_launch_s)
+        if op.kind == "lora":
+            return self._lora_s(op.dims, phase)
+        return self._link_s(op)
+
+    def _link_s(self, op: Operator) -> float:
+        links = self.interconnect
+        bytes_ = float(op.dims[0])
+        if op.kind in {"feed", "message"}:
+            return 0.0
+        if op.kind == "p2p":
+            return links.send_recv_s(bytes_, across_nodes=links.cluster.nodes > 1)
+        if op.kind == "all_reduce":
+            return links.all_reduce_s(bytes_, op.dims[1])
+        if op.kind == "all_gather":
+            return links.all_gather_s(bytes_, op.dims[1])
+        if op.kind == "reduce_scatter":
+            return links.reduce_scatter_s(bytes_, op.dims[1])
+        raise ValueError(f"{op} is not priced: it is composed of the others")
+
+    def _product_s(self, m: int, n: int, k: int) -> float:
+        return self.gpu.product_s(m, n, k, element_bytes=self.model.dtype_bytes)
+
+    def _pointwise_s(self, kind: PointwiseKind, tokens: int, width: int, phase: Phase) -> float:
+        return self.gpu.pointwise_s(kind, tokens, width, phase, element_bytes=self.model.dtype_bytes)
+
+    def _linear(self, dims: tuple[int, ...], phase: Phase) -> Priced:
+        """A bias is added in the product's epilogue."""
+        i, o, tokens = dims
+        return (self._product_s(tokens, o, i) if phase == "fwd" else self._product_s(tokens, i, o)), 1
+
+    def _lora_s(self, dims: tuple[int, ...], phase: Phase) -> float:
+        i, o, r, tokens = dims
+        pair = Pair(in_features=i, out_features=o, r=r, tokens=tokens)
+        element_bytes = self.model.dtype_bytes
+        if self.adapter_kernels == "grouped":
+            device_s = grouped_seconds(
+                self.gpu, (pair,), phase, element_bytes=element_bytes, factor_bytes=FACTOR_BYTES
+            )
+            kernels = GROUP_KERNELS[phase]
+        else:
+            device_s = pair_seconds(
+                self.gpu, pair, phase, element_bytes=element_bytes, factor_bytes=FACTOR_BYTES
+            )
+            kernels = pair_kernels(phase, converts=element_bytes != FACTOR_BYTES)
+        # The frozen product beside it has at least these tokens; what is launched before it ends is hidden.
+        product_s, launches = self._linear((i, o, tokens), phase)
+        hidden_s = max(0.0, product_s - launches * self.host_launch_s)
+        return max(device_s, kernels * self.host_launch_s - hidden_s)
+
+    def _attention(self, dims: tuple[int, ...], phase: Phase) -> Priced:
+        sequences, length = dims
+        model = self.model
+        kernels = 1 if phase == "fwd" else 3
+        seconds = self.gpu.attention_s(self._heads, sequences, length, phase, element_bytes=model.dtype_bytes)
+        if not model.learned_positions:
+            rotated = (model.heads + model.kv_heads) * model.head_dim
+            seconds += self._pointwise_s("rope", sequences * length, rotated, phase)
+            kernels += 1
+        return seconds, kernels
+
+    def _norm(self, dims: tuple[int, ...], phase: Phase) -> Priced:
+        kind: PointwiseKind = "rms_norm" if self.model.rms_norm else "layer_norm"
+        add_s, norm_s = (self._pointwise_s(k, dims[0], self.model.hidden, phase) for k in ("add", kind))
+        return add_s + norm_s, 2
+
+    def _activation(self, dims: tuple[int, ...], phase: Phase) -> Priced:
+        if self.model.gated:
+            return self._pointwise_s("silu_gate", dims[0], self.model.ffn, phase), 1
+        if self.model.activation == "relu":
+            streams = 2 if phase == "fwd" else 3
+            return self.gpu.stream_s(streams * self.model.dtype_bytes * dims[0] * self.model.ffn), 1
+        return self._pointwise_s("gelu", dims[0], self.model.ffn, phase), 1
+
+    def _embedding(self, dims: tuple[int, ...], phase: Phase) -> Priced:
+        gather_s = self._pointwise_s("gather", dims[0], self.model.hidden, phase)
+        if not self.model.learned_positions:
+            return gather_s, 1
+        return 2 * gather_s + self._pointwise_s("add", dims[0], self.model.hidden, phase), 3
+
+    def _head(self, dims: tuple[int, ...], phase: Phase) -> Priced:
+        """Logits are read and written: conversion to float32, log-softmax; backward the same way back."""
+        targets, hidden, vocab = dims[0], self.model.hidden, self.model.vocab
+        converts = self.model.dtype_bytes != _FLOAT32_BYTES
+        norm: PointwiseKind = "rms_norm" if self.model.rms_norm else "layer_norm"
+        rows_s = self._pointwise_s("gather", targets, hidden, phase)
+        rows_s += self._pointwise_s(norm, targets, hidden, phase)
+        convert_bytes = (self.model.dtype_bytes + _FLOAT32_BYTES) * targets * vocab if converts else 0
+        # Forward: reads logits and writes their log-softmax. Backward: fills the gradient of the log-softmax,
+        # then reads both and writes the logits'.
+        softmax_bytes = (2 if phase == "fwd" else 4) * _FLOAT32_BYTES * targets * vocab
+        loss_s = self.gpu.stream_s(convert_bytes, launches=int(converts))
+        loss_s += self.gpu.stream_s(softmax_bytes, launches=2)
+        product_s, _ = self._linear((hidden, vocab, targets), phase)
+        return rows_s + product_s + loss_s, 5 + converts
+
+    def _optimizer(self, dims: tuple[int, ...], phase: Phase) -> Priced:
+        tensors, parameters = dims
+        launches = 1 + ceil(tensors / _TENSORS_PER_LAUNCH)  # the first counts the steps
+        bytes_ = _ADAMW_STREAMS * FACTOR_BYTES * parameters
+        return self.gpu.stream_s(bytes_, launches=launches), launches

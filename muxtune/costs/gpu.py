@@ -1,0 +1,119 @@
+"""A GPU with shipped coefficients: its models of products, of other kernels and of attention side by side."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+from muxtune.costs.attention import AttentionKernel, Heads, attention_kernel, attention_seconds
+from muxtune.costs.gemm import GemmCoefficients, gemm_seconds, load_gemm
+from muxtune.costs.pointwise import (
+    PointwiseCoefficients,
+    PointwiseKind,
+    load_pointwise,
+    pointwise_seconds,
+    stream_seconds,
+)
+from muxtune.errors import unknown_name
+from muxtune.operators import Phase
+
+
+class Peaks(NamedTuple):
+    """Dense data-sheet rates."""
+
+    tensor_flops_per_s: float
+    """16-bit products with sums in float32."""
+    float32_flops_per_s: float
+    """Outside of the tensor cores."""
+
+
+PEAKS: dict[str, Peaks] = {
+    "a40": Peaks(149.7e12, 37.4e12),
+    "a100": Peaks(312e12, 19.5e12),
+    "h100": Peaks(989.4e12, 66.9e12),
+}
+"""NVIDIA's data sheets of A40, A100 80GB SXM and H100 SXM."""
+
+FLOAT32_EFFICIENCY = 0.85
+"""Of float32 products with float32 precision, which is torch's default. An assumption: only 16-bit products
+are measured, and those reach 70 to 80 % of a peak that is much harder to feed."""
+
+_FLOAT32_BYTES = 4
+_HALF_BYTES = 2
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A device. Seconds are scalars here; the models behind are vectorized."""
+
+    name: str
+    gemm: GemmCoefficients
+    pointwise: PointwiseCoefficients
+    attention: AttentionKernel
+    peaks: Peaks
+
+    @property
+    def launch_s(self) -> float:
+        """Of a kernel that does next to nothing, on the device."""
+        return self.pointwise.launch_s
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything that prices depend on."""
+        fitted = (self.gemm.model_dump_json(), self.pointwise.model_dump_json())
+        return hashlib.sha256(repr((fitted, self.attention, self.peaks)).encode()).hexdigest()
+
+    def product_s(self, m: float, n: float, k: float, *, element_bytes: int = _HALF_BYTES) -> float:
+        """Seconds of ``y[m, n] = x[m, k] W[k, n]``.
+
+        In float32 a product is as long as its arithmetic without tensor cores, or as the 16-bit product and
+        its further bytes, whichever takes longer.
+        """
+        half_s = float(gemm_seconds(self.gemm, m, n, k))
+        if element_bytes == _HALF_BYTES:
+            return half_s
+        more_bytes = (element_bytes - _HALF_BYTES) * (m * k + k * n + m * n)
+        arithmetic_s = 2.0 * m * n * k / (FLOAT32_EFFICIENCY * self.peaks.float32_flops_per_s)
+        return max(half_s + self.stream_s(more_bytes, launches=0), arithmetic_s + self.launch_s)
+
+    def stream_s(self, bytes_: float, *, launches: int = 1) -> float:
+        """Seconds of vectorized element-wise kernels, see :func:`muxtune.costs.pointwise.stream_seconds`."""
+        return float(stream_seconds(self.pointwise, bytes_, launches=launches))
+
+    def pointwise_s(
+        self, kind: PointwiseKind, tokens: int, width: int, phase: Phase, *, element_bytes: int = _HALF_BYTES
+    ) -> float:
+        """Seconds of one kernel, see :func:`muxtune.costs.pointwise.pointwise_seconds`."""
+        seconds = pointwise_seconds(
+            self.pointwise, kind, tokens, width, phase=phase, element_bytes=element_bytes
+        )
+        return float(seconds)
+
+    def attention_s(
+        self, heads: Heads, sequences: float, queries: int, phase: Phase, *, element_bytes: int = _HALF_BYTES
+    ) -> float:
+        """Seconds of causal attention of equally long sequences.
+
+        FlashAttention has no float32. There the memory-efficient kernels of torch take over; their products
+        are slower by the ratio of the peaks.
+        """
+        seconds = float(
+            attention_seconds(self.attention, self.pointwise, heads, sequences, queries, phase=phase)
+        )
+        if element_bytes == _HALF_BYTES:
+            return seconds
+        return seconds * self.peaks.tensor_flops_per_s / self.peaks.float32_flops_per_s
+
+
+@lru_cache(maxsize=16)
+def load_gpu(device: str) -> Gpu:
+    """A device whose coefficients ship with the project.
+
+    Raises:
+        UserError: No such device.
+    """
+    if device not in PEAKS:
+        raise unknown_name("device with coefficients", device, PEAKS)
+    return Gpu(device, load_gemm(device), load_pointwise(device), attention_kernel(device), PEAKS[device])

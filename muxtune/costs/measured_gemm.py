@@ -1,0 +1,143 @@
+"""Matrix products that were measured, and others by the residuals of the analytic model at similar ones.
+
+Which kernel a library takes, and how far it is from the modelled time, depends less on the shape than on how
+the candidate kernels compare at it. So two shapes are similar when their sizes are, and when every tile is
+about equally far from the best one and fills its waves equally well. The logarithm of measured / analytic is
+a Gaussian process over these features, around its median (Nystroem's approximation on a random selection of
+the measurements).
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from muxtune.costs.gemm import (
+    Floats,
+    GemmCoefficients,
+    candidate_kernels,
+    expected_seconds,
+    on_distinct_shapes,
+)
+from muxtune.costs.profiled import ExtrapolationWarning
+
+# S shapes, R measured shapes, P of them as support points, F features
+
+_SUPPORT = 2000
+_NOISE = 0.3
+"""Variance of a measurement around the process, relative to the process itself."""
+_SIZE_SCALES = np.array([1.0, 0.7, 0.3])
+"""Per factor of two in m, n and k. Wave quantization changes fastest with m, hardly with k."""
+_TILE_SCALE = 4.0
+"""Per logarithm of time that a tile is slower than the best one ..."""
+_TILE_CLIP = 0.6
+"""... up to this: the library does not take tiles that are still slower, whatever they are."""
+_WAVE_SCALE = 2.0
+"""For how full the waves of each tile's blocks are; matters less where there are many."""
+_RESIDUAL_CLIP = 0.5
+"""Of a logarithm: one kernel that is badly chosen says nothing about its neighbours."""
+_OUTSIDE = math.log(4)
+"""Logarithmic distance in n or k, or beyond the range of m, at which the measurements say little."""
+
+
+class MeasuredGemm:
+    """Measured table on top of the analytic model.
+
+    Shapes of the table cost what was measured (the median over equal shapes). Far outside, where the process
+    falls back to the analytic model times the median ratio, an :class:`ExtrapolationWarning` says once how
+    far.
+
+    Args:
+        table: Columns ``m``, ``n``, ``k`` and ``median_ms`` of one device.
+        coefficients: Of that device.
+    """
+
+    def __init__(self, table: Mapping[str, ArrayLike], coefficients: GemmCoefficients) -> None:
+        self._coefficients = coefficients
+        rows = np.stack([np.asarray(table[name], dtype=np.float64) for name in ("m", "n", "k", "median_ms")])
+        self._shapes, measured_s = _median_per_shape(rows)
+        self._measured_s = dict(zip(map(tuple, self._shapes.tolist()), measured_s.tolist(), strict=True))
+        self._log_sizes = np.log(self._shapes)
+        self._warned = False
+
+        features, analytic_s = self._describe(self._shapes)
+        ratio = np.log(measured_s / analytic_s)
+        self._offset = float(np.median(ratio))
+        residual = np.clip(ratio - self._offset, -_RESIDUAL_CLIP, _RESIDUAL_CLIP)
+        support = np.random.default_rng(0).permutation(len(features))[:_SUPPORT]
+        self._support = features[support]
+        among = _similarity(self._support, self._support)
+        across = _similarity(features, self._support)
+        normal = across.T @ across + _NOISE * among + 1e-6 * np.eye(len(support))
+        self._weights = np.linalg.solve(normal, across.T @ residual)
+
+    def seconds(self, m: ArrayLike, n: ArrayLike, k: ArrayLike) -> Floats:
+        """Seconds of ``y[m, n] = x[m, k] W[k, n]``, elementwise over broadcast arrays.
+
+        Raises:
+            SpecError: A dimension is not positive.
+        """
+        return on_distinct_shapes(self._price, m, n, k)
+
+    def _price(self, shapes: Floats) -> Floats:
+        features, analytic_s = self._describe(shapes)
+        seconds = analytic_s * np.exp(self._offset + _similarity(features, self._support) @ self._weights)
+        known = [self._measured_s.get(tuple(shape)) for shape in shapes.tolist()]
+        if not self._warned:
+            self._warn_outside(shapes[[price is None for price in known]])
+        return np.array([s if price is None else price for s, price in zip(seconds, known, strict=True)])
+
+    def _describe(self, shapes: Floats) -> tuple[Floats, Floats]:
+        """Features ``[S, F]`` and analytic seconds ``[S]``."""
+        c = self._coefficients
+        kernels = candidate_kernels(c, *np.hsplit(shapes, 3))
+        log_s = np.log(kernels.seconds)
+        best = log_s.min(axis=1, keepdims=True)
+        unsplit = log_s.reshape(len(shapes), len(c.tiles), len(c.splits))[:, :, 0]
+        behind = np.minimum(unsplit - best, _TILE_CLIP)
+        tiles = np.array(c.tiles)
+        waves = (np.ceil(shapes[:, None, :2] / tiles)).prod(axis=2) / c.sm_count
+        fill = waves / np.ceil(waves) ** 1.5
+        features = np.hstack([np.log2(shapes) * _SIZE_SCALES, behind * _TILE_SCALE, fill * _WAVE_SCALE])
+        return features, expected_seconds(kernels, c.spread)
+
+    def _warn_outside(self, shapes: Floats) -> None:
+        if not len(shapes):
+            return
+        log_sizes = np.log(shapes)
+        beyond_m = np.maximum(
+            log_sizes[:, 0] - self._log_sizes[:, 0].max(), self._log_sizes[:, 0].min() - log_sizes[:, 0]
+        )
+        pairs = np.unique(self._log_sizes[:, 1:], axis=0)
+        to_pair = np.abs(log_sizes[:, None, 1:] - pairs).max(axis=2).min(axis=1)
+        outside = np.maximum(beyond_m, to_pair)
+        worst = int(outside.argmax())
+        if outside[worst] <= _OUTSIDE:
+            return
+        self._warned = True
+        m, n, k = shapes[worst].astype(int).tolist()
+        warnings.warn(
+            f"GEMM at m={m}, n={n}, k={k} is a factor {math.exp(outside[worst]):.1f} outside what was "
+            f"measured on {self._coefficients.device}; its cost is the analytic one, scaled (said once)",
+            ExtrapolationWarning,
+            stacklevel=5,
+        )
+
+
+def _median_per_shape(rows: Floats) -> tuple[Floats, Floats]:
+    """Distinct shapes ``[R, 3]`` and the median of their seconds ``[R]`` (rows: m, n, k, milliseconds)."""
+    ordered = rows[:, np.lexsort(rows[::-1])]  # by shape, then by time
+    _, start, count = np.unique(ordered[:3], axis=1, return_index=True, return_counts=True)
+    middle = (ordered[3, start + (count - 1) // 2] + ordered[3, start + count // 2]) / 2
+    return ordered[:3, start].T, middle * 1e-3
+
+
+def _similarity(a: Floats, b: Floats) -> Floats:
+    """Exponential kernel ``[len(a), len(b)]``: continuous, but not smooth, as residuals are."""
+    squares = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1) - 2 * a @ b.T
+    distances: Floats = np.sqrt(np.maximum(squares, 0))
+    return np.exp(-distances)

@@ -1,0 +1,70 @@
+"""How well costs of matrix products hold on models that nothing was fitted to, analytic and measured."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from muxtune.costs.gemm import gemm_seconds
+from muxtune.costs.measured_gemm import MeasuredGemm
+from muxtune.tables import format_table, show_percent
+from profiler.fitting.gemm import ROWS, fit_gemm, rows_of, shape_columns
+
+_M_EDGES = (1, 17, 65, 129, 257, 513, 1025, 2049)
+"""First m of each range that errors are shown for."""
+
+
+def left_out_errors(table: pd.DataFrame, device: str, *, rows: int = ROWS) -> pd.DataFrame:
+    """Every row of a device, predicted by what was fitted to the other models alone.
+
+    Args:
+        table: As of :func:`profiler.fitting.gemm.fit_gemm`, with a column ``model``.
+        device: Whose rows.
+        rows: As of :func:`profiler.fitting.gemm.fit_gemm`.
+
+    Returns:
+        The rows with columns ``analytic`` and ``measured``: relative errors ``predicted / measured - 1`` of
+        :func:`muxtune.costs.gemm.gemm_seconds` and :class:`muxtune.costs.measured_gemm.MeasuredGemm`.
+
+    Raises:
+        UserError: As of :func:`profiler.fitting.gemm.fit_gemm`.
+    """
+    of_device = rows_of(table, device)
+    parts = []
+    for model in sorted(of_device["model"].unique()):
+        others, left_out = of_device[of_device["model"] != model], of_device[of_device["model"] == model]
+        coefficients = fit_gemm(others, device, rows=rows)
+        m, n, k, measured_s = shape_columns(left_out)
+        on_top = MeasuredGemm(
+            {name: others[name].to_numpy() for name in ("m", "n", "k", "median_ms")}, coefficients
+        )
+        parts.append(
+            left_out.assign(
+                analytic=gemm_seconds(coefficients, m, n, k) / measured_s - 1,
+                measured=on_top.seconds(m, n, k) / measured_s - 1,
+            )
+        )
+    errors: pd.DataFrame = pd.concat(parts)
+    return errors
+
+
+def evaluation_table(table: pd.DataFrame, device: str, *, rows: int = ROWS) -> str:
+    """Mean relative errors per left-out model and per range of m, as text."""
+    errors = left_out_errors(table, device, rows=rows)
+    kinds = ["analytic", "measured"]
+    absolute = errors.assign(**{kind: errors[kind].abs() for kind in kinds})
+    per_model = absolute.groupby("model")[kinds].mean()
+    starts = np.array(_M_EDGES)
+    first_m = starts[np.searchsorted(starts, absolute["m"].to_numpy(), side="right") - 1]
+    per_range = absolute.groupby(first_m)[kinds].mean()
+    cells = [
+        [str(model), *map(show_percent, row)]
+        for model, row in zip(per_model.index, per_model.to_numpy(), strict=True)
+    ]
+    cells.append(["mean of the models", *map(show_percent, per_model.mean())])
+    cells.append(["mean of all rows", *map(show_percent, absolute[kinds].mean())])
+    cells += [
+        [f"m from {first}", *map(show_percent, row)]
+        for first, row in zip(per_range.index, per_range.to_numpy(), strict=True)
+    ]
+    return format_table([f"{device}, left out", *kinds], cells)

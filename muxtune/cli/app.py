@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from muxtune.cli import catalog, compare, demo, planning, profile, running
+from muxtune.cli import catalog, compare, costs_commands, demo, planning, profile, running
 from muxtune.errors import MuxTuneError, UserError
 
 app = typer.Typer(
@@ -29,7 +29,8 @@ app = typer.Typer(
 )
 
 app.command()(demo.demo)
-app.command()(profile.profile)
+app.add_typer(profile.profile_app, name="profile")
+app.add_typer(costs_commands.costs_app, name="costs", help="What operators cost, and how well it is known.")
 app.command()(planning.plan)
 app.command()(planning.simulate)
 app.command()(running.run)

@@ -1,25 +1,31 @@
 """How well is the iteration time of a workload predicted that the profiler has not seen?
 
 Profiles this machine, then plans and executes random workloads (tasks, lengths, ranks, batch sizes, targets
-drawn from a seed; policies, templates and pp take turns) and prints every case.
+drawn from a seed; policies, templates and pp take turns) and prints every case. With --classes, the operators
+of every case are measured by class too, which shows where an error comes from.
 
-    python -m benchmarks.accuracy [--cases 5] [--steps 10] [--profile P.parquet] [--seed 0]
+    python -m benchmarks.accuracy [--cases 10] [--steps 10] [--profile P.parquet] [--seed 0] [--classes]
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.machine import machine_line
+from benchmarks.operator_classes import CLASSES, class_totals
 from experiments.workloads import random_workload
 from muxtune.cluster import load_cluster
 from muxtune.costs import ProfiledCosts, load_profile
 from muxtune.model import load_model_spec
+from muxtune.plan import Plan
 from muxtune.planning.options import PlanOptions
 from profiler import profile_model
 from runtime import run_plan
+from runtime.report import RunReport
 from sim import search_plan
 
 CASES: tuple[tuple[str, PlanOptions], ...] = (
@@ -28,16 +34,48 @@ CASES: tuple[tuple[str, PlanOptions], ...] = (
     ("nemo", PlanOptions()),
     ("muxtune", PlanOptions(pp=1)),
     ("sl-peft", PlanOptions()),
+    ("muxtune", PlanOptions(template="flush")),
+    ("spatial-only", PlanOptions()),
+    ("temporal-only", PlanOptions(template="continuous")),
+    ("sl-peft", PlanOptions(pp=1)),
+    ("muxtune", PlanOptions(template="continuous")),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """Relative errors of one case, predicted / measured - 1."""
+
+    iteration: float
+    busy: tuple[float, ...]
+    """Per stage: the work of one iteration."""
+
+
+def compare(plan: Plan, report: RunReport) -> Accuracy:
+    """Errors of a plan's prediction. Work is summed from the medians of its actions."""
+    m = plan.microbatches
+    predicted = [
+        sum(n * (f + b) for n, f, b in zip(m, fwd, bwd, strict=True))
+        for fwd, bwd in zip(plan.predicted.fwd_s, plan.predicted.bwd_s, strict=True)
+    ]
+    measured = [
+        sum(n * (f + b) + step for n, f, b, step in zip(m, *stage, strict=True))
+        for stage in zip(report.fwd_s, report.bwd_s, report.step_s, strict=True)
+    ]
+    return Accuracy(
+        plan.predicted.iteration_s / report.median_iteration_s - 1,
+        tuple(p / q - 1 for p, q in zip(predicted, measured, strict=True)),
+    )
 
 
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--cases", type=int, default=5)
+    parser.add_argument("--cases", type=int, default=len(CASES))
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--profile", type=Path, help="of this machine; measured now if absent")
+    parser.add_argument("--classes", action="store_true", help="also measure the operators by class")
     arguments = parser.parse_args()
 
     model, cluster = load_model_spec("llama-tiny"), load_cluster("cpu-2")
@@ -49,28 +87,47 @@ def main() -> None:
         f"{'case':28} {'tasks':>5} {'pp':>3} {'template':10} {'predicted s':>12} {'measured s':>11} "
         f"{'error':>7} {'busy error per stage':>22}"
     )
-    errors: list[float] = []
+    results: list[Accuracy] = []
+    classes: list[dict[str, tuple[float, float]]] = []
     for number in range(arguments.cases):
         policy, options = CASES[number % len(CASES)]
         workload = random_workload(arguments.seed + number, steps=arguments.steps)
         plan = search_plan(workload, model, cluster, costs, policy=policy, options=options)
         with tempfile.TemporaryDirectory() as folder:
             report = run_plan(plan, Path(folder) / "run")
-        predicted, measured = plan.predicted.iteration_s, report.median_iteration_s
-        errors.append(predicted / measured - 1)
-        busy = [
-            sum(m * (f + b) for m, f, b in zip(plan.microbatches, fwd, bwd, strict=True))
-            for fwd, bwd in zip(plan.predicted.fwd_s, plan.predicted.bwd_s, strict=True)
-        ]
-        busy_errors = [f"{p / m - 1:+.1%}" for p, m in zip(busy, report.busy_s, strict=True)]
+        results.append(compare(plan, report))
+        busy = " ".join(f"{error:+.1%}" for error in results[-1].busy)
         print(
             f"{f'{number}: {policy}, seed {arguments.seed + number}':28} {len(plan.tasks):5} "
-            f"{plan.parallelism.pp:3} {plan.template:10} {predicted:12.4f} {measured:11.4f} "
-            f"{errors[-1]:+7.1%} {' '.join(busy_errors):>22}",
+            f"{plan.parallelism.pp:3} {plan.template:10} {plan.predicted.iteration_s:12.4f} "
+            f"{report.median_iteration_s:11.4f} {results[-1].iteration:+7.1%} {busy:>22}",
             flush=True,
         )
-    absolute = [abs(error) for error in errors]
-    print(f"mean error {sum(absolute) / len(absolute):.1%}, largest {max(absolute):.1%}")
+        if arguments.classes:
+            classes.append(class_totals(plan, costs))
+    _print_mean("iteration", [abs(result.iteration) for result in results])
+    _print_mean("busy time of a stage", [abs(error) for result in results for error in result.busy])
+    if classes:
+        _print_classes(classes)
+
+
+def _print_mean(what: str, errors: Sequence[float]) -> None:
+    print(f"{what}: mean error {sum(errors) / len(errors):.1%}, largest {max(errors):.1%}")
+
+
+def _print_classes(cases: Sequence[dict[str, tuple[float, float]]]) -> None:
+    """Each class over all cases, every case counting the same."""
+    print(
+        f"\n{'operators':12} {'share of the time':>18} {'predicted / measured':>21} {'part of the error':>18}"
+    )
+    totals = [sum(measured for _, measured in case.values()) for case in cases]
+    for name in CLASSES:
+        share = sum(case[name][1] / total for case, total in zip(cases, totals, strict=True)) / len(cases)
+        part = sum(
+            (case[name][0] - case[name][1]) / total for case, total in zip(cases, totals, strict=True)
+        ) / len(cases)
+        ratio = f"{1 + part / share:.2f}" if share else ""
+        print(f"{name:12} {share:18.1%} {ratio:>21} {part:+18.1%}")
 
 
 if __name__ == "__main__":

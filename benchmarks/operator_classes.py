@@ -70,13 +70,12 @@ def predict_classes(plan: Plan, costs: ProfiledCosts, action: ActionClasses) -> 
     """What the costs say about the same action, per class."""
     first, last = action.stage == 0, action.stage == plan.parallelism.pp - 1
     layers = plan.parallelism.layers_per_stage[action.stage]
-    overhead = costs.overhead(action.phase)
     seconds: dict[str, float] = defaultdict(float)
     for op, count in stage_operators(
         plan.model, layers, first=first, last=last, work=action.work, phase=action.phase
     ):
-        seconds[op.kind] += overhead.factor * costs.latency_s(op, action.phase) * count
-    seconds["between"] = overhead.fixed_s
+        seconds[op.kind] += costs.latency_s(op, action.phase) * count
+    seconds["between"] = costs.overhead(action.phase).fixed_s
     return dict(seconds)
 
 

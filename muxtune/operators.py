@@ -54,8 +54,8 @@ reduce_scatter
            sum over ranks, of which each gets one part; fwd only
 stage      a whole micro-batch through consecutive middle layers, as the runtime executes it: one packed hTask
            of ``tasks`` tasks, each with ``sequences`` sequences of ``length`` tokens and less (see
-           :func:`stage_layout`) and rank ``r`` on every linear, forward and backward in turn; it shows what
-           the sum of the single operators leaves out, and so the fixed cost of an action
+           :func:`stage_layout`) and rank ``r`` on every linear (0: no adapter), forward and backward in turn;
+           it shows what the sum of the single operators leaves out, and so the fixed cost of an action
 """
 
 COLLECTIVE_KINDS = frozenset({"all_reduce", "all_gather", "reduce_scatter"})

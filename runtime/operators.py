@@ -190,7 +190,7 @@ def _stage(content: _Content, layers: int, tasks: int, r: int, sequences: int, l
     weights = load_hf_model(spec)
     stage = Stage(spec, range(layers), first=False, last=False, weights=weights, device=content.device)
     layout = stage_layout(Operator("stage", (layers, tasks, r, sequences, length)))
-    for task_id in _task_ids(layout):
+    for task_id in _task_ids(layout) if r else ():
         stage.add_task(_task(task_id, r=r, length=length), _random_adapter(content, spec, r))
     build = _microbatch_builder(content, layout)
     received_TD = content.normal(layout.tokens, spec.hidden)

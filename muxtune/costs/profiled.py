@@ -88,7 +88,7 @@ class ProfiledCosts:
         if cached is None:
             seconds, outside = self._interpolate(op, phase)
             if seconds and op.kind not in _OUTSIDE_ACTIONS:
-                seconds += self._overheads[phase].per_operator_s
+                seconds = self._overheads[phase].operator_s(op.kind, seconds)
             cached = self._cache[key] = seconds, outside
         if cached[1] > _OUTSIDE and not self._exploring:
             self._warn(op, cached[1])
@@ -105,8 +105,7 @@ class ProfiledCosts:
 
     def action_s(self, operators_s: float, phase: Phase) -> float:
         """Seconds of a whole action whose operators sum up to ``operators_s``."""
-        overhead = self._overheads[phase]
-        return overhead.fixed_s + overhead.factor * operators_s
+        return self._overheads[phase].fixed_s + operators_s
 
     def overhead(self, phase: Phase) -> ActionOverhead:
         """What an action costs beyond its operators, as each was measured alone."""

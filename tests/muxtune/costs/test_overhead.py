@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from muxtune.costs import ActionOverhead, ProfiledCosts, StageSum
-from muxtune.costs.overhead import fit_overhead, sum_stages
+from muxtune.costs.overhead import CLASSES, fit_overhead, sum_stages
 from muxtune.operators import Operator
 from tests.muxtune.costs.synthetic import MODEL, analytic_law, make_profile, operators
 
@@ -14,9 +14,10 @@ STAGES = [
     for dims in (
         *((1, 1, 8, 2, 32), (1, 4, 8, 2, 64), (1, 8, 8, 1, 32), (1, 1, 8, 16, 128)),
         *((3, 1, 8, 1, 64), (3, 4, 16, 4, 64), (3, 2, 64, 2, 128), (3, 8, 4, 1, 48)),
+        *((1, 1, 0, 2, 64), (3, 1, 0, 2, 512), (3, 4, 0, 4, 32)),
     )
 ]
-TRUE = ActionOverhead(fixed_s=3e-4, factor=1.1, per_operator_s=5e-6)
+TRUE = ActionOverhead(fixed_s=3e-4, per_operator_s=5e-6, factors=dict.fromkeys(CLASSES, 1.1))
 
 
 def made_with(overhead, sums):
@@ -34,7 +35,7 @@ def test_all_three_parts_are_recovered_despite_an_outlier(forward_sums):
     stages = made_with(TRUE, forward_sums)
     stages[2] = replace(stages[2], measured_s=3 * stages[2].measured_s)
     fitted = fit_overhead(stages)
-    assert fitted.factor == pytest.approx(TRUE.factor, rel=0.02)
+    assert fitted.factors == pytest.approx(TRUE.factors, rel=0.03)
     for i, stage in enumerate(made_with(TRUE, forward_sums)):
         if i != 2:
             assert fitted.stage_s(stage) == pytest.approx(stage.measured_s, rel=0.02)
@@ -42,12 +43,28 @@ def test_all_three_parts_are_recovered_despite_an_outlier(forward_sums):
 
 @pytest.mark.parametrize(("true_factor", "kept"), [(0.2, 0.5), (5.0, 2.0)])
 def test_a_factor_that_would_hide_a_wrong_operator_is_not_believed(forward_sums, true_factor, kept):
-    stages = made_with(ActionOverhead(factor=true_factor), forward_sums)
-    assert fit_overhead(stages).factor == pytest.approx(kept, rel=0.01)
+    stages = made_with(ActionOverhead(factors=dict.fromkeys(CLASSES, true_factor)), forward_sums)
+    assert fit_overhead(stages).factors == pytest.approx(dict.fromkeys(CLASSES, kept), rel=0.02)
+
+
+def test_a_class_that_costs_more_between_others_is_told_apart(forward_sums):
+    factors = dict.fromkeys(CLASSES, 1.0) | {"lora": 1.4}
+    fitted = fit_overhead(made_with(ActionOverhead(factors=factors), forward_sums))
+    assert fitted.factors["lora"] == pytest.approx(1.4, abs=0.1)
+    assert fitted.factors["linear"] == pytest.approx(1.0, abs=0.1)
+
+
+def test_without_adapters_a_stage_has_none_of_their_time(forward_sums):
+    for stage in forward_sums:
+        assert (stage.classes_s["lora"] == 0.0) == (stage.op.dims[2] == 0)
+        assert stage.operators_s == pytest.approx(sum(stage.classes_s.values()))
 
 
 def test_overhead_is_never_negative():
-    stages = [StageSum(STAGES[i], "fwd", 0.9 * s, s, 10.0 * s) for i, s in enumerate((1e-3, 1e-2, 1e-1))]
+    stages = [
+        StageSum(STAGES[i], "fwd", 0.9 * s, dict.fromkeys(CLASSES, s / len(CLASSES)), 10.0 * s)
+        for i, s in enumerate((1e-3, 1e-2, 1e-1))
+    ]
     fitted = fit_overhead(stages)
     assert fitted.fixed_s >= 0.0
     assert fitted.per_operator_s >= 0.0

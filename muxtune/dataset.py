@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -106,7 +106,7 @@ def load_task_data(task: PeftTask, model: ModelSpec, tokenizer: Tokenizer | None
         UserError: Missing or malformed file (with the line), or a file that changed since it was planned.
     """
     if task.dataset.lengths is not None:
-        return TaskData(task, _drawn_examples(task, task.dataset.lengths, model.vocab))
+        return TaskData(task, _drawn_examples(task.dataset.lengths, task.seed, task.max_length, model.vocab))
     tokenizer = tokenizer or load_tokenizer(model)
     assert task.dataset.path is not None  # DatasetSpec: exactly one of the two
     path, where = task.dataset.path, f"tasks.{task.id}.dataset.path"
@@ -171,12 +171,11 @@ def _parse_line(line: bytes, where: str) -> tuple[str | None, str]:
     raise SpecError(where, record, 'an object with the strings "prompt" and "completion", or "text"')
 
 
-def _drawn_examples(task: PeftTask, histogram: str, vocab: int) -> list[Example]:
+@lru_cache(maxsize=64)  # about 1 MB each; the problems of a sweep draw the same ones again and again
+def _drawn_examples(histogram: str, seed: int, max_length: int, vocab: int) -> list[Example]:
     """Random tokens with lengths from a histogram; the last two are the targets, as a class label and EOS."""
-    generator = np.random.default_rng(task.seed)
-    lengths = np.minimum(
-        load_length_histogram(histogram).sample(generator, HISTOGRAM_EXAMPLES), task.max_length
-    )
+    generator = np.random.default_rng(seed)
+    lengths = np.minimum(load_length_histogram(histogram).sample(generator, HISTOGRAM_EXAMPLES), max_length)
     return [
         Example(generator.integers(0, vocab, size=length, dtype=np.int64), max(int(length) - 2, 1))
         for length in lengths

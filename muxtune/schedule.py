@@ -99,28 +99,35 @@ def build_schedule(
     for batch in batches:
         for _, turn in groupby(batch, key=lambda entry: instances[entry[0]] if instances else 0):
             entries = list(turn)
+            forwards = [Action("F", h, number) for h, number in entries]  # shared by all stages
+            backwards = [_backward(entry, microbatches) for entry in entries]
+            needed = _backwards_before_forward(entries, microbatches)
             for stage in range(pp):
-                stages[stage] += _one_f_one_b(entries, microbatches, in_flight=pp - stage)
+                stages[stage] += _one_f_one_b(forwards, backwards, needed, in_flight=pp - stage)
     return stages
 
 
-def _one_f_one_b(batch: Sequence[Microbatch], microbatches: Sequence[int], in_flight: int) -> list[Action]:
-    """1F1B over ``batch`` with at most ``in_flight`` open forwards.
+def _one_f_one_b(
+    forwards: Sequence[Action],
+    backwards: Sequence[Sequence[Action]],
+    needed_backwards: Sequence[int],
+    in_flight: int,
+) -> list[Action]:
+    """1F1B over a batch of micro-batches with at most ``in_flight`` open forwards.
 
     A forward is also held back until its hTask's previous step is done on this stage. The point where that
     happens depends on the backwards alone, so every stage holds back at the same backward, and a later stage
     never asks for a forward that an earlier one has not yet sent: no deadlock.
     """
-    needed_backwards = _backwards_before_forward(batch, microbatches)
     actions: list[Action] = []
-    backwards = 0
-    for forwards, (h, number) in enumerate(batch):
-        while forwards - backwards == in_flight or backwards < needed_backwards[forwards]:
-            actions += _backward(batch[backwards], microbatches)
-            backwards += 1
-        actions.append(Action("F", h, number))
-    for entry in batch[backwards:]:
-        actions += _backward(entry, microbatches)
+    done = 0
+    for position, forward in enumerate(forwards):
+        while position - done == in_flight or done < needed_backwards[position]:
+            actions += backwards[done]
+            done += 1
+        actions.append(forward)
+    for backward in backwards[done:]:
+        actions += backward
     return actions
 
 

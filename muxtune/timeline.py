@@ -42,44 +42,87 @@ def evaluate_schedule(stages: Sequence[Sequence[Action]], times: StageTimes) -> 
     Raises:
         RuntimeError: The schedule deadlocks; :func:`muxtune.schedule.check_schedule` refuses such schedules.
     """
+    played = _play(stages, times)
+    return [
+        Span(stage, COMPUTE, action, start_s, end_s)
+        for stage, first, last in played.runs
+        for action, start_s, end_s in zip(
+            stages[stage][first:last],
+            played.starts_s[stage][first:last],
+            played.ends_s[stage][first:last],
+            strict=True,
+        )
+    ]
+
+
+def schedule_iteration_s(stages: Sequence[Sequence[Action]], times: StageTimes) -> float:
+    """``steady_iteration_s(evaluate_schedule(stages, times))`` without the spans: what a search ranks by.
+
+    Raises:
+        RuntimeError: The schedule deadlocks.
+    """
+    played = _play(stages, times)
+    ends: dict[int, float] = {}
+    for actions, ends_s in zip(stages, played.ends_s, strict=True):
+        for action, end_s in zip(actions, ends_s, strict=True):
+            if action.kind == "STEP":
+                ends[action.number] = max(ends.get(action.number, 0.0), end_s)
+    return _steady_s([ends[k] for k in sorted(ends)])
+
+
+@dataclass(frozen=True, slots=True)
+class _Played:
+    starts_s: list[list[float]]
+    """[stage][slot]."""
+    ends_s: list[list[float]]
+    """[stage][slot]."""
+    runs: list[tuple[int, int, int]]
+    """Stage, first slot, and the slot where it had to wait for another stage; in the order of resolution."""
+
+
+def _play(stages: Sequence[Sequence[Action]], times: StageTimes) -> _Played:
+    """The recurrence. A search spends most of its time here, hence the plain lists and local names."""
     pp = len(stages)
-    clock = [0.0] * pp
-    position = [0] * pp
-    ends: dict[tuple[int, str, int, int], float] = {}
-    spans: list[Span] = []
+    starts_s: list[list[float]] = [[] for _ in stages]
+    ends_s: list[list[float]] = [[] for _ in stages]
+    forwards: list[dict[tuple[int, int], float]] = [{} for _ in stages]  # end by (hTask, micro-batch)
+    backwards: list[dict[tuple[int, int], float]] = [{} for _ in stages]
+    runs: list[tuple[int, int, int]] = []
+    p2p_s = times.p2p_s
     moved = True
     while moved:
         moved = False
-        for stage in range(pp):
-            actions = stages[stage]
-            while position[stage] < len(actions):
-                action = actions[position[stage]]
-                source = _source(action, stage, pp)
-                ready = 0.0
-                if source is not None:
-                    sent = ends.get((source, action.kind, action.htask, action.number))
-                    if sent is None:
-                        break
-                    ready = sent + times.p2p_s[action.htask]
-                start = max(clock[stage], ready)
-                end = start + times.duration_s(stage, action)
-                clock[stage] = end
-                ends[stage, action.kind, action.htask, action.number] = end
-                spans.append(Span(stage, COMPUTE, action, start, end))
-                position[stage] += 1
+        for stage, actions in enumerate(stages):
+            starts, ends = starts_s[stage], ends_s[stage]
+            first = len(ends)
+            clock = ends[-1] if ends else 0.0
+            fwd_s, bwd_s = times.fwd_s[stage], times.bwd_s[stage]
+            upstream = forwards[stage - 1] if stage > 0 else None
+            downstream = backwards[stage + 1] if stage < pp - 1 else None
+            for action in actions[first:]:
+                start = clock
+                if action.kind != "STEP":
+                    h = action.htask
+                    key = (h, action.number)
+                    is_forward = action.kind == "F"
+                    source = upstream if is_forward else downstream
+                    if source is not None:
+                        sent = source.get(key)
+                        if sent is None:
+                            break
+                        start = max(clock, sent + p2p_s[h])
+                    if is_forward:
+                        clock = forwards[stage][key] = start + fwd_s[h]
+                    else:
+                        clock = backwards[stage][key] = start + bwd_s[h]
+                starts.append(start)
+                ends.append(clock)
+            if len(ends) > first:
+                runs.append((stage, first, len(ends)))
                 moved = True
-    if any(position[stage] < len(stages[stage]) for stage in range(pp)):
+    if any(len(ends) < len(actions) for ends, actions in zip(ends_s, stages, strict=True)):
         raise RuntimeError("the schedule deadlocks")
-    return spans
-
-
-def _source(action: Action, stage: int, pp: int) -> int | None:
-    """Stage whose output an action waits for."""
-    if action.kind == "F" and stage > 0:
-        return stage - 1
-    if action.kind == "B" and stage < pp - 1:
-        return stage + 1
-    return None
+    return _Played(starts_s, ends_s, runs)
 
 
 def makespan_s(spans: Sequence[Span]) -> float:
@@ -93,12 +136,15 @@ def steady_iteration_s(spans: Sequence[Span]) -> float:
     The first end follows the fill and the last one is early, because nothing is injected behind it; from
     three iterations on the last is left out. A single iteration counts from 0.
     """
-    ends = iteration_ends_s(spans)
-    if len(ends) == 1:
-        return ends[0]
-    if len(ends) > 2:
-        ends = ends[:-1]
-    return (ends[-1] - ends[0]) / (len(ends) - 1)
+    return _steady_s(iteration_ends_s(spans))
+
+
+def _steady_s(ends_s: list[float]) -> float:
+    if len(ends_s) == 1:
+        return ends_s[0]
+    if len(ends_s) > 2:
+        ends_s = ends_s[:-1]
+    return (ends_s[-1] - ends_s[0]) / (len(ends_s) - 1)
 
 
 def lower_bound_s(times: StageTimes, microbatches: Sequence[int]) -> float:

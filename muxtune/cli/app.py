@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from muxtune.cli import catalog, compare, costs_commands, demo, planning, profile, running
+from muxtune.cli import catalog, compare, costs_commands, demo, planning, profile, running, sweep
 from muxtune.errors import MuxTuneError, UserError
 
 app = typer.Typer(
@@ -36,6 +36,7 @@ app.command()(planning.simulate)
 app.command()(running.run)
 app.command()(running.validate)
 app.command()(compare.compare)
+app.command()(sweep.sweep)
 app.command()(catalog.models)
 app.command()(catalog.clusters)
 app.command()(catalog.policies)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -132,6 +133,7 @@ class ModelSpec(BaseModel):
             for name, i, o, reads in shapes[self.family]
         )
 
+    @lru_cache(maxsize=4096)  # noqa: B019  # specs are few, and asked about every operator of a search
     def targeted_linears(self, targets: tuple[str, ...], field: str) -> tuple[LinearSpec, ...]:
         """The linears that PEFT would adapt for these ``target_modules``, in the order of execution.
 

@@ -8,7 +8,7 @@ from muxtune.planning.problem import PlanningProblem
 from muxtune.planning.structure import HTaskChoice, PlanStructure
 from muxtune.prediction import predict
 from muxtune.schedule import Action, build_schedule
-from muxtune.timeline import evaluate_schedule, steady_iteration_s
+from muxtune.timeline import evaluate_schedule, schedule_iteration_s
 
 CONTINUOUS_ITERATIONS = 4
 """Iterations that a continuous plan schedules: one fills, one drains, two are steady."""
@@ -29,7 +29,7 @@ def structure_schedule(structure: PlanStructure) -> list[list[Action]]:
 
 def structure_iteration_s(problem: PlanningProblem, structure: PlanStructure) -> float:
     """Steady iteration time by the recurrence; what candidates are compared by."""
-    return steady_iteration_s(evaluate_schedule(structure_schedule(structure), problem.times(structure)))
+    return schedule_iteration_s(structure_schedule(structure), problem.times(structure))
 
 
 def assemble_plan(problem: PlanningProblem, structure: PlanStructure, policy: str) -> Plan:

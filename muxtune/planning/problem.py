@@ -153,14 +153,15 @@ class PlanningProblem:
     def _price(self, htask: HTaskChoice, layers_per_stage: tuple[int, ...]) -> HTaskTimes:
         work = self._works(htask).mean
         pp = len(layers_per_stage)
-        fwd, bwd = [], []
-        for stage, layers in enumerate(layers_per_stage):
-            first, last = stage == 0, stage == pp - 1
+        kinds = [(layers, stage == 0, stage == pp - 1) for stage, layers in enumerate(layers_per_stage)]
+        prices: dict[tuple[int, bool, bool], tuple[float, float]] = {}
+        for layers, first, last in dict.fromkeys(kinds):  # most stages of a long pipeline are alike
             seconds = partial(
                 stage_seconds, self.costs, self.model, layers, first=first, last=last, work=work
             )
             step = sum(step_seconds(self.costs, self.model, layers, lora) for lora in work.loras)
-            fwd.append(seconds(phase="fwd"))
-            bwd.append(seconds(phase="bwd") + step / htask.shape.microbatches)
+            bwd_s = seconds(phase="bwd") + step / htask.shape.microbatches
+            prices[layers, first, last] = seconds(phase="fwd"), bwd_s
+        fwd, bwd = zip(*(prices[kind] for kind in kinds), strict=True)
         p2p = p2p_seconds(self.costs, self.model, htask.shape.tokens) if pp > 1 else 0.0
-        return HTaskTimes(tuple(fwd), tuple(bwd), p2p)
+        return HTaskTimes(fwd, bwd, p2p)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -195,19 +196,20 @@ def _stage(content: _Content, layers: int, tasks: int, r: int, sequences: int, l
     build = _microbatch_builder(content, layout)
     received_TD = content.normal(layout.tokens, spec.hidden)
     gradient_TD = torch.ones_like(received_TD)
-    opened: list[tuple[Tensor, Tensor]] = []
+    opened: deque[tuple[Tensor, Tensor]] = deque()
 
     def forward() -> object:
         batch = build()
         hidden_TD = received_TD.detach().requires_grad_()
-        opened[:] = [(hidden_TD, stage.forward(batch, hidden_TD))]
+        opened.append((hidden_TD, stage.forward(batch, hidden_TD)))
         return opened
 
     def backward() -> object:
-        hidden_TD, output_TD = opened.pop()
+        hidden_TD, output_TD = opened.popleft()
         torch.autograd.backward(output_TD, gradient_TD)  # the adapters' gradients are summed up
         return hidden_TD.grad
 
+    forward()  # as in 1F1B, another micro-batch is open all the while, and a backward finds its own less warm
     return forward, backward
 
 

@@ -30,16 +30,19 @@ from muxtune.costs.profiled import ExtrapolationWarning
 _SUPPORT = 2000
 _NOISE = 0.3
 """Variance of a measurement around the process, relative to the process itself."""
-_SIZE_SCALES = np.array([1.0, 0.7, 0.3])
+_SIZE_SCALES = np.array([1.0, 0.7, 0.15])
 """Per factor of two in m, n and k. Wave quantization changes fastest with m, hardly with k."""
 _TILE_SCALE = 4.0
 """Per logarithm of time that a tile is slower than the best one ..."""
 _TILE_CLIP = 0.6
 """... up to this: the library does not take tiles that are still slower, whatever they are."""
-_WAVE_SCALE = 2.0
+_WAVE_SCALE = 3.0
 """For how full the waves of each tile's blocks are; matters less where there are many."""
 _RESIDUAL_CLIP = 0.5
 """Of a logarithm: one kernel that is badly chosen says nothing about its neighbours."""
+_SKEW = 0.01
+"""Relative errors punish too long a time more than too short a one: the best guess lies below the mean
+logarithm by the variance of what is left, here that on models left out (a tenth, squared)."""
 _OUTSIDE = math.log(4)
 """Logarithmic distance in n or k, or beyond the range of m, at which the measurements say little."""
 
@@ -85,7 +88,8 @@ class MeasuredGemm:
 
     def _price(self, shapes: Floats) -> Floats:
         features, analytic_s = self._describe(shapes)
-        seconds = analytic_s * np.exp(self._offset + _similarity(features, self._support) @ self._weights)
+        residual = _similarity(features, self._support) @ self._weights
+        seconds = analytic_s * np.exp(self._offset + residual - _SKEW)
         known = [self._measured_s.get(tuple(shape)) for shape in shapes.tolist()]
         if not self._warned:
             self._warn_outside(shapes[[price is None for price in known]])
@@ -101,7 +105,7 @@ class MeasuredGemm:
         behind = np.minimum(unsplit - best, _TILE_CLIP)
         tiles = np.array(c.tiles)
         waves = (np.ceil(shapes[:, None, :2] / tiles)).prod(axis=2) / c.sm_count
-        fill = waves / np.ceil(waves) ** 1.5
+        fill = waves / np.ceil(waves) ** 1.25
         features = np.hstack([np.log2(shapes) * _SIZE_SCALES, behind * _TILE_SCALE, fill * _WAVE_SCALE])
         return features, expected_seconds(kernels, c.spread)
 

@@ -18,6 +18,8 @@ _INLIER = 0.03
 """Error from which on the loss grows linearly: kernels chosen against all reason are outliers."""
 _RIDGE = 1.0
 """Holds the library's preferences near none where the measurements do not insist."""
+_HABIT = 0.1
+"""Holds the logarithms of launch and wave alike, which hardly differ where few waves run."""
 _EVALUATIONS = 25
 _STEP = 1e-3
 COLUMNS = ("device", "model", "m", "n", "k", "median_ms")
@@ -29,7 +31,6 @@ class DeviceFacts:
     """What is known before a fit; the search begins at the rates of the data sheet (dense 16-bit, memory)."""
 
     sm_count: int
-    l2_bytes: float
     flops_per_s: float
     bytes_per_s: float
     k_step: int
@@ -44,7 +45,6 @@ _COMMON_TILES = ((32, 64), (64, 64), (64, 128), (128, 64), (128, 128), (128, 256
 DEVICES = {
     "a40": DeviceFacts(
         sm_count=84,
-        l2_bytes=6e6,
         flops_per_s=149.7e12,
         bytes_per_s=696e9,
         k_step=32,
@@ -54,7 +54,6 @@ DEVICES = {
     ),
     "a100": DeviceFacts(
         sm_count=108,
-        l2_bytes=40e6,
         flops_per_s=312e12,
         bytes_per_s=2039e9,
         k_step=32,
@@ -64,7 +63,6 @@ DEVICES = {
     ),
     "h100": DeviceFacts(
         sm_count=132,
-        l2_bytes=50e6,
         flops_per_s=989e12,
         bytes_per_s=3350e9,
         k_step=64,
@@ -78,19 +76,24 @@ DEVICES = {
 _POSITIVE = {
     "launch_s": (2e-6, 1e-7, 1e-5),
     "flops_per_s": (1.0, 0.3, 2.0),
+    "sustained_flops_per_s": (0.77, 0.3, 2.0),
+    "idle_s": (3e-5, 1e-6, 1e-3),
     "bytes_per_s": (0.95, 0.5, 1.5),
     "l2_bytes_per_s": (5.0, 1.0, 50.0),
     "wave_s": (2e-6, 1e-8, 2e-5),
     "k_step_s": (1e-7, 1e-9, 2e-6),
-    "overlap": (2.5, 1.2, 8.0),
-    "reread": (1.0, 0.02, 4.0),
+    "overlap": (4.0, 1.2, 8.0),
     "exposed_store": (0.5, 0.01, 3.0),
     "split_s": (3e-6, 1e-7, 2e-5),
-    "throttle": (0.15, 0.01, 0.6),
-    "throttle_after_s": (1e-4, 1e-5, 1e-2),
     "spread": (0.05, 0.01, 0.2),
 }
-_RELATIVE_TO = {"flops_per_s": "flops_per_s", "bytes_per_s": "bytes_per_s", "l2_bytes_per_s": "bytes_per_s"}
+_RELATIVE_TO = {
+    "flops_per_s": "flops_per_s",
+    "sustained_flops_per_s": "flops_per_s",
+    "bytes_per_s": "bytes_per_s",
+    "l2_bytes_per_s": "bytes_per_s",
+}
+_OVERHEADS = [list(_POSITIVE).index(name) for name in ("launch_s", "wave_s")]
 _RELUCTANCES = ("split_reluctance", "part_wave_reluctance")
 _MOST_RELUCTANT = 1.0
 _RESIDENT_ELEMENTS = 128 * 256  # of fp32 sums: half of a multiprocessor's 64k registers
@@ -120,7 +123,10 @@ def fit_gemm(table: pd.DataFrame, device: str, *, rows: int = ROWS) -> GemmCoeff
 
     def residuals(vector: Floats) -> Floats:
         predicted_s = gemm_seconds(search.coefficients(vector), m, n, k)
-        return np.concatenate([predicted_s / measured_s - 1, _RIDGE * search.preferences(vector)])
+        overheads = (vector - search.start)[_OVERHEADS]
+        return np.concatenate(
+            [predicted_s / measured_s - 1, _RIDGE * search.preferences(vector), _HABIT * overheads]
+        )
 
     found = least_squares(
         residuals,
@@ -206,7 +212,6 @@ class _Search:
         return GemmCoefficients(
             device=self._device,
             sm_count=facts.sm_count,
-            l2_bytes=facts.l2_bytes,
             k_step=facts.k_step,
             resident_elements=_RESIDENT_ELEMENTS,
             resident_blocks=facts.resident_blocks,

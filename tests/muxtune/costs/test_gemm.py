@@ -100,6 +100,23 @@ def test_large_products_run_at_rates_that_such_devices_reach(device):
     assert low < rate < high
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("pair", [(4096, 4096), (22016, 4096), (8192, 28672), (5120, 13824)], ids=str)
+def test_rates_stay_level_beyond_the_table(device, pair):
+    """It ends at 4096 or 8192 rows, where the longest products still reach what shorter ones do."""
+    m = np.array([4096, 8192, 16384, 65536])
+    rates = m / gemm_seconds(load_gemm(device), m, *pair)
+    np.testing.assert_allclose(rates, rates[0], rtol=0.06)
+
+
+def test_a_power_limit_bounds_long_products_and_spares_short_ones():
+    c = load_gemm("h100")
+    limited = c.model_copy(update={"sustained_flops_per_s": 300e12})
+    m, n, k = 16384, 8192, 8192
+    assert gemm_seconds(limited, m, n, k) == pytest.approx(2 * m * n * k / 300e12, rel=0.02)
+    assert gemm_seconds(limited, 64, 4096, 4096) == gemm_seconds(c, 64, 4096, 4096)
+
+
 def test_arrays_broadcast_and_keep_their_shape():
     c = load_gemm("a100")
     grid = gemm_seconds(c, np.array([[1], [100]]), np.array([4096, 8192, 4096]), 4096)

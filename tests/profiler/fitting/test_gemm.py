@@ -91,10 +91,14 @@ def test_what_cannot_be_fitted_is_said(slower, tmp_path):
 @pytest.mark.slow
 @needs_table
 @pytest.mark.parametrize(
-    ("device", "analytic", "measured"), [("a40", 0.07, 0.055), ("a100", 0.06, 0.045), ("h100", 0.073, 0.055)]
+    ("device", "analytic", "measured"), [("a40", 0.07, 0.05), ("a100", 0.06, 0.045), ("h100", 0.07, 0.05)]
 )
 def test_models_left_out_are_predicted_within_the_bars(device, analytic, measured):
-    """On every third m, with short fits; ``python -m profiler.fitting gemm --evaluate`` has all."""
+    """On every third m, with short fits; ``python -m profiler.fitting gemm --evaluate`` has all.
+
+    The aim of the measured model is 4.5 %. On a40 and h100 it stays above: no product of Llama-2-7b or phi-2
+    is among those of the few other models, and which kernel the library takes for them is a guess.
+    """
     table = pd.read_parquet(TABLE)
     m_values = np.sort(table["m"].unique())
     errors = left_out_errors(table[table["m"].isin(m_values[::3])], device, rows=1000)

@@ -80,8 +80,6 @@ def profile_model(
     ranks = ranks or min(2, available)
     if out is not None:
         _check_writable(out)
-    if device == "cpu":
-        _check_room(model, ranks)
     job = _plan_job(model, device, ranks, link_ranks=_link_ranks(device, ranks, available), quick=quick)
     lines = _measure(job, progress=progress)
     (description,) = (line for line in lines if isinstance(line, Description))
@@ -105,9 +103,9 @@ def _check_writable(out: Path) -> None:
         raise UserError(f"cannot write the profile {out}: no permission")
 
 
-def _check_room(model: ModelSpec, ranks: int) -> None:
+def _check_room(model: ModelSpec, ranks: int, grid: Sequence[Operator]) -> None:
     """Refuse before anything is allocated a backbone whose largest measured stage no rank can hold."""
-    layers = max(op.dims[0] for op in operator_grid(model, quick=False, group_sizes=()) if op.kind == "stage")
+    layers = max((op.dims[0] for op in grid if op.kind == "stage"), default=1)
     loaded = model.model_copy(update={"source": "preset", "layers": layers, "vocab": 8})
     needed = loaded.loading_bytes + layers * model.layer_parameters * model.dtype_bytes
     available = load_cluster(f"cpu-{ranks}").device.memory_bytes
@@ -126,6 +124,8 @@ def _link_ranks(device: str, ranks: int, available: int) -> int:
 
 def _plan_job(model: ModelSpec, device: str, ranks: int, *, link_ranks: int, quick: bool) -> Job:
     grid = operator_grid(model, quick=quick, group_sizes=powers(2, max(link_ranks, 2), 2))
+    if device == "cpu":
+        _check_room(model, ranks, grid)
     compute = [op for op in grid if op.kind not in LINK_KINDS]
     transfers = [op for op in grid if op.kind == "p2p"]  # which measures messages too
     collectives = [op for op in grid if op.kind in COLLECTIVE_KINDS]

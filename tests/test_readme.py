@@ -142,7 +142,8 @@ def test_files_exist():
 def test_scripts_know_their_flags(words):
     option, module, *rest = words
     assert option == "-m", words
-    script = f"{module.replace('.', '/')}.py"
+    script = module.replace(".", "/")
+    script += "/__main__.py" if (ROOT / script).is_dir() else ".py"
     text = (ROOT / script).read_text()
     for flag in (word for word in rest if word.startswith("--")):
         assert f'add_argument("{flag}"' in text, f"{script} has no {flag}"

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from muxtune.allocator import keep_freed_memory
 from muxtune.model import ModelSpec
 from muxtune.operators import COLLECTIVE_KINDS, OPERATOR_SUITES, Operator
+from muxtune.processes import end_process
 from profiler.devices import DEVICES, Device
 from profiler.lines import Line, Reading, write_line
 from profiler.links import RankGroup
@@ -104,6 +105,7 @@ def main(folder: Path, rank: int) -> None:
         measure_job(job, device, folder, lambda line: print(write_line(line), file=out, flush=True))
     except OrphanedError:
         sys.exit("the session is gone")
+    end_process()
 
 
 if __name__ == "__main__":

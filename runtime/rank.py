@@ -19,6 +19,7 @@ from torch import Tensor
 from muxtune.allocator import keep_freed_memory
 from muxtune.errors import MuxTuneError, UserError
 from muxtune.plan import Plan, load_plan
+from muxtune.processes import end_process
 from muxtune.schedule_extension import extend_schedule
 from muxtune.trace import save_trace
 from runtime.adapters import initial_adapter, load_adapter, save_adapter
@@ -221,6 +222,7 @@ def main() -> None:
     RankRun(plan, job, rank, meeting / "progress" if rank == 0 else None).execute()
     if dist.is_initialized():
         dist.destroy_process_group()
+    end_process()
 
 
 def _end_with_parent() -> None:

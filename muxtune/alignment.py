@@ -36,9 +36,16 @@ class HTaskShape:
     row_tokens: int | None
     """Row length of ``pad``, chunk length of ``chunk``, None for ``pack``."""
     microbatches: int
-    """Per optimizer step."""
+    """Per optimizer step, on each replica."""
     tokens: int
     """Length of the stream, padding included."""
+    replicas: int = 1
+    """Data-parallel replicas, each with its own micro-batches of every step."""
+
+    @property
+    def groups(self) -> int:
+        """Micro-batches per optimizer step on all replicas."""
+        return self.microbatches * self.replicas
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +165,7 @@ def stream_tokens(sizes: Sequence[NDArray[np.int64]], alignment: Alignment) -> i
 def layout_step(
     shape: HTaskShape, lengths: Sequence[NDArray[np.int64]], *, tokens: int | None = None
 ) -> list[MicrobatchLayout]:
-    """Layouts of all micro-batches of one step.
+    """Layouts of all micro-batches of one step, those of a replica in a row.
 
     Args:
         shape: Static shape of the hTask.
@@ -171,14 +178,14 @@ def layout_step(
     """
     tokens = shape.tokens if tokens is None else tokens
     active = [task for task, each in enumerate(lengths) if len(each)]
-    groups = [deal_sequences(lengths[task], shape.alignment, shape.microbatches) for task in active]
+    groups = [deal_sequences(lengths[task], shape.alignment, shape.groups) for task in active]
     sizes = [
         np.array([group_tokens(lengths[task], dealt, shape.alignment, shape.row_tokens)])
         for task, dealt in zip(active, groups, strict=True)
     ]
     placed = place_groups(sizes, shape.alignment)
     layouts = []
-    for microbatch in range(shape.microbatches):
+    for microbatch in range(shape.groups):
         spans: list[Span] = []
         segments: list[Segment] = []
         start = 0

@@ -161,6 +161,7 @@ class Plan(BaseModel):
             row_tokens=row_tokens,
             microbatches=entry.microbatches,
             tokens=entry.tokens_per_microbatch,
+            replicas=self.parallelism.dp,
         )
 
     def htask_steps(self, limit: int | None = None) -> list[int]:

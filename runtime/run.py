@@ -92,6 +92,10 @@ def _check(plan: Plan, iterations: int, checkpoint_every: int, where: str) -> No
     device = plan.cluster.device
     if device.kind != "cpu":
         raise SpecError(f"{where}: cluster.device.kind", device.kind, "cpu: the runtime uses gloo on CPUs")
+    for name in ("tp", "dp"):
+        if getattr(plan.parallelism, name) != 1:
+            expected = "1: the runtime executes pipelines of whole stages"
+            raise SpecError(f"{where}: parallelism.{name}", getattr(plan.parallelism, name), expected)
     needed = max(plan.predicted.peak_memory_bytes)
     if needed > device.memory_bytes:
         expected = f"at most {device.memory_bytes}, the memory of {device.name}"

@@ -46,7 +46,9 @@ def plan(  # noqa: PLR0913, PLR0917  # an argument per option
     alignment: Annotated[Alignment | None, typer.Option(help="Fix the alignment.")] = None,
     chunk_tokens: Annotated[int | None, typer.Option(min=1, help="Fix the chunk length.")] = None,
     template: Annotated[Template | None, typer.Option(help="Fix the pipeline template.")] = None,
-    pp: Annotated[int | None, typer.Option(min=1, help="Pipeline stages; all ranks by default.")] = None,
+    tp: Annotated[int | None, typer.Option(min=1, help="Ranks that share a stage.")] = None,
+    pp: Annotated[int | None, typer.Option(min=1, help="Pipeline stages.")] = None,
+    dp: Annotated[int | None, typer.Option(min=1, help="Replicas that share the data.")] = None,
     out: Annotated[Path, typer.Option("--out", help="Where the plan goes.")] = Path("plan.json"),
     schema: Annotated[
         bool,
@@ -65,7 +67,13 @@ def plan(  # noqa: PLR0913, PLR0917  # an argument per option
     inputs = load_inputs(workload, model, cluster)
     costs = find_costs(profile, inputs.workload, inputs.model, inputs.cluster)
     options = PlanOptions(
-        partition=partition, alignment=alignment, chunk_tokens=chunk_tokens, template=template, pp=pp
+        partition=partition,
+        alignment=alignment,
+        chunk_tokens=chunk_tokens,
+        template=template,
+        tp=tp,
+        pp=pp,
+        dp=dp,
     )
     from sim import search_plan
 

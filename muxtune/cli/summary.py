@@ -15,10 +15,11 @@ def plan_summary(plan: Plan) -> str:
     """What was decided, and what is expected of it. Reads the datasets."""
     p = plan.parallelism
     layers = " + ".join(map(str, p.layers_per_stage))
+    mesh = f"tp {p.tp}, dp {p.dp}, " if p.tp * p.dp > 1 else ""
     head = (
         f"{plan.policy}: {_count(len(plan.tasks), 'task')} in {_count(len(plan.htasks), 'hTask')}, "
         f"{_count(len(plan.buckets), 'bucket')}, {plan.template} template\n"
-        f"{plan.model.name} on {plan.cluster.name}: {_count(p.pp, 'stage')} with {layers} layers; "
+        f"{plan.model.name} on {plan.cluster.name}: {mesh}{_count(p.pp, 'stage')} with {layers} layers; "
         f"costs {plan.costs.profile_id}"
     )
     return f"{head}\n\n{_htask_table(plan)}\n\n{predicted_table(plan.predicted)}\n\n{_memory_table(plan)}"
@@ -63,7 +64,7 @@ def _htask_table(plan: Plan) -> str:
     effective = _effective_tokens(plan)
     rows = []
     for htask in plan.htasks:
-        tokens = htask.microbatches * htask.tokens_per_microbatch
+        tokens = plan.parallelism.dp * htask.microbatches * htask.tokens_per_microbatch
         ineffective = 1 - sum(effective[task_id] for task_id in htask.task_ids) / tokens
         rows.append(
             [

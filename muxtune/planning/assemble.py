@@ -54,7 +54,12 @@ def assemble_plan(problem: PlanningProblem, structure: PlanStructure, policy: st
         cluster=problem.cluster,
         costs=problem.costs.ref,
         policy=policy,
-        parallelism=Parallelism(pp=structure.pp, layers_per_stage=structure.layers_per_stage),
+        parallelism=Parallelism(
+            tp=structure.mesh.tp,
+            pp=structure.pp,
+            dp=structure.mesh.dp,
+            layers_per_stage=structure.layers_per_stage,
+        ),
         tasks=tasks,
         htasks=tuple(_htask(i, choice) for i, choice in enumerate(structure.htasks)),
         buckets=structure.buckets,

@@ -11,6 +11,7 @@ from muxtune.dataset import load_task_data
 from muxtune.memory import (
     CUDA_ALLOCATOR_FRACTION,
     HTaskLoad,
+    Sharding,
     StageLoad,
     StageMemory,
     backbone_bytes,
@@ -19,7 +20,7 @@ from muxtune.memory import (
 )
 from muxtune.model import ModelSpec
 from muxtune.plan import Plan
-from muxtune.planning.structure import HTaskChoice, PlanStructure
+from muxtune.planning.structure import HTaskChoice, Mesh, PlanStructure
 from muxtune.planning.works import sample_works
 from muxtune.schedule import Action
 from muxtune.tokenizer import load_tokenizer
@@ -62,20 +63,34 @@ class StructureMemory:
         return tuple(memory)
 
     def _stage_load(self, structure: PlanStructure, stage: int) -> StageLoad:
-        first, last, layers = stage == 0, stage == structure.pp - 1, structure.layers_per_stage[stage]
+        mesh = structure.mesh
+        first, last, layers = stage == 0, stage == mesh.pp - 1, mesh.layers_per_stage[stage]
+        sharding = Sharding(tp=mesh.tp)
         instances = len({htask.instance for htask in structure.htasks})
         return StageLoad(
             first=first,
             last=last,
-            in_flight=structure.pp - stage,
-            backbone_bytes=instances * backbone_bytes(self._model, layers, first=first, last=last),
+            in_flight=mesh.pp - stage,
+            backbone_bytes=instances
+            * backbone_bytes(self._model, layers, first=first, last=last, sharding=sharding),
             table_bytes=instances * table_bytes(self._model),
-            htasks=tuple(self._htask_load(htask, layers, first, last) for htask in structure.htasks),
+            htasks=tuple(
+                self._htask_load(htask, layers, first, last, sharding) for htask in structure.htasks
+            ),
         )
 
-    def _measure_load(self, htask: HTaskChoice, layers: int, first: bool, last: bool) -> HTaskLoad:
-        work = self._largest_work(htask)
-        return htask_load(self._model, layers, first=first, last=last, work=work, device=self._device.kind)
+    def _measure_load(
+        self, htask: HTaskChoice, layers: int, first: bool, last: bool, sharding: Sharding
+    ) -> HTaskLoad:
+        return htask_load(
+            self._model,
+            layers,
+            first=first,
+            last=last,
+            work=self._largest_work(htask),
+            sharding=sharding,
+            device=self._device.kind,
+        )
 
 
 def plan_memory(plan: Plan) -> tuple[StageMemory, ...]:
@@ -93,7 +108,7 @@ def plan_memory(plan: Plan) -> tuple[StageMemory, ...]:
         ),
         buckets=plan.buckets,
         template=plan.template,
-        layers_per_stage=plan.parallelism.layers_per_stage,
+        mesh=Mesh(plan.parallelism.layers_per_stage, plan.parallelism.tp, plan.parallelism.dp),
     )
     memory = StructureMemory(plan.model, plan.cluster.device, lambda htask: sample_works(htask, data).largest)
     return memory.stages(structure, plan.actions)

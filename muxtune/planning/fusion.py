@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from muxtune.alignment import Alignment
 from muxtune.errors import SpecError
 from muxtune.planning.problem import PlanningProblem
-from muxtune.planning.structure import HTaskChoice
+from muxtune.planning.structure import HTaskChoice, Mesh
 
 CHUNK_CANDIDATES = 3
 """Chunk lengths tried per group: the smallest power of two that holds every sequence, and its doublings."""
@@ -24,7 +24,7 @@ CHUNK_CANDIDATES = 3
 
 def partitions_by_count(
     problem: PlanningProblem,
-    layers_per_stage: tuple[int, ...],
+    mesh: Mesh,
     align: Callable[[tuple[str, ...]], HTaskChoice],
     feasible: Callable[[HTaskChoice], bool],
 ) -> list[tuple[HTaskChoice, ...]]:
@@ -32,7 +32,7 @@ def partitions_by_count(
 
     Args:
         problem: What is planned.
-        layers_per_stage: Given.
+        mesh: Given.
         align: Chooses the alignment of a group.
         feasible: Whether a group fits the memory.
     """
@@ -46,7 +46,7 @@ def partitions_by_count(
             if not feasible(choice):
                 break  # a longer group needs more memory still
             groups[start, stop] = choice
-            price = problem.htask_times(choice, layers_per_stage)
+            price = problem.htask_times(choice, mesh)
             cost[start, stop] = choice.shape.microbatches * price.slowest_s
     best = [[math.inf] * (count + 1) for _ in range(count + 1)]  # [groups][tasks covered]
     cut = [[0] * (count + 1) for _ in range(count + 1)]
@@ -83,7 +83,7 @@ def sort_by_tokens(problem: PlanningProblem) -> list[str]:
 
 def cheapest_alignment(
     problem: PlanningProblem,
-    layers_per_stage: tuple[int, ...],
+    mesh: Mesh,
     *,
     alignment: Alignment | None = None,
     chunk_tokens: int | None = None,
@@ -92,17 +92,17 @@ def cheapest_alignment(
 
     Args:
         problem: What is planned.
-        layers_per_stage: Given.
+        mesh: Given.
         alignment: Only this one.
         chunk_tokens: Only this chunk length.
     """
 
     def align(task_ids: tuple[str, ...]) -> HTaskChoice:
         candidates = [
-            HTaskChoice(task_ids=task_ids, shape=problem.shape(task_ids, kind, chunk))
+            HTaskChoice(task_ids=task_ids, shape=problem.shape(task_ids, kind, chunk, dp=mesh.dp))
             for kind, chunk in alignment_candidates(problem, task_ids, alignment, chunk_tokens)
         ]
-        return min(candidates, key=lambda c: problem.htask_times(c, layers_per_stage).slowest_s)
+        return min(candidates, key=lambda c: problem.htask_times(c, mesh).slowest_s)
 
     return align
 

@@ -78,19 +78,19 @@ def _advice(problem: PlanningProblem, structure: PlanStructure) -> str:
 
 def _variants(problem: PlanningProblem, structure: PlanStructure) -> Iterator[Variant]:
     """Changes that save memory, the gentlest first."""
-    htasks = structure.htasks
+    htasks, dp = structure.htasks, structure.mesh.dp
     changes: list[str] = []
     if len({htask.instance for htask in htasks}) > 1:
         htasks = tuple(replace(htask, instance=0) for htask in htasks)
         changes.append("one backbone for all (policy temporal-only)")
         yield changes[-1], problem, _with_htasks(structure, htasks)
     if any(htask.shape.alignment == "pad" for htask in htasks):
-        htasks = tuple(_aligned(problem, htask.task_ids, "pack") for htask in htasks)
+        htasks = tuple(_aligned(problem, htask.task_ids, "pack", dp=dp) for htask in htasks)
         changes.append("packed sequences (--alignment pack)")
         yield ", ".join(changes), problem, _with_htasks(structure, htasks)
     if any(len(htask.task_ids) > 1 for htask in htasks):
         htasks = tuple(
-            _aligned(problem, (task_id,), htask.shape.alignment, htask.shape.row_tokens)
+            _aligned(problem, (task_id,), htask.shape.alignment, htask.shape.row_tokens, dp=dp)
             for htask in htasks
             for task_id in htask.task_ids
         )
@@ -101,7 +101,7 @@ def _variants(problem: PlanningProblem, structure: PlanStructure) -> Iterator[Va
         smaller = _with_micro_batches(problem, cap)
         reshaped = tuple(
             replace(
-                _aligned(smaller, htask.task_ids, htask.shape.alignment, htask.shape.row_tokens),
+                _aligned(smaller, htask.task_ids, htask.shape.alignment, htask.shape.row_tokens, dp=dp),
                 instance=htask.instance,
             )
             for htask in htasks
@@ -112,10 +112,15 @@ def _variants(problem: PlanningProblem, structure: PlanStructure) -> Iterator[Va
 
 
 def _aligned(
-    problem: PlanningProblem, task_ids: tuple[str, ...], alignment: Alignment, row_tokens: int | None = None
+    problem: PlanningProblem,
+    task_ids: tuple[str, ...],
+    alignment: Alignment,
+    row_tokens: int | None = None,
+    *,
+    dp: int,
 ) -> HTaskChoice:
     chunk_tokens = row_tokens if alignment == "chunk" else None
-    return HTaskChoice(task_ids=task_ids, shape=problem.shape(task_ids, alignment, chunk_tokens))
+    return HTaskChoice(task_ids=task_ids, shape=problem.shape(task_ids, alignment, chunk_tokens, dp=dp))
 
 
 def _with_htasks(structure: PlanStructure, htasks: tuple[HTaskChoice, ...]) -> PlanStructure:

@@ -19,8 +19,12 @@ class PlanOptions:
     alignment: Alignment | None = None
     chunk_tokens: int | None = None
     template: Template | None = None
+    tp: int | None = None
+    """Ranks that share a stage."""
     pp: int | None = None
-    """Pipeline stages; the cluster's ranks by default."""
+    """Pipeline stages."""
+    dp: int | None = None
+    """Replicas that share the data."""
 
     def templates(self, allowed: Sequence[Template]) -> Sequence[Template]:
         """The fixed template, or those that the policy would try."""

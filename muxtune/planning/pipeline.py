@@ -8,53 +8,47 @@ from muxtune.planning.fusion import cheapest_alignment
 from muxtune.planning.grouping import bucket_candidates
 from muxtune.planning.options import PlanOptions
 from muxtune.planning.problem import PlanningProblem
-from muxtune.planning.stages import choose_layers
-from muxtune.planning.structure import HTaskChoice, PlanStructure
+from muxtune.planning.stages import choose_mesh
+from muxtune.planning.structure import HTaskChoice, Mesh, PlanStructure
 from muxtune.schedule import Template
 
 
 def aligned_groups(
     problem: PlanningProblem, options: PlanOptions, groups: Sequence[tuple[str, ...]]
-) -> tuple[list[HTaskChoice], tuple[int, ...]]:
-    """Groups with their cheapest alignments, and the balanced layers per stage.
+) -> tuple[list[HTaskChoice], Mesh]:
+    """Groups with their cheapest alignments, and the mesh with balanced layers per stage.
 
     Raises:
         SpecError: A sequence is longer than the chunk asked for, or there are fewer layers than stages.
     """
-    pp = options.pp or problem.cluster.ranks
-    packed = [HTaskChoice(task_ids=group, shape=problem.shape(group, "pack")) for group in groups]
+    dp = options.dp or 1
+    packed = [HTaskChoice(task_ids=group, shape=problem.shape(group, "pack", dp=dp)) for group in groups]
     align = cheapest_alignment(
         problem,
-        choose_layers(problem, packed, pp),
+        choose_mesh(problem, packed, options),
         alignment=options.alignment,
         chunk_tokens=options.chunk_tokens,
     )
     htasks = [align(group) for group in groups]
-    return htasks, choose_layers(problem, htasks, pp)
+    return htasks, choose_mesh(problem, htasks, options)
 
 
 def pipeline_candidates(
     problem: PlanningProblem,
     htasks: Sequence[HTaskChoice],
-    layers_per_stage: tuple[int, ...],
+    mesh: Mesh,
     templates: Sequence[Template],
 ) -> list[PlanStructure]:
     """All groupings and templates for a partition."""
-    latencies = [problem.htask_times(htask, layers_per_stage).slowest_s for htask in htasks]
+    latencies = [problem.htask_times(htask, mesh).slowest_s for htask in htasks]
     return [
-        PlanStructure(
-            htasks=tuple(htasks), buckets=buckets, template=template, layers_per_stage=layers_per_stage
-        )
+        PlanStructure(htasks=tuple(htasks), buckets=buckets, template=template, mesh=mesh)
         for buckets in bucket_candidates(latencies)
         for template in templates
     ]
 
 
-def in_order(
-    htasks: Sequence[HTaskChoice], layers_per_stage: tuple[int, ...], template: Template
-) -> PlanStructure:
+def in_order(htasks: Sequence[HTaskChoice], mesh: Mesh, template: Template) -> PlanStructure:
     """A structure without grouping: one bucket per hTask, in the order given."""
     buckets = tuple((h,) for h in range(len(htasks)))
-    return PlanStructure(
-        htasks=tuple(htasks), buckets=buckets, template=template, layers_per_stage=layers_per_stage
-    )
+    return PlanStructure(htasks=tuple(htasks), buckets=buckets, template=template, mesh=mesh)

@@ -20,7 +20,7 @@ from muxtune.dataset import TaskData, load_task_data
 from muxtune.memory import StageMemory
 from muxtune.model import ModelSpec
 from muxtune.planning.footprint import StructureMemory
-from muxtune.planning.structure import HTaskChoice, PlanStructure
+from muxtune.planning.structure import HTaskChoice, Mesh, PlanStructure
 from muxtune.planning.works import sample_works
 from muxtune.prediction import IterationTokens
 from muxtune.schedule import Action
@@ -86,18 +86,23 @@ class PlanningProblem:
         return max(int(self.data[task_id].lengths.max()) for task_id in task_ids)
 
     def shape(
-        self, task_ids: Sequence[str], alignment: Alignment, chunk_tokens: int | None = None
+        self,
+        task_ids: Sequence[str],
+        alignment: Alignment,
+        chunk_tokens: int | None = None,
+        *,
+        dp: int = 1,
     ) -> HTaskShape:
-        """Smallest static shape of these tasks' fused micro-batches.
+        """Smallest static shape of these tasks' fused micro-batches on ``dp`` replicas.
 
         Raises:
             SpecError: A sequence is longer than a chunk.
         """
-        return self._shape(tuple(task_ids), alignment, chunk_tokens)
+        return self._shape(tuple(task_ids), alignment, chunk_tokens, dp)
 
     def times(self, structure: PlanStructure) -> StageTimes:
         """Durations that the structure's schedule is played with."""
-        prices = [self.htask_times(htask, structure.layers_per_stage) for htask in structure.htasks]
+        prices = [self.htask_times(htask, structure.mesh) for htask in structure.htasks]
         stages = range(structure.pp)
         return StageTimes(
             fwd_s=[[price.fwd_s[stage] for price in prices] for stage in stages],
@@ -108,7 +113,7 @@ class PlanningProblem:
     def price_again(self, structure: PlanStructure) -> None:
         """Ask the costs anew for what the structure needs, so that they say what they did not measure."""
         for htask in structure.htasks:
-            self._price(htask, structure.layers_per_stage)
+            self._price(htask, structure.mesh)
 
     def memory(
         self, structure: PlanStructure, actions: Sequence[Sequence[Action]] | None = None
@@ -119,7 +124,7 @@ class PlanningProblem:
     def iteration_tokens(self, structure: PlanStructure) -> IterationTokens:
         """Tokens of one iteration; the effective ones are the mean over the steps."""
         return IterationTokens(
-            all=sum(h.shape.microbatches * h.shape.tokens for h in structure.htasks),
+            all=sum(h.shape.groups * h.shape.tokens for h in structure.htasks),
             billed=sum(task.global_batch_size * task.max_length for task in self.tasks),
             effective=self._effective_tokens,
         )
@@ -132,16 +137,17 @@ class PlanningProblem:
         )
 
     def _measure_shape(
-        self, task_ids: tuple[str, ...], alignment: Alignment, chunk_tokens: int | None
+        self, task_ids: tuple[str, ...], alignment: Alignment, chunk_tokens: int | None, dp: int
     ) -> HTaskShape:
         members = [self.data[task_id] for task_id in task_ids]
-        m = htask_microbatches(members)
+        m = -(-htask_microbatches(members) // dp)
         row_tokens = row_tokens_of(members, alignment, chunk_tokens)
-        sizes = [self._group_tokens(task_id, alignment, m, row_tokens) for task_id in task_ids]
+        sizes = [self._group_tokens(task_id, alignment, m * dp, row_tokens) for task_id in task_ids]
         return HTaskShape(
             alignment=alignment,
             row_tokens=row_tokens,
             microbatches=m,
+            replicas=dp,
             tokens=phase_tokens(members, sizes, alignment, phases(members)[0]),
         )
 
@@ -150,9 +156,9 @@ class PlanningProblem:
     ) -> NDArray[np.int64]:
         return step_group_tokens(self.data[task_id], alignment, microbatches, row_tokens)
 
-    def _price(self, htask: HTaskChoice, layers_per_stage: tuple[int, ...]) -> HTaskTimes:
+    def _price(self, htask: HTaskChoice, mesh: Mesh) -> HTaskTimes:
         work = self._works(htask).mean
-        pp = len(layers_per_stage)
+        pp, layers_per_stage = mesh.pp, mesh.layers_per_stage
         kinds = [(layers, stage == 0, stage == pp - 1) for stage, layers in enumerate(layers_per_stage)]
         prices: dict[tuple[int, bool, bool], tuple[float, float]] = {}
         for layers, first, last in dict.fromkeys(kinds):  # most stages of a long pipeline are alike

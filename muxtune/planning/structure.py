@@ -17,6 +17,28 @@ class HTaskChoice:
     instance: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Mesh:
+    """How the backbone is spread over ranks: ``tp`` ranks share a stage, ``dp`` replicas share the data."""
+
+    layers_per_stage: tuple[int, ...]
+    tp: int = 1
+    dp: int = 1
+
+    @property
+    def pp(self) -> int:
+        """Pipeline stages."""
+        return len(self.layers_per_stage)
+
+    @property
+    def ranks(self) -> int:
+        """Devices that it takes."""
+        return self.tp * self.pp * self.dp
+
+    def __str__(self) -> str:
+        return f"tp {self.tp}, pp {self.pp}, dp {self.dp}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanStructure:
     """Everything that a policy decides."""
@@ -25,14 +47,19 @@ class PlanStructure:
     buckets: tuple[tuple[int, ...], ...]
     """hTask positions per bucket, in order of injection."""
     template: Template
-    layers_per_stage: tuple[int, ...]
+    mesh: Mesh
+
+    @property
+    def layers_per_stage(self) -> tuple[int, ...]:
+        """Layers of the backbone on each stage."""
+        return self.mesh.layers_per_stage
 
     @property
     def pp(self) -> int:
         """Pipeline stages."""
-        return len(self.layers_per_stage)
+        return self.mesh.pp
 
     @property
     def microbatches(self) -> tuple[int, ...]:
-        """Per hTask and step."""
+        """Per hTask and step, on each replica."""
         return tuple(htask.shape.microbatches for htask in self.htasks)

@@ -29,6 +29,6 @@ class Nemo:
         if options.partition is not None:
             raise SpecError("--partition", options.partition, "nothing: nemo never fuses tasks")
         groups = [(task.id,) for task in problem.tasks]
-        aligned, layers = aligned_groups(problem, options.padded_by_default(), groups)
+        aligned, mesh = aligned_groups(problem, options.padded_by_default(), groups)
         htasks = [replace(htask, instance=number) for number, htask in enumerate(aligned)]
-        return fitting(problem, [in_order(htasks, layers, options.template or "flush")])
+        return fitting(problem, [in_order(htasks, mesh, options.template or "flush")])

@@ -38,9 +38,10 @@ def plan_problem(
     problem: PlanningProblem, *, policy: str = "muxtune", options: PlanOptions = FREE
 ) -> list[Plan]:
     """:func:`plan_workload` for a problem whose data is loaded, so that policies can share it."""
-    if options.pp is not None and not 1 <= options.pp <= problem.cluster.ranks:
-        expected = f"1 to {problem.cluster.ranks}, the ranks of {problem.cluster.name}"
-        raise SpecError("--pp", options.pp, expected)
+    for name, asked in (("--tp", options.tp), ("--pp", options.pp), ("--dp", options.dp)):
+        if asked is not None and not 1 <= asked <= problem.cluster.ranks:
+            expected = f"1 to {problem.cluster.ranks}, the ranks of {problem.cluster.name}"
+            raise SpecError(name, asked, expected)
     with problem.costs.exploring():
         structures = POLICIES.get(policy).propose(problem, options)
         ranked = sorted(structures, key=lambda s: structure_iteration_s(problem, s))

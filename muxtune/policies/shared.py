@@ -22,8 +22,8 @@ class SlPeft:
     def propose(self, problem: PlanningProblem, options: PlanOptions) -> list[PlanStructure]:
         """One structure."""
         _refuse_partition(options, "sl-peft")
-        htasks, layers = aligned_groups(problem, options.padded_by_default(), [tuple(problem.data)])
-        return fitting(problem, [in_order(htasks, layers, options.template or "flush")])
+        htasks, mesh = aligned_groups(problem, options.padded_by_default(), [tuple(problem.data)])
+        return fitting(problem, [in_order(htasks, mesh, options.template or "flush")])
 
 
 @POLICIES.register("spatial-only")
@@ -63,6 +63,6 @@ def fixed_partition(
     Raises:
         SpecError: The partition does not fit the memory.
     """
-    htasks, layers = aligned_groups(problem, options, groups)
+    htasks, mesh = aligned_groups(problem, options, groups)
     templates = options.templates(("continuous", "flush"))
-    return fitting(problem, pipeline_candidates(problem, htasks, layers, templates))
+    return fitting(problem, pipeline_candidates(problem, htasks, mesh, templates))

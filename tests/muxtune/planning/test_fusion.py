@@ -13,9 +13,10 @@ from muxtune.planning.fusion import (
     sort_by_tokens,
 )
 from muxtune.planning.problem import PlanningProblem
+from muxtune.planning.structure import Mesh
 from tests.muxtune.planning.problems import MIXED, FakeCosts, make_problem
 
-LAYERS = (2, 2)
+MESH = Mesh((2, 2))
 
 
 def contiguous_partitions(ordered: list[str], groups: int) -> list[list[tuple[str, ...]]]:
@@ -24,16 +25,16 @@ def contiguous_partitions(ordered: list[str], groups: int) -> list[list[tuple[st
 
 
 def total_s(problem: PlanningProblem, groups: list[tuple[str, ...]]) -> float:
-    align = cheapest_alignment(problem, LAYERS)
+    align = cheapest_alignment(problem, MESH)
     choices = [align(group) for group in groups]
-    return sum(c.shape.microbatches * problem.htask_times(c, LAYERS).slowest_s for c in choices)
+    return sum(c.shape.microbatches * problem.htask_times(c, MESH).slowest_s for c in choices)
 
 
 @pytest.mark.parametrize("launch_s", [1e-6, 1e-4, 2e-3])
 def test_dp_finds_the_best_contiguous_partition_for_every_count(launch_s):
     problem = make_problem(costs=FakeCosts(launch_s=launch_s))
     ordered = sort_by_tokens(problem)
-    found = partitions_by_count(problem, LAYERS, cheapest_alignment(problem, LAYERS), lambda _: True)
+    found = partitions_by_count(problem, MESH, cheapest_alignment(problem, MESH), lambda _: True)
     assert [len(partition) for partition in found] == [1, 2, 3, 4, 5]
     for partition in found:
         groups = [choice.task_ids for choice in partition]
@@ -45,7 +46,7 @@ def test_dp_finds_the_best_contiguous_partition_for_every_count(launch_s):
 def test_groups_that_do_not_fit_the_memory_are_never_used():
     problem = make_problem()
     found = partitions_by_count(
-        problem, LAYERS, cheapest_alignment(problem, LAYERS), lambda choice: len(choice.task_ids) <= 2
+        problem, MESH, cheapest_alignment(problem, MESH), lambda choice: len(choice.task_ids) <= 2
     )
     assert [len(partition) for partition in found] == [3, 4, 5]
     assert all(len(choice.task_ids) <= 2 for partition in found for choice in partition)
@@ -54,10 +55,10 @@ def test_groups_that_do_not_fit_the_memory_are_never_used():
 def test_cheapest_alignment_beats_every_candidate():
     problem = make_problem()
     group = ("t0", "t1", "t3")
-    chosen = problem.htask_times(cheapest_alignment(problem, LAYERS)(group), LAYERS).slowest_s
+    chosen = problem.htask_times(cheapest_alignment(problem, MESH)(group), MESH).slowest_s
     for kind, chunk in alignment_candidates(problem, group):
-        align = cheapest_alignment(problem, LAYERS, alignment=kind, chunk_tokens=chunk)
-        assert chosen <= problem.htask_times(align(group), LAYERS).slowest_s
+        align = cheapest_alignment(problem, MESH, alignment=kind, chunk_tokens=chunk)
+        assert chosen <= problem.htask_times(align(group), MESH).slowest_s
 
 
 def test_chunk_candidates_are_powers_of_two_that_hold_every_sequence():

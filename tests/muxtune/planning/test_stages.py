@@ -8,7 +8,7 @@ import pytest
 
 from muxtune.errors import SpecError
 from muxtune.planning.stages import choose_layers, stage_loads
-from muxtune.planning.structure import HTaskChoice
+from muxtune.planning.structure import HTaskChoice, Mesh
 from tests.muxtune.planning.problems import TINY, make_problem
 
 
@@ -18,9 +18,9 @@ def test_no_split_has_a_less_loaded_busiest_stage(pp):
     problem = make_problem(model=model, ranks=pp)
     htasks = [HTaskChoice(task_ids=(t,), shape=problem.shape((t,), "pack")) for t in problem.data]
     chosen = choose_layers(problem, htasks, pp)
-    assert sum(chosen) == 7
+    assert sum(chosen.layers_per_stage) == 7
     splits = [s for s in product(range(1, 8), repeat=pp) if sum(s) == 7]
-    best = min(max(stage_loads(problem, htasks, split)) for split in splits)
+    best = min(max(stage_loads(problem, htasks, Mesh(split))) for split in splits)
     assert max(stage_loads(problem, htasks, chosen)) == pytest.approx(best, rel=1e-12)
 
 

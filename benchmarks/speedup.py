@@ -1,7 +1,8 @@
 """How much faster are eight mixed tasks multiplexed than as instances that take turns?
 
 Every policy's plan is executed for real on two one-thread ranks, in rounds one after the other, so that all
-see the same machine. Prints effective tokens/s (medians over rounds), the ratio, and backbone bytes per rank.
+see the same machine; so is a plain loop of transformers and peft that trains the tasks one after another in one
+process with two threads. Prints effective tokens/s (medians over rounds), the ratio, and backbone bytes per rank.
 
     python -m benchmarks.speedup [--rounds 3] [--steps 12] [--profile P.parquet]
 """
@@ -15,6 +16,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.machine import machine_line
+from benchmarks.peft_loop import measure_peft_loop
 from experiments.workloads import mixed_workload
 from muxtune.cluster import load_cluster
 from muxtune.costs import ProfiledCosts, load_profile
@@ -53,7 +55,9 @@ def main() -> None:
     }
 
     reports: dict[str, list[RunReport]] = defaultdict(list)
+    loop: list[float] = []
     for _ in range(arguments.rounds):
+        loop.append(measure_peft_loop(arguments.steps, threads=2))
         for case, plan in plans.items():
             with tempfile.TemporaryDirectory() as folder:
                 reports[case].append(run_plan(plan, Path(folder) / "run"))
@@ -74,6 +78,10 @@ def main() -> None:
             f"{plans[case].predicted.iteration_s:12.4f} "
             f"{median(r.median_iteration_s for r in runs):11.4f} {backbone:>21}"
         )
+    print(
+        f"{'peft loop':14} {median(loop):16.0f} {f'{min(loop):.0f}-{max(loop):.0f}':>15} "
+        f"{base / median(loop):10.2f}x   one task after another, 2 threads, padded to the longest of its batch"
+    )
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ Shares with the runtime only what a task means: its examples, their order, and i
 from __future__ import annotations
 
 from dataclasses import dataclass
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,6 +35,8 @@ class SoloResult:
     """Under PEFT's keys."""
     adapter: dict[str, Tensor]
     """After the last of the steps."""
+    step_s: list[float]
+    """Seconds of each step."""
 
 
 def train_solo(model: ModelSpec, data: TaskData, steps: int) -> SoloResult:
@@ -58,8 +61,9 @@ def train_solo(model: ModelSpec, data: TaskData, steps: int) -> SoloResult:
     scheduler = get_scheduler(
         name, optimizer, num_warmup_steps=task.warmup_steps, num_training_steps=task.steps
     )
-    losses = []
+    losses, step_s = [], []
     for step in range(steps):
+        begin = perf_counter()
         batch = data.batch(step)
         targets = max(sum(example.target_tokens for example in batch), 1)
         total = 0.0
@@ -73,7 +77,8 @@ def train_solo(model: ModelSpec, data: TaskData, steps: int) -> SoloResult:
         scheduler.step()
         optimizer.zero_grad()
         losses.append(total)
-    return SoloResult(losses, initial, _adapter_of(peft_model))
+        step_s.append(perf_counter() - begin)
+    return SoloResult(losses, initial, _adapter_of(peft_model), step_s)
 
 
 def _with_adapter(backbone: PreTrainedModel, model: ModelSpec, task: PeftTask) -> torch.nn.Module:

@@ -22,6 +22,7 @@ from pathlib import Path
 from benchmarks.machine import machine_line
 from benchmarks.memory_trace import traced_peaks
 from muxtune.cluster import load_cluster
+from muxtune.costs import CostModel
 from muxtune.memory import StageMemory
 from muxtune.model import Dtype, load_model_spec
 from muxtune.operators import Operator, Phase
@@ -70,7 +71,7 @@ CASES = (
 )
 
 
-class AnyCosts:
+class AnyCosts(CostModel):
     """Costs that only rank plans: no byte depends on them."""
 
     ref = CostsRef(profile_id="any", device="any", digest="0")
@@ -82,6 +83,10 @@ class AnyCosts:
     def action_s(self, operators_s: float, phase: Phase) -> float:
         """No cost of an action's own."""
         return operators_s
+
+    def shard(self, tp: int) -> AnyCosts:
+        """The same for narrower operators."""
+        return self
 
     def exploring(self) -> AbstractContextManager[None]:
         """Nothing to warn of."""

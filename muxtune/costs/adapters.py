@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil
 from typing import NamedTuple
 
@@ -110,34 +111,87 @@ def grouped_seconds(
     filled = [pair for pair in pairs if pair.tokens]
     if not filled:
         return 0.0
-    backward = phase == "bwd"
-    launches = [
-        [_shrink(p, element_bytes, factor_bytes, backward=backward) for p in filled],
-        [_expand(p, element_bytes, factor_bytes, backward=backward) for p in filled],
-    ]
-    if backward:
-        launches.append([_outer(p, p.in_features, element_bytes, factor_bytes) for p in filled])
-        launches.append([_outer(p, p.out_features, element_bytes, factor_bytes) for p in filled])
-    busy_s = sum(_launch_s(gpu, launch, factor_bytes) for launch in launches)
-    parts_bytes = sum(_parts_bytes(p, backward=backward) for p in filled)
-    return GROUP_KERNELS[phase] * gpu.launch_s + busy_s + gpu.stream_s(parts_bytes, launches=0)
+    rates = _rates(gpu, factor_bytes)
+    launches = list(zip(*(_tiles(p, phase, element_bytes, factor_bytes, rates) for p in filled), strict=True))
+    busy_s = sum(
+        max(_waves_s(launch, rates), moved_seconds(gpu, sum([tiles.bytes for tiles in launch])))
+        for launch in launches
+    )
+    parts_bytes = sum([_parts_bytes(p, backward=phase == "bwd") for p in filled])
+    return GROUP_KERNELS[phase] * gpu.launch_s + busy_s + moved_seconds(gpu, parts_bytes)
 
 
-class _Tiles(NamedTuple):
-    """Of one pair in one launch; bytes and FLOPs of all of them."""
+def moved_seconds(gpu: Gpu, bytes_: float) -> float:
+    """:func:`muxtune.costs.pointwise.stream_seconds` without launches, of one number.
+
+    Without numpy it takes a tenth of the time, and a search prices thousands of groups; the parity test is
+    in ``tests/muxtune/costs/test_adapters.py``.
+    """
+    c = gpu.pointwise
+    cached = min(max(2.0 - bytes_ / c.l2_bytes, 0.0), 1.0)
+    return bytes_ * (cached / c.l2_bytes_per_s + (1.0 - cached) / c.dram_bytes_per_s)
+
+
+class _Rates(NamedTuple):
+    """What tiles depend on."""
+
+    sm_count: int
+    flops_per_s: float
+    l2_bytes_per_s: float
+
+
+def _rates(gpu: Gpu, factor_bytes: int) -> _Rates:
+    flops_per_s = gpu.peaks.tensor_flops_per_s
+    if factor_bytes == _FLOAT32_BYTES:
+        flops_per_s /= _TF32X3
+    return _Rates(gpu.pointwise.sm_count, flops_per_s, gpu.pointwise.l2_bytes_per_s)
+
+
+class _Work(NamedTuple):
+    """Of one pair in one launch; bytes and FLOPs of all tiles."""
 
     tiles: int
     bytes: float
     flops: float
 
 
-def _shrink(pair: Pair, element_bytes: int, factor_bytes: int, *, backward: bool) -> _Tiles:
+class _Tiles(NamedTuple):
+    """The same in seconds."""
+
+    tiles: int
+    bytes: float
+    busy_s: float
+    """Of all tiles, one after the other on one SM."""
+    longest_s: float
+
+
+@lru_cache(maxsize=1 << 16)  # a search puts the same pairs into many groups
+def _tiles(
+    pair: Pair, phase: Phase, element_bytes: int, factor_bytes: int, rates: _Rates
+) -> tuple[_Tiles, ...]:
+    """What a pair has in each launch of its group, sums of parts aside."""
+    backward = phase == "bwd"
+    launches = [launch(pair, element_bytes, factor_bytes, backward=backward) for launch in (_shrink, _expand)]
+    if backward:
+        launches += [
+            _outer(pair, width, element_bytes, factor_bytes)
+            for width in (pair.in_features, pair.out_features)
+        ]
+    tiles = []
+    for work in launches:
+        # An SM has its share of the L2 cache's rate.
+        busy_s = max(work.bytes / rates.l2_bytes_per_s, work.flops / rates.flops_per_s) * rates.sm_count
+        tiles.append(_Tiles(work.tiles, work.bytes, busy_s, busy_s / work.tiles))
+    return tuple(tiles)
+
+
+def _shrink(pair: Pair, element_bytes: int, factor_bytes: int, *, backward: bool) -> _Work:
     """Tiles of tokens times parts of the width."""
     width = pair.out_features if backward else pair.in_features
     rows = ceil(pair.tokens / TILE_TOKENS)
     bytes_ = width * (element_bytes * pair.tokens + factor_bytes * rows * pair.r)
     flops = 2.0 * rows * TILE_TOKENS * width * _filled(pair.r)
-    return _Tiles(rows * ceil(width / SPLIT_K), bytes_, flops)
+    return _Work(rows * ceil(width / SPLIT_K), bytes_, flops)
 
 
 def _parts_bytes(pair: Pair, *, backward: bool) -> float:
@@ -146,37 +200,29 @@ def _parts_bytes(pair: Pair, *, backward: bool) -> float:
     return float(_FLOAT32_BYTES * (splits + 1) * pair.tokens * pair.r)
 
 
-def _expand(pair: Pair, element_bytes: int, factor_bytes: int, *, backward: bool) -> _Tiles:
+def _expand(pair: Pair, element_bytes: int, factor_bytes: int, *, backward: bool) -> _Work:
     """Tiles of tokens and columns, which are read, added to and written."""
     width = pair.in_features if backward else pair.out_features
     rows, columns = ceil(pair.tokens / TILE_TOKENS), ceil(width / TILE_COLUMNS)
     bytes_ = width * (2 * element_bytes * pair.tokens + factor_bytes * rows * pair.r)
     flops = 2.0 * rows * columns * TILE_TOKENS * TILE_COLUMNS * _filled(pair.r)
-    return _Tiles(rows * columns, bytes_, flops)
+    return _Work(rows * columns, bytes_, flops)
 
 
-def _outer(pair: Pair, width: int, element_bytes: int, factor_bytes: int) -> _Tiles:
+def _outer(pair: Pair, width: int, element_bytes: int, factor_bytes: int) -> _Work:
     """Gradient of one factor: a tile sums up all tokens of its columns."""
     columns, downs = ceil(width / OUTER_COLUMNS), _FLOAT32_BYTES * pair.tokens * pair.r
     bytes_ = width * (element_bytes * pair.tokens + factor_bytes * pair.r) + columns * downs
     flops = 2.0 * columns * OUTER_COLUMNS * _filled(pair.r) * pair.tokens
-    return _Tiles(columns, bytes_, flops)
+    return _Work(columns, bytes_, flops)
 
 
 def _filled(r: int) -> int:
     return ceil(r / TILE_RANK) * TILE_RANK
 
 
-def _launch_s(gpu: Gpu, pairs: Sequence[_Tiles], factor_bytes: int) -> float:
-    """Waves of tiles over the SMs, the longest tile, or the memory."""
-    flops_per_s = gpu.peaks.tensor_flops_per_s
-    if factor_bytes == _FLOAT32_BYTES:
-        flops_per_s /= _TF32X3
-    sm_count = gpu.pointwise.sm_count
-    # An SM has its share of the L2 cache's rate.
-    busy_s = [max(p.bytes / gpu.pointwise.l2_bytes_per_s, p.flops / flops_per_s) * sm_count for p in pairs]
-    tiles = sum(p.tiles for p in pairs)
-    waves_s = ceil(tiles / sm_count) * sum(busy_s) / tiles
-    longest_s = max(seconds / p.tiles for seconds, p in zip(busy_s, pairs, strict=True))
-    moved_s = gpu.stream_s(sum(p.bytes for p in pairs), launches=0)
-    return max(waves_s, longest_s, moved_s)
+def _waves_s(pairs: Sequence[_Tiles], rates: _Rates) -> float:
+    """Waves of tiles over the SMs, or the longest tile."""
+    tiles = sum([pair.tiles for pair in pairs])
+    waves_s = ceil(tiles / rates.sm_count) * sum([pair.busy_s for pair in pairs]) / tiles
+    return max(waves_s, *[pair.longest_s for pair in pairs])

@@ -26,7 +26,7 @@ Other dtypes are refused.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from math import ceil
 from typing import Literal
@@ -39,6 +39,7 @@ from muxtune.costs.adapters import (
     pair_seconds,
 )
 from muxtune.costs.attention import Heads
+from muxtune.costs.base import CostModel
 from muxtune.costs.collectives import Interconnect
 from muxtune.costs.gpu import load_gpu
 from muxtune.costs.pointwise import PointwiseKind
@@ -67,7 +68,7 @@ Priced = tuple[float, int]
 """Seconds on the device, and kernels."""
 
 
-class AnalyticCosts:
+class AnalyticCosts(CostModel):
     """Costs from shipped coefficients alone.
 
     Args:
@@ -99,7 +100,9 @@ class AnalyticCosts:
         self.adapter_kernels = adapter_kernels
         self.host_launch_s = host_launch_s
         self._heads = Heads(heads=model.heads, kv_heads=model.kv_heads, head_dim=model.head_dim)
-        self._known: dict[tuple[Operator, Phase], float] = {}
+        self._known: dict[tuple[str, tuple[int, ...], Phase], float] = {}
+        self._known_groups: dict[tuple[tuple[tuple[int, ...], ...], Phase], float] = {}
+        self._shards: dict[int, AnalyticCosts] = {1: self}
         self._on_device: dict[str, Callable[[tuple[int, ...], Phase], Priced]] = {
             "linear": self._linear,
             "attention": self._attention,
@@ -127,10 +130,34 @@ class AnalyticCosts:
 
     def latency_s(self, op: Operator, phase: Phase) -> float:
         """Seconds of one operator; nothing to do costs nothing."""
-        key = (op, phase)
-        if key not in self._known:  # a search asks for the same ones again and again
-            self._known[key] = 0.0 if 0 in op.dims else self._latency_s(op, phase)
-        return self._known[key]
+        key = (op.kind, op.dims, phase)  # a search asks for the same ones again and again
+        seconds = self._known.get(key)
+        if seconds is None:
+            seconds = self._known[key] = 0.0 if 0 in op.dims else self._latency_s(op, phase)
+        return seconds
+
+    def group_latency_s(self, ops: Sequence[Operator], phase: Phase) -> float:
+        """Seconds of the adapters of several tasks at one linear; grouped kernels run them in one launch."""
+        if self.adapter_kernels == "torch":
+            return sum(self.latency_s(op, phase) for op in ops)
+        key = (tuple([op.dims for op in ops]), phase)
+        seconds = self._known_groups.get(key)
+        if seconds is None:
+            pairs = [_pair(op) for op in ops if 0 not in op.dims]
+            seconds = self._known_groups[key] = self._grouped_s(pairs, phase) if pairs else 0.0
+        return seconds
+
+    def shard(self, tp: int) -> AnalyticCosts:
+        """Of one of ``tp`` ranks: the same device and links, narrower operators."""
+        if tp not in self._shards:
+            self._shards[tp] = AnalyticCosts(
+                self.gpu.name,
+                self.model.shard(tp),
+                self.interconnect,
+                adapter_kernels=self.adapter_kernels,
+                host_launch_s=self.host_launch_s,
+            )
+        return self._shards[tp]
 
     def action_s(self, operators_s: float, phase: Phase) -> float:
         """The sum itself: what launches take is part of the operators."""
@@ -145,7 +172,7 @@ class AnalyticCosts:
             device_s, kernels = self._on_device[op.kind](op.dims, phase)
             return max(device_s, kernels * self.host_launch_s)
         if op.kind == "lora":
-            return self._lora_s(op.dims, phase)
+            return self._lora_s(op, phase)
         return self._link_s(op)
 
     def _link_s(self, op: Operator) -> float:
@@ -174,24 +201,32 @@ class AnalyticCosts:
         i, o, tokens = dims
         return (self._product_s(tokens, o, i) if phase == "fwd" else self._product_s(tokens, i, o)), 1
 
-    def _lora_s(self, dims: tuple[int, ...], phase: Phase) -> float:
-        i, o, r, tokens = dims
-        pair = Pair(in_features=i, out_features=o, r=r, tokens=tokens)
-        element_bytes = self.model.dtype_bytes
+    def _lora_s(self, op: Operator, phase: Phase) -> float:
+        pair = _pair(op)
         if self.adapter_kernels == "grouped":
-            device_s = grouped_seconds(
-                self.gpu, (pair,), phase, element_bytes=element_bytes, factor_bytes=FACTOR_BYTES
-            )
-            kernels = GROUP_KERNELS[phase]
-        else:
-            device_s = pair_seconds(
-                self.gpu, pair, phase, element_bytes=element_bytes, factor_bytes=FACTOR_BYTES
-            )
-            kernels = pair_kernels(phase, converts=element_bytes != FACTOR_BYTES)
-        # The frozen product beside it has at least these tokens; what is launched before it ends is hidden.
-        product_s, launches = self._linear((i, o, tokens), phase)
-        hidden_s = max(0.0, product_s - launches * self.host_launch_s)
-        return max(device_s, kernels * self.host_launch_s - hidden_s)
+            return self._grouped_s([pair], phase)
+        element_bytes = self.model.dtype_bytes
+        device_s = pair_seconds(self.gpu, pair, phase, element_bytes=element_bytes, factor_bytes=FACTOR_BYTES)
+        kernels = pair_kernels(phase, converts=element_bytes != FACTOR_BYTES)
+        return self._beside_product_s(device_s, kernels, [pair], phase)
+
+    def _grouped_s(self, pairs: Sequence[Pair], phase: Phase) -> float:
+        device_s = grouped_seconds(
+            self.gpu, pairs, phase, element_bytes=self.model.dtype_bytes, factor_bytes=FACTOR_BYTES
+        )
+        return self._beside_product_s(device_s, GROUP_KERNELS[phase], pairs, phase)
+
+    def _beside_product_s(self, device_s: float, kernels: int, pairs: Sequence[Pair], phase: Phase) -> float:
+        """Adapters beside their frozen product, which has at least their tokens.
+
+        What is launched before it ends is hidden.
+        """
+        launches_s = kernels * self.host_launch_s
+        if device_s >= launches_s:
+            return device_s
+        tokens = sum(pair.tokens for pair in pairs)
+        product_s, launches = self._linear((pairs[0].in_features, pairs[0].out_features, tokens), phase)
+        return max(device_s, launches_s - max(0.0, product_s - launches * self.host_launch_s))
 
     def _attention(self, dims: tuple[int, ...], phase: Phase) -> Priced:
         sequences, length = dims
@@ -244,3 +279,8 @@ class AnalyticCosts:
         launches = 1 + ceil(tensors / _TENSORS_PER_LAUNCH)  # the first counts the steps
         bytes_ = _ADAMW_STREAMS * FACTOR_BYTES * parameters
         return self.gpu.stream_s(bytes_, launches=launches), launches
+
+
+def _pair(op: Operator) -> Pair:
+    in_features, out_features, r, tokens = op.dims
+    return Pair(in_features=in_features, out_features=out_features, r=r, tokens=tokens)

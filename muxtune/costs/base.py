@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Protocol, Self
 
 from muxtune.operators import Operator, Phase
 from muxtune.plan import CostsRef
 
 
 class CostModel(Protocol):
-    """Latency of operators on one device."""
+    """Latency of operators on one device.
+
+    Whoever inherits from it gets the sum for groups.
+    """
 
     @property
     def ref(self) -> CostsRef:
@@ -21,8 +25,22 @@ class CostModel(Protocol):
         """Seconds of one operator."""
         ...
 
+    def group_latency_s(self, ops: Sequence[Operator], phase: Phase) -> float:
+        """Seconds of the adapters of several tasks at one linear, which may share a launch."""
+        return sum(self.latency_s(op, phase) for op in ops)
+
     def action_s(self, operators_s: float, phase: Phase) -> float:
-        """Seconds of a whole action whose operators sum up to ``operators_s``."""
+        """Seconds of a whole action whose operators sum up to ``operators_s``: these, and a fixed cost."""
+        ...
+
+    def shard(self, tp: int) -> Self:
+        """Costs of one of ``tp`` tensor-parallel ranks, which has its shard of the backbone.
+
+        The identity stays that of the whole.
+
+        Raises:
+            SpecError: The backbone cannot be split into so many parts.
+        """
         ...
 
     def exploring(self) -> AbstractContextManager[None]:

@@ -1,102 +1,121 @@
-"""What a stage does for one micro-batch, as a list of operators; the planner and the profiler share it."""
+"""What the actions of a stage cost: prices on the graphs of :mod:`muxtune.graph`."""
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Iterable
 
 from muxtune.costs.base import CostModel
+from muxtune.graph import (
+    Launching,
+    Node,
+    frozen_products,
+    layer_graph,
+    message_bytes,
+    node_seconds,
+    part_graph,
+    stage_graph,
+    stage_parts,
+    step_graph,
+)
+from muxtune.graph.stage import Part
 from muxtune.model import ModelSpec
 from muxtune.operators import Operator, Phase
+from muxtune.work import MicrobatchWork
 from muxtune.workload import LoraSpec
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MicrobatchWork:
-    """One micro-batch of an hTask, as the backbone sees it."""
-
-    tokens: int
-    """Of the stream, padding included."""
-    task_tokens: tuple[int, ...]
-    """Of each task's span."""
-    loras: tuple[LoraSpec, ...]
-    """Of each task."""
-    attention: tuple[tuple[float, int, int], ...]
-    """Batched attention calls as (how many, sequences, length); averages of micro-batches have fractions."""
-    targets: float
-    """Predicted tokens; may be an average too."""
-
-    def __post_init__(self) -> None:
-        assert len(self.task_tokens) == len(self.loras), (self.task_tokens, self.loras)
-
+__all__ = [
+    "ActionPrices",
+    "MicrobatchWork",
+    "Weighted",
+    "frozen_products",
+    "layer_operators",
+    "message_bytes",
+    "p2p_seconds",
+    "stage_operators",
+    "stage_seconds",
+    "step_seconds",
+]
 
 Weighted = tuple[Operator, float]
 """An operator, and how often it runs."""
 
 
-@lru_cache(maxsize=256)
-def frozen_products(model: ModelSpec) -> tuple[tuple[int, int], ...]:
-    """(in_features, out_features) of the frozen product of each block of a layer.
-
-    A layer is four blocks: norm and attention's inputs; attention and its output; norm and the MLP's inputs;
-    activation and the MLP's output. Linears that read the same input (queries, keys and values; gate and up)
-    run as one.
-    """
-    products: dict[int, tuple[int, int]] = {}
-    for linear in model.linears:
-        _, out_features = products.get(linear.block, (0, 0))
-        products[linear.block] = (linear.in_features, out_features + linear.out_features)
-    return tuple(products[block] for block in sorted(products))
-
-
 def layer_operators(
-    model: ModelSpec, work: MicrobatchWork, phase: Phase, *, input_gradient: bool = True
+    model: ModelSpec, work: MicrobatchWork, phase: Phase, *, input_gradient: bool = True, tp: int = 1
 ) -> list[Weighted]:
-    """Operators of one layer for one micro-batch.
-
-    Args:
-        model: The backbone.
-        work: The micro-batch.
-        phase: Forward or backward.
-        input_gradient: False for the backward of the first layer of all: nothing before it is trained, so
-            the gradient stops at the first block that has an adapter, before that block's frozen operators.
-    """
-    first_block = 0
-    if phase == "bwd" and not input_gradient:
-        first_block = 1 + min(_adapted_block(model, lora.targets) for lora in work.loras)
-    weighted: list[Weighted] = []
-    for block in range(first_block, 4):
-        weighted += _BEFORE_LINEARS[block](work)
-        weighted.append((Operator("linear", (*frozen_products(model)[block], work.tokens)), 1.0))
-    adapters = Counter(
-        Operator("lora", (i, o, lora.r, tokens))
-        for lora, tokens in zip(work.loras, work.task_tokens, strict=True)
-        for i, o in _targeted_shapes(model, lora.targets)
-    )
-    return weighted + list(adapters.items())
+    """Operators of one layer for one micro-batch; arguments as of :func:`muxtune.graph.layer_graph`."""
+    nodes = layer_graph(model, work, phase, input_gradient=input_gradient, tp=tp)
+    return _weighted((node, 1) for node in nodes)
 
 
 def stage_operators(
-    model: ModelSpec, layers: int, *, first: bool, last: bool, work: MicrobatchWork, phase: Phase
+    model: ModelSpec,
+    layers: int,
+    *,
+    first: bool,
+    last: bool,
+    work: MicrobatchWork,
+    phase: Phase,
+    tp: int = 1,
 ) -> list[Weighted]:
-    """Operators of one action of a stage with ``layers`` layers."""
-    weighted: list[Weighted] = []
-    inner = layers
-    if phase == "fwd":
-        weighted += _between("feed", (), sum(calls * sequences for calls, sequences, _ in work.attention))
-    if first:
-        weighted += layer_operators(model, work, phase, input_gradient=False)
-        inner -= 1
-        if phase == "fwd":
-            weighted.append((Operator("embedding", (work.tokens,)), 1.0))
-    if inner:
-        weighted += [(op, count * inner) for op, count in layer_operators(model, work, phase)]
-    if last:
-        weighted += _between("head", (), work.targets)
-    return weighted
+    """Operators of one action of a stage, without the messages from and to its neighbours."""
+    graph = stage_graph(model, layers, first=first, last=last, work=work, phase=phase, tp=tp)
+    return _weighted((node, repeats) for node, repeats in graph if node.op.kind != "message")
+
+
+class ActionPrices:
+    """What one micro-batch costs in one phase on any stage; every part of a stage is priced once.
+
+    Args:
+        costs: Of the device, for the whole backbone.
+        model: The backbone, whole.
+        work: The micro-batch.
+        phase: ``fwd`` for an F, ``bwd`` for a B.
+        tp: Tensor-parallel ranks.
+        adapters: How those of several tasks at one base op are launched.
+
+    Raises:
+        SpecError: The backbone cannot be split into so many parts.
+    """
+
+    def __init__(
+        self,
+        costs: CostModel,
+        model: ModelSpec,
+        work: MicrobatchWork,
+        phase: Phase,
+        *,
+        tp: int = 1,
+        adapters: Launching = "grouped",
+    ) -> None:
+        self._costs = costs if tp == 1 else costs.shard(tp)
+        self._model = model
+        self._work = work
+        self._phase = phase
+        self._tp = tp
+        self._adapters = adapters
+        self._parts_s: dict[Part, float] = {}
+
+    def seconds(self, layers: int, *, first: bool, last: bool) -> float:
+        """Seconds of the action on a stage: its operators, and the messages from and to its neighbours.
+
+        Args:
+            layers: That the stage holds, at least one.
+            first: Whether the stage begins with the embedding.
+            last: Whether it ends with the head.
+        """
+        parts = stage_parts(layers, first=first, last=last, phase=self._phase)
+        return self._costs.action_s(sum(n * self._part_s(part) for part, n in parts if n), self._phase)
+
+    def _part_s(self, part: Part) -> float:
+        seconds = self._parts_s.get(part)
+        if seconds is None:
+            nodes = part_graph(
+                part, self._model, self._work, self._phase, tp=self._tp, adapters=self._adapters
+            )
+            seconds = sum(node_seconds(node, self._costs, self._phase) for node in nodes)
+            self._parts_s[part] = seconds
+        return seconds
 
 
 def stage_seconds(
@@ -108,38 +127,33 @@ def stage_seconds(
     last: bool,
     work: MicrobatchWork,
     phase: Phase,
+    tp: int = 1,
 ) -> float:
     """Seconds of one action of a stage: its operators, and the messages from and to its neighbours.
 
     Args:
-        costs: Of the device.
-        model: The backbone.
+        costs: Of the device, for the whole backbone.
+        model: The backbone, whole.
         layers: That the stage holds, at least one.
         first: Whether the stage begins with the embedding.
         last: Whether it ends with the head.
         work: The micro-batch.
         phase: ``fwd`` for an F, ``bwd`` for a B.
+        tp: Tensor-parallel ranks; the seconds are those of one of them, collectives included.
     """
-    weighted = stage_operators(model, layers, first=first, last=last, work=work, phase=phase)
-    operators_s = sum(costs.latency_s(op, phase) * count for op, count in weighted)
-    seconds = costs.action_s(operators_s, phase)
-    neighbours = (not first) + (not last)  # an action receives from one and sends to the other
-    if neighbours:
-        message = Operator("message", (message_bytes(model, work.tokens),))
-        seconds += neighbours * costs.latency_s(message, "fwd")
-    return seconds
+    return ActionPrices(costs, model, work, phase, tp=tp).seconds(layers, first=first, last=last)
 
 
-def step_seconds(costs: CostModel, model: ModelSpec, layers: int, lora: LoraSpec) -> float:
-    """Seconds of one task's optimizer step on a stage with ``layers`` layers."""
-    shapes = _targeted_shapes(model, lora.targets)
-    parameters = layers * lora.r * sum(i + o for i, o in shapes)
-    return costs.latency_s(Operator("optimizer", (2 * layers * len(shapes), parameters)), "fwd")
+def step_seconds(
+    costs: CostModel, model: ModelSpec, layers: int, lora: LoraSpec, *, tp: int = 1, dp: int = 1
+) -> float:
+    """Seconds of one task's optimizer step on a stage, with the sums of its gradients over the ranks.
 
-
-def message_bytes(model: ModelSpec, tokens: int) -> int:
-    """Hidden states of a micro-batch, or their gradients."""
-    return tokens * model.hidden * model.dtype_bytes
+    Arguments as of :func:`muxtune.graph.step_graph`; costs and model are those of the whole backbone.
+    """
+    prices = costs if tp == 1 else costs.shard(tp)
+    graph = step_graph(model, layers, lora, tp=tp, dp=dp)
+    return sum(repeats * node_seconds(node, prices, "fwd") for node, repeats in graph)
 
 
 def p2p_seconds(costs: CostModel, model: ModelSpec, tokens: int) -> float:
@@ -147,40 +161,10 @@ def p2p_seconds(costs: CostModel, model: ModelSpec, tokens: int) -> float:
     return costs.latency_s(Operator("p2p", (message_bytes(model, tokens),)), "fwd")
 
 
-def _norm(work: MicrobatchWork) -> Iterator[Weighted]:
-    yield Operator("norm", (work.tokens,)), 1.0
-
-
-def _attention(work: MicrobatchWork) -> Iterator[Weighted]:
-    for calls, sequences, length in work.attention:
-        yield Operator("attention", (sequences, length)), calls
-
-
-def _activation(work: MicrobatchWork) -> Iterator[Weighted]:
-    yield Operator("activation", (work.tokens,)), 1.0
-
-
-_BEFORE_LINEARS = (_norm, _attention, _norm, _activation)
-"""What a block does before its linears."""
-
-
-def _between(kind: str, other_dims: tuple[int, ...], amount: float) -> list[Weighted]:
-    """An operator whose first dimension is an average: a mixture of the two whole sizes around it."""
-    below = math.floor(amount)
-    above = amount - below
-    mixture = ((below, 1.0 - above), (below + 1, above))
-    return [(Operator(kind, (size, *other_dims)), share) for size, share in mixture if size and share]
-
-
-@lru_cache(maxsize=4096)
-def _targeted_shapes(model: ModelSpec, targets: tuple[str, ...]) -> list[tuple[int, int]]:
-    """(in_features, out_features) of every linear of a layer that gets an adapter."""
-    return [
-        (linear.in_features, linear.out_features) for linear in model.targeted_linears(targets, "targets")
-    ]
-
-
-@lru_cache(maxsize=4096)
-def _adapted_block(model: ModelSpec, targets: tuple[str, ...]) -> int:
-    """First block of a layer that gets an adapter."""
-    return min(linear.block for linear in model.targeted_linears(targets, "targets"))
+def _weighted(nodes: Iterable[tuple[Node, int]]) -> list[Weighted]:
+    """Equal operators counted together."""
+    counts: dict[Operator, float] = {}
+    for node, repeats in nodes:
+        for op in node.operators:
+            counts[op] = counts.get(op, 0.0) + node.count * repeats
+    return list(counts.items())

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
+from muxtune.costs.base import CostModel
 from muxtune.costs.interpolation import RatioTable
 from muxtune.costs.overhead import ActionOverhead, StageSum, fit_overhead, sum_stages
 from muxtune.costs.profile import Profile, describe_dims
 from muxtune.costs.roofline import RooflineCosts, fit_coefficients
 from muxtune.errors import UserError
 from muxtune.model import ModelSpec
-from muxtune.operators import LINK_KINDS, PHASES, Operator, Phase
+from muxtune.operators import COLLECTIVE_KINDS, LINK_KINDS, PHASES, Operator, Phase
 from muxtune.plan import CostsRef
 
 
@@ -40,12 +43,21 @@ _OUTSIDE = 1e-9
 """Logarithmic distance below which a shape counts as inside: rounding of logarithms."""
 
 
-class ProfiledCosts:
+@dataclass(slots=True)
+class _Warnings:
+    """What was said, and whether to say anything; a backbone and its shards share one."""
+
+    exploring: bool = False
+    said: set[str] = field(default_factory=set)
+
+
+class ProfiledCosts(CostModel):
     """What was measured, and between the measurements what the analytic shape and their ratios say.
 
     The logarithm of measured / analytic is interpolated multilinearly over the logarithms of the dimensions.
     Outside the measured shapes the ratio of the nearest edge is used and an :class:`ExtrapolationWarning`
-    says once per kind how far outside.
+    says once per kind how far outside. Collectives that were not measured at all cost what the fitted link
+    says, with such a warning.
 
     Args:
         profile: Of this backbone's shapes.
@@ -62,8 +74,8 @@ class ProfiledCosts:
         self.analytic = RooflineCosts(fit_coefficients(profile), model)
         self._tables = self._build_tables()
         self._cache: dict[tuple[Operator, Phase], tuple[float, float]] = {}
-        self._warned: set[str] = set()
-        self._exploring = False
+        self._warnings = _Warnings()
+        self._shards: dict[int, ProfiledCosts] = {1: self}
         self._overheads: dict[Phase, ActionOverhead] = dict.fromkeys(PHASES, ActionOverhead())
         self.stages: list[StageSum] = sum_stages(profile, self)
         """Measured stages beside the sums of their operators."""
@@ -90,18 +102,32 @@ class ProfiledCosts:
             if seconds and op.kind not in _OUTSIDE_ACTIONS:
                 seconds = self._overheads[phase].operator_s(op.kind, seconds)
             cached = self._cache[key] = seconds, outside
-        if cached[1] > _OUTSIDE and not self._exploring:
+        if cached[1] > _OUTSIDE and not self._warnings.exploring:
             self._warn(op, cached[1])
         return cached[0]
 
     @contextmanager
     def exploring(self) -> Iterator[None]:
         """Do not warn inside: a search prices many shapes that no plan will have."""
-        self._exploring = True
+        before, self._warnings.exploring = self._warnings.exploring, True
         try:
             yield
         finally:
-            self._exploring = False
+            self._warnings.exploring = before
+
+    def shard(self, tp: int) -> ProfiledCosts:
+        """Of one of ``tp`` ranks: the measured ratios on top of the analytic shape of narrower operators.
+
+        Widths of linears that were not measured take the ratio of the nearest.
+        """
+        if tp not in self._shards:
+            shard = copy.copy(self)
+            shard.model = self.model.shard(tp)
+            shard.analytic = RooflineCosts(self.analytic.coefficients, shard.model)
+            shard._cache = {}
+            shard._shards = {1: shard}
+            self._shards[tp] = shard
+        return self._shards[tp]
 
     def action_s(self, operators_s: float, phase: Phase) -> float:
         """Seconds of a whole action whose operators sum up to ``operators_s``."""
@@ -131,6 +157,8 @@ class ProfiledCosts:
             return 0.0, 0.0
         category, dims = _split(op)
         tables = self._tables.get((op.kind, phase))
+        if tables is None and op.kind in COLLECTIVE_KINDS:
+            return analytic_s, math.inf
         if tables is None:
             where = f"profile {self.profile.profile_id}"
             raise UserError(f"{where} has no {phase} measurement of kind {op.kind}; profile this model again")
@@ -143,9 +171,17 @@ class ProfiledCosts:
         return analytic_s * math.exp(log_ratio), max(outside, left_by)
 
     def _warn(self, op: Operator, outside: float) -> None:
-        if op.kind in self._warned:
+        if op.kind in self._warnings.said:
             return
-        self._warned.add(op.kind)
+        self._warnings.said.add(op.kind)
+        if outside == math.inf:
+            warnings.warn(
+                f"profile {self.profile.profile_id} measured no {op.kind}; its cost is that of messages over "
+                "the fitted link (said once per kind)",
+                ExtrapolationWarning,
+                stacklevel=4,
+            )
+            return
         warnings.warn(
             f"{op.kind} at {describe_dims(op)} is a factor {math.exp(outside):.2f} outside what profile "
             f"{self.profile.profile_id} measured; its cost there is the analytic one, scaled as at the edge "

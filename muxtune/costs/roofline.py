@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from muxtune.costs.base import CostModel
 from muxtune.costs.profile import Profile
 from muxtune.costs.work import operator_work
 from muxtune.errors import UserError
@@ -36,7 +37,7 @@ class RooflineCoefficients:
     """Mean relative error over the measurements that they were fitted to."""
 
 
-class RooflineCosts:
+class RooflineCosts(CostModel):
     """Costs from coefficients alone, for devices and shapes that nobody measured.
 
     Args:
@@ -72,6 +73,10 @@ class RooflineCosts:
     def action_s(self, operators_s: float, phase: Phase) -> float:
         """The sum itself: the coefficients know no overhead between operators."""
         return operators_s
+
+    def shard(self, tp: int) -> RooflineCosts:
+        """Of one of ``tp`` ranks: the same device, narrower operators."""
+        return RooflineCosts(self.coefficients, self.model.shard(tp))
 
     def exploring(self) -> AbstractContextManager[None]:
         """Changes nothing: a formula has no shapes that it was not measured at."""

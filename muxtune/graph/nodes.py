@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Generic, Literal, Protocol, Self, TypeVar
 
 from muxtune.operators import COLLECTIVE_KINDS, Operator
@@ -32,6 +33,11 @@ class Waiting(Protocol):
         """Positions of the nodes whose results it reads; all are earlier."""
         ...
 
+    @property
+    def leaf(self) -> bool:
+        """Whether only the optimizer step reads its result, so that nothing of the action waits for it."""
+        ...
+
     def after(self, deps: tuple[int, ...]) -> Self:
         """The same with other inputs."""
         ...
@@ -45,9 +51,19 @@ class Node:
     role: Role
     deps: tuple[int, ...] = ()
     count: float = 1.0
-    """How often it runs, one after the other; averages over micro-batches have fractions."""
+    """How often it runs, one after the other; averages over micro-batches and parts of an operator have
+    fractions."""
     task: int | None = None
-    """Of an adapter: which task of the hTask."""
+    """Of an adapter: which task of the hTask; None if it shares a launch with those of other tasks."""
+    group: tuple[Operator, ...] = ()
+    """Of adapters of several tasks in one launch: all of them; ``op`` is the first."""
+    leaf: bool = False
+    """Only the optimizer step reads its result; nothing of the action waits for it."""
+
+    @property
+    def operators(self) -> tuple[Operator, ...]:
+        """All that it runs."""
+        return self.group or (self.op,)
 
     @property
     def stream(self) -> Stream:
@@ -69,10 +85,18 @@ class TimedNode:
     seconds: float
     deps: tuple[int, ...] = ()
     role: Role = "base"
+    leaf: bool = False
+    """Nothing of the action waits for it; the action ends when it has ended all the same."""
 
     def after(self, deps: tuple[int, ...]) -> TimedNode:
         """The same with other inputs."""
         return replace(self, deps=deps)
+
+
+@lru_cache(maxsize=1 << 16)
+def operator(kind: str, *dims: int) -> Operator:
+    """An operator; equal ones are one object, as a search asks for the same ones again and again."""
+    return Operator(kind, dims)
 
 
 N = TypeVar("N", bound=Waiting)
@@ -88,16 +112,21 @@ class StageGraph(Generic[N]):
 
     parts: tuple[tuple[tuple[N, ...], int], ...]
     """Graphs in the order of execution, and how often each runs in a row."""
+    tp: int = 1
+    """Ranks that share the stage; operators are those of one of them."""
 
     def expand(self) -> tuple[N, ...]:
-        """The whole graph; what begins a part waits for what nobody reads in the part before."""
+        """The whole graph; what begins a part waits for what nobody reads in the part before.
+
+        Leaves are waited for by nobody.
+        """
         nodes: list[N] = []
         ends: tuple[int, ...] = ()
         for graph, repeats in self.parts:
             if not graph:
                 continue
             read = {dep for node in graph for dep in node.deps}
-            last = [position for position in range(len(graph)) if position not in read]
+            last = [position for position, node in enumerate(graph) if position not in read and not node.leaf]
             for _ in range(repeats):
                 offset = len(nodes)
                 nodes += [node.after(tuple(offset + dep for dep in node.deps) or ends) for node in graph]

@@ -36,6 +36,11 @@ class LinearSpec(BaseModel):
         """Which of the four blocks of a layer it belongs to; linears of a block read the same tensor."""
         return LAYER_INPUTS.index(self.reads)
 
+    @property
+    def split_by_outputs(self) -> bool:
+        """How tensor-parallel ranks share it: its outputs, where it reads a norm's; its inputs otherwise."""
+        return self.reads in {"attention", "mlp"}
+
 
 class ModelSpec(BaseModel):
     """Shapes of a backbone, and where its weights come from."""
@@ -114,8 +119,8 @@ class ModelSpec(BaseModel):
                 ("mlp.down_proj", ffn, hidden, "inner"),
             ),
             "gpt2": (
-                ("attn.c_attn", hidden, 3 * hidden, "attention"),
-                ("attn.c_proj", hidden, hidden, "attended"),
+                ("attn.c_attn", hidden, q + 2 * kv, "attention"),
+                ("attn.c_proj", q, hidden, "attended"),
                 ("mlp.c_fc", hidden, ffn, "mlp"),
                 ("mlp.c_proj", ffn, hidden, "inner"),
             ),
@@ -150,6 +155,23 @@ class ModelSpec(BaseModel):
                 known = ", ".join(linear.name.rsplit(".", 1)[-1] for linear in self.linears)
                 raise SpecError(field, target, f"a linear of {self.name}: {known}, or all-linear alone")
         return tuple(linear for linear in self.linears if any(_matches(linear.name, t) for t in targets))
+
+    @lru_cache(maxsize=1024)  # noqa: B019  # as above
+    def shard(self, tp: int) -> ModelSpec:
+        """What one of ``tp`` tensor-parallel ranks computes (arXiv 1909.08053): fewer heads, a narrower MLP.
+
+        Linears and vocabulary follow. Shared key and value heads are repeated where they are fewer than
+        ranks; a width that does not divide is rounded up, as the widest rank has it.
+
+        Raises:
+            SpecError: The heads cannot be dealt out evenly.
+        """
+        if tp < 1 or self.heads % tp:
+            raise SpecError("parallelism.tp", tp, f"a divisor of {self.heads}, the heads of {self.name}")
+        if tp == 1:
+            return self
+        shares = {name: -(-getattr(self, name) // tp) for name in ("heads", "kv_heads", "ffn", "vocab")}
+        return self.model_copy(update=shares)
 
     @property
     def norm_parameters(self) -> int:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from muxtune.costs.adapters import Pair, grouped_seconds, pair_kernels, pair_seconds
+from muxtune.costs.adapters import Pair, grouped_seconds, moved_seconds, pair_kernels, pair_seconds
 from muxtune.costs.gpu import load_gpu
 
 DEVICES = ("a40", "a100", "h100")
@@ -69,3 +69,10 @@ def test_tasks_without_tokens_cost_nothing():
     assert grouped(gpu, [], "fwd") == 0.0
     assert grouped(gpu, [pair(0)], "bwd") == 0.0
     assert grouped(gpu, [pair(0), pair(512)], "fwd") == grouped(gpu, [pair(512)], "fwd")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_one_number_takes_as_long_as_in_an_array(device):
+    gpu = load_gpu(device)
+    for bytes_ in (0, 1000, 10**6, 6 * 10**6, 3 * 10**7, 5 * 10**7, 10**8, 10**10):
+        assert moved_seconds(gpu, bytes_) == pytest.approx(gpu.stream_s(bytes_, launches=0), rel=1e-12)

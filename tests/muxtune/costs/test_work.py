@@ -2,9 +2,8 @@
 
 import pytest
 
-from muxtune.costs import ProfiledCosts, RooflineCosts, fit_coefficients
+from muxtune.costs import ExtrapolationWarning, ProfiledCosts, RooflineCosts, fit_coefficients
 from muxtune.costs.work import OperatorWork, operator_work
-from muxtune.errors import UserError
 from muxtune.operators import COLLECTIVE_KINDS, FWD_ONLY, LINK_KINDS, Operator
 from tests.muxtune.costs.synthetic import COEFFICIENTS, MODEL, analytic_law, make_profile, operators
 
@@ -51,10 +50,12 @@ def test_measured_collectives_do_not_bend_the_fit_of_the_device():
     assert fit_coefficients(make_profile(slow_collectives, [*operators(), *RINGS])) == without
 
 
-def test_a_profile_may_lack_collectives_until_somebody_asks():
+def test_collectives_that_a_profile_lacks_cost_what_its_link_says():
     costs = ProfiledCosts(make_profile(analytic_law(), operators()), MODEL)
-    with pytest.raises(UserError, match="no fwd measurement of kind all_reduce; profile this model again"):
-        costs.latency_s(Operator("all_reduce", (4096, 2)), "fwd")
+    op = Operator("all_reduce", (4096, 2))
+    with pytest.warns(ExtrapolationWarning, match="measured no all_reduce; its cost is that of messages"):
+        seconds = costs.latency_s(op, "fwd")
+    assert seconds == costs.analytic.latency_s(op, "fwd") > 0
 
 
 def test_measured_collectives_are_interpolated_over_bytes_and_ranks():

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from muxtune.cluster import ClusterSpec, DeviceSpec, LinkSpec
+from muxtune.costs import CostModel
 from muxtune.model import PRESETS, ModelSpec
 from muxtune.operators import Operator, Phase
 from muxtune.plan import CostsRef
@@ -15,7 +16,7 @@ from muxtune.workload import Workload, workload_from
 TINY = PRESETS["llama-tiny"].model_copy(update={"layers": 4})
 
 
-class FakeCosts:
+class FakeCosts(CostModel):
     """A device whose operators cost a launch and a rate, so that fusing pays for small micro-batches."""
 
     def __init__(self, launch_s: float = 20e-6, tokens_per_s: float = 2e6) -> None:
@@ -29,6 +30,9 @@ class FakeCosts:
     def latency_s(self, op: Operator, phase: Phase) -> float:
         amount = {"attention": op.dims[0] * op.dims[-1], "optimizer": 1, "p2p": op.dims[0] / 1024}
         return self.launch_s + amount.get(op.kind, op.dims[-1]) / self.tokens_per_s
+
+    def shard(self, tp: int) -> FakeCosts:
+        return self
 
     def exploring(self) -> AbstractContextManager[None]:
         return nullcontext()

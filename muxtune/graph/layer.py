@@ -1,0 +1,229 @@
+"""Forward and backward graph of one layer, with the adapters of all tasks and tensor-parallel collectives.
+
+A layer is four blocks: norm and attention's inputs; attention and its output; norm and the MLP's inputs;
+activation and the MLP's output. Linears that read the same input (queries, keys and values; gate and up) run
+as one product. An adapter reads what its linear reads, and whoever reads the linear waits for it too.
+
+**Tensor parallelism** (arXiv 1909.08053). The first and third block's linears are split by their outputs: the
+forward has their input whole, the backward sums the input's gradient over the ranks. The second and fourth
+block's are split by their inputs: the forward sums their outputs, the backward has the gradient whole. The
+results of adapters are parts of the same sums, so they need no collectives of their own.
+
+**Backward** is the forward turned around: who was read waits for its readers. Under tensor parallelism an
+adapter's half that gives the gradients of its factors stands alone: it has no reader, and can run while
+others communicate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Literal
+
+from muxtune.graph.nodes import Node, operator
+from muxtune.graph.peft import Attachment, BaseOp, attachments, base_ops
+from muxtune.model import ModelSpec
+from muxtune.operators import Phase
+from muxtune.work import MicrobatchWork
+
+Launching = Literal["grouped", "separate"]
+"""Adapters of several tasks at one base op: one node, or one node for each."""
+
+_FIRST_KINDS = ("norm", "attention", "norm", "activation")
+"""What each block does before its linears."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    """A node before its micro-batch is known."""
+
+    kind: str
+    block: int
+    deps: tuple[int, ...] = ()
+    shape: tuple[int, ...] = ()
+    """Of a linear its widths, of a collective its bytes per token and its ranks."""
+    phase: Phase | None = None
+    """Of a collective: in which phase it runs."""
+    base: BaseOp | None = None
+    """Of adapters: what they are attached to."""
+    share: float = 1.0
+    """Of the operator."""
+    leaf: bool = False
+    along: bool = False
+    """Whether it goes on with what the same tasks had in its only input."""
+
+
+@lru_cache(maxsize=256)
+def frozen_products(model: ModelSpec) -> tuple[tuple[int, int], ...]:
+    """(in_features, out_features) of the frozen product of each block of a layer."""
+    products: dict[int, tuple[int, int]] = {}
+    for linear in model.linears:
+        _, out_features = products.get(linear.block, (0, 0))
+        products[linear.block] = (linear.in_features, out_features + linear.out_features)
+    return tuple(products[block] for block in sorted(products))
+
+
+def layer_graph(
+    model: ModelSpec,
+    work: MicrobatchWork,
+    phase: Phase,
+    *,
+    tp: int = 1,
+    input_gradient: bool = True,
+    adapters: Launching = "grouped",
+) -> tuple[Node, ...]:
+    """Nodes of one layer for one micro-batch, as one of ``tp`` ranks runs them.
+
+    Args:
+        model: The backbone, whole.
+        work: The micro-batch.
+        phase: Forward or backward.
+        tp: Tensor-parallel ranks.
+        input_gradient: False for the backward of the first layer of all: nothing before it is trained, so
+            the gradient stops at the first block that has an adapter, before that block's frozen operators.
+        adapters: How those of several tasks at one base op are launched.
+
+    Raises:
+        SpecError: The backbone cannot be split into so many parts.
+    """
+    shard = model.shard(tp)
+    adapted: dict[int, list[tuple[int, Attachment]]] = {}
+    for task, lora in enumerate(work.loras):
+        for attachment in attachments(shard, lora):
+            adapted.setdefault(attachment.base.position, []).append((task, attachment))
+    slots = _slots(shard, tuple(sorted(adapted)), phase, tp, input_gradient or phase == "fwd")
+    return _filled(slots, work, adapted, adapters)
+
+
+@lru_cache(maxsize=4096)  # the hTasks of a search differ in sizes, rarely in what is adapted
+def _slots(
+    model: ModelSpec, positions: tuple[int, ...], phase: Phase, tp: int, input_gradient: bool
+) -> tuple[_Slot, ...]:
+    """Of a layer whose linears at these positions have adapters."""
+    adapted = [base_ops(model)[position] for position in positions]
+    slots = _forward(model, adapted, tp)
+    if phase == "bwd":
+        slots = _turned_around(slots)
+    slots = _keep(slots, lambda slot: slot.phase in {None, phase})
+    if phase == "fwd":
+        return slots
+    first = -1 if input_gradient else min((base.block for base in adapted), default=len(_FIRST_KINDS))
+    slots = _keep(slots, lambda slot: slot.block > first or (slot.block == first and slot.base is not None))
+    return _halved(slots, first) if tp > 1 else slots
+
+
+def _forward(model: ModelSpec, adapted: Sequence[BaseOp], tp: int) -> tuple[_Slot, ...]:
+    """Forward with the collectives of both phases at the places where they belong."""
+    sums = (model.hidden * model.dtype_bytes, tp)
+    slots: list[_Slot] = []
+    ends: tuple[int, ...] = ()
+
+    def put(slot: _Slot) -> tuple[int, ...]:
+        slots.append(slot)
+        return (len(slots) - 1,)
+
+    for block, shape in enumerate(frozen_products(model)):
+        split_by_outputs = block % 2 == 0
+        ends = put(_Slot(_FIRST_KINDS[block], block, ends))
+        if tp > 1 and split_by_outputs:
+            ends = put(_Slot("all_reduce", block, ends, sums, phase="bwd"))
+        read = ends
+        ends = put(_Slot("linear", block, read, shape))
+        for base in adapted:
+            if base.block == block:
+                ends += put(_Slot("lora", block, read, base=base))
+        if tp > 1 and not split_by_outputs:
+            ends = put(_Slot("all_reduce", block, ends, sums, phase="fwd"))
+    return tuple(slots)
+
+
+def _turned_around(slots: Sequence[_Slot]) -> tuple[_Slot, ...]:
+    """From the last to the first; who was read waits for its readers."""
+    readers: list[list[int]] = [[] for _ in slots]
+    last = len(slots) - 1
+    for position, slot in enumerate(slots):
+        for dep in slot.deps:
+            readers[dep].append(last - position)
+    backwards = zip(reversed(slots), reversed(readers), strict=True)
+    return tuple(replace(slot, deps=tuple(sorted(waited))) for slot, waited in backwards)
+
+
+def _keep(slots: Iterable[_Slot], wanted: Callable[[_Slot], bool]) -> tuple[_Slot, ...]:
+    """Without the others; who read one of them reads what it read."""
+    kept: list[_Slot] = []
+    stands_for: list[tuple[int, ...]] = []
+    for slot in slots:
+        deps = tuple(dict.fromkeys(place for dep in slot.deps for place in stands_for[dep]))
+        stands_for.append((len(kept),) if wanted(slot) else deps)
+        if wanted(slot):
+            kept.append(replace(slot, deps=deps))
+    return tuple(kept)
+
+
+def _halved(slots: Iterable[_Slot], first: int) -> tuple[_Slot, ...]:
+    """Backward of adapters as two halves: the input's gradient, and those of the factors.
+
+    Both take the same floating-point operations, ``2 r (in + out)`` per token. In block ``first`` nobody
+    needs the input's.
+    """
+    halves: list[_Slot] = []
+    stands_for: list[int] = []
+    for slot in slots:
+        moved = replace(slot, deps=tuple(stands_for[dep] for dep in slot.deps))
+        stands_for.append(len(halves))
+        if slot.base is None or slot.block == first:
+            halves.append(replace(moved, leaf=slot.base is not None))
+            continue
+        halves.append(replace(moved, share=0.5))
+        halves.append(replace(slot, deps=(len(halves) - 1,), share=0.5, leaf=True, along=True))
+    return tuple(halves)
+
+
+def _filled(
+    slots: Iterable[_Slot],
+    work: MicrobatchWork,
+    adapted: Mapping[int, Sequence[tuple[int, Attachment]]],
+    adapters: Launching,
+) -> tuple[Node, ...]:
+    """Nodes of the slots; one slot may take several."""
+    nodes: list[Node] = []
+    places: list[tuple[int, ...]] = []
+    for slot in slots:
+        deps = tuple([place for dep in slot.deps for place in places[dep]])
+        start = len(nodes)
+        if slot.base is not None:
+            nodes += _adapter_nodes(slot, slot.base, work, adapted[slot.base.position], deps, adapters)
+        elif slot.kind == "attention":
+            nodes += [
+                Node(operator("attention", sequences, length), "base", deps, calls)
+                for calls, sequences, length in work.attention
+            ]
+        elif slot.kind == "all_reduce":
+            per_token, ranks = slot.shape
+            nodes.append(Node(operator("all_reduce", per_token * work.tokens, ranks), "communication", deps))
+        else:
+            nodes.append(Node(operator(slot.kind, *slot.shape, work.tokens), "base", deps))
+        places.append(tuple(range(start, len(nodes))))
+    return tuple(nodes)
+
+
+def _adapter_nodes(
+    slot: _Slot,
+    base: BaseOp,
+    work: MicrobatchWork,
+    attached: Sequence[tuple[int, Attachment]],
+    deps: tuple[int, ...],
+    adapters: Launching,
+) -> list[Node]:
+    """One for all tasks, or one for each; a half that goes on with another goes on task by task."""
+    operators = [
+        (task, attachment.adapter.operator(base, work.task_tokens[task])) for task, attachment in attached
+    ]
+    if adapters == "grouped" and len(operators) > 1:
+        group = tuple(op for _, op in operators)
+        return [Node(group[0], "adapter", deps, slot.share, group=group, leaf=slot.leaf)]
+    return [
+        Node(op, "adapter", (deps[i],) if slot.along else deps, slot.share, task=task, leaf=slot.leaf)
+        for i, (task, op) in enumerate(operators)
+    ]

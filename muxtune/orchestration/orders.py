@@ -1,0 +1,136 @@
+"""Launch orders of a clock: what each stream runs one after the other, and what waits for what."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain, zip_longest
+
+from muxtune.errors import UserError
+from muxtune.orchestration.launches import Clock
+from muxtune.orchestration.streams import Barrier
+from muxtune.orchestration.subgraphs import COMMUNICATION, COMPUTE
+
+Turn = tuple[int, int]
+"""An hTask by its position in the clock, and which of its subgraphs on that stream."""
+
+_RUN = re.compile(r"(\d+):(\d+)(?:-(\d+))?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchOrder:
+    """All that a stage has to know to play a clock, given the graphs of its hTasks."""
+
+    barrier: Barrier
+    compute: tuple[Turn, ...]
+    communication: tuple[Turn, ...]
+
+
+def encode_turns(turns: Iterable[Turn]) -> str:
+    """Turns as a short text: ``0:0-2 1:0 0:3`` for three of hTask 0, the first of hTask 1, and so on."""
+    runs: list[list[int]] = []
+    for htask, number in turns:
+        if runs and runs[-1][0] == htask and runs[-1][2] + 1 == number:
+            runs[-1][2] = number
+        else:
+            runs.append([htask, number, number])
+    return " ".join(
+        f"{htask}:{first}" if first == last else f"{htask}:{first}-{last}" for htask, first, last in runs
+    )
+
+
+def decode_turns(text: str) -> tuple[Turn, ...]:
+    """Turns from what :func:`encode_turns` wrote.
+
+    Raises:
+        UserError: It is something else.
+    """
+    turns: list[Turn] = []
+    for word in text.split():
+        run = _RUN.fullmatch(word)
+        if run is None:
+            raise UserError(f"launch order: {word!r}: expected HTASK:NUMBER or HTASK:FIRST-LAST")
+        first = int(run[2])
+        turns += [(int(run[1]), number) for number in range(first, int(run[3] or first) + 1)]
+    return tuple(turns)
+
+
+def one_after_another(clock: Clock) -> list[int]:
+    """All of the first hTask as it runs best alone, then all of the next."""
+    return list(chain.from_iterable(_alone(clock)))
+
+
+def in_turns(clock: Clock) -> list[int]:
+    """Each hTask as it runs best alone: the first subgraph of each, then the second of each."""
+    rounds = zip_longest(*_alone(clock))
+    return [item for item in chain.from_iterable(rounds) if item is not None]
+
+
+def _alone(clock: Clock) -> list[list[int]]:
+    firsts = zip(clock.graphs, clock.firsts, strict=True)
+    return [[first + each for each in graph.alone] for graph, first in firsts]
+
+
+def turns_of(clock: Clock, items: Iterable[int], barrier: Barrier) -> LaunchOrder:
+    """The order of subgraphs, told by turns."""
+    turn_of = {
+        item: (position, number)
+        for stream in (COMPUTE, COMMUNICATION)
+        for position in range(len(clock.graphs))
+        for number, item in enumerate(clock.on_stream(position, stream))
+    }
+    turns: tuple[list[Turn], list[Turn]] = ([], [])
+    for item in items:
+        turns[clock.streams[item]].append(turn_of[item])
+    return LaunchOrder(barrier, tuple(turns[COMPUTE]), tuple(turns[COMMUNICATION]))
+
+
+def items_of(clock: Clock, order: LaunchOrder) -> list[int]:
+    """The subgraphs of turns, each after all that it waits for.
+
+    Raises:
+        UserError: The turns are not those of these hTasks, or the streams would wait for each other for ever.
+    """
+    queues = [
+        _stream_items(clock, order.compute, COMPUTE),
+        _stream_items(clock, order.communication, COMMUNICATION),
+    ]
+    waiting = clock.waiting.copy()
+    taken = [0, 0]
+    items: list[int] = []
+    while len(items) < len(clock):
+        before = len(items)
+        for stream, queue in enumerate(queues):
+            while taken[stream] < len(queue) and not waiting[queue[taken[stream]]]:
+                item = queue[taken[stream]]
+                taken[stream] += 1
+                items.append(item)
+                for follower in clock.followers[item]:
+                    waiting[follower] -= 1
+        if len(items) == before:
+            where = " and ".join(f"{name} {taken[i]}" for i, name in enumerate(_NAMES))
+            raise UserError(f"launch order: {where} wait for each other: expected an order that can run")
+    if order.barrier == "none":
+        return items
+    for queue, name in zip(queues, _NAMES, strict=True):
+        owners = [clock.owners[item] for item in queue]
+        if owners != sorted(owners):
+            expected = f"one after the other with barrier {order.barrier}"
+            raise UserError(f"launch order: {name} mixes hTasks: expected {expected}")
+    return sorted(items, key=clock.owners.__getitem__)
+
+
+_NAMES = ("compute", "communication")
+
+
+def _stream_items(clock: Clock, turns: Sequence[Turn], stream: int) -> list[int]:
+    """The subgraphs of a stream's turns."""
+    own = [clock.on_stream(position, stream) for position in range(len(clock.graphs))]
+    expected = [(position, number) for position, items in enumerate(own) for number in range(len(items))]
+    if sorted(turns) != expected:
+        counts = [len(items) for items in own]
+        raise UserError(
+            f"launch order: {_NAMES[stream]} has {len(turns)} turns: expected each of {counts} subgraphs once"
+        )
+    return [own[position][number] for position, number in turns]

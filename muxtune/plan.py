@@ -11,11 +11,14 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from muxtune.alignment import Alignment, HTaskShape
+from muxtune.alignment_report import AlignmentReport
 from muxtune.cluster import ClusterSpec
 from muxtune.errors import SpecError, UserError, naming, spec_error_from
 from muxtune.files import write_text_atomically
+from muxtune.injection import clocks_in_flight
 from muxtune.model import ModelSpec
-from muxtune.schedule import Action, Kind, Template, check_schedule
+from muxtune.schedule import Action, Kind, Template, clocks_of
+from muxtune.schedule_check import check_schedule
 from muxtune.workload import PeftTask
 
 SCHEMA_VERSION = 1
@@ -38,9 +41,12 @@ class Parallelism(BaseModel):
 
     model_config = _STRICT
 
-    tp: Literal[1] = 1
+    tp: int = Field(default=1, gt=0)
+    """Ranks that share a stage."""
     pp: int = Field(gt=0)
-    dp: Literal[1] = 1
+    """Pipeline stages."""
+    dp: int = Field(default=1, gt=0)
+    """Replicas that share the data of every step."""
     layers_per_stage: tuple[int, ...]
 
     @property
@@ -61,18 +67,45 @@ class HTask(BaseModel):
     chunk_tokens: int | None = Field(default=None, gt=0)
     """Chunk length under ``chunk``; null otherwise."""
     microbatches: int = Field(gt=0)
-    """Per optimizer step."""
+    """Per optimizer step, on each replica."""
     tokens_per_microbatch: int = Field(gt=0)
     instance: int = Field(default=0, ge=0)
     """Which copy of the backbone runs it; policies without a shared backbone have one per task."""
 
 
 class Orchestration(BaseModel):
-    """How the operators of one clock are ordered inside a stage."""
+    """How the operators of one clock are ordered inside a stage (paper section 3.4).
+
+    sequential   one after the other
+    intra        communication of an hTask runs beside its own computation
+    round-robin  the hTasks of a bucket share clocks and take turns, subgraph by subgraph
+    interleaved  the hTasks of a bucket share clocks, ordered by list scheduling
+    """
 
     model_config = _STRICT
 
-    mode: Literal["sequential"] = "sequential"
+    mode: Literal["sequential", "intra", "round-robin", "interleaved"] = "sequential"
+    contention: float = Field(default=0.0, ge=0)
+    """While computation and communication run at once, each runs at the rate 1 / (1 + contention)."""
+    adapters: Literal["grouped", "separate"] = "grouped"
+    """Adapters of one hTask at one base operator: a single kernel call, or one call per task."""
+
+    @property
+    def shares_clocks(self) -> bool:
+        """Whether the hTasks of a bucket share clocks."""
+        return self.mode in {"round-robin", "interleaved"}
+
+
+class ClockSeconds(BaseModel):
+    """Duration of a clock that several hTasks share."""
+
+    model_config = _STRICT
+
+    kind: Literal["F", "B"]
+    htasks: tuple[int, ...] = Field(min_length=2)
+    """In the order of their bucket."""
+    seconds: tuple[float, ...]
+    """Per stage; of a backward with its share of the optimizer steps."""
 
 
 class Predicted(BaseModel):
@@ -90,8 +123,11 @@ class Predicted(BaseModel):
     """Per stage."""
     bubble_fraction: float
     """Share of the stages' time in steady state in which they wait."""
+    theoretical_bubble_fraction: float | None = None
+    """The same if all clocks took equally long and transfers no time, see
+    :func:`muxtune.prediction.theoretical_bubble_fraction`."""
     lower_bound_s: float
-    """Work of the busiest stage in one iteration; no schedule of these hTasks is faster."""
+    """Work of the busiest stage in one iteration; no schedule of these clocks is faster."""
     scheduled_iterations: int
     makespan_s: float
     """Of the whole schedule."""
@@ -101,6 +137,10 @@ class Predicted(BaseModel):
     """[stage][hTask], seconds per micro-batch, with its share of the optimizer step."""
     p2p_s: tuple[float, ...]
     """[hTask], seconds per transfer between neighbouring stages."""
+    clock_s: tuple[ClockSeconds, ...] = ()
+    """Of every kind of clock in the schedule that several hTasks share."""
+    alignment: AlignmentReport | None = None
+    """Tokens per iteration, and what other alignments of the same hTasks would need."""
 
 
 class Plan(BaseModel):
@@ -138,8 +178,23 @@ class Plan(BaseModel):
 
     @property
     def microbatches(self) -> tuple[int, ...]:
-        """Per hTask and step."""
+        """Per hTask and step, on each replica."""
         return tuple(htask.microbatches for htask in self.htasks)
+
+    @property
+    def shared_buckets(self) -> tuple[tuple[int, ...], ...] | None:
+        """Buckets whose hTasks share clocks; None if every action is a clock of its own."""
+        return self.buckets if self.orchestration.shares_clocks else None
+
+    def open_limit(self, stage: int) -> int:
+        """Micro-batches that a stage may have in flight, at most."""
+        instances = [htask.instance for htask in self.htasks]
+        clocks = clocks_in_flight(
+            self.template, self.microbatches, pp=self.parallelism.pp, stage=stage, instances=instances
+        )
+        if self.template == "gpipe":
+            return clocks  # each counted once per hTask
+        return clocks * max(len(bucket) for bucket in self.shared_buckets or ((0,),))
 
     @cached_property
     def tasks_by_id(self) -> dict[str, PeftTask]:
@@ -204,8 +259,15 @@ def check_plan(plan: Plan, where: str = "plan") -> None:
         raise SpecError(f"{where}: buckets", [list(b) for b in plan.buckets], expected)
     if len(plan.schedule) != p.pp:
         raise SpecError(f"{where}: schedule", f"{len(plan.schedule)} lists", f"one per stage ({p.pp})")
+    if plan.orchestration.shares_clocks:
+        _check_shared_clocks(plan, where)
     with naming(where):
-        check_schedule(plan.actions, plan.microbatches)
+        check_schedule(
+            plan.actions,
+            plan.microbatches,
+            buckets=plan.shared_buckets,
+            in_flight_limit=plan.template != "gpipe",
+        )
     missing = set(range(len(plan.htasks))) - {action.htask for action in plan.actions[0]}
     if missing:
         expected = "at least one step of every hTask"
@@ -231,12 +293,38 @@ def _check_htasks(plan: Plan, where: str) -> None:
             expected = f"a multiple of chunk_tokens ({htask.chunk_tokens})"
             raise SpecError(f"{field}.tokens_per_microbatch", htask.tokens_per_microbatch, expected)
         for task_id in htask.task_ids:
-            needed = plan.tasks_by_id[task_id].declared_microbatches
+            needed = -(-plan.tasks_by_id[task_id].declared_microbatches // plan.parallelism.dp)
             if htask.microbatches < needed:
                 expected = f"at least {needed}: {task_id} allows no more sequences per micro-batch"
                 raise SpecError(f"{field}.microbatches", htask.microbatches, expected)
     if sorted(assigned) != sorted(plan.tasks_by_id):
         raise SpecError(f"{where}: htasks.task_ids", assigned, "every task in exactly one hTask")
+
+
+def _check_shared_clocks(plan: Plan, where: str) -> None:
+    for bucket in plan.buckets:
+        instances = sorted({plan.htasks[h].instance for h in bucket})
+        if len(instances) > 1:
+            expected = f"one, as hTasks {list(bucket)} share clocks ({plan.orchestration.mode})"
+            raise SpecError(f"{where}: htasks.instance", instances, expected)
+
+
+def _check_clock_seconds(plan: Plan, where: str) -> None:
+    field = f"{where}: predicted.clock_s"
+    listed = [(clock.kind, clock.htasks) for clock in plan.predicted.clock_s]
+    played = {
+        (clock[0].kind, tuple(action.htask for action in clock))
+        for clock in clocks_of(plan.actions[0], plan.microbatches, plan.shared_buckets)
+        if len(clock) > 1
+    }
+    if len(listed) != len(played) or set(listed) != played:
+        names = [f"{kind} of {list(htasks)}" for kind, htasks in sorted(played)]
+        expected = ", ".join(names) if names else f"nothing: no clocks are shared ({plan.orchestration.mode})"
+        raise SpecError(field, [f"{kind} of {list(htasks)}" for kind, htasks in listed], expected)
+    for position, clock in enumerate(plan.predicted.clock_s):
+        if len(clock.seconds) != plan.parallelism.pp:
+            expected = f"{plan.parallelism.pp} numbers, one per stage"
+            raise SpecError(f"{field}[{position}].seconds", len(clock.seconds), expected)
 
 
 def _check_predicted(plan: Plan, where: str) -> None:
@@ -256,6 +344,7 @@ def _check_predicted(plan: Plan, where: str) -> None:
         raise SpecError(
             f"{where}: predicted.peak_memory_bytes", len(p.peak_memory_bytes), f"{stages} numbers"
         )
+    _check_clock_seconds(plan, where)
 
 
 def load_plan(path: Path) -> Plan:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
-from muxtune.plan import Plan, Predicted
-from muxtune.timeline import StageTimes, lower_bound_s, makespan_s, steady_iteration_s
+from muxtune.alignment_report import AlignmentReport
+from muxtune.injection import Template, iteration_clocks
+from muxtune.plan import ClockSeconds, Plan, Predicted
+from muxtune.timeline import ClockTimes, StageTimes, iteration_work_s, makespan_s, steady_iteration_s
 from muxtune.trace import COMPUTE, Span, iteration_ends_s
 
 
@@ -19,7 +22,7 @@ class IterationTokens:
     """Tokens of one iteration, that is of one optimizer step of every task."""
 
     all: float
-    """Everything that goes through the backbone."""
+    """Everything that goes through the backbone, on all replicas."""
     billed: float
     """Examples padded to their task's own max length."""
     effective: float
@@ -33,7 +36,7 @@ def iteration_tokens(plan: Plan) -> IterationTokens:
     """
     predicted = plan.predicted
     return IterationTokens(
-        all=sum(h.microbatches * h.tokens_per_microbatch for h in plan.htasks),
+        all=plan.parallelism.dp * sum(h.microbatches * h.tokens_per_microbatch for h in plan.htasks),
         billed=sum(task.global_batch_size * task.max_length for task in plan.tasks),
         effective=predicted.effective_tokens_per_s * predicted.iteration_s,
     )
@@ -42,7 +45,61 @@ def iteration_tokens(plan: Plan) -> IterationTokens:
 def stage_times(plan: Plan) -> StageTimes:
     """The durations that a plan was made with."""
     p = plan.predicted
-    return StageTimes(fwd_s=p.fwd_s, bwd_s=p.bwd_s, p2p_s=p.p2p_s)
+    clocks = None
+    if plan.shared_buckets is not None:
+        seconds = {(clock.kind, clock.htasks): clock.seconds for clock in p.clock_s}
+        clocks = ClockTimes(buckets=plan.shared_buckets, microbatches=plan.microbatches, seconds=seconds)
+    return StageTimes(fwd_s=p.fwd_s, bwd_s=p.bwd_s, p2p_s=p.p2p_s, clocks=clocks)
+
+
+def theoretical_bubble_fraction(
+    buckets: Sequence[Sequence[int]],
+    microbatches: Sequence[int],
+    *,
+    pp: int,
+    template: Template,
+    instances: Sequence[int] | None = None,
+    co_scheduled: bool = False,
+) -> float:
+    """Share of waiting if all clocks took equally long and transfers no time.
+
+    A pipeline that fills, plays ``m`` clocks and drains stands still for ``pp - 1`` of every stage's
+    ``m + pp - 1`` turns. Every instance's turn does so in an iteration, which then has the fraction
+
+        segments * (pp - 1) / (clocks of the iteration + segments * (pp - 1))
+
+    With a single instance ``continuous`` drains no segment: 0, the steady state where enough other hTasks
+    stand between the last micro-batch of an hTask's step and the first of its next. With several, the last
+    turn of an iteration goes on in the next one if that begins with the same instance.
+
+    Args:
+        buckets: hTasks per bucket, in order of injection.
+        microbatches: Per hTask and step.
+        pp: Pipeline stages.
+        template: Of the schedule.
+        instances: Backbone instance per hTask, one for all by default.
+        co_scheduled: The hTasks of a bucket share clocks.
+    """
+    rotation = iteration_clocks(buckets, microbatches, co_scheduled=co_scheduled)
+    turns = [key for key, _ in groupby(instances[htasks[0]] if instances else 0 for _, htasks in rotation)]
+    segments = len(turns)
+    if template == "continuous" and turns[0] == turns[-1]:
+        segments -= 1
+    waiting = segments * (pp - 1)
+    return waiting / (len(rotation) + waiting)
+
+
+def predict_plan(plan: Plan, spans: Sequence[Span]) -> Predicted:
+    """What a plan predicts by another timeline of its schedule, or of a longer one."""
+    return predict(
+        spans,
+        times=stage_times(plan),
+        microbatches=plan.microbatches,
+        tokens=iteration_tokens(plan),
+        peak_memory_bytes=plan.predicted.peak_memory_bytes,
+        theoretical_bubble_fraction=plan.predicted.theoretical_bubble_fraction,
+        alignment=plan.predicted.alignment,
+    )
 
 
 def predict(
@@ -52,6 +109,8 @@ def predict(
     microbatches: Sequence[int],
     tokens: IterationTokens,
     peak_memory_bytes: Sequence[int],
+    theoretical_bubble_fraction: float | None = None,
+    alignment: AlignmentReport | None = None,
 ) -> Predicted:
     """Numbers of a schedule that was played from its first to its last action.
 
@@ -64,26 +123,30 @@ def predict(
         microbatches: Per hTask and iteration.
         tokens: Per iteration.
         peak_memory_bytes: Per stage.
+        theoretical_bubble_fraction: What the function of that name gives.
+        alignment: Tokens under other alignments.
     """
     compute = [span for span in spans if span.stream == COMPUTE]
     iteration_s = steady_iteration_s(compute)
-    pp = len(times.fwd_s)
-    busy_s = sum(
-        m * (f + b)
-        for fwd, bwd in zip(times.fwd_s, times.bwd_s, strict=True)
-        for m, f, b in zip(microbatches, fwd, bwd, strict=True)
-    )
+    work_s = iteration_work_s(times, microbatches)
+    busy = sum(work_s) / (len(work_s) * iteration_s)
     return Predicted(
         iteration_s=iteration_s,
         tokens_per_s=tokens.all / iteration_s,
         billed_tokens_per_s=tokens.billed / iteration_s,
         effective_tokens_per_s=tokens.effective / iteration_s,
         peak_memory_bytes=tuple(peak_memory_bytes),
-        bubble_fraction=max(0.0, 1 - busy_s / (pp * iteration_s)),  # rounding alone can make it negative
-        lower_bound_s=lower_bound_s(times, microbatches),
+        bubble_fraction=max(0.0, 1 - busy),  # rounding alone can make it negative
+        theoretical_bubble_fraction=theoretical_bubble_fraction,
+        lower_bound_s=max(work_s),
         scheduled_iterations=len(iteration_ends_s(compute)),
         makespan_s=makespan_s(compute),
         fwd_s=tuple(map(tuple, times.fwd_s)),
         bwd_s=tuple(map(tuple, times.bwd_s)),
         p2p_s=tuple(times.p2p_s),
+        clock_s=tuple(
+            ClockSeconds(kind=kind, htasks=htasks, seconds=tuple(seconds))
+            for (kind, htasks), seconds in (times.clocks.seconds.items() if times.clocks else ())
+        ),
+        alignment=alignment,
     )

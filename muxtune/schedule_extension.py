@@ -40,8 +40,9 @@ def check_step_meetings(stages: Sequence[Sequence[Action]], meeting: Collection[
     """Refuse a schedule in which the stages might not meet at the optimizer steps of some hTasks.
 
     Clipping by the global norm sums over all stages, so each waits at that step for the others. All stages
-    play their backwards in the same order; if the step follows its last backward at once, as generated
-    schedules do, no stage needs anything from beyond the meeting, and there is no deadlock.
+    play their backwards in the same order; if the step follows its last backward at once, or after the same
+    backwards and steps on every stage (the rest of a clock, as generated schedules have it), then no stage
+    needs anything from beyond the meeting, and there is no deadlock.
 
     Args:
         stages: A valid schedule.
@@ -51,14 +52,24 @@ def check_step_meetings(stages: Sequence[Sequence[Action]], meeting: Collection[
     Raises:
         SpecError: A step of those hTasks stands elsewhere.
     """
+    reference: dict[Action, list[Action]] = {}
     for stage, actions in enumerate(stages):
         for slot, action in enumerate(actions):
             if action.kind != "STEP" or action.htask not in meeting:
                 continue
-            before = actions[slot - 1]
-            if (before.kind, before.htask) != ("B", action.htask):
+            between = _since_last_backward(actions, slot)
+            same = reference.setdefault(action, between) == between
+            if not same or any(entry.kind == "F" for entry in between):
                 expected = f"a place right after the last backward, as hTask {action.htask} has max_grad_norm"
                 raise SpecError(f"{where}: schedule[{stage}][{slot}]", str(action), expected)
+
+
+def _since_last_backward(actions: Sequence[Action], slot: int) -> list[Action]:
+    """What stands between an hTask's last backward and its STEP in ``slot``."""
+    first = slot
+    while (actions[first - 1].kind, actions[first - 1].htask) != ("B", actions[slot].htask):
+        first -= 1
+    return list(actions[first:slot])
 
 
 def _is_generated(plan: Plan) -> bool:
@@ -80,6 +91,7 @@ def _generate(plan: Plan, steps: Sequence[int]) -> list[list[Action]]:
         template=plan.template,
         steps=steps,
         instances=[htask.instance for htask in plan.htasks],
+        co_scheduled=plan.orchestration.shares_clocks,
     )
 
 

@@ -119,9 +119,9 @@ class StageRunner:
         previous, following = self._stage - 1, self._stage + 1
         self._activations = None if self._first else Inbox(previous, self._sizes("F"), hidden, dtype)
         self._gradients = None if self._last else Inbox(following, self._sizes("B"), hidden, dtype)
-        in_flight = self._plan.parallelism.pp - self._stage
-        self._to_next = None if self._last else Outbox(following, room=in_flight)
-        self._to_previous = None if self._first else Outbox(previous, room=in_flight + 1)
+        open_limit = self._plan.open_limit
+        self._to_next = None if self._last else Outbox(following, room=open_limit(self._stage))
+        self._to_previous = None if self._first else Outbox(previous, room=open_limit(previous))
         play = {"F": self._forward, "B": self._backward, "STEP": self._step}
         for action in self._actions:
             play[action.kind](action)

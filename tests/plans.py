@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from muxtune.cluster import load_cluster
 from muxtune.model import PRESETS
-from muxtune.plan import CostsRef, HTask, Parallelism, Plan, check_plan
+from muxtune.plan import CostsRef, HTask, Orchestration, Parallelism, Plan, check_plan
 from muxtune.prediction import IterationTokens, predict
 from muxtune.schedule import Template, build_schedule
-from muxtune.timeline import StageTimes, evaluate_schedule
+from muxtune.timeline import ClockTimes, StageTimes, evaluate_schedule
 from muxtune.workload import DatasetSpec, LoraSpec, PeftTask
 
 
@@ -26,8 +26,14 @@ def make_task(id_: str, *, max_length: int = 64, **changes: object) -> PeftTask:
     return PeftTask.model_validate(fields | changes)
 
 
-def make_plan(*, template: Template = "continuous", pp: int = 2) -> Plan:
-    """Two hTasks, {a, b} and {c}, padded, on ``pp`` stages of llama-tiny."""
+def make_plan(
+    *, template: Template = "continuous", pp: int = 2, orchestration: Orchestration | None = None
+) -> Plan:
+    """Two hTasks, {a, b} and {c}, padded, on ``pp`` stages of llama-tiny.
+
+    Each has a bucket of its own, or, if ``orchestration`` has hTasks share clocks, both have one.
+    """
+    orchestration = orchestration or Orchestration()
     model = PRESETS["llama-tiny"]
     tasks = (make_task("a"), make_task("b"), make_task("c", max_length=128))
     htasks = (
@@ -46,11 +52,24 @@ def make_plan(*, template: Template = "continuous", pp: int = 2) -> Plan:
             tokens_per_microbatch=512,
         ),
     )
-    buckets = ((1,), (0,))
+    shared = orchestration.shares_clocks
+    buckets: tuple[tuple[int, ...], ...] = ((1, 0),) if shared else ((1,), (0,))
     microbatches = (2, 2)
     iterations = 3 if template == "continuous" else 1
-    stages = build_schedule(buckets, microbatches, pp=pp, template=template, steps=[iterations] * 2)
-    times = StageTimes(fwd_s=[[0.010, 0.012]] * pp, bwd_s=[[0.020, 0.021]] * pp, p2p_s=[0.001, 0.001])
+    stages = build_schedule(
+        buckets, microbatches, pp=pp, template=template, steps=[iterations] * 2, co_scheduled=shared
+    )
+    clocks = ClockTimes(
+        buckets=buckets,
+        microbatches=microbatches,
+        seconds={("F", (1, 0)): [0.018] * pp, ("B", (1, 0)): [0.035] * pp},
+    )
+    times = StageTimes(
+        fwd_s=[[0.010, 0.012]] * pp,
+        bwd_s=[[0.020, 0.021]] * pp,
+        p2p_s=[0.001, 0.001],
+        clocks=clocks if shared else None,
+    )
     plan = Plan(
         schema_version=1,
         model=model,
@@ -63,6 +82,7 @@ def make_plan(*, template: Template = "continuous", pp: int = 2) -> Plan:
         buckets=buckets,
         template=template,
         schedule=tuple(tuple((a.kind, a.htask, a.number) for a in stage) for stage in stages),
+        orchestration=orchestration,
         predicted=predict(
             evaluate_schedule(stages, times),
             times=times,

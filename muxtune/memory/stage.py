@@ -7,12 +7,13 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 
 from muxtune.costs.compose import MicrobatchWork
+from muxtune.memory.kept import KeptBytes
 from muxtune.memory.loads import HTaskLoad, htask_load
 from muxtune.memory.walk import POSTED_AHEAD, Variable, fullest_moment
 from muxtune.memory.weights import MOMENTS, WHOLE, Sharding, backbone_bytes, table_bytes
 from muxtune.memory.workspace import DeviceKind
 from muxtune.model import ModelSpec
-from muxtune.schedule import Action
+from muxtune.schedule import Action, clocks_of
 
 CUDA_ALLOCATOR_FRACTION = 0.05
 """Assumed share that a caching allocator adds to what is allocated: blocks are rounded up to 512 bytes, large
@@ -63,43 +64,66 @@ class StageLoad:
     first: bool
     last: bool
     in_flight: int
-    """Micro-batches whose backward may be open: ``pp - stage``."""
+    """Clocks whose backward may be open: ``pp - stage`` in 1F1B, all of an iteration under ``gpipe``."""
     backbone_bytes: int
     table_bytes: int
     htasks: tuple[HTaskLoad, ...]
+    buckets: tuple[tuple[int, ...], ...] = ()
+    """Whose hTasks share clocks; hTasks of no bucket have clocks of their own."""
 
-    def peak(self, actions: Sequence[Action]) -> StageMemory:
+    def peak(self, actions: Sequence[Action], microbatches: Sequence[int] | None = None) -> StageMemory:
         """Breakdown at the fullest moment of the stage's actions.
 
         A micro-batch is open from its F to the end of its B; the adapters' gradients live from an hTask's
-        first B to its STEP. The actions are repeated in a run: optimizer states, and the messages of the
-        repetitions before and after, count from the start.
+        first B to its STEP. The micro-batches of a clock run together, so their temporaries add up. The
+        actions are repeated in a run: optimizer states, and the messages of the repetitions before and after,
+        count from the start.
+
+        Args:
+            actions: Of the stage.
+            microbatches: Per hTask and step; needed where hTasks share clocks.
         """
+        clocks = clocks_of(actions, microbatches or (), self.buckets or None)
         fullest = fullest_moment(
-            self.htasks, actions, first=self.first, last=self.last, sent_kept=self.sent_kept
+            self.htasks, clocks, first=self.first, last=self.last, sent_kept=self.sent_kept
         )
         return self._memory(fullest)
 
     def bound(self, microbatches: Sequence[int]) -> StageMemory:
-        """No less than :meth:`peak` of any 1F1B schedule, without having one.
+        """No less than :meth:`peak` of any schedule within the limit in flight, without having one.
 
         Args:
             microbatches: Per hTask and step; more of one hTask can only be open with other hTasks.
         """
-        loads = zip(self.htasks, microbatches, strict=True)
-        open_ = [h.kept for h, m in loads for _ in range(min(m, self.in_flight))]
+        open_: list[KeptBytes] = []
+        for clock in self._clocks:
+            kept = [self.htasks[h].kept for h in clock]
+            together = KeptBytes(
+                activation_bytes=sum(each.activation_bytes for each in kept),
+                logit_bytes=sum(each.logit_bytes for each in kept),
+            )
+            open_ += [together] * min(max(microbatches[h] for h in clock), self.in_flight)
         open_ = sorted(open_, key=lambda kept: -kept.total_bytes)[: self.in_flight]
+        chunk_kv = sorted(
+            (sum(self.htasks[h].chunk_kv_bytes for h in clock) for clock in self._clocks), reverse=True
+        )
         largest = max(h.message_bytes for h in self.htasks)
-        messages = (POSTED_AHEAD + self.sent_kept) * (not self.first) + (POSTED_AHEAD + 1) * (not self.last)
+        received = max(sum(self.htasks[h].message_bytes for h in clock) for clock in self._clocks)
+        posted = POSTED_AHEAD * largest
+        sent = self.sent_kept * largest
         return self._memory(
             Variable(
                 gradients=self.adapter_bytes,
                 activations=sum(kept.activation_bytes for kept in open_),
                 logits=sum(kept.logit_bytes for kept in open_),
-                chunk_kv=sum(sorted((h.chunk_kv_bytes for h in self.htasks), reverse=True)[: self.in_flight]),
-                messages=largest * messages,
+                chunk_kv=sum(chunk_kv[: self.in_flight]),
+                messages=(posted + sent) * (not self.first) + (posted + received) * (not self.last),
                 workspace=max(
-                    max(h.forward_workspace_bytes, h.backward_workspace_bytes) for h in self.htasks
+                    max(
+                        sum(self.htasks[h].forward_workspace_bytes for h in clock),
+                        sum(self.htasks[h].backward_workspace_bytes for h in clock),
+                    )
+                    for clock in self._clocks
                 ),
             )
         )
@@ -107,7 +131,13 @@ class StageLoad:
     @property
     def sent_kept(self) -> int:
         """Sent gradients that are kept, as many as the stage before may have micro-batches open."""
-        return self.in_flight + 1
+        return (self.in_flight + 1) * max(len(clock) for clock in self._clocks)
+
+    @cached_property
+    def _clocks(self) -> list[tuple[int, ...]]:
+        """The largest clocks that there are, by their hTasks."""
+        shared = {h for bucket in self.buckets for h in bucket}
+        return [*self.buckets, *((h,) for h in range(len(self.htasks)) if h not in shared)]
 
     @cached_property
     def adapter_bytes(self) -> int:
@@ -148,7 +178,7 @@ def stage_load(
         layers: On this stage.
         first: The stage embeds.
         last: The stage has the head.
-        in_flight: Micro-batches whose backward may be open, ``pp - stage``.
+        in_flight: Clocks whose backward may be open, ``pp - stage`` in 1F1B.
         instances: Copies of the backbone.
         works: Fullest micro-batch of each hTask; of a data-parallel replica, its own share.
         sharding: Over tensor-parallel ranks.

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 from muxtune.memory.loads import HTaskLoad
 from muxtune.schedule import Action
+
+Clock = Sequence[Action]
+"""Actions that run together, or a STEP."""
 
 POSTED_AHEAD = 2
 """Receives that a stage posts per direction beyond the message that it works on, as the runtime does."""
@@ -25,30 +29,30 @@ class Variable(NamedTuple):
 
 
 def fullest_moment(
-    htasks: Sequence[HTaskLoad], actions: Sequence[Action], *, first: bool, last: bool, sent_kept: int
+    htasks: Sequence[HTaskLoad], clocks: Sequence[Clock], *, first: bool, last: bool, sent_kept: int
 ) -> Variable:
     """What is there at the fullest moment of a stage's actions.
 
     Args:
         htasks: Of the plan.
-        actions: Of the stage; a run repeats them.
+        clocks: Actions of the stage, those that run together in one; a run repeats them.
         first: Nothing comes from a stage before, and no gradient goes there.
         last: Nothing goes to a stage behind.
         sent_kept: Sent gradients that are kept.
     """
-    walk = _Walk(htasks, actions, first=first, last=last, sent_kept=sent_kept)
-    for action in actions:
-        walk.play(action)
+    walk = _Walk(htasks, clocks, first=first, last=last, sent_kept=sent_kept)
+    for clock in clocks:
+        walk.play(clock)
     return walk.fullest
 
 
 class _Walk:
-    """A stage between two actions."""
+    """A stage between two clocks."""
 
     def __init__(
         self,
         htasks: Sequence[HTaskLoad],
-        actions: Sequence[Action],
+        clocks: Sequence[Clock],
         *,
         first: bool,
         last: bool,
@@ -58,6 +62,7 @@ class _Walk:
         self._sends_gradients, self._receives_gradients = not first, not last
         self._open: Counter[int] = Counter()  # micro-batches per hTask
         self._activations = self._logits = self._chunk_kv = 0
+        actions = list(chain.from_iterable(clocks))
         sent = [htasks[a.htask].message_bytes for a in actions if a.kind == "B"] if not first else []
         self._sent_gradients = deque(sent, maxlen=sent_kept)
         self._gradients: dict[int, int] = {}
@@ -68,24 +73,33 @@ class _Walk:
         self.fullest = Variable()
         self._note()
 
-    def play(self, action: Action) -> None:
-        """Go one action further."""
-        h = action.htask
-        htask = self._htasks[h]
-        if action.kind == "STEP":
-            self._gradients.pop(h, None)
+    def play(self, clock: Clock) -> None:
+        """Go one clock further."""
+        kind, htasks = clock[0].kind, [self._htasks[action.htask] for action in clock]
+        if kind == "STEP":
+            self._gradients.pop(clock[0].htask, None)
             return
-        self._inboxes[action.kind].receive()
-        if action.kind == "F":
-            self._open[h] += 1
-            if self._open[h] == 1:
-                self._chunk_kv += htask.chunk_kv_bytes
-            self._activations += htask.kept.activation_bytes
-            self._logits += htask.kept.logit_bytes
-            self._note(htask.forward_workspace_bytes)
+        for action, htask in zip(clock, htasks, strict=True):
+            self._inboxes[kind].receive()
+            if kind == "F":
+                self._enter(action.htask, htask)
+        if kind == "F":
+            self._note(sum(htask.forward_workspace_bytes for htask in htasks))
             return
-        received = htask.message_bytes * self._receives_gradients
-        self._note(htask.backward_workspace_bytes, received)
+        received = sum(htask.message_bytes for htask in htasks) * self._receives_gradients
+        self._note(sum(htask.backward_workspace_bytes for htask in htasks), received)
+        for action, htask in zip(clock, htasks, strict=True):
+            self._leave(action.htask, htask)
+        self._note(0, received)
+
+    def _enter(self, h: int, htask: HTaskLoad) -> None:
+        self._open[h] += 1
+        if self._open[h] == 1:
+            self._chunk_kv += htask.chunk_kv_bytes
+        self._activations += htask.kept.activation_bytes
+        self._logits += htask.kept.logit_bytes
+
+    def _leave(self, h: int, htask: HTaskLoad) -> None:
         self._open[h] -= 1
         if not self._open[h]:
             self._chunk_kv -= htask.chunk_kv_bytes
@@ -93,7 +107,6 @@ class _Walk:
         self._logits -= htask.kept.logit_bytes
         self._gradients[h] = htask.adapter_bytes
         self._sent_gradients.append(htask.message_bytes * self._sends_gradients)
-        self._note(0, received)
 
     def _note(self, workspace: int = 0, received: int = 0) -> None:
         posted = sum(inbox.posted_bytes for inbox in self._inboxes.values())

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from muxtune.dataset import with_digest
+from muxtune.injection import inject
 from muxtune.plan import SCHEMA_VERSION, HTask, Parallelism, Plan, check_plan
 from muxtune.planning.problem import PlanningProblem
 from muxtune.planning.structure import HTaskChoice, PlanStructure
-from muxtune.prediction import predict
+from muxtune.prediction import predict, theoretical_bubble_fraction
 from muxtune.schedule import Action, build_schedule
-from muxtune.timeline import evaluate_schedule, schedule_iteration_s
+from muxtune.timeline import evaluate_schedule, injected_iteration_s
 
 CONTINUOUS_ITERATIONS = 4
 """Iterations that a continuous plan schedules: one fills, one drains, two are steady."""
@@ -16,20 +17,32 @@ CONTINUOUS_ITERATIONS = 4
 
 def structure_schedule(structure: PlanStructure) -> list[list[Action]]:
     """Action lists of the structure's scheduled iterations."""
-    iterations = 1 if structure.template == "flush" else CONTINUOUS_ITERATIONS
     return build_schedule(
         structure.buckets,
         structure.microbatches,
         pp=structure.pp,
         template=structure.template,
-        steps=[iterations] * len(structure.htasks),
+        steps=[_iterations(structure)] * len(structure.htasks),
         instances=[htask.instance for htask in structure.htasks],
+        co_scheduled=structure.orchestration.shares_clocks,
     )
 
 
 def structure_iteration_s(problem: PlanningProblem, structure: PlanStructure) -> float:
     """Steady iteration time by the recurrence; what candidates are compared by."""
-    return schedule_iteration_s(structure_schedule(structure), problem.times(structure))
+    injection = inject(
+        structure.buckets,
+        structure.microbatches,
+        template=structure.template,
+        steps=[_iterations(structure)] * len(structure.htasks),
+        instances=[htask.instance for htask in structure.htasks],
+        co_scheduled=structure.orchestration.shares_clocks,
+    )
+    return injected_iteration_s(injection, problem.times(structure))
+
+
+def _iterations(structure: PlanStructure) -> int:
+    return CONTINUOUS_ITERATIONS if structure.template == "continuous" else 1
 
 
 def assemble_plan(problem: PlanningProblem, structure: PlanStructure, policy: str) -> Plan:
@@ -46,6 +59,15 @@ def assemble_plan(problem: PlanningProblem, structure: PlanStructure, policy: st
         microbatches=structure.microbatches,
         tokens=problem.iteration_tokens(structure),
         peak_memory_bytes=[stage.total_bytes for stage in problem.memory(structure, actions)],
+        theoretical_bubble_fraction=theoretical_bubble_fraction(
+            structure.buckets,
+            structure.microbatches,
+            pp=structure.pp,
+            template=structure.template,
+            instances=[htask.instance for htask in structure.htasks],
+            co_scheduled=structure.orchestration.shares_clocks,
+        ),
+        alignment=problem.alignment_report(structure),
     )
     tasks = tuple(task.model_copy(update={"dataset": with_digest(task.dataset)}) for task in problem.tasks)
     plan = Plan(
@@ -64,6 +86,7 @@ def assemble_plan(problem: PlanningProblem, structure: PlanStructure, policy: st
         htasks=tuple(_htask(i, choice) for i, choice in enumerate(structure.htasks)),
         buckets=structure.buckets,
         template=structure.template,
+        orchestration=structure.orchestration,
         schedule=tuple(tuple((a.kind, a.htask, a.number) for a in stage) for stage in actions),
         predicted=predicted,
     )

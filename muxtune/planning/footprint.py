@@ -8,6 +8,7 @@ from functools import lru_cache
 from muxtune.cluster import DeviceSpec
 from muxtune.costs.compose import MicrobatchWork
 from muxtune.dataset import load_task_data
+from muxtune.injection import clocks_in_flight
 from muxtune.memory import (
     CUDA_ALLOCATOR_FRACTION,
     HTaskLoad,
@@ -56,7 +57,9 @@ class StructureMemory:
         for stage in range(structure.pp):
             load = self._stage_load(structure, stage)
             memory.append(
-                load.bound(structure.microbatches) if actions is None else load.peak(actions[stage])
+                load.bound(structure.microbatches)
+                if actions is None
+                else load.peak(actions[stage], structure.microbatches)
             )
         if self._device.kind == "cuda":
             return tuple(peak.with_allocator(CUDA_ALLOCATOR_FRACTION) for peak in memory)
@@ -70,7 +73,14 @@ class StructureMemory:
         return StageLoad(
             first=first,
             last=last,
-            in_flight=mesh.pp - stage,
+            in_flight=clocks_in_flight(
+                structure.template,
+                structure.microbatches,
+                pp=mesh.pp,
+                stage=stage,
+                instances=[htask.instance for htask in structure.htasks],
+            ),
+            buckets=structure.buckets if structure.orchestration.shares_clocks else (),
             backbone_bytes=instances
             * backbone_bytes(self._model, layers, first=first, last=last, sharding=sharding),
             table_bytes=instances * table_bytes(self._model),
@@ -108,6 +118,7 @@ def plan_memory(plan: Plan) -> tuple[StageMemory, ...]:
         ),
         buckets=plan.buckets,
         template=plan.template,
+        orchestration=plan.orchestration,
         mesh=Mesh(plan.parallelism.layers_per_stage, plan.parallelism.tp, plan.parallelism.dp),
     )
     memory = StructureMemory(plan.model, plan.cluster.device, lambda htask: sample_works(htask, data).largest)

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from muxtune.alignment import (
-    Alignment,
-    HTaskShape,
-)
+from muxtune.alignment import Alignment, HTaskShape
+from muxtune.alignment_report import AlignmentReport, alignment_report, effective_tokens
 from muxtune.cluster import ClusterSpec
 from muxtune.costs.base import CostModel
-from muxtune.costs.compose import p2p_seconds, stage_seconds, step_seconds
 from muxtune.dataset import TaskData, load_task_data
 from muxtune.memory import StageMemory
 from muxtune.model import ModelSpec
 from muxtune.planning.footprint import StructureMemory
-from muxtune.planning.structure import HTaskChoice, Mesh, PlanStructure
+from muxtune.planning.prices import StructurePrices
+from muxtune.planning.structure import PlanStructure
 from muxtune.planning.works import sample_works
 from muxtune.prediction import IterationTokens
 from muxtune.schedule import Action
@@ -28,21 +25,6 @@ from muxtune.shapes import htask_microbatches, phase_tokens, phases, row_tokens_
 from muxtune.timeline import StageTimes
 from muxtune.tokenizer import load_tokenizer
 from muxtune.workload import PeftTask, Workload
-
-
-@dataclass(frozen=True, slots=True)
-class HTaskTimes:
-    """What one micro-batch of an hTask costs on every stage."""
-
-    fwd_s: tuple[float, ...]
-    bwd_s: tuple[float, ...]
-    """With the micro-batch's share of the optimizer step."""
-    p2p_s: float
-
-    @property
-    def slowest_s(self) -> float:
-        """Forward and backward on the slowest stage."""
-        return max(f + b for f, b in zip(self.fwd_s, self.bwd_s, strict=True))
 
 
 class PlanningProblem:
@@ -72,8 +54,9 @@ class PlanningProblem:
         # Shapes and prices are asked for again and again by every policy; both depend on the arguments alone.
         self._shape = lru_cache(maxsize=None)(self._measure_shape)
         self._group_tokens = lru_cache(maxsize=None)(self._measure_groups)
-        self.htask_times = lru_cache(maxsize=None)(self._price)
         self._works = lru_cache(maxsize=None)(partial(sample_works, data=self.data))
+        self._prices = StructurePrices(costs, model, lambda htask: self._works(htask).mean)
+        self.htask_times = self._prices.htask_times
         self._memory = StructureMemory(model, cluster.device, lambda htask: self._works(htask).largest)
 
     @property
@@ -102,18 +85,12 @@ class PlanningProblem:
 
     def times(self, structure: PlanStructure) -> StageTimes:
         """Durations that the structure's schedule is played with."""
-        prices = [self.htask_times(htask, structure.mesh) for htask in structure.htasks]
-        stages = range(structure.pp)
-        return StageTimes(
-            fwd_s=[[price.fwd_s[stage] for price in prices] for stage in stages],
-            bwd_s=[[price.bwd_s[stage] for price in prices] for stage in stages],
-            p2p_s=[price.p2p_s for price in prices],
-        )
+        return self._prices.stage_times(structure)
 
     def price_again(self, structure: PlanStructure) -> None:
         """Ask the costs anew for what the structure needs, so that they say what they did not measure."""
         for htask in structure.htasks:
-            self._price(htask, structure.mesh)
+            self._prices.price(htask, structure.mesh, structure.orchestration)
 
     def memory(
         self, structure: PlanStructure, actions: Sequence[Sequence[Action]] | None = None
@@ -129,45 +106,42 @@ class PlanningProblem:
             effective=self._effective_tokens,
         )
 
+    def alignment_report(self, structure: PlanStructure) -> AlignmentReport:
+        """Tokens of one iteration, and what other alignments of the same hTasks would need."""
+        return alignment_report(
+            self.data,
+            [(htask.task_ids, htask.shape) for htask in structure.htasks],
+            measure=self._stream_tokens,
+        )
+
+    def _stream_tokens(
+        self, task_ids: tuple[str, ...], alignment: Alignment, chunk_tokens: int | None, groups: int
+    ) -> int:
+        return self._measure_tokens(task_ids, alignment, chunk_tokens, groups)[1]
+
     @cached_property
     def _effective_tokens(self) -> float:
-        return sum(
-            float(np.mean([data.batch_lengths(step).sum() for step in range(data.task.steps)]))
-            for data in self.data.values()
-        )
+        return effective_tokens(self.data.values())
 
     def _measure_shape(
         self, task_ids: tuple[str, ...], alignment: Alignment, chunk_tokens: int | None, dp: int
     ) -> HTaskShape:
-        members = [self.data[task_id] for task_id in task_ids]
-        m = -(-htask_microbatches(members) // dp)
-        row_tokens = row_tokens_of(members, alignment, chunk_tokens)
-        sizes = [self._group_tokens(task_id, alignment, m * dp, row_tokens) for task_id in task_ids]
+        m = -(-htask_microbatches([self.data[task_id] for task_id in task_ids]) // dp)
+        row_tokens, tokens = self._measure_tokens(task_ids, alignment, chunk_tokens, m * dp)
         return HTaskShape(
-            alignment=alignment,
-            row_tokens=row_tokens,
-            microbatches=m,
-            replicas=dp,
-            tokens=phase_tokens(members, sizes, alignment, phases(members)[0]),
+            alignment=alignment, row_tokens=row_tokens, microbatches=m, replicas=dp, tokens=tokens
         )
+
+    def _measure_tokens(
+        self, task_ids: tuple[str, ...], alignment: Alignment, chunk_tokens: int | None, groups: int
+    ) -> tuple[int | None, int]:
+        """Row length and length of the stream."""
+        members = [self.data[task_id] for task_id in task_ids]
+        row_tokens = row_tokens_of(members, alignment, chunk_tokens)
+        sizes = [self._group_tokens(task_id, alignment, groups, row_tokens) for task_id in task_ids]
+        return row_tokens, phase_tokens(members, sizes, alignment, phases(members)[0])
 
     def _measure_groups(
         self, task_id: str, alignment: Alignment, microbatches: int, row_tokens: int | None
     ) -> NDArray[np.int64]:
         return step_group_tokens(self.data[task_id], alignment, microbatches, row_tokens)
-
-    def _price(self, htask: HTaskChoice, mesh: Mesh) -> HTaskTimes:
-        work = self._works(htask).mean
-        pp, layers_per_stage = mesh.pp, mesh.layers_per_stage
-        kinds = [(layers, stage == 0, stage == pp - 1) for stage, layers in enumerate(layers_per_stage)]
-        prices: dict[tuple[int, bool, bool], tuple[float, float]] = {}
-        for layers, first, last in dict.fromkeys(kinds):  # most stages of a long pipeline are alike
-            seconds = partial(
-                stage_seconds, self.costs, self.model, layers, first=first, last=last, work=work
-            )
-            step = sum(step_seconds(self.costs, self.model, layers, lora) for lora in work.loras)
-            bwd_s = seconds(phase="bwd") + step / htask.shape.microbatches
-            prices[layers, first, last] = seconds(phase="fwd"), bwd_s
-        fwd, bwd = zip(*(prices[kind] for kind in kinds), strict=True)
-        p2p = p2p_seconds(self.costs, self.model, htask.shape.tokens) if pp > 1 else 0.0
-        return HTaskTimes(fwd, bwd, p2p)

@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from muxtune.alignment import HTaskShape
+from muxtune.plan import Orchestration
 from muxtune.schedule import Template
+
+SEQUENTIAL = Orchestration()
+"""Operators one after the other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +52,7 @@ class PlanStructure:
     """hTask positions per bucket, in order of injection."""
     template: Template
     mesh: Mesh
+    orchestration: Orchestration = SEQUENTIAL
 
     @property
     def layers_per_stage(self) -> tuple[int, ...]:

@@ -18,20 +18,32 @@ class Problem:
     steps: tuple[int, ...]
     pp: int
     template: Template
+    co_scheduled: bool = False
 
     def build(self) -> list[list[Action]]:
         return build_schedule(
-            self.buckets, self.microbatches, pp=self.pp, template=self.template, steps=self.steps
+            self.buckets,
+            self.microbatches,
+            pp=self.pp,
+            template=self.template,
+            steps=self.steps,
+            co_scheduled=self.co_scheduled,
         )
+
+    @property
+    def shared_buckets(self) -> tuple[tuple[int, ...], ...] | None:
+        """As ``check_schedule`` and ``clocks_of`` take them."""
+        return self.buckets if self.co_scheduled else None
 
 
 @st.composite
 def problems(
     draw: st.DrawFn,
     *,
-    templates: Sequence[Template] = ("flush", "continuous"),
-    max_pp: int = 8,
+    templates: Sequence[Template] = ("flush", "continuous", "gpipe"),
+    max_pp: int = 16,
     equal_steps: bool = False,
+    may_share: bool = True,
 ) -> Problem:
     htasks = draw(st.integers(1, 6))
     order = draw(st.permutations(range(htasks)))
@@ -44,6 +56,7 @@ def problems(
         steps=tuple(steps),
         pp=draw(st.integers(1, max_pp)),
         template=draw(st.sampled_from(templates)),
+        co_scheduled=may_share and draw(st.booleans()),
     )
 
 

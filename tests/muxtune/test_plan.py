@@ -7,12 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
+from muxtune.alignment_report import AlignmentReport, TokenCounts
 from muxtune.errors import SpecError, UserError
-from muxtune.plan import Plan, check_plan, load_plan, save_plan
+from muxtune.plan import Orchestration, Plan, check_plan, load_plan, save_plan
 from muxtune.schedule import Action
 from tests.plans import make_plan
 
-TEMPLATES = ("flush", "continuous")
+TEMPLATES = ("flush", "continuous", "gpipe")
+SHARED = Orchestration(mode="interleaved", contention=0.25, adapters="separate")
 
 
 @pytest.fixture
@@ -125,8 +127,8 @@ FIELDS = [
     (("model", "layers"), 0, "model.layers = 0: expected greater than 0"),
     (("cluster", "ranks"), 0, "cluster.ranks = 0: expected greater than 0"),
     (("costs", "digest"), None, "costs.digest = None: expected a valid string"),
-    (("parallelism", "tp"), 2, "parallelism.tp = 2: expected 1"),
-    (("parallelism", "dp"), 2, "parallelism.dp = 2: expected 1"),
+    (("parallelism", "tp"), 0, "parallelism.tp = 0: expected greater than 0"),
+    (("parallelism", "dp"), -1, "parallelism.dp = -1: expected greater than 0"),
     (("parallelism", "pp"), 0, "parallelism.pp = 0: expected greater than 0"),
     (("tasks",), [], "tasks = []: expected"),
     (("tasks", 0, "steps"), 0, "tasks.0.steps = 0: expected greater than 0"),
@@ -135,10 +137,21 @@ FIELDS = [
     (("htasks", 0, "task_tokens"), [256, 256], "htasks.0.task_tokens = [256, 256]: expected no such field"),
     (("htasks", 0, "microbatches"), 0, "htasks.0.microbatches = 0: expected greater than 0"),
     (("buckets",), [], "buckets = []: expected"),
-    (("template",), "gpipe", "template = 'gpipe': expected 'flush' or 'continuous'"),
+    (("template",), "zero", "template = 'zero': expected 'flush', 'continuous' or 'gpipe'"),
     (("schedule", 0, 0), ["W", 0, 0], "schedule.0.0.0 = 'W': expected 'F', 'B' or 'STEP'"),
     (("schedule", 0, 0), ["F", 0], "schedule.0.0.2 = None: expected a value"),
-    (("orchestration", "mode"), "magic", "orchestration.mode = 'magic': expected 'sequential'"),
+    (
+        ("orchestration", "mode"),
+        "magic",
+        "orchestration.mode = 'magic': expected 'sequential', 'intra', 'round-robin' or 'interleaved'",
+    ),
+    (
+        ("orchestration", "contention"),
+        -0.1,
+        "orchestration.contention = -0.1: expected greater than or equal",
+    ),
+    (("orchestration", "adapters"), "none", "orchestration.adapters = 'none': expected 'grouped' or 'separ"),
+    (("predicted", "clock_s"), [{"kind": "F", "htasks": [0], "seconds": []}], "predicted.clock_s.0.htasks ="),
     (("predicted", "iteration_s"), None, "predicted.iteration_s = None: expected a valid number"),
     (("predicted", "iteration_s"), float("nan"), "predicted.iteration_s = nan: expected a finite number"),
 ]
@@ -165,6 +178,8 @@ CONTRADICTIONS = [
     ),
     (("parallelism", "pp"), 3, "parallelism.layers_per_stage = [4, 4]: expected 3 integers with sum 8"),
     (("model", "layers"), 9, "parallelism.layers_per_stage = [4, 4]: expected 2 integers with sum 9"),
+    (("parallelism", "tp"), 2, "parallelism (tp * pp * dp) = 4: expected at most 2, the ranks of cpu-2"),
+    (("parallelism", "dp"), 3, "parallelism (tp * pp * dp) = 6: expected at most 2, the ranks of cpu-2"),
     (("cluster", "ranks"), 1, "parallelism (tp * pp * dp) = 2: expected at most 1, the ranks of cpu-2"),
     (("tasks", 1, "id"), "a", "tasks = ['a', 'a', 'c']: expected unique ids"),
     (
@@ -218,7 +233,81 @@ CONTRADICTIONS = [
         "predicted.scheduled_iterations = 7: expected 3, the iterations of the schedule",
     ),
     (("predicted", "peak_memory_bytes"), [1], "predicted.peak_memory_bytes = 1: expected 2 numbers"),
+    (
+        ("predicted", "clock_s"),
+        [{"kind": "F", "htasks": [1, 0], "seconds": [0.1, 0.1]}],
+        "predicted.clock_s = ['F of [1, 0]']: expected nothing: no clocks are shared (sequential)",
+    ),
 ]
+SHARED_CONTRADICTIONS = [
+    (("orchestration", "mode"), "intra", "schedule[0][2]: F1.1 is one more than the 2 allowed in flight"),
+    (("predicted", "clock_s"), [], "predicted.clock_s = []: expected B of [1, 0], F of [1, 0]"),
+    (("predicted", "clock_s", 0, "htasks"), [0, 1], "predicted.clock_s = ['F of [0, 1]', 'B of [1, 0]']"),
+    (("predicted", "clock_s", 1, "seconds"), [0.1], "predicted.clock_s[1].seconds = 1: expected 2 numbers"),
+    (("htasks", 1, "instance"), 1, "htasks.instance = [0, 1]: expected one, as hTasks [1, 0] share clocks"),
+    (("buckets",), [[0, 1]], "schedule[0][1]: F0.0 stands behind F1.0, against the order of their bucket"),
+]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    SHARED_CONTRADICTIONS,
+    ids=lambda v: ".".join(map(str, v)) if isinstance(v, tuple) else "",
+)
+def test_a_contradiction_about_shared_clocks_is_refused(tmp_path, path, value, message):
+    content = json.loads(make_plan(orchestration=SHARED).model_dump_json())
+    set_at(content, path, value)
+    with pytest.raises(SpecError) as caught:
+        load_changed(tmp_path, content)
+    assert str(caught.value).removeprefix(f"{tmp_path}/plan.json: ").startswith(message)
+
+
+@pytest.mark.parametrize("mode", ["round-robin", "interleaved"])
+def test_a_plan_with_shared_clocks_says_how_long_they_take(tmp_path, mode):
+    plan = make_plan(orchestration=Orchestration(mode=mode))
+    assert [(c.kind, c.htasks, c.seconds) for c in plan.predicted.clock_s] == [
+        ("F", (1, 0), (0.018, 0.018)),
+        ("B", (1, 0), (0.035, 0.035)),
+    ]
+    save_plan(plan, tmp_path / "plan.json")
+    assert load_plan(tmp_path / "plan.json") == plan
+    assert plan.shared_buckets == ((1, 0),)
+    assert [plan.open_limit(stage) for stage in (0, 1)] == [4, 2]
+
+
+def test_a_plan_without_shared_clocks_keeps_fewer_in_flight():
+    assert [make_plan().open_limit(stage) for stage in (0, 1)] == [2, 1]
+    assert [make_plan(template="gpipe").open_limit(stage) for stage in (0, 1)] == [4, 4]
+
+
+def test_a_plan_of_before_clocks_and_reports_still_loads(tmp_path, content):
+    for key in ("clock_s", "alignment", "theoretical_bubble_fraction"):
+        del content["predicted"][key]
+    for key in ("contention", "adapters"):
+        del content["orchestration"][key]
+    assert load_changed(tmp_path, content) == make_plan()
+
+
+def test_an_alignment_report_is_read_back(tmp_path):
+    counts = TokenCounts(all=100, effective=60.5, billed=90, ineffective=39.5)
+    report = AlignmentReport(plan=counts, pad=counts, pack=counts, chunk=counts, chunk_tokens=(64, 128))
+    plan = make_plan()
+    plan = plan.model_copy(update={"predicted": plan.predicted.model_copy(update={"alignment": report})})
+    save_plan(plan, tmp_path / "plan.json")
+    assert load_plan(tmp_path / "plan.json").predicted.alignment == report
+
+
+def test_replicas_share_the_micro_batches_that_a_task_declares(tmp_path, content):
+    """Task a declares 4 with micro-batches of 2; on two replicas an hTask needs no more than 2 of its own."""
+    content["tasks"][0]["micro_batch_size"] = 2
+    content["cluster"]["ranks"] = 4
+    content["parallelism"]["dp"] = 2
+    plan = load_changed(tmp_path, content)
+    assert plan.parallelism.ranks == 4
+    assert plan.shape(0).groups == 4
+    content["tasks"][0]["micro_batch_size"] = 1
+    with pytest.raises(SpecError, match=r"htasks\[0\]\.microbatches = 2: expected at least 4: a allows"):
+        load_changed(tmp_path, content)
 
 
 @pytest.mark.parametrize(

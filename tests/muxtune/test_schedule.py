@@ -5,17 +5,12 @@ from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from muxtune.errors import SpecError
-from muxtune.schedule import (
-    Action,
-    ScheduleError,
-    build_schedule,
-    check_schedule,
-    find_deadlock,
-    injection_order,
-    render_schedule,
-)
+from muxtune.injection import clocks_in_flight, injection_order, shared_clocks
+from muxtune.schedule import Action, ScheduleError, build_schedule, clocks_of, render_schedule
+from muxtune.schedule_check import check_schedule, find_deadlock
 from tests.muxtune.schedules import Problem, play_with_bounded_channels, problems
 
 EXAMPLES = 150
@@ -23,6 +18,19 @@ EXAMPLES = 150
 
 def grid(*stages: str) -> list[list[Action]]:
     return [[Action.parse(word) for word in stage.split()] for stage in stages]
+
+
+def cut(problem: Problem) -> list[list[tuple[Action, ...]]]:
+    return [clocks_of(actions, problem.microbatches, problem.shared_buckets) for actions in problem.build()]
+
+
+def check(problem: Problem, stages: list[list[Action]]) -> None:
+    check_schedule(
+        stages,
+        problem.microbatches,
+        buckets=problem.shared_buckets,
+        in_flight_limit=problem.template != "gpipe",
+    )
 
 
 def in_flight_after_each_action(actions: list[Action]) -> list[int]:
@@ -36,7 +44,7 @@ def in_flight_after_each_action(actions: list[Action]) -> list[int]:
 @given(problems())
 @settings(max_examples=EXAMPLES, deadline=None)
 def test_the_checker_accepts_what_the_generator_builds(problem: Problem):
-    check_schedule(problem.build(), problem.microbatches)
+    check(problem, problem.build())
 
 
 @given(problems())
@@ -54,11 +62,36 @@ def test_every_stage_runs_every_micro_batch_of_every_step_exactly_once(problem: 
 
 @given(problems())
 @settings(max_examples=EXAMPLES, deadline=None)
-def test_a_stage_keeps_at_most_pp_minus_stage_micro_batches_in_flight(problem: Problem):
-    for stage, actions in enumerate(problem.build()):
-        counts = in_flight_after_each_action(actions)
+def test_a_stage_keeps_at_most_pp_minus_stage_clocks_in_flight(problem: Problem):
+    for stage, clocks in enumerate(cut(problem)):
+        # A clock, whoever is in it, is one more or one less.
+        counts = in_flight_after_each_action([clock[0] for clock in clocks])
+        limit = clocks_in_flight(problem.template, problem.microbatches, pp=problem.pp, stage=stage)
+        assert limit == (sum(problem.microbatches) if problem.template == "gpipe" else problem.pp - stage)
         assert min(counts) >= 0
-        assert max(counts) <= problem.pp - stage
+        assert max(counts) <= limit
+
+
+@given(problems())
+@settings(max_examples=EXAMPLES, deadline=None)
+def test_the_clocks_of_a_list_are_those_of_the_definition(problem: Problem):
+    """Kind, iteration, bucket and micro-batch number name a clock; its micro-batches stand in one place."""
+    bucket_of = {h: number for number, bucket in enumerate(problem.buckets) for h in bucket}
+    for actions, clocks in zip(problem.build(), cut(problem), strict=True):
+        assert [a for clock in clocks for a in clock] == actions
+        played = [clock for clock in clocks if clock[0].kind != "STEP"]
+        if not problem.co_scheduled:
+            assert all(len(clock) == 1 for clock in clocks)
+            continue
+        names = [
+            {(a.kind, bucket_of[a.htask], *divmod(a.number, problem.microbatches[a.htask])) for a in clock}
+            for clock in played
+        ]
+        assert all(len(name) == 1 for name in names)
+        assert len({name for clock in names for name in clock}) == len(played)
+        for (_, bucket, step, position), clock in zip((min(n) for n in names), played, strict=True):
+            members = [h for h in problem.buckets[bucket] if step < problem.steps[h]]
+            assert [a.htask for a in clock] == [h for h in members if position < problem.microbatches[h]]
 
 
 @given(problems())
@@ -81,7 +114,9 @@ def test_a_step_follows_its_backwards_and_precedes_the_forwards_of_the_next(prob
         for h, (m, steps) in enumerate(zip(problem.microbatches, problem.steps, strict=True)):
             for k in range(steps):
                 step = at[Action("STEP", h, k)]
-                assert step == 1 + max(at[Action("B", h, n)] for n in range(k * m, (k + 1) * m))
+                last = max(at[Action("B", h, n)] for n in range(k * m, (k + 1) * m))
+                between = {a.kind for a in actions[last + 1 : step]}
+                assert between <= ({"B", "STEP"} if problem.co_scheduled else set())
                 if k + 1 < steps:
                     assert step < min(at[Action("F", h, n)] for n in range((k + 1) * m, (k + 2) * m))
 
@@ -90,7 +125,20 @@ def test_a_step_follows_its_backwards_and_precedes_the_forwards_of_the_next(prob
 @given(problem=problems())
 @settings(max_examples=EXAMPLES, deadline=None)
 def test_bounded_channels_never_deadlock(problem: Problem, capacity: int):
-    assert play_with_bounded_channels(problem.build(), capacity)
+    find_deadlock(problem.build(), capacity=capacity, clocks=cut(problem))
+    # The tests' own channels hold single tensors, so there must be room for those of a clock.
+    together = max(map(len, problem.buckets)) if problem.co_scheduled else 1
+    if problem.template != "gpipe":
+        assert play_with_bounded_channels(problem.build(), capacity * together)
+
+
+@given(problems(templates=["gpipe"]))
+@settings(max_examples=EXAMPLES, deadline=None)
+def test_gpipe_plays_all_forwards_of_an_iteration_then_all_its_backwards(problem: Problem):
+    for actions in problem.build():
+        played = [a for a in actions if a.kind != "STEP"]
+        of_iteration = [(a.number // problem.microbatches[a.htask], a.kind == "B") for a in played]
+        assert of_iteration == sorted(of_iteration)
 
 
 def test_the_bounded_channels_of_the_tests_do_find_deadlocks():
@@ -100,9 +148,28 @@ def test_the_bounded_channels_of_the_tests_do_find_deadlocks():
     greedy = grid("F0.0 F0.1 F0.2 F0.3 B0.0 B0.1 B0.2 B0.3", "F0.0 B0.0 F0.1 B0.1 F0.2 B0.2 F0.3 B0.3")
     assert not play_with_bounded_channels(greedy, 1)
     assert play_with_bounded_channels(greedy, 2)
+    with pytest.raises(ScheduleError, match=r"schedule\[0\]\[3\]: F0.3 waits for ever"):
+        find_deadlock(greedy, capacity=1)
+    find_deadlock(greedy, capacity=2)
 
 
-@given(problems(templates=["flush"]))
+@given(problem=problems(max_pp=6), data=st.data())
+@settings(max_examples=EXAMPLES, deadline=None)
+def test_the_dry_run_agrees_with_the_channels_of_the_tests_on_broken_schedules(problem: Problem, data):
+    """Two actions of a stage swapped: the one notices whenever the other does."""
+    stages = problem.build()
+    actions = stages[data.draw(st.integers(0, problem.pp - 1))]
+    i, j = (data.draw(st.integers(0, len(actions) - 1)) for _ in range(2))
+    actions[i], actions[j] = actions[j], actions[i]
+    for capacity in (1, 2, 3):
+        if play_with_bounded_channels(stages, capacity):
+            find_deadlock(stages, capacity=capacity)
+        else:
+            with pytest.raises(ScheduleError, match="waits for ever"):
+                find_deadlock(stages, capacity=capacity)
+
+
+@given(problems(templates=["flush", "gpipe"]))
 @settings(max_examples=EXAMPLES, deadline=None)
 def test_flush_drains_between_iterations(problem: Problem):
     for actions in problem.build():
@@ -119,22 +186,24 @@ def test_flush_drains_between_iterations(problem: Problem):
 @given(problems(templates=["continuous"]))
 @settings(max_examples=EXAMPLES, deadline=None)
 def test_continuous_holds_back_only_for_the_own_step_of_an_htask(problem: Problem):
-    """Independent of the generator: a backward runs only if the next forward must not."""
-    for stage, actions in enumerate(problem.build()):
-        remaining = [a for a in actions if a.kind == "F"]
+    """Independent of the generator: a clock goes back only if the next must not go forward.
+
+    An F of step k + 1 comes after its own STEP k and needs no other's.
+    """
+    for stage, clocks in enumerate(cut(problem)):
+        remaining = [clock for clock in clocks if clock[0].kind == "F"]
         stepped = Counter()
         open_ = 0
-        for action in actions:
-            if action.kind == "STEP":
-                stepped[action.htask] += 1
-            elif action.kind == "F":
+        for clock in clocks:
+            if clock[0].kind == "STEP":
+                stepped[clock[0].htask] += 1
+            elif clock[0].kind == "F":
                 remaining.pop(0)
                 open_ += 1
             else:
                 full = open_ == problem.pp - stage
-                held_back = remaining and (
-                    remaining[0].number // problem.microbatches[remaining[0].htask]
-                    > stepped[remaining[0].htask]
+                held_back = remaining and any(
+                    a.number // problem.microbatches[a.htask] > stepped[a.htask] for a in remaining[0]
                 )
                 assert full or held_back or not remaining
                 open_ -= 1
@@ -148,7 +217,7 @@ def others_between_own_steps(order: list[tuple[int, int]], htasks: int) -> int:
     return min(twice.index(h, n) - last[h] - 1 for h in range(htasks))
 
 
-@given(problems(templates=["continuous"], equal_steps=True))
+@given(problems(templates=["continuous"], equal_steps=True, may_share=False, max_pp=8))
 @settings(max_examples=2 * EXAMPLES, deadline=None)
 def test_continuous_stays_full_where_pp_others_stand_between_two_steps_of_each_htask(problem: Problem):
     """With so many others in between, waiting for the own step never costs a slot: plain 1F1B throughout."""
@@ -282,6 +351,43 @@ def test_a_violation_is_refused_with_its_spot_and_reason(name):
     assert len(caught.value.grid.splitlines()) == len(stages)
 
 
+def test_co_scheduled_htasks_share_clocks():
+    stages = build_schedule(
+        [[1, 0], [2]], [1, 2, 1], pp=2, template="flush", steps=[1, 1, 1], co_scheduled=True
+    )
+    first, last = (" ".join(map(str, actions)) for actions in stages)
+    assert first == "F1.0 F0.0 F1.1 B1.0 B0.0 STEP0.0 F2.0 B1.1 STEP1.0 B2.0 STEP2.0"
+    assert last == "F1.0 F0.0 B1.0 B0.0 STEP0.0 F1.1 B1.1 STEP1.0 F2.0 B2.0 STEP2.0"
+    assert shared_clocks([[1, 0], [2]], [1, 2, 1]) == [(1, 0)]
+    assert shared_clocks([[1, 0, 2]], [2, 3, 1]) == [(1, 0, 2), (1, 0)]
+
+
+SHARED = "F0.0 F1.0 B0.0 B1.0 STEP1.0 F0.1 B0.1 STEP0.0"
+SHARED_VIOLATIONS = {
+    "against the bucket's order": (
+        [SHARED.replace("F0.0 F1.0", "F1.0 F0.0")] * 2,
+        "schedule[0][1]: F0.0 stands behind F1.0, against the order of their bucket",
+    ),
+    "clocks that differ between stages": (
+        [SHARED.replace("STEP1.0 F0.1", "F0.1 STEP1.0").replace("B0.0 B1.0 F0.1", "B0.0 F0.1 B1.0"), SHARED],
+        "schedule[1][2]: the clock of B0.0 differs from that of stage 0",
+    ),
+    "one clock too many in flight": (
+        [SHARED, "F0.0 F1.0 F0.1 B0.0 B1.0 STEP1.0 B0.1 STEP0.0"],
+        "schedule[1][2]: F0.1 is one more than the 1 allowed in flight",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SHARED_VIOLATIONS)
+def test_a_violation_of_shared_clocks_is_refused(name):
+    texts, message = SHARED_VIOLATIONS[name]
+    check_schedule(grid(SHARED, SHARED), [2, 1], buckets=[[0, 1]])
+    with pytest.raises(ScheduleError) as caught:
+        check_schedule(grid(*texts), [2, 1], buckets=[[0, 1]])
+    assert str(caught.value) == message
+
+
 @given(problems(equal_steps=True))
 @settings(max_examples=60, deadline=None)
 def test_any_two_swapped_actions_of_which_one_needs_the_other_are_refused(problem: Problem):
@@ -294,7 +400,7 @@ def test_any_two_swapped_actions_of_which_one_needs_the_other_are_refused(proble
                 broken = [list(s) for s in stages]
                 broken[stage][slot : slot + 2] = [b, a]
                 with pytest.raises(ScheduleError):
-                    check_schedule(broken, problem.microbatches)
+                    check(problem, broken)
 
 
 @pytest.mark.parametrize(("htask", "number"), [(-1, 0), (0, -1)])

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muxtune.errors import SpecError
-from muxtune.plan import Plan
-from muxtune.schedule import Action, build_schedule, check_schedule
+from muxtune.plan import Orchestration, Plan
+from muxtune.schedule import Action, build_schedule
+from muxtune.schedule_check import check_schedule
 from muxtune.schedule_extension import check_step_meetings, extend_schedule
 from tests.plans import make_plan
 
@@ -121,6 +122,21 @@ def test_a_step_away_from_its_last_backward_is_refused_if_all_stages_must_meet_t
         check_step_meetings([stage, stage], [0], "plan")
 
 
-@pytest.mark.parametrize("template", ["flush", "continuous"])
-def test_generated_schedules_step_where_all_stages_can_meet(template):
-    check_step_meetings(extend_schedule(make_plan(template=template), 4), [0, 1], "plan")
+@pytest.mark.parametrize("template", ["flush", "continuous", "gpipe"])
+@pytest.mark.parametrize("mode", ["sequential", "interleaved"])
+def test_generated_schedules_step_where_all_stages_can_meet(template, mode):
+    plan = make_plan(template=template, pp=4, orchestration=Orchestration(mode=mode))
+    stages = extend_schedule(plan, 4)
+    check_step_meetings(stages, [0, 1], "plan")
+    assert stages == build_schedule(
+        plan.buckets, (2, 2), pp=4, template=template, steps=[4, 4], co_scheduled=mode == "interleaved"
+    )
+
+
+def test_stages_that_meet_after_different_backwards_are_refused():
+    """Stage 0 would wait for B1.0 of stage 1, which would wait in STEP0.0 for stage 0."""
+    early = [*map(Action.parse, "F0.0 F1.0 B0.0 STEP0.0 B1.0 STEP1.0".split())]
+    late = [*map(Action.parse, "F0.0 F1.0 B0.0 B1.0 STEP0.0 STEP1.0".split())]
+    check_step_meetings([late, late], [0, 1], "plan")
+    with pytest.raises(SpecError, match=r"plan: schedule\[1\]\[3\] = 'STEP0.0': expected a place"):
+        check_step_meetings([late, early], [0], "plan")

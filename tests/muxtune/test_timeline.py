@@ -2,14 +2,25 @@
 
 import heapq
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muxtune.schedule import Action, build_schedule
-from muxtune.timeline import StageTimes, evaluate_schedule, lower_bound_s, makespan_s, steady_iteration_s
+from muxtune.errors import SpecError
+from muxtune.injection import inject, shared_clocks
+from muxtune.schedule import Action, build_schedule, clocks_of
+from muxtune.timeline import (
+    ClockTimes,
+    StageTimes,
+    evaluate_schedule,
+    injected_iteration_s,
+    lower_bound_s,
+    makespan_s,
+    steady_iteration_s,
+)
 from muxtune.trace import COMPUTE, iteration_ends_s
 from tests.muxtune.schedules import Problem, problems
 
@@ -24,11 +35,30 @@ def timed_problems(draw, **kwargs):
     row = st.lists(SECONDS, min_size=htasks, max_size=htasks)
     table = st.lists(row, min_size=problem.pp, max_size=problem.pp)
     p2p_s = draw(st.lists(st.floats(0, 3.0), min_size=htasks, max_size=htasks))
-    return problem, StageTimes(fwd_s=draw(table), bwd_s=draw(table), p2p_s=p2p_s)
+    clocks = None
+    if problem.co_scheduled:
+        kinds = {
+            (clock[0].kind, tuple(a.htask for a in clock))
+            for clock in clocks_of(problem.build()[0], problem.microbatches, problem.buckets)
+            if len(clock) > 1
+        } | {(kind, hs) for kind in "FB" for hs in shared_clocks(problem.buckets, problem.microbatches)}
+        stages = st.lists(SECONDS, min_size=problem.pp, max_size=problem.pp)
+        clocks = ClockTimes(
+            buckets=problem.buckets,
+            microbatches=problem.microbatches,
+            seconds={kind: draw(stages) for kind in sorted(kinds)},
+        )
+    return problem, StageTimes(fwd_s=draw(table), bwd_s=draw(table), p2p_s=p2p_s, clocks=clocks)
 
 
 def play_event_by_event(stages, times):
-    """Stages that look, whenever anything happens, whether the tensor for their next action has come."""
+    """Stages that look, whenever anything happens, whether the tensors for their next clock have come."""
+    cut = [
+        clocks_of(
+            actions, times.clocks.microbatches if times.clocks else (), times.clocks and times.clocks.buckets
+        )
+        for actions in stages
+    ]
     now_s, order = 0.0, 0
     events = [(0.0, 0, None)]
     arrived, position, busy, ran = set(), [0] * len(stages), [False] * len(stages), {}
@@ -37,25 +67,31 @@ def play_event_by_event(stages, times):
         if happened is not None and happened[0] == "arrival":
             arrived.add(happened[1:])
         elif happened is not None:
-            _, stage, action = happened
+            _, stage, clock = happened
             busy[stage] = False
-            to = stage + {"F": 1, "B": -1, "STEP": len(stages)}[action.kind]
-            if 0 <= to < len(stages):
+            to = stage + {"F": 1, "B": -1, "STEP": len(stages)}[clock[0].kind]
+            sent_s = now_s
+            for action in clock if 0 <= to < len(stages) else ():  # one after the other over the link
                 order += 1
-                heapq.heappush(events, (now_s + times.p2p_s[action.htask], order, ("arrival", to, action)))
-        for stage, actions in enumerate(stages):
-            if busy[stage] or position[stage] == len(actions):
+                sent_s += times.p2p_s[action.htask]
+                heapq.heappush(events, (sent_s, order, ("arrival", to, action)))
+        for stage, clocks in enumerate(cut):
+            if busy[stage] or position[stage] == len(clocks):
                 continue
-            action = actions[position[stage]]
-            origin = {"F": stage == 0, "B": stage == len(stages) - 1, "STEP": True}[action.kind]
-            if origin or (stage, action) in arrived:
-                table = {"F": times.fwd_s, "B": times.bwd_s}.get(action.kind)
-                end_s = now_s + (table[stage][action.htask] if table else 0.0)
-                ran[stage, action] = (now_s, end_s)
+            clock = clocks[position[stage]]
+            kind, htasks = clock[0].kind, tuple(a.htask for a in clock)
+            origin = {"F": stage == 0, "B": stage == len(stages) - 1, "STEP": True}[kind]
+            if origin or all((stage, action) in arrived for action in clock):
+                table = {"F": times.fwd_s, "B": times.bwd_s}.get(kind)
+                seconds = table[stage][htasks[0]] if table else 0.0
+                if len(clock) > 1:
+                    seconds = times.clocks.seconds[kind, htasks][stage]
+                end_s = now_s + seconds
+                ran.update({(stage, action): (now_s, end_s) for action in clock})
                 busy[stage] = True
                 position[stage] += 1
                 order += 1
-                heapq.heappush(events, (end_s, order, ("done", stage, action)))
+                heapq.heappush(events, (end_s, order, ("done", stage, clock)))
     return ran
 
 
@@ -81,7 +117,8 @@ def test_a_stage_does_one_thing_at_a_time_in_the_order_of_its_list(case):
     for stage, actions in enumerate(stages):
         own = [span for span in spans if span.stage == stage]
         assert [span.action for span in own] == actions
-        assert all(a.end_s <= b.start_s for a, b in pairwise(own))
+        clocks = sorted({(span.start_s, span.end_s) for span in own})
+        assert all(a[1] <= b[0] for a, b in pairwise(clocks))
 
 
 @given(timed_problems(equal_steps=True))
@@ -92,11 +129,72 @@ def test_no_iteration_is_shorter_than_the_lower_bound(case):
     bound_s = lower_bound_s(times, problem.microbatches)
     assert makespan_s(spans) >= problem.steps[0] * bound_s * (1 - RELATIVE)
     # Two continuous iterations are too few: the second is early, as nothing is injected behind it.
-    if problem.template == "flush" or problem.steps[0] != 2:
+    if problem.template != "continuous" or problem.steps[0] != 2:
         assert steady_iteration_s(spans) >= bound_s * (1 - RELATIVE)
 
 
-@given(timed_problems(templates=["continuous"]), st.integers(3, 5))
+@given(timed_problems(equal_steps=True))
+@settings(max_examples=150, deadline=None)
+def test_the_search_needs_no_lists_of_actions(case):
+    problem, times = case
+    injection = inject(
+        problem.buckets,
+        problem.microbatches,
+        template=problem.template,
+        steps=problem.steps,
+        co_scheduled=problem.co_scheduled,
+    )
+    expected = steady_iteration_s(evaluate_schedule(problem.build(), times))
+    assert injected_iteration_s(injection, times) == pytest.approx(expected, rel=RELATIVE)
+
+
+@given(timed_problems(equal_steps=True))
+@settings(max_examples=60, deadline=None)
+def test_clocks_that_take_as_long_as_their_parts_change_no_lower_bound(case):
+    """Work is work: only where a clock is faster than its parts may the bound be lower."""
+    problem, times = case
+    if times.clocks is None:
+        return
+    seconds = {
+        (kind, htasks): [
+            sum((times.fwd_s if kind == "F" else times.bwd_s)[stage][h] for h in htasks)
+            for stage in range(problem.pp)
+        ]
+        for kind, htasks in times.clocks.seconds
+    }
+    alone = StageTimes(fwd_s=times.fwd_s, bwd_s=times.bwd_s, p2p_s=times.p2p_s)
+    shared = replace(alone, clocks=replace(times.clocks, seconds=seconds))
+    bound_s = lower_bound_s(alone, problem.microbatches)
+    assert lower_bound_s(shared, problem.microbatches) == pytest.approx(bound_s, rel=RELATIVE)
+
+
+def test_a_clock_without_seconds_is_refused():
+    clocks = ClockTimes(buckets=[[0, 1]], microbatches=[1, 1], seconds={("F", (0, 1)): [1.0]})
+    times = StageTimes(fwd_s=[[1.0, 1.0]], bwd_s=[[1.0, 1.0]], p2p_s=[0.0, 0.0], clocks=clocks)
+    stages = build_schedule([[0, 1]], [1, 1], pp=1, template="flush", steps=[1, 1], co_scheduled=True)
+    with pytest.raises(SpecError, match=r"clock_s = 'nothing for B of hTasks \[0, 1\]'"):
+        evaluate_schedule(stages, times)
+
+
+def test_a_shared_clock_waits_for_all_its_tensors_and_sends_at_its_end():
+    # stage 0  F |0-3|                          wait  B |10-12|
+    # stage 1        |3.75-5.75| B |5.75-9.25|        with 0.25 s and 0.5 s per transfer
+    stages = build_schedule([[0, 1]], [1, 1], pp=2, template="flush", steps=[1, 1], co_scheduled=True)
+    clocks = ClockTimes(
+        buckets=[[0, 1]], microbatches=[1, 1], seconds={("F", (0, 1)): [3.0, 2.0], ("B", (0, 1)): [2.0, 3.5]}
+    )
+    times = StageTimes(fwd_s=[[9.0] * 2] * 2, bwd_s=[[9.0] * 2] * 2, p2p_s=[0.25, 0.5], clocks=clocks)
+    spans = {(s.stage, str(s.action)): (s.start_s, s.end_s) for s in evaluate_schedule(stages, times)}
+    for h in (0, 1):
+        assert spans[0, f"F{h}.0"] == (0.0, 3.0)
+        assert spans[1, f"F{h}.0"] == (3.75, 5.75)
+        assert spans[1, f"B{h}.0"] == (5.75, 9.25)
+        assert spans[0, f"B{h}.0"] == (10.0, 12.0)
+        assert spans[0, f"STEP{h}.0"] == (12.0, 12.0)
+    assert lower_bound_s(times, [1, 1]) == 5.5
+
+
+@given(timed_problems(templates=["continuous"], may_share=False, max_pp=8), st.integers(3, 5))
 @settings(max_examples=60, deadline=None)
 def test_three_continuous_iterations_already_show_the_pace_of_many(case, iterations):
     problem, times = case

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from muxtune.injection import clocks_in_flight
 from muxtune.memory import HTaskLoad, StageLoad, StageMemory, stage_load
 from muxtune.model import PRESETS
 from muxtune.schedule import Action
@@ -96,21 +97,41 @@ def test_no_schedule_needs_more_than_the_bound_and_at_least_its_largest_micro_ba
     )
     stages = problem.build()
     for stage, actions in enumerate(stages):
-        first, last, in_flight = stage == 0, stage == len(stages) - 1, len(stages) - stage
+        first, last = stage == 0, stage == len(stages) - 1
         load = StageLoad(
             first=first,
             last=last,
-            in_flight=in_flight,
+            in_flight=clocks_in_flight(problem.template, problem.microbatches, pp=problem.pp, stage=stage),
             backbone_bytes=10,
             table_bytes=1,
             htasks=tuple(htasks),
+            buckets=problem.shared_buckets or (),
         )
-        exact, bound = load.peak(actions), load.bound(problem.microbatches)
+        exact = load.peak(actions, problem.microbatches)
+        bound = load.bound(problem.microbatches)
         assert exact.total_bytes <= bound.total_bytes
         largest = max(
             h.kept.total_bytes + max(h.forward_workspace_bytes, h.backward_workspace_bytes) for h in htasks
         )
         assert exact.total_bytes >= 11 + 3 * load.adapter_bytes + largest
+
+
+def test_the_micro_batches_of_a_clock_are_open_together_and_their_temporaries_add_up():
+    one, other = (make_load(activation=a, forward=f, backward=b) for a, f, b in ((10, 3, 4), (100, 2, 5)))
+    load = StageLoad(
+        first=True,
+        last=True,
+        in_flight=1,
+        backbone_bytes=0,
+        table_bytes=0,
+        htasks=(one, other),
+        buckets=((0, 1),),
+    )
+    actions = [Action.parse(word) for word in "F0.0 F1.0 B0.0 B1.0 STEP0.0 STEP1.0".split()]
+    m = load.peak(actions, [1, 1])
+    assert (m.activation_bytes, m.workspace_bytes) == (110, 9)
+    bound = load.bound([1, 1])
+    assert (bound.activation_bytes, bound.workspace_bytes) == (110, 9)
 
 
 def test_instances_repeat_the_backbone_alone():

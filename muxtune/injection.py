@@ -1,0 +1,144 @@
+"""In what order micro-batches enter the pipeline, and what each of them has to wait for.
+
+The unit is the clock (paper section 3.4): the micro-batches that a stage plays together. By default each is a
+clock of its own. Co-scheduled hTasks of a bucket share clocks: the n-th of an iteration has the n-th
+micro-batch of every hTask of the bucket that has so many.
+
+    bucket (0, 1), two and one micro-batches:   by turns      F0.0 | F1.0 | F0.1
+                                                co-scheduled  F0.0 F1.0 | F0.1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+Template = Literal["flush", "continuous", "gpipe"]
+
+Microbatch = tuple[int, int]
+"""hTask and micro-batch number inside one iteration."""
+
+
+class Clock(NamedTuple):
+    """Micro-batches that a stage plays together, one of each hTask."""
+
+    htasks: tuple[int, ...]
+    """In the order of their bucket."""
+    step: int
+    """Optimizer step of all of them."""
+    position: int
+    """Micro-batch number inside the iteration, the same for all of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Injection:
+    """Clocks in the order in which they enter the pipeline; every stage plays them forward and back in it."""
+
+    clocks: Sequence[Clock]
+    holds: Sequence[int]
+    """Per clock: so many clocks of the list must have gone back through a stage before it goes forward there.
+    That its own hTasks' previous step is complete asks for it, or a drain. Never decreases."""
+    template: Template
+
+    def forwards_before(self, pp: int) -> list[list[int]]:
+        """[stage][clock], how many clocks have gone forward through a stage when this one goes back there.
+
+        As many as ``holds`` and the limit of clocks in flight allow: ``pp - stage`` in 1F1B, any number
+        under ``gpipe``.
+        """
+        allowed, forward = [], 0
+        for done in range(len(self.clocks)):
+            while forward < len(self.holds) and self.holds[forward] <= done:
+                forward += 1
+            allowed.append(forward)
+        if self.template == "gpipe":
+            return [allowed] * pp
+        return [
+            [most if most < limit else limit for limit, most in enumerate(allowed, start=pp - stage)]
+            for stage in range(pp)
+        ]
+
+
+def inject(
+    buckets: Sequence[Sequence[int]],
+    microbatches: Sequence[int],
+    *,
+    template: Template,
+    steps: Sequence[int],
+    instances: Sequence[int] | None = None,
+    co_scheduled: bool = False,
+) -> Injection:
+    """Order the clocks of a schedule; arguments as in :func:`muxtune.schedule.build_schedule`."""
+    rotation = iteration_clocks(buckets, microbatches, co_scheduled=co_scheduled)
+    clocks: list[Clock] = []
+    holds: list[int] = []
+    complete = [0] * len(microbatches)  # clocks up to and with the last one of each hTask
+    hold = 0
+    instance: int | None = None
+    for step in range(max(steps)):
+        if template != "continuous":
+            hold = len(clocks)
+        for position, members in rotation:
+            htasks = members if step < min(steps) else tuple(h for h in members if step < steps[h])
+            if not htasks:
+                continue
+            if instances is not None and instances[htasks[0]] != instance:
+                hold, instance = len(clocks), instances[htasks[0]]
+            if position == 0:
+                hold = max(hold, *(complete[h] for h in htasks))
+            clocks.append(Clock(htasks, step, position))
+            holds.append(hold)
+            for h in htasks:
+                complete[h] = len(clocks)
+    return Injection(clocks, holds, template)
+
+
+def iteration_clocks(
+    buckets: Sequence[Sequence[int]], microbatches: Sequence[int], *, co_scheduled: bool
+) -> list[tuple[int, tuple[int, ...]]]:
+    """Micro-batch number and hTasks of the clocks of one iteration, in the order of injection."""
+    rotation: list[tuple[int, tuple[int, ...]]] = []
+    for bucket in buckets:
+        for number in range(max(microbatches[h] for h in bucket)):
+            htasks = tuple(h for h in bucket if number < microbatches[h])
+            rotation += [(number, htasks)] if co_scheduled else [(number, (h,)) for h in htasks]
+    return rotation
+
+
+def injection_order(buckets: Sequence[Sequence[int]], microbatches: Sequence[int]) -> list[Microbatch]:
+    """Order in which one iteration's micro-batches enter the pipeline.
+
+    Args:
+        buckets: hTasks of each bucket, in order of injection. Those of one bucket take turns.
+        microbatches: Per hTask.
+    """
+    rotation = iteration_clocks(buckets, microbatches, co_scheduled=False)
+    return [(h, number) for number, (h,) in rotation]
+
+
+def clocks_in_flight(
+    template: Template,
+    microbatches: Sequence[int],
+    *,
+    pp: int,
+    stage: int,
+    instances: Sequence[int] | None = None,
+) -> int:
+    """Clocks that a stage may have in flight at most.
+
+    ``pp - stage`` in 1F1B; under ``gpipe`` all of the largest instance's iteration, counted in micro-batches.
+    """
+    if template != "gpipe":
+        return pp - stage
+    owners = instances or [0] * len(microbatches)
+    return max(
+        sum(m for m, owner in zip(microbatches, owners, strict=True) if owner == instance)
+        for instance in set(owners)
+    )
+
+
+def shared_clocks(buckets: Sequence[Sequence[int]], microbatches: Sequence[int]) -> list[tuple[int, ...]]:
+    """Kinds of clocks, by their hTasks, that several share when buckets are co-scheduled."""
+    rotation = iteration_clocks(buckets, microbatches, co_scheduled=True)
+    return list(dict.fromkeys(htasks for _, htasks in rotation if len(htasks) > 1))

@@ -1,0 +1,169 @@
+"""Seconds of hTasks, alone and in clocks that they share, on every stage of a mesh."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+from muxtune.costs.base import CostModel
+from muxtune.costs.compose import ActionPrices, p2p_seconds, step_seconds
+from muxtune.graph import stage_graph, time_graph
+from muxtune.injection import iteration_clocks
+from muxtune.model import ModelSpec
+from muxtune.operators import PHASES, Phase
+from muxtune.orchestration import LaunchGraph, launch_graph, schedule_clock
+from muxtune.plan import Orchestration
+from muxtune.planning.structure import SEQUENTIAL, HTaskChoice, Mesh, PlanStructure
+from muxtune.timeline import ClockKind, ClockTimes, StageTimes
+from muxtune.work import MicrobatchWork
+
+StageKind = tuple[int, bool, bool]
+"""Layers, and whether the stage is the first and the last; stages of one kind cost the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class HTaskTimes:
+    """What one micro-batch of an hTask costs on every stage, if no other hTask shares its clock."""
+
+    fwd_s: tuple[float, ...]
+    bwd_s: tuple[float, ...]
+    """With the micro-batch's share of the optimizer step."""
+    p2p_s: float
+
+    @property
+    def slowest_s(self) -> float:
+        """Forward and backward on the slowest stage."""
+        return max(f + b for f, b in zip(self.fwd_s, self.bwd_s, strict=True))
+
+
+class StructurePrices:
+    """Prices decisions; what it prices for an hTask on a kind of stage it prices once.
+
+    Args:
+        costs: Of operators, for the whole backbone.
+        model: Backbone.
+        mean_work: An average micro-batch of an hTask.
+    """
+
+    def __init__(
+        self, costs: CostModel, model: ModelSpec, mean_work: Callable[[HTaskChoice], MicrobatchWork]
+    ) -> None:
+        self._costs = costs
+        self._model = model
+        self._mean_work = mean_work
+        self.htask_times = lru_cache(maxsize=None)(self.price)
+        self._actions = lru_cache(maxsize=8)(self._action_prices)  # kinds of stages share their parts
+        self._launch_graph = lru_cache(maxsize=1024)(self._build_graph)
+        self._clock_s = lru_cache(maxsize=None)(self._orchestrate)
+        self._step_s = lru_cache(maxsize=None)(self._price_step)
+
+    def price(self, htask: HTaskChoice, mesh: Mesh, orchestration: Orchestration = SEQUENTIAL) -> HTaskTimes:
+        """Ask the costs what one micro-batch takes; ``htask_times`` remembers the answers."""
+        kinds = stage_kinds(mesh)
+        seconds = {kind: self._action_s(htask, kind, mesh, orchestration) for kind in dict.fromkeys(kinds)}
+        fwd, bwd = zip(*(seconds[kind] for kind in kinds), strict=True)
+        p2p = p2p_seconds(self._costs, self._model, htask.shape.tokens) if mesh.pp > 1 else 0.0
+        return HTaskTimes(fwd, bwd, p2p)
+
+    def stage_times(self, structure: PlanStructure) -> StageTimes:
+        """Durations that the structure's schedule is played with."""
+        mesh, orchestration = structure.mesh, structure.orchestration
+        prices = [self.htask_times(htask, mesh, orchestration) for htask in structure.htasks]
+        stages = range(mesh.pp)
+        return StageTimes(
+            fwd_s=[[price.fwd_s[stage] for price in prices] for stage in stages],
+            bwd_s=[[price.bwd_s[stage] for price in prices] for stage in stages],
+            p2p_s=[price.p2p_s for price in prices],
+            clocks=self._clock_times(structure) if orchestration.shares_clocks else None,
+        )
+
+    def _clock_times(self, structure: PlanStructure) -> ClockTimes:
+        rotation = iteration_clocks(structure.buckets, structure.microbatches, co_scheduled=True)
+        seconds: dict[ClockKind, Sequence[float]] = {}
+        for members in dict.fromkeys(htasks for _, htasks in rotation if len(htasks) > 1):
+            chosen = tuple(structure.htasks[h] for h in members)
+            mesh, orchestration = structure.mesh, structure.orchestration
+            per_kind = {
+                kind: self._shared_s(chosen, kind, mesh, orchestration)
+                for kind in dict.fromkeys(stage_kinds(mesh))
+            }
+            fwd, bwd = zip(*(per_kind[kind] for kind in stage_kinds(mesh)), strict=True)
+            seconds["F", members], seconds["B", members] = fwd, bwd
+        return ClockTimes(buckets=structure.buckets, microbatches=structure.microbatches, seconds=seconds)
+
+    def _shared_s(
+        self, htasks: tuple[HTaskChoice, ...], kind: StageKind, mesh: Mesh, orchestration: Orchestration
+    ) -> tuple[float, float]:
+        """Forward and backward of a clock on a kind of stage, with the backward's share of the steps."""
+        if mesh.tp == 1:  # nothing inside a stage communicates, so nothing overlaps
+            alone = [self._action_s(htask, kind, mesh, orchestration) for htask in htasks]
+            return sum(fwd for fwd, _ in alone), sum(bwd for _, bwd in alone)
+        fwd, bwd = (self._clock_s(htasks, kind, phase, mesh.tp, orchestration) for phase in PHASES)
+        return fwd, bwd + sum(self._step_share_s(htask, kind, mesh) for htask in htasks)
+
+    def _action_s(
+        self, htask: HTaskChoice, kind: StageKind, mesh: Mesh, orchestration: Orchestration
+    ) -> tuple[float, float]:
+        if mesh.tp == 1 or orchestration.mode == "sequential":
+            fwd, bwd = (self._serial_s(htask, kind, phase, mesh.tp, orchestration) for phase in PHASES)
+        else:
+            fwd, bwd = (self._clock_s((htask,), kind, phase, mesh.tp, orchestration) for phase in PHASES)
+        return fwd, bwd + self._step_share_s(htask, kind, mesh)
+
+    def _serial_s(
+        self, htask: HTaskChoice, kind: StageKind, phase: Phase, tp: int, orchestration: Orchestration
+    ) -> float:
+        layers, first, last = kind
+        prices = self._actions(htask, phase, tp, orchestration.adapters)
+        return prices.seconds(layers, first=first, last=last)
+
+    def _action_prices(
+        self, htask: HTaskChoice, phase: Phase, tp: int, adapters: Literal["grouped", "separate"]
+    ) -> ActionPrices:
+        return ActionPrices(self._costs, self._model, self._mean_work(htask), phase, tp=tp, adapters=adapters)
+
+    def _orchestrate(
+        self,
+        htasks: tuple[HTaskChoice, ...],
+        kind: StageKind,
+        phase: Phase,
+        tp: int,
+        orchestration: Orchestration,
+    ) -> float:
+        graphs = [self._launch_graph(htask, kind, phase, tp, orchestration.adapters) for htask in htasks]
+        return schedule_clock(graphs, orchestration.mode, orchestration.contention).seconds
+
+    def _build_graph(
+        self,
+        htask: HTaskChoice,
+        kind: StageKind,
+        phase: Phase,
+        tp: int,
+        adapters: Literal["grouped", "separate"],
+    ) -> LaunchGraph:
+        layers, first, last = kind
+        graph = stage_graph(
+            self._model,
+            layers,
+            first=first,
+            last=last,
+            work=self._mean_work(htask),
+            phase=phase,
+            tp=tp,
+            adapters=adapters,
+        )
+        return launch_graph(time_graph(graph, self._costs, phase), adapters)
+
+    def _step_share_s(self, htask: HTaskChoice, kind: StageKind, mesh: Mesh) -> float:
+        return self._step_s(htask, kind[0], mesh.tp, mesh.dp) / htask.shape.microbatches
+
+    def _price_step(self, htask: HTaskChoice, layers: int, tp: int, dp: int) -> float:
+        loras = self._mean_work(htask).loras
+        return sum(step_seconds(self._costs, self._model, layers, lora, tp=tp, dp=dp) for lora in loras)
+
+
+def stage_kinds(mesh: Mesh) -> list[StageKind]:
+    """Kind of every stage; most stages of a long pipeline are alike."""
+    return [(layers, stage == 0, stage == mesh.pp - 1) for stage, layers in enumerate(mesh.layers_per_stage)]

@@ -1,7 +1,16 @@
 """Discrete-event simulation of plans, and the search for the best one."""
 
-from sim.engine import simulate_plan, simulate_schedule
+from sim.costs import plan_costs
+from sim.engine import simulate_schedule
 from sim.report import SimulationReport
 from sim.search import search_plan
+from sim.simulate import simulate_operators, simulate_plan
 
-__all__ = ["SimulationReport", "search_plan", "simulate_plan", "simulate_schedule"]
+__all__ = [
+    "SimulationReport",
+    "plan_costs",
+    "search_plan",
+    "simulate_operators",
+    "simulate_plan",
+    "simulate_schedule",
+]

@@ -1,6 +1,8 @@
 """Discrete-event simulation of a pipeline schedule: one SimPy process per stage, links that queue.
 
-A stage plays its action list in order and idles only for the tensor that its next action needs. Every pair of
+A stage plays its clocks in order and idles only for the tensors that its next clock needs; a clock is an
+action, or the actions of several hTasks that share the stage. What a stage does in a clock is somebody else's
+to say (:class:`StageWork`): wait for as long as the whole takes, or execute every operator. Every pair of
 neighbouring stages is joined by two links, one per direction; a link carries one transfer at a time, and
 sending does not hold up the sender. Where no link is ever asked for twice at once, the timeline is that of
 :func:`muxtune.timeline.evaluate_schedule`.
@@ -9,56 +11,54 @@ sending does not hold up the sender. Where no link is ever asked for twice at on
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from typing import Literal, Protocol
 
-from simpy import Environment, Event, Resource
+from simpy import Environment, Event
 
-from muxtune.errors import SpecError
-from muxtune.plan import Plan
-from muxtune.prediction import iteration_tokens, predict, stage_times
-from muxtune.schedule import Action, build_schedule
+from muxtune.schedule import Action
 from muxtune.timeline import StageTimes
-from muxtune.trace import COMMUNICATION, COMPUTE, Span
-from sim.report import SimulationReport
+from muxtune.trace import COMPUTE, Span
+from sim.noise import Noise
+from sim.wires import Wires
+
+Clock = Sequence[Action]
+"""Actions that a stage plays together, of one kind and each of another hTask."""
 
 
-def simulate_plan(plan: Plan, *, iterations: int | None = None) -> SimulationReport:
-    """Play a plan with the durations that it carries.
+def clock_htasks(clock: Clock) -> tuple[int, ...]:
+    """Who shares it, in the order of the clock."""
+    return tuple(action.htask for action in clock)
 
-    Args:
-        plan: Checked, as :func:`muxtune.plan.load_plan` returns it.
-        iterations: Play so many iterations of the plan's template instead of those that it has scheduled.
 
-    Returns:
-        The timeline, and the numbers of ``plan.predicted`` computed from it.
+def clock_kind(clock: Clock) -> Literal["F", "B"]:
+    """Direction of a clock that is no STEP."""
+    return "F" if clock[0].kind == "F" else "B"
 
-    Raises:
-        SpecError: ``iterations`` is below 1.
-    """
-    if iterations is not None and iterations < 1:
-        raise SpecError("iterations", iterations, "at least 1")
-    times = stage_times(plan)
-    stages: Sequence[Sequence[Action]] = plan.actions
-    if iterations is not None:
-        stages = build_schedule(
-            plan.buckets,
-            plan.microbatches,
-            pp=plan.parallelism.pp,
-            template=plan.template,
-            steps=[iterations] * len(plan.htasks),
-        )
-    spans = simulate_schedule(stages, times)
-    predicted = predict(
-        spans,
-        times=times,
-        microbatches=plan.microbatches,
-        tokens=iteration_tokens(plan),
-        peak_memory_bytes=plan.predicted.peak_memory_bytes,
-    )
-    return SimulationReport(spans=tuple(spans), predicted=predicted)
+
+class StageWork(Protocol):
+    """What stages do in a clock."""
+
+    def play(self, env: Environment, stage: int, clock: Clock) -> Generator[Event, object, None]:
+        """Be busy with the clock's actions; a clock of STEPs takes no time and is not asked for."""
+        ...
+
+
+class WholeClocks:
+    """Stages that are busy for as long as a clock takes, and do not say with what."""
+
+    def __init__(self, times: StageTimes) -> None:
+        self._times = times
+
+    def play(self, env: Environment, stage: int, clock: Clock) -> Generator[Event, object, None]:
+        """One event."""
+        if len(clock) == 1:
+            yield env.timeout(self._times.duration_s(stage, clock[0]))
+        else:
+            yield env.timeout(self._times.clock_s(clock_kind(clock), clock_htasks(clock))[stage])
 
 
 def simulate_schedule(stages: Sequence[Sequence[Action]], times: StageTimes) -> list[Span]:
-    """Play action lists.
+    """Play action lists, whole clocks at a time.
 
     Args:
         stages: One list per stage.
@@ -68,14 +68,36 @@ def simulate_schedule(stages: Sequence[Sequence[Action]], times: StageTimes) -> 
         Spans of both streams in the order in which they ended; a transfer is a span of its sender.
 
     Raises:
-        RuntimeError: The schedule deadlocks; :func:`muxtune.schedule.check_schedule` refuses such schedules.
+        RuntimeError: The schedule deadlocks; :func:`muxtune.schedule_check.check_schedule` refuses such
+            schedules.
+    """
+    clocks = [times.cut(actions) for actions in stages]
+    return play_clocks(clocks, WholeClocks(times), times.p2p_s)
+
+
+def play_clocks(
+    stages: Sequence[Sequence[Clock]], work: StageWork, p2p_s: Sequence[float], noise: Noise | None = None
+) -> list[Span]:
+    """Play clocks.
+
+    Args:
+        stages: Clocks per stage.
+        work: What a stage does in each.
+        p2p_s: Seconds per transfer, per hTask.
+        noise: What transfers vary by; nothing by default.
+
+    Returns:
+        Spans of actions and transfers in the order in which they ended.
+
+    Raises:
+        RuntimeError: The schedule deadlocks.
     """
     env = Environment()
     spans: list[Span] = []
-    wires = Wires(env, len(stages), times.p2p_s, spans)
+    wires = Wires(env, len(stages), p2p_s, spans, noise or Noise())
     runs = [
-        env.process(run_stage(env, stage, actions, times=times, wires=wires, spans=spans))
-        for stage, actions in enumerate(stages)
+        env.process(run_stage(env, stage, clocks, work=work, wires=wires, spans=spans))
+        for stage, clocks in enumerate(stages)
     ]
     env.run()
     if any(run.is_alive for run in runs):
@@ -86,67 +108,22 @@ def simulate_schedule(stages: Sequence[Sequence[Action]], times: StageTimes) -> 
 def run_stage(
     env: Environment,
     stage: int,
-    actions: Sequence[Action],
+    clocks: Sequence[Clock],
     *,
-    times: StageTimes,
+    work: StageWork,
     wires: Wires,
     spans: list[Span],
 ) -> Generator[Event, object, None]:
     """Play one stage in plan order."""
-    for action in actions:
-        arrival = wires.arrival(stage, action)
-        if arrival is not None:
-            yield arrival
+    for clock in clocks:
+        for action in clock:
+            arrival = wires.arrival(stage, action)
+            if arrival is not None:
+                yield arrival
         start_s = env.now
         # A STEP has no duration of its own; an event for it would only reorder equal times.
-        if action.kind != "STEP":
-            yield env.timeout(times.duration_s(stage, action))
-        spans.append(Span(stage, COMPUTE, action, start_s, env.now))
-        wires.send(stage, action)
-
-
-class Wires:
-    """Links between neighbouring stages, and the tensors that travel on them.
-
-    Args:
-        env: Clock of the run.
-        stages: How many there are.
-        p2p_s: Seconds per transfer, per hTask.
-        spans: Where transfers are noted.
-    """
-
-    def __init__(self, env: Environment, stages: int, p2p_s: Sequence[float], spans: list[Span]) -> None:
-        self._env = env
-        self._stages = stages
-        self._p2p_s = p2p_s
-        self._spans = spans
-        self._links: dict[tuple[int, int], Resource] = {}
-        for left in range(stages - 1):
-            for pair in ((left, left + 1), (left + 1, left)):
-                self._links[pair] = Resource(env, capacity=1)
-        self._arrivals: dict[tuple[int, Action], Event] = {}
-
-    def arrival(self, stage: int, action: Action) -> Event | None:
-        """Fires when the input of ``action`` has reached ``stage``; None where none comes from elsewhere."""
-        needs_input = (action.kind == "F" and stage > 0) or (action.kind == "B" and stage < self._stages - 1)
-        return self._event(stage, action) if needs_input else None
-
-    def send(self, stage: int, action: Action) -> None:
-        """Start to send the result of ``action``: activations downstream, gradients upstream."""
-        receiver = {"F": stage + 1, "B": stage - 1}.get(action.kind, -1)
-        if 0 <= receiver < self._stages:
-            self._env.process(self._transfer(stage, receiver, action))
-
-    def _transfer(self, sender: int, receiver: int, action: Action) -> Generator[Event, object, None]:
-        with self._links[sender, receiver].request() as turn:
-            yield turn
-            start_s = self._env.now
-            yield self._env.timeout(self._p2p_s[action.htask])
-        self._spans.append(Span(sender, COMMUNICATION, action, start_s, self._env.now))
-        self._event(receiver, action).succeed()
-
-    def _event(self, stage: int, action: Action) -> Event:
-        key = (stage, action)
-        if key not in self._arrivals:
-            self._arrivals[key] = self._env.event()
-        return self._arrivals[key]
+        if clock[0].kind != "STEP":
+            yield from work.play(env, stage, clock)
+        for action in clock:
+            spans.append(Span(stage, COMPUTE, action, start_s, env.now))
+            wires.send(stage, action)

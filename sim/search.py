@@ -10,7 +10,7 @@ from muxtune.planning.options import PlanOptions
 from muxtune.planning.problem import PlanningProblem
 from muxtune.policies import plan_problem
 from muxtune.workload import Workload
-from sim.engine import simulate_plan
+from sim.simulate import simulate_plan
 
 
 def search_plan(

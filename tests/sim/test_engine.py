@@ -6,14 +6,10 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 
-from muxtune.errors import SpecError
-from muxtune.plan import Predicted
-from muxtune.prediction import stage_times
 from muxtune.schedule import Action
-from muxtune.timeline import StageTimes, evaluate_schedule, steady_iteration_s
+from muxtune.timeline import StageTimes, evaluate_schedule
 from muxtune.trace import COMMUNICATION, COMPUTE, Span
-from sim.engine import simulate_plan, simulate_schedule
-from tests.plans import make_plan
+from sim.engine import simulate_schedule
 from tests.sim.strategies import Case, cases
 
 RELATIVE = 1e-9  # only the order of additions may differ
@@ -78,39 +74,3 @@ def test_a_deadlock_is_reported():
     times = StageTimes(fwd_s=[[1.0]] * 2, bwd_s=[[1.0]] * 2, p2p_s=[0.0])
     with pytest.raises(RuntimeError, match="deadlocks"):
         simulate_schedule([[f0, b0, f1, b1], [f0, f1, b0, b1]], times)
-
-
-def test_a_plan_is_simulated_with_its_own_durations():
-    plan = make_plan()
-    report = simulate_plan(plan)
-    assert report.predicted.model_dump().keys() == Predicted.model_fields.keys()
-    spans = evaluate_schedule(plan.actions, stage_times(plan))
-    assert report.predicted.iteration_s == pytest.approx(steady_iteration_s(spans), rel=RELATIVE)
-    assert report.predicted.fwd_s == plan.predicted.fwd_s
-    assert report.predicted.peak_memory_bytes == plan.predicted.peak_memory_bytes
-
-
-def test_effective_tokens_per_iteration_survive_the_simulation():
-    plan = make_plan()
-    old, new = plan.predicted, simulate_plan(plan).predicted
-    assert new.effective_tokens_per_s * new.iteration_s == pytest.approx(
-        old.effective_tokens_per_s * old.iteration_s
-    )
-
-
-@pytest.mark.parametrize("template", ["flush", "continuous"])
-def test_more_iterations_than_scheduled_can_be_played(template):
-    report = simulate_plan(make_plan(template=template), iterations=7)
-    assert report.predicted.scheduled_iterations == 7
-
-
-def test_flush_repeats_with_the_period_of_its_one_scheduled_iteration():
-    plan = make_plan(template="flush")
-    assert plan.predicted.scheduled_iterations == 1
-    repeated = simulate_plan(plan, iterations=5).predicted
-    assert repeated.iteration_s == pytest.approx(plan.predicted.iteration_s, rel=RELATIVE)
-
-
-def test_no_iterations_are_refused():
-    with pytest.raises(SpecError, match="iterations = 0: expected at least 1"):
-        simulate_plan(make_plan(), iterations=0)

@@ -1,0 +1,34 @@
+"""The costs that a plan was made with, for whoever wants to see more than the plan says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from muxtune.costs import AnalyticCosts, CostModel, ProfiledCosts, load_profile
+from muxtune.costs.collectives import interconnect_of
+from muxtune.costs.devices import device_names
+from muxtune.errors import SpecError
+from muxtune.plan import Plan
+
+
+def plan_costs(plan: Plan, profile: Path | None = None) -> CostModel:
+    """Find the plan's costs again.
+
+    Args:
+        plan: Checked.
+        profile: That it was made with; without one, the coefficients that ship for its GPU.
+
+    Raises:
+        UserError: The profile cannot be read, a profile is needed, or these are other costs than the plan's.
+    """
+    wanted = plan.costs.profile_id
+    costs: CostModel
+    if profile is not None:
+        costs = ProfiledCosts(load_profile(profile), plan.model)
+    elif plan.cluster.device.name in device_names():
+        costs = AnalyticCosts(plan.cluster.device.name, plan.model, interconnect_of(plan.cluster))
+    else:
+        raise SpecError("profile", None, f"the file of {wanted}, which the plan was made with")
+    if costs.ref.digest != plan.costs.digest:
+        raise SpecError("profile", costs.ref.profile_id, f"{wanted}, which the plan was made with")
+    return costs

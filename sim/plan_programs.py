@@ -1,0 +1,142 @@
+"""The operators of a plan's clocks, priced again and put in the order in which the plan launches them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+from muxtune.costs.base import CostModel
+from muxtune.costs.compose import MicrobatchWork, p2p_seconds, step_seconds
+from muxtune.dataset import load_task_data
+from muxtune.graph import StageGraph, TimedNode, stage_graph, time_graph
+from muxtune.injection import shared_clocks
+from muxtune.operators import Phase
+from muxtune.orchestration import launch_graph, schedule_clock
+from muxtune.plan import Plan
+from muxtune.planning.structure import HTaskChoice
+from muxtune.planning.works import sample_works
+from muxtune.timeline import ClockKind, ClockTimes, StageTimes
+from muxtune.tokenizer import load_tokenizer
+from sim.engine import Clock, clock_htasks, clock_kind
+from sim.orchestrated import orchestrated_program
+from sim.program import Program
+from sim.streams import program_seconds
+
+StageKind = tuple[int, bool, bool]
+"""Layers, and whether it is the first or the last one; most stages of a long pipeline are alike."""
+
+
+class PlanPrograms:
+    """Programs of a plan, built when they are first asked for. Reads the datasets.
+
+    Args:
+        plan: Checked.
+        costs: Prices of operators on its devices, for its whole backbone.
+
+    Raises:
+        UserError: A dataset cannot be read.
+    """
+
+    def __init__(self, plan: Plan, costs: CostModel) -> None:
+        self._plan = plan
+        self._costs = costs
+        tokenizer = None
+        if any(task.dataset.path is not None for task in plan.tasks):
+            tokenizer = load_tokenizer(plan.model)
+        data = {task.id: load_task_data(task, plan.model, tokenizer) for task in plan.tasks}
+        self._works: list[MicrobatchWork] = []
+        for htask in plan.htasks:
+            choice = HTaskChoice(task_ids=htask.task_ids, shape=plan.shape(htask.id), instance=htask.instance)
+            self._works.append(sample_works(choice, data).mean)
+        layers = plan.parallelism.layers_per_stage
+        last = len(layers) - 1
+        self._kinds: list[StageKind] = [(n, stage == 0, stage == last) for stage, n in enumerate(layers)]
+        self._program = lru_cache(maxsize=None)(self._build)
+        self._graph = lru_cache(maxsize=None)(self._time)
+
+    def __call__(self, stage: int, clock: Clock) -> Program:
+        """What a stage runs in a clock."""
+        return self._program(self._kinds[stage], (clock_kind(clock), clock_htasks(clock)))
+
+    def times(self) -> StageTimes:
+        """What whole clocks take when their programs are played one by one."""
+        plan = self._plan
+        htasks = range(len(plan.htasks))
+        clocks = None
+        if plan.orchestration.shares_clocks:
+            kinds: list[ClockKind] = [
+                (kind, shared)
+                for shared in shared_clocks(plan.buckets, plan.microbatches)
+                for kind in ("F", "B")
+            ]
+            clocks = ClockTimes(
+                buckets=plan.buckets,
+                microbatches=plan.microbatches,
+                seconds={kind: self._clock_s(kind) for kind in kinds},
+            )
+        fwd_s = [self._clock_s(("F", (h,))) for h in htasks]
+        bwd_s = [self._clock_s(("B", (h,))) for h in htasks]
+        return StageTimes(
+            fwd_s=list(zip(*fwd_s, strict=True)),
+            bwd_s=list(zip(*bwd_s, strict=True)),
+            p2p_s=[self._p2p_s(h) for h in htasks],
+            clocks=clocks,
+        )
+
+    def _clock_s(self, kind: ClockKind) -> list[float]:
+        contention = self._plan.orchestration.contention
+        seconds = {
+            stage_kind: program_seconds(self._program(stage_kind, kind), contention)
+            for stage_kind in dict.fromkeys(self._kinds)
+        }
+        return [seconds[stage_kind] for stage_kind in self._kinds]
+
+    def _p2p_s(self, htask: int) -> float:
+        if len(self._kinds) == 1:
+            return 0.0
+        return p2p_seconds(self._costs, self._plan.model, self._works[htask].tokens)
+
+    def _build(self, stage: StageKind, kind: ClockKind) -> Program:
+        direction, htasks = kind
+        phase: Phase = "fwd" if direction == "F" else "bwd"
+        program = self._orchestrate([self._graph(stage, phase, h) for h in htasks], htasks)
+        if direction == "F":
+            return program
+        return program.then(Program.in_turn((h, self._step_share(stage[0], h)) for h in htasks))
+
+    def _orchestrate(self, graphs: Sequence[StageGraph[TimedNode]], htasks: Sequence[int]) -> Program:
+        orchestration = self._plan.orchestration
+        nodes = [graph.expand() for graph in graphs]
+        if orchestration.mode == "sequential":
+            return Program.in_turn(zip(htasks, nodes, strict=True))
+        cuts = [launch_graph(graph, orchestration.adapters) for graph in graphs]
+        schedule = schedule_clock(cuts, orchestration.mode, orchestration.contention)
+        return orchestrated_program(schedule, [graph.cut for graph in cuts], nodes, htasks)
+
+    def _time(self, stage: StageKind, phase: Phase, htask: int) -> StageGraph[TimedNode]:
+        layers, first, last = stage
+        graph = stage_graph(
+            self._plan.model,
+            layers,
+            first=first,
+            last=last,
+            work=self._works[htask],
+            phase=phase,
+            tp=self._plan.parallelism.tp,
+            adapters=self._plan.orchestration.adapters,
+        )
+        return time_graph(graph, self._costs, phase)
+
+    def _step_share(self, layers: int, htask: int) -> list[TimedNode]:
+        """What a backward has of the optimizer step, as :mod:`muxtune.timeline` counts it."""
+        p = self._plan.parallelism
+        m = self._plan.microbatches[htask]
+        return [
+            TimedNode(
+                f"optimizer {task}",
+                "compute",
+                step_seconds(self._costs, self._plan.model, layers, lora, tp=p.tp, dp=p.dp) / m,
+                role="adapter",
+            )
+            for task, lora in enumerate(self._works[htask].loras)
+        ]

@@ -72,6 +72,12 @@ def kept_profile_path(model: ModelSpec, cluster: ClusterSpec) -> Path:
     return Path(root) / "profiles" / f"{model.name}-{model.dtype}-{cluster.ranks}-{digest}.parquet"
 
 
+def kept_profile(model: ModelSpec, cluster: ClusterSpec) -> Path | None:
+    """The kept profile of this machine, where there is one."""
+    path = kept_profile_path(model, cluster)
+    return path if cluster.device.kind == "cpu" and path.exists() else None
+
+
 def measure_profile(model: ModelSpec, cluster: ClusterSpec, out: Path) -> None:
     """Measure this machine's CPU under the load of as many ranks as the cluster has."""
     from profiler import profile_model

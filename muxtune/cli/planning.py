@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from muxtune.alignment import Alignment
-from muxtune.cli.costs import find_costs
+from muxtune.cli.costs import find_costs, kept_profile
 from muxtune.cli.inputs import load_inputs
 from muxtune.cli.options import (
     DEFAULT_CLUSTER,
@@ -23,9 +23,9 @@ from muxtune.cli.options import (
 )
 from muxtune.cli.output import check_writable, emit, stdout_kept_clean
 from muxtune.cli.summary import plan_summary, predicted_table
+from muxtune.errors import SpecError
 from muxtune.plan import Plan, load_plan, save_plan
 from muxtune.schedule import Template
-from muxtune.trace import save_trace
 
 
 def _print_schema(wanted: bool) -> None:
@@ -49,6 +49,11 @@ def plan(  # noqa: PLR0913, PLR0917  # an argument per option
     tp: Annotated[int | None, typer.Option(min=1, help="Ranks that share a stage.")] = None,
     pp: Annotated[int | None, typer.Option(min=1, help="Pipeline stages.")] = None,
     dp: Annotated[int | None, typer.Option(min=1, help="Replicas that share the data.")] = None,
+    no_fusion: Annotated[bool, typer.Option("--no-fusion", help="muxtune without batching tasks.")] = False,
+    no_orchestration: Annotated[
+        bool, typer.Option("--no-orchestration", help="muxtune without overlap inside a stage.")
+    ] = False,
+    no_chunking: Annotated[bool, typer.Option("--no-chunking", help="muxtune with padded rows.")] = False,
     out: Annotated[Path, typer.Option("--out", help="Where the plan goes.")] = Path("plan.json"),
     schema: Annotated[
         bool,
@@ -59,13 +64,18 @@ def plan(  # noqa: PLR0913, PLR0917  # an argument per option
     as_json: JsonFlag = False,
 ) -> None:
     """Search the best plan of a policy for a workload."""
-    from muxtune.planning.options import PlanOptions
+    from muxtune.planning.options import Part, PlanOptions
     from muxtune.policies import POLICIES
 
     check_writable(out, "--out")
     POLICIES.get(policy)  # before anything is measured
     inputs = load_inputs(workload, model, cluster)
     costs = find_costs(profile, inputs.workload, inputs.model, inputs.cluster)
+    switches: dict[Part, bool] = {
+        "fusion": no_fusion,
+        "orchestration": no_orchestration,
+        "chunking": no_chunking,
+    }
     options = PlanOptions(
         partition=partition,
         alignment=alignment,
@@ -74,6 +84,7 @@ def plan(  # noqa: PLR0913, PLR0917  # an argument per option
         tp=tp,
         pp=pp,
         dp=dp,
+        without=frozenset(part for part, off in switches.items() if off),
     )
     from sim import search_plan
 
@@ -92,17 +103,32 @@ def simulate(
         Path | None, typer.Option("--trace", help="Write a Chrome/Perfetto trace.", show_default=False)
     ] = None,
     gantt: GanttPath = None,
+    operators: Annotated[
+        bool,
+        typer.Option("--operators", help="Play every operator, with the costs that the plan was made with."),
+    ] = False,
+    profile: ProfilePath = None,
+    noise: Annotated[
+        float, typer.Option(min=0, help="Spread of operators (of the logarithm); with --operators.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
     as_json: JsonFlag = False,
 ) -> None:
     """Predict timeline, memory and throughput of a plan."""
     check_writable(trace, "--trace")
     check_writable(gantt, "--gantt")
     loaded = load_plan(plan)
-    from sim import simulate_plan
+    if noise and not operators:
+        raise SpecError("--noise", noise, "--operators beside it")
+    from sim import plan_costs, simulate_operators, simulate_plan
 
-    report = simulate_plan(loaded)
+    if operators:
+        costs = plan_costs(loaded, profile or kept_profile(loaded.model, loaded.cluster))
+        report = simulate_operators(loaded, costs, seed=seed, noise=noise, record=trace is not None)
+    else:
+        report = simulate_plan(loaded)
     if trace is not None:
-        save_trace(trace, report.spans, "simulated")
+        report.save_trace(trace)
     if gantt is not None:
         from experiments.gantt import draw_plan
 

@@ -22,7 +22,8 @@ def plan_summary(plan: Plan) -> str:
         f"{plan.model.name} on {plan.cluster.name}: {mesh}{_count(p.pp, 'stage')} with {layers} layers; "
         f"costs {plan.costs.profile_id}"
     )
-    return f"{head}\n\n{_htask_table(plan)}\n\n{predicted_table(plan.predicted)}\n\n{_memory_table(plan)}"
+    tables = [_htask_table(plan), _token_table(plan), predicted_table(plan.predicted), _memory_table(plan)]
+    return "\n\n".join([head, *filter(None, tables)])
 
 
 def predicted_table(predicted: Predicted) -> str:
@@ -35,9 +36,29 @@ def predicted_table(predicted: Predicted) -> str:
         ["billed tokens/s", show_rate(predicted.billed_tokens_per_s)],
         ["effective tokens/s", show_rate(predicted.effective_tokens_per_s)],
         ["bubble", show_percent(predicted.bubble_fraction)],
+        *(
+            [["bubble in theory", show_percent(predicted.theoretical_bubble_fraction)]]
+            if predicted.theoretical_bubble_fraction is not None
+            else []
+        ),
         ["peak memory per stage", ", ".join(map(show_bytes, predicted.peak_memory_bytes))],
     ]
     return format_table(["predicted", ""], rows)
+
+
+def _token_table(plan: Plan) -> str:
+    """Tokens of an iteration as planned, and if the same hTasks were aligned in one way only."""
+    report = plan.predicted.alignment
+    if report is None:
+        return ""
+    chunks = ", ".join(map(str, sorted(set(report.chunk_tokens))))
+    named = {"planned": report.plan, "pad": report.pad, "pack": report.pack, f"chunk {chunks}": report.chunk}
+    rows = [
+        [name, f"{t.all:,}", f"{t.effective:,.0f}", f"{t.billed:,}", f"{t.ineffective:,.0f}"]
+        for name, t in named.items()
+    ]
+    header = ["tokens per iteration", "all", "effective", "billed", "ineffective"]
+    return format_table(header, rows)
 
 
 def _memory_table(plan: Plan) -> str:

@@ -54,6 +54,9 @@ def test_the_schema_in_the_documentation_is_current():
             lambda plan: {h.chunk_tokens for h in plan.htasks} == {256},
         ),
         (["--pp", "1"], lambda plan: plan.parallelism.pp == 1),
+        (["--no-fusion"], lambda plan: {len(h.task_ids) for h in plan.htasks} == {1}),
+        (["--no-chunking"], lambda plan: {h.alignment for h in plan.htasks} == {"pad"}),
+        (["--no-orchestration"], lambda plan: plan.policy == "muxtune-no-orchestration"),
         (["--cluster", "cpu-1"], lambda plan: plan.cluster.ranks == 1),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -74,6 +77,39 @@ def test_simulate_prints_the_keys_of_predicted(cli, plan_path, tmp_path):
     assert {span.stage for span in load_trace(trace)} == {0, 1}
     assert gantt.stat().st_size > 5_000
     assert "lower bound" in cli("simulate", plan_path).out
+
+
+def test_simulate_plays_every_operator(cli, plan_path, profile_path, tmp_path):
+    trace = tmp_path / "t.json"
+    result = cli("simulate", plan_path, "--operators", "--profile", profile_path, "--trace", trace, "--json")
+    assert result.code == 0, result.err
+    planned = load_plan(plan_path).predicted
+    assert result.json["iteration_s"] == pytest.approx(planned.iteration_s, rel=1e-9)
+    categories = {event.get("cat") for event in json.loads(trace.read_text())["traceEvents"]}
+    assert {"F", "B", "operator"} <= categories
+    noisy = [
+        cli(
+            "simulate",
+            plan_path,
+            "--operators",
+            "--profile",
+            profile_path,
+            "--noise",
+            0.2,
+            "--seed",
+            seed,
+            "--json",
+        )
+        for seed in (1, 1, 2)
+    ]
+    seconds = [each.json["makespan_s"] for each in noisy]
+    assert seconds[0] == seconds[1] != seconds[2]
+
+
+def test_noise_needs_operators(cli, plan_path):
+    result = cli("simulate", plan_path, "--noise", 0.2)
+    assert result.code == 2
+    assert "--noise = 0.2: expected --operators beside it" in result.err
 
 
 BAD_WORKLOADS = {

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-Template = Literal["flush", "continuous", "gpipe"]
+Template = Literal["flush", "continuous", "gpipe", "lorapp"]
 
 Microbatch = tuple[int, int]
 """hTask and micro-batch number inside one iteration."""
@@ -38,7 +38,8 @@ class Injection:
     clocks: Sequence[Clock]
     holds: Sequence[int]
     """Per clock: so many clocks of the list must have gone back through a stage before it goes forward there.
-    That its own hTasks' previous step is complete asks for it, or a drain. Never decreases."""
+    That its own hTasks' previous step is complete asks for it, or a drain; under ``lorapp`` that their
+    previous micro-batch is back. Never decreases."""
     template: Template
 
     def forwards_before(self, pp: int) -> list[list[int]]:
@@ -71,13 +72,15 @@ def inject(
 ) -> Injection:
     """Order the clocks of a schedule; arguments as in :func:`muxtune.schedule.build_schedule`."""
     rotation = iteration_clocks(buckets, microbatches, co_scheduled=co_scheduled)
+    if template == "lorapp":
+        rotation = spread_evenly(rotation, microbatches)
     clocks: list[Clock] = []
     holds: list[int] = []
     complete = [0] * len(microbatches)  # clocks up to and with the last one of each hTask
     hold = 0
     instance: int | None = None
     for step in range(max(steps)):
-        if template != "continuous":
+        if template in {"flush", "gpipe"}:
             hold = len(clocks)
         for position, members in rotation:
             htasks = members if step < min(steps) else tuple(h for h in members if step < steps[h])
@@ -85,7 +88,7 @@ def inject(
                 continue
             if instances is not None and instances[htasks[0]] != instance:
                 hold, instance = len(clocks), instances[htasks[0]]
-            if position == 0:
+            if position == 0 or template == "lorapp":
                 hold = max(hold, *(complete[h] for h in htasks))
             clocks.append(Clock(htasks, step, position))
             holds.append(hold)
@@ -104,6 +107,22 @@ def iteration_clocks(
             htasks = tuple(h for h in bucket if number < microbatches[h])
             rotation += [(number, htasks)] if co_scheduled else [(number, (h,)) for h in htasks]
     return rotation
+
+
+def spread_evenly(
+    rotation: Sequence[tuple[int, tuple[int, ...]]], microbatches: Sequence[int]
+) -> list[tuple[int, tuple[int, ...]]]:
+    """The clocks of an iteration with those of each hTask as far apart as their numbers let them.
+
+    Where whoever has nothing on its way injects next, hTasks with few micro-batches are still there while
+    others work through many; an iteration's order has to say so.
+    """
+
+    def due(clock: tuple[int, tuple[int, ...]]) -> float:
+        number, htasks = clock
+        return (number + 0.5) / max(microbatches[h] for h in htasks)
+
+    return sorted(rotation, key=due)  # stable: ties in the order of the buckets
 
 
 def injection_order(buckets: Sequence[Sequence[int]], microbatches: Sequence[int]) -> list[Microbatch]:

@@ -68,9 +68,9 @@ def theoretical_bubble_fraction(
 
         segments * (pp - 1) / (clocks of the iteration + segments * (pp - 1))
 
-    With a single instance ``continuous`` drains no segment: 0, the steady state where enough other hTasks
-    stand between the last micro-batch of an hTask's step and the first of its next. With several, the last
-    turn of an iteration goes on in the next one if that begins with the same instance.
+    With a single instance ``continuous`` and ``lorapp`` drain no segment: 0, the steady state where enough
+    other hTasks stand between the last micro-batch of an hTask's step and the first of its next. With
+    several, the last turn of an iteration goes on in the next one if that begins with the same instance.
 
     Args:
         buckets: hTasks per bucket, in order of injection.
@@ -83,7 +83,7 @@ def theoretical_bubble_fraction(
     rotation = iteration_clocks(buckets, microbatches, co_scheduled=co_scheduled)
     turns = [key for key, _ in groupby(instances[htasks[0]] if instances else 0 for _, htasks in rotation)]
     segments = len(turns)
-    if template == "continuous" and turns[0] == turns[-1]:
+    if template in {"continuous", "lorapp"} and turns[0] == turns[-1]:
         segments -= 1
     waiting = segments * (pp - 1)
     return waiting / (len(rotation) + waiting)

@@ -1,14 +1,16 @@
 """Pipeline schedules as data: per stage a list of actions (paper section 3.4).
 
 One generator feeds simulator and runtime. Micro-batches of all hTasks are injected in one order
-(:mod:`muxtune.injection`). Two templates play them as 1F1B, where stage ``s`` of ``pp`` keeps at most
+(:mod:`muxtune.injection`). Three templates play them as 1F1B, where stage ``s`` of ``pp`` keeps at most
 ``pp - s`` forwards without their backward:
 
 * ``flush``: every iteration drains before the next one starts.
 * ``continuous``: the order of one iteration is repeated without a drain in between; the forward of an hTask's
   next step waits only for that hTask's own optimizer step.
+* ``lorapp`` (arXiv 2312.02515): like ``continuous``, but an hTask has one micro-batch on its way at most; its
+  next one waits for the backward of the one before. An iteration's micro-batches are spread evenly.
 
-The third, ``gpipe``, plays all forwards of an iteration, then all its backwards.
+The last, ``gpipe``, plays all forwards of an iteration, then all its backwards.
 
 The micro-batches of a clock stand next to each other; the limit of 1F1B is one of clocks.
 """

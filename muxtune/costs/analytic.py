@@ -44,6 +44,7 @@ from muxtune.costs.collectives import Interconnect
 from muxtune.costs.gpu import load_gpu
 from muxtune.costs.pointwise import PointwiseKind
 from muxtune.errors import SpecError
+from muxtune.graph.layer import Launching
 from muxtune.model import DTYPE_BYTES, ModelSpec
 from muxtune.operators import Operator, Phase
 from muxtune.plan import CostsRef
@@ -158,6 +159,19 @@ class AnalyticCosts(CostModel):
                 host_launch_s=self.host_launch_s,
             )
         return self._shards[tp]
+
+    def with_adapters(self, launching: Launching) -> AnalyticCosts:
+        """The same device and links, with adapters in grouped kernels or as operations of torch."""
+        kernels: AdapterKernels = "grouped" if launching == "grouped" else "torch"
+        if kernels == self.adapter_kernels:
+            return self
+        return AnalyticCosts(
+            self.gpu.name,
+            self.model,
+            self.interconnect,
+            adapter_kernels=kernels,
+            host_launch_s=self.host_launch_s,
+        )
 
     def action_s(self, operators_s: float, phase: Phase) -> float:
         """The sum itself: what launches take is part of the operators."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol, Self
 
+from muxtune.graph.layer import Launching
 from muxtune.operators import Operator, Phase
 from muxtune.plan import CostsRef
 
@@ -42,6 +43,13 @@ class CostModel(Protocol):
             SpecError: The backbone cannot be split into so many parts.
         """
         ...
+
+    def with_adapters(self, launching: Launching) -> Self:
+        """The same device with adapters launched in that way; where both run alike, these costs.
+
+        Separate ones are operations of their own, as PEFT runs them.
+        """
+        return self
 
     def exploring(self) -> AbstractContextManager[None]:
         """Where a search prices candidates: shapes that were not measured go without a warning inside."""

@@ -42,7 +42,7 @@ def structure_iteration_s(problem: PlanningProblem, structure: PlanStructure) ->
 
 
 def _iterations(structure: PlanStructure) -> int:
-    return CONTINUOUS_ITERATIONS if structure.template == "continuous" else 1
+    return 1 if structure.template in {"flush", "gpipe"} else CONTINUOUS_ITERATIONS
 
 
 def assemble_plan(problem: PlanningProblem, structure: PlanStructure, policy: str) -> Plan:

@@ -51,6 +51,7 @@ class StructurePrices:
         self, costs: CostModel, model: ModelSpec, mean_work: Callable[[HTaskChoice], MicrobatchWork]
     ) -> None:
         self._costs = costs
+        self._adapted = lru_cache(maxsize=None)(costs.with_adapters)
         self._model = model
         self._mean_work = mean_work
         self.htask_times = lru_cache(maxsize=None)(self.price)
@@ -122,7 +123,8 @@ class StructurePrices:
     def _action_prices(
         self, htask: HTaskChoice, phase: Phase, tp: int, adapters: Literal["grouped", "separate"]
     ) -> ActionPrices:
-        return ActionPrices(self._costs, self._model, self._mean_work(htask), phase, tp=tp, adapters=adapters)
+        costs = self._adapted(adapters)
+        return ActionPrices(costs, self._model, self._mean_work(htask), phase, tp=tp, adapters=adapters)
 
     def _orchestrate(
         self,
@@ -154,7 +156,7 @@ class StructurePrices:
             tp=tp,
             adapters=adapters,
         )
-        return launch_graph(time_graph(graph, self._costs, phase), adapters)
+        return launch_graph(time_graph(graph, self._adapted(adapters), phase), adapters)
 
     def _step_share_s(self, htask: HTaskChoice, kind: StageKind, mesh: Mesh) -> float:
         return self._step_s(htask, kind[0], mesh.tp, mesh.dp) / htask.shape.microbatches

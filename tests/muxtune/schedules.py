@@ -40,7 +40,7 @@ class Problem:
 def problems(
     draw: st.DrawFn,
     *,
-    templates: Sequence[Template] = ("flush", "continuous", "gpipe"),
+    templates: Sequence[Template] = ("flush", "continuous", "gpipe", "lorapp"),
     max_pp: int = 16,
     equal_steps: bool = False,
     may_share: bool = True,

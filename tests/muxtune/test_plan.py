@@ -13,7 +13,7 @@ from muxtune.plan import Orchestration, Plan, check_plan, load_plan, save_plan
 from muxtune.schedule import Action
 from tests.plans import make_plan
 
-TEMPLATES = ("flush", "continuous", "gpipe")
+TEMPLATES = ("flush", "continuous", "gpipe", "lorapp")
 SHARED = Orchestration(mode="interleaved", contention=0.25, adapters="separate")
 
 
@@ -137,7 +137,7 @@ FIELDS = [
     (("htasks", 0, "task_tokens"), [256, 256], "htasks.0.task_tokens = [256, 256]: expected no such field"),
     (("htasks", 0, "microbatches"), 0, "htasks.0.microbatches = 0: expected greater than 0"),
     (("buckets",), [], "buckets = []: expected"),
-    (("template",), "zero", "template = 'zero': expected 'flush', 'continuous' or 'gpipe'"),
+    (("template",), "zero", "template = 'zero': expected 'flush', 'continuous', 'gpipe' or 'lorapp'"),
     (("schedule", 0, 0), ["W", 0, 0], "schedule.0.0.0 = 'W': expected 'F', 'B' or 'STEP'"),
     (("schedule", 0, 0), ["F", 0], "schedule.0.0.2 = None: expected a value"),
     (

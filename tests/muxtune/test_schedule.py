@@ -141,6 +141,21 @@ def test_gpipe_plays_all_forwards_of_an_iteration_then_all_its_backwards(problem
         assert of_iteration == sorted(of_iteration)
 
 
+@given(problems(templates=["lorapp"], may_share=False))
+@settings(max_examples=EXAMPLES, deadline=None)
+def test_lorapp_has_one_micro_batch_of_an_htask_on_its_way(problem: Problem):
+    for actions in problem.build():
+        on_the_way: Counter[int] = Counter()
+        for action in actions:
+            on_the_way[action.htask] += {"F": 1, "B": -1, "STEP": 0}[action.kind]
+            assert on_the_way[action.htask] <= 1
+
+
+def test_lorapp_spreads_the_micro_batches_of_an_iteration():
+    stages = build_schedule([[0, 1]], [4, 2], pp=1, template="lorapp", steps=[1, 1])
+    assert [a.htask for a in stages[0] if a.kind == "F"] == [0, 1, 0, 0, 1, 0]
+
+
 def test_the_bounded_channels_of_the_tests_do_find_deadlocks():
     waiting_for_each_other = grid("F0.0 B0.0 F0.1 B0.1 STEP0.0", "F0.0 F0.1 B0.0 B0.1 STEP0.0")
     assert not play_with_bounded_channels(waiting_for_each_other, 9)

@@ -122,7 +122,7 @@ def test_a_step_away_from_its_last_backward_is_refused_if_all_stages_must_meet_t
         check_step_meetings([stage, stage], [0], "plan")
 
 
-@pytest.mark.parametrize("template", ["flush", "continuous", "gpipe"])
+@pytest.mark.parametrize("template", ["flush", "continuous", "gpipe", "lorapp"])
 @pytest.mark.parametrize("mode", ["sequential", "interleaved"])
 def test_generated_schedules_step_where_all_stages_can_meet(template, mode):
     plan = make_plan(template=template, pp=4, orchestration=Orchestration(mode=mode))

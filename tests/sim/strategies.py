@@ -91,7 +91,7 @@ def _case(
         structure.buckets,
         structure.microbatches,
         pp=structure.pp,
-        template=draw(st.sampled_from(["flush", "continuous", "gpipe"])),
+        template=draw(st.sampled_from(["flush", "continuous", "gpipe", "lorapp"])),
         steps=[draw(st.integers(1, 4))] * htasks,
         co_scheduled=structure.co_scheduled,
     )

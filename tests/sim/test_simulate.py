@@ -87,7 +87,7 @@ def test_no_iterations_are_refused():
 
 
 @pytest.mark.parametrize(("mode", "tp"), [*product(MODES, (1, 2))])
-@pytest.mark.parametrize("template", ["flush", "continuous", "gpipe"])
+@pytest.mark.parametrize("template", ["flush", "continuous", "gpipe", "lorapp"])
 def test_operators_predict_what_the_plan_says(mode, tp, template):
     plan = orchestrated_plan(mode, tp=tp, template=template)
     whole = simulate_plan(plan)

@@ -149,6 +149,15 @@ def test_adapters_are_a_part_of_the_time_and_have_both_gradients():
     assert 1.3 < prices.latency_s(op, "bwd") / prices.latency_s(op, "fwd") < 3
 
 
+def test_separate_adapters_are_operations_of_torch():
+    op = Operator("lora", (4096, 4096, 16, 512))
+    grouped, torch = costs(), costs(adapter_kernels="torch")
+    assert grouped.with_adapters("grouped") is grouped
+    for phase in PHASES:
+        assert grouped.with_adapters("separate").latency_s(op, phase) == torch.latency_s(op, phase)
+    assert grouped.with_adapters("separate").ref == torch.ref
+
+
 def test_grouped_kernels_are_faster_than_operations_of_torch():
     for tokens in (128, 1024, 8192):
         op = Operator("lora", (4096, 4096, 16, tokens))

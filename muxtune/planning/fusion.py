@@ -10,8 +10,11 @@ the schedule decides between them: few large groups use operators better, many s
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
 
 from muxtune.alignment import Alignment
 from muxtune.errors import SpecError
@@ -39,41 +42,41 @@ def partitions_by_count(
     ordered = sort_by_tokens(problem)
     count = len(ordered)
     groups: dict[tuple[int, int], HTaskChoice] = {}
-    cost: dict[tuple[int, int], float] = {}
+    cost_s = np.full((count, count + 1), np.inf)
     for start in range(count):
         for stop in range(start + 1, count + 1):
             choice = align(tuple(ordered[start:stop]))
             if not feasible(choice):
-                break  # a longer group needs more memory still
+                continue  # with a task of more micro-batches, a longer group may need less
             groups[start, stop] = choice
-            price = problem.htask_times(choice, mesh)
-            cost[start, stop] = choice.shape.microbatches * price.slowest_s
-    best = [[math.inf] * (count + 1) for _ in range(count + 1)]  # [groups][tasks covered]
-    cut = [[0] * (count + 1) for _ in range(count + 1)]
-    best[0][0] = 0.0
-    for n in range(1, count + 1):
-        for stop in range(n, count + 1):
-            for start in range(n - 1, stop):
-                total = best[n - 1][start] + cost.get((start, stop), math.inf)
-                if total < best[n][stop]:
-                    best[n][stop], cut[n][stop] = total, start
+            cost_s[start, stop] = choice.shape.microbatches * problem.htask_times(choice, mesh).slowest_s
+    return [tuple(groups[cut] for cut in pairwise(cuts)) for cuts in best_cuts(cost_s)]
+
+
+def best_cuts(cost_s: NDArray[np.float64]) -> list[tuple[int, ...]]:
+    """Cheapest contiguous partition for every number of groups; numbers without a finite one are left out.
+
+    Args:
+        cost_s: ``[n, n + 1]``; of the group from its first task to the task before its end.
+
+    Returns:
+        Per partition where it is cut, from 0 to ``n``.
+    """
+    count = len(cost_s)
+    least = np.full(count + 1, np.inf)  # of tasks 0 to i, in as many groups as the round says
+    least[0] = 0.0
+    starts: list[NDArray[np.intp]] = []
     found = []
-    for n in range(1, count + 1):
-        if math.isfinite(best[n][count]):
-            found.append(_follow_cuts(cut, groups, n, count))
+    for groups in range(1, count + 1):
+        totals = least[:count, None] + cost_s
+        starts.append(totals.argmin(axis=0))
+        least = totals.min(axis=0)
+        if np.isfinite(least[count]):
+            cuts = [count]
+            for n in range(groups - 1, -1, -1):
+                cuts.append(int(starts[n][cuts[-1]]))
+            found.append(tuple(reversed(cuts)))
     return found
-
-
-def _follow_cuts(
-    cut: Sequence[Sequence[int]], groups: dict[tuple[int, int], HTaskChoice], n: int, count: int
-) -> tuple[HTaskChoice, ...]:
-    members: list[HTaskChoice] = []
-    stop = count
-    for k in range(n, 0, -1):
-        start = cut[k][stop]
-        members.append(groups[start, stop])
-        stop = start
-    return tuple(reversed(members))
 
 
 def sort_by_tokens(problem: PlanningProblem) -> list[str]:

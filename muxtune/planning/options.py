@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from muxtune.alignment import Alignment
 from muxtune.errors import SpecError
 from muxtune.schedule import Template
+
+Part = Literal["fusion", "orchestration", "chunking"]
+"""What :mod:`muxtune.policies.switches` can switch off."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +29,8 @@ class PlanOptions:
     """Pipeline stages."""
     dp: int | None = None
     """Replicas that share the data."""
+    without: tuple[Part, ...] = ()
+    """Parts of the policy ``muxtune`` that are switched off."""
 
     def templates(self, allowed: Sequence[Template]) -> Sequence[Template]:
         """The fixed template, or those that the policy would try."""

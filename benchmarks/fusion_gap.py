@@ -1,0 +1,145 @@
+"""How far is the fusion that ``muxtune`` finds from the best of all set partitions?
+
+Draws problems (device, backbone, pipeline, tasks and memory, see :mod:`benchmarks.fusion_instances`), plans
+each by dynamic programming alone, by the refinement and exhaustively, and prints the distribution of
+
+    gap = iteration time / iteration time of the best partition - 1
+
+    python -m benchmarks.fusion_gap [--instances 500] [--first-seed 0] [--most-tasks 8] [--above 0.001]
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks.fusion_instances import Instance, draw_instance
+from benchmarks.machine import machine_line
+from muxtune.planning.options import PlanOptions
+from muxtune.planning.partitions import Appraised, Appraiser, best_of_all, task_appraiser
+from muxtune.planning.refine import dp_starts, refined_partitions
+
+PROMISED = 0.01
+"""Largest gap that the design allows."""
+ROUNDING = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """An instance, planned in three ways; None where nothing was found that fits the memory."""
+
+    instance: Instance
+    best_s: float | None
+    """Of all set partitions."""
+    refined_s: float | None
+    contiguous_s: float | None
+    """Best of the dynamic programming on tokens alone."""
+    refined_groups: int
+    """That the refinement priced."""
+    refine_wall_s: float
+    exhaustive_wall_s: float
+
+    @property
+    def agree(self) -> bool:
+        """Whether both or neither found a plan that fits."""
+        return (self.best_s is None) == (self.refined_s is None)
+
+    @property
+    def gap(self) -> float:
+        """Of the refinement; infinite where it misses that there is a plan."""
+        return _gap(self.refined_s, self.best_s)
+
+    @property
+    def contiguous_gap(self) -> float:
+        """Of the dynamic programming alone."""
+        return _gap(self.contiguous_s, self.best_s)
+
+    def __str__(self) -> str:
+        return f"{self.instance}: gap {self.gap:.3%}, by dynamic programming alone {self.contiguous_gap:.2%}"
+
+
+def _gap(seconds: float | None, best_s: float | None) -> float:
+    if best_s is None:
+        return 0.0
+    return float("inf") if seconds is None else seconds / best_s - 1
+
+
+def measure(instance: Instance) -> Outcome:
+    """Plan an instance in three ways, the refinement first and with nothing priced before."""
+    appraiser = _appraiser(instance)
+    start_s = time.perf_counter()
+    refined = refined_partitions(appraiser)
+    refined_at_s = time.perf_counter()
+    groups = len(appraiser.table.masks())
+    best = best_of_all(Appraiser(appraiser.table, appraiser.templates))
+    best_at_s = time.perf_counter()
+    contiguous = [appraiser.appraise(groups) for groups in dp_starts(appraiser.table, 1)]
+    return Outcome(
+        instance=instance,
+        best_s=_fastest_s(best),
+        refined_s=_fastest_s(refined),
+        contiguous_s=_fastest_s([each for each in contiguous if each is not None]),
+        refined_groups=groups,
+        refine_wall_s=refined_at_s - start_s,
+        exhaustive_wall_s=best_at_s - refined_at_s,
+    )
+
+
+def _appraiser(instance: Instance) -> Appraiser:
+    return task_appraiser(instance.problem, PlanOptions(tp=1, pp=instance.pp, dp=1))
+
+
+def _fastest_s(found: Sequence[Appraised]) -> float | None:
+    return min((each.seconds for each in found), default=None)
+
+
+def report(outcomes: Sequence[Outcome]) -> str:
+    """Distribution of the gaps, and the worst case."""
+    fit = [each for each in outcomes if each.best_s is not None]
+    lines = [f"{len(outcomes)} instances, {len(fit)} with a plan that fits the memory"]
+    for name, gaps in (
+        ("refined", np.array([each.gap for each in fit])),
+        ("dynamic programming on tokens alone", np.array([each.contiguous_gap for each in fit])),
+    ):
+        p50, p90, p99 = np.percentile(gaps, [50, 90, 99], method="higher")
+        lines.append(
+            f"{name}: optimal {np.mean(gaps < ROUNDING):.1%}, within 1% {np.mean(gaps <= PROMISED):.1%}, "
+            f"median gap {p50:.3%}, p90 {p90:.3%}, p99 {p99:.3%}, worst {gaps.max():.3%}, "
+            f"no plan found {np.sum(np.isinf(gaps))}"
+        )
+    worst = max(fit, key=lambda each: each.gap)
+    walls = [(each.refine_wall_s, each.exhaustive_wall_s) for each in outcomes]
+    refine_s, exhaustive_s = np.array(walls).T
+    lines += [
+        f"worst case: {worst}",
+        f"refinement {refine_s.mean():.2f} s (worst {refine_s.max():.2f}); exhaustive afterwards, with the "
+        f"groups priced so far, {exhaustive_s.mean():.2f} s (worst {exhaustive_s.max():.2f})",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print one line per gap and the distribution."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--instances", type=int, default=500)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--most-tasks", type=int, default=8)
+    parser.add_argument("--above", type=float, default=0.001, help="gaps that get a line")
+    args = parser.parse_args()
+    print(machine_line())
+    outcomes = []
+    for seed in range(args.first_seed, args.first_seed + args.instances):
+        outcomes.append(measure(draw_instance(seed, most_tasks=args.most_tasks)))
+        if outcomes[-1].gap > args.above:
+            print(outcomes[-1], flush=True)
+    print(report(outcomes))
+
+
+if __name__ == "__main__":
+    main()

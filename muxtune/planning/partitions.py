@@ -1,0 +1,191 @@
+"""Partitions of tasks into hTasks: all of them, the schedule that is best for one, and the best of all.
+
+The number of partitions of n tasks is Bell's: 52 for 5, 4140 for 8, 21147 for 9.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from muxtune.injection import injection_order
+from muxtune.planning.assemble import structure_iteration_s, structure_schedule
+from muxtune.planning.fusion import cheapest_alignment
+from muxtune.planning.groups import Groups, GroupTable
+from muxtune.planning.limits import surely_fits
+from muxtune.planning.options import PlanOptions
+from muxtune.planning.pipeline import pipeline_candidates
+from muxtune.planning.problem import PlanningProblem
+from muxtune.planning.stages import choose_mesh
+from muxtune.planning.structure import HTaskChoice, PlanStructure
+from muxtune.schedule import Template
+
+LEAST = 16
+"""Partitions per bound that a refusal looks at."""
+
+SecondsOf = Callable[[PlanningProblem, PlanStructure], float]
+"""Iteration time of a structure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Appraised:
+    """The fastest schedule of a partition that fits the memory."""
+
+    groups: Groups
+    seconds: float
+    """Of an iteration."""
+    structure: PlanStructure
+
+
+class Appraiser:
+    """Finds the fastest schedule of a partition: over all groupings and templates, within the memory.
+
+    Args:
+        table: Groups of the problem's tasks.
+        templates: That may be used.
+        seconds_of: Iteration time of a structure; the recurrence by default.
+    """
+
+    def __init__(
+        self,
+        table: GroupTable,
+        templates: Sequence[Template],
+        seconds_of: SecondsOf = structure_iteration_s,
+    ) -> None:
+        self.table = table
+        self.templates = tuple(templates)
+        self.appraisals = 0
+        """Partitions whose schedules were played."""
+        self._seconds_of = seconds_of
+
+    def bound_s(self, groups: Groups, templates: Sequence[Template] = ()) -> float:
+        """What no schedule of the partition is faster than; see :mod:`muxtune.planning.groups`."""
+        return self.table.bound_s(groups, templates or self.templates)
+
+    def structures(self, groups: Groups) -> list[PlanStructure]:
+        """All schedules of a partition that are compared."""
+        problem, mesh = self.table.problem, self.table.mesh
+        return pipeline_candidates(problem, self.table.htasks(groups), mesh, self.templates)
+
+    def least_structures(self, partitions: Iterable[Groups]) -> list[PlanStructure]:
+        """All schedules of those partitions that may need least memory, to refuse with."""
+        return [
+            structure
+            for groups in least_memory(self.table, partitions)
+            for structure in self.structures(groups)
+        ]
+
+    def appraise(self, groups: Groups, below_s: float = math.inf) -> Appraised | None:
+        """The fastest schedule that fits, if one is faster than ``below_s``."""
+        bound_s = {template: self.bound_s(groups, [template]) for template in self.templates}
+        if min(bound_s.values()) >= below_s or self.table.surely_exceeds(groups):
+            return None
+        problem = self.table.problem
+        timed: list[tuple[float, PlanStructure]] = []
+        played = 0
+        exceeding: dict[tuple[tuple[int, ...], ...], bool] = {}  # by buckets
+        for structure in self.structures(groups):
+            if structure.buckets not in exceeding:
+                exceeding[structure.buckets] = self._surely_exceeds(groups, structure)
+            if exceeding[structure.buckets] or bound_s[structure.template] >= below_s:
+                continue
+            played += 1
+            seconds = self._seconds_of(problem, structure)
+            if seconds < below_s:
+                timed.append((seconds, structure))
+        self.appraisals += bool(played)
+        for seconds, structure in sorted(timed, key=lambda each: each[0]):
+            if fits(problem, structure):
+                return Appraised(groups, seconds, structure)
+        return None
+
+    def _surely_exceeds(self, groups: Groups, structure: PlanStructure) -> bool:
+        """Whether the order of injection alone says that the memory does not suffice."""
+        order = injection_order(structure.buckets, structure.microbatches)
+        return self.table.surely_exceeds_in(groups, [h for h, _ in order])
+
+
+def task_appraiser(problem: PlanningProblem, options: PlanOptions) -> Appraiser:
+    """For all partitions of a problem's tasks, on layers that are balanced for the tasks alone.
+
+    Raises:
+        SpecError: The cluster has no such mesh.
+    """
+    alone = [
+        HTaskChoice(task_ids=(task_id,), shape=problem.shape((task_id,), "pack", dp=options.dp or 1))
+        for task_id in problem.data
+    ]
+    mesh = choose_mesh(problem, alone, options)
+    align = cheapest_alignment(problem, mesh, alignment=options.alignment, chunk_tokens=options.chunk_tokens)
+    return Appraiser(GroupTable(problem, mesh, align), options.templates(("continuous", "flush")))
+
+
+def fits(problem: PlanningProblem, structure: PlanStructure) -> bool:
+    """Whether every stage stays inside its device's memory; by its schedule if the bound does not say so."""
+    if surely_fits(problem, structure):
+        return True
+    memory = problem.memory(structure, structure_schedule(structure))
+    return max(stage.total_bytes for stage in memory) <= problem.cluster.device.memory_bytes
+
+
+def set_partitions(count: int) -> Iterator[Groups]:
+    """All partitions of ``count`` tasks, as ascending masks.
+
+    Task by task: into each group there is, or into a new one, so each partition comes once.
+    """
+
+    def extend(groups: list[int], task: int) -> Iterator[Groups]:
+        if task == count:
+            yield tuple(sorted(groups))
+            return
+        bit = 1 << task
+        for position in range(len(groups)):
+            groups[position] |= bit
+            yield from extend(groups, task + 1)
+            groups[position] ^= bit
+        groups.append(bit)
+        yield from extend(groups, task + 1)
+        groups.pop()
+
+    return extend([], 0)
+
+
+def best_of_all(appraiser: Appraiser, *, keep: int = 1, below_s: float = math.inf) -> list[Appraised]:
+    """The best of all set partitions, fastest first; none if no partition fits the memory.
+
+    They are appraised by ascending bound, until the bound of the next one is no better than what is kept.
+
+    Args:
+        appraiser: Of the problem.
+        keep: Partitions at most.
+        below_s: Slower ones do not matter.
+    """
+    table = appraiser.table
+    count = len(table.task_ids)
+    excluded = {mask for mask in range(1, 1 << count) if table.exceeds_alone(mask)}
+    bounds = sorted(
+        (appraiser.bound_s(groups), groups) for groups in set_partitions(count) if excluded.isdisjoint(groups)
+    )
+    best: list[Appraised] = []
+    for bound_s, groups in bounds:
+        to_beat_s = best[-1].seconds if len(best) == keep else below_s
+        if bound_s >= to_beat_s:
+            break
+        found = appraiser.appraise(groups, to_beat_s)
+        if found is not None:
+            best = sorted([*best, found], key=lambda each: each.seconds)[:keep]
+    return best
+
+
+def least_memory(table: GroupTable, partitions: Iterable[Groups]) -> list[Groups]:
+    """The partitions that may need least memory: a few with the least bounds from above and from below."""
+    known = list(partitions)
+    bounds = (table.needed_bytes, table.least_bytes)
+    least = [
+        groups
+        for bound in bounds
+        for _, groups in heapq.nsmallest(LEAST, ((bound(groups), groups) for groups in known))
+    ]
+    return list(dict.fromkeys(least))

@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from muxtune.errors import UserError
-from muxtune.plan import Plan, Predicted
+from muxtune.plan import Parallelism, Plan, Predicted
 from muxtune.planning.problem import PlanningProblem
 from muxtune.tables import format_table, show_bytes, show_percent, show_rate, show_seconds
 
@@ -25,7 +25,10 @@ __all__ = [
 ]
 
 BASELINE = "nemo"
-"""Policy that speed-ups are relative to."""
+"""Policy that speed-ups are relative to, if it has a plan."""
+
+_OTHER_BASELINES = ("hf-peft", "sl-peft")
+"""The paper's others, for where the copies of the backbone of ``nemo`` do not fit."""
 
 
 class Measured(BaseModel):
@@ -53,6 +56,7 @@ class PolicyResult(BaseModel):
     policy: str
     refused: str | None = None
     """Why it has no plan (out of memory, say); then it has no numbers."""
+    parallelism: Parallelism | None = None
     htasks: tuple[tuple[str, ...], ...] = ()
     """Tasks of each hTask."""
     template: str | None = None
@@ -66,6 +70,9 @@ class Comparison(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     baseline: str
+    """The first with a plan of ``nemo``, ``hf-peft`` and ``sl-peft``."""
+    device_memory_bytes: int | None = None
+    """What each rank has."""
     policies: tuple[PolicyResult, ...]
     predicted_speedup: dict[str, float]
     """Per policy, effective tokens/s relative to the baseline's; empty without the baseline."""
@@ -106,7 +113,7 @@ def run_comparison(
         if measure_dir is not None:
             measured = measure_plan(plan, measure_dir / policy, steps=steps, progress=progress)
         results.append(policy_result(plan, measured))
-    return compare_results(results)
+    return compare_results(results, device_memory_bytes=problem.cluster.device.memory_bytes)
 
 
 def measure_plan(plan: Plan, run_dir: Path, *, steps: int | None, progress: bool = False) -> Measured:
@@ -135,6 +142,7 @@ def policy_result(plan: Plan, measured: Measured | None = None) -> PolicyResult:
     """A policy's plan and, if there was one, its run."""
     return PolicyResult(
         policy=plan.policy,
+        parallelism=plan.parallelism,
         htasks=tuple(htask.task_ids for htask in plan.htasks),
         template=plan.template,
         predicted=plan.predicted,
@@ -142,51 +150,69 @@ def policy_result(plan: Plan, measured: Measured | None = None) -> PolicyResult:
     )
 
 
-def compare_results(results: Sequence[PolicyResult]) -> Comparison:
+def compare_results(results: Sequence[PolicyResult], *, device_memory_bytes: int | None = None) -> Comparison:
     """Set results in relation to the baseline's."""
+    planned = {result.policy for result in results if result.predicted is not None}
+    baseline = next((name for name in (BASELINE, *_OTHER_BASELINES) if name in planned), BASELINE)
     return Comparison(
-        baseline=BASELINE,
+        baseline=baseline,
+        device_memory_bytes=device_memory_bytes,
         policies=tuple(results),
-        predicted_speedup=_speedups({r.policy: r.predicted for r in results}),
-        measured_speedup=_speedups({r.policy: r.measured for r in results}),
+        predicted_speedup=_speedups(baseline, {r.policy: r.predicted for r in results}),
+        measured_speedup=_speedups(baseline, {r.policy: r.measured for r in results}),
     )
 
 
 def comparison_table(comparison: Comparison) -> str:
-    """One row per policy, predictions beside measurements where there are any."""
-    measured = bool(comparison.measured_speedup) or any(r.measured for r in comparison.policies)
-    header = ["policy", "hTasks", "template", "iteration", "tokens/s", "effective", "bubble", "memory"]
-    header.append(f"vs {comparison.baseline}")
+    """One row per policy, predictions beside measurements where there are any.
+
+    A policy without a plan is a row that says so; the reasons stand below.
+    """
+    measured = any(r.measured for r in comparison.policies)
+    against = f"vs {comparison.baseline}"
+    header = ["policy", "tp x pp x dp", "hTasks", "template", "iteration", "tokens/s", "effective", "bubble"]
+    header += ["memory", against]
     if measured:
-        header += ["measured iteration", "effective", "memory", f"vs {comparison.baseline}"]
+        header += ["measured iteration", "effective", "memory", against]
     rows = []
     notes = []
     for result in comparison.policies:
-        if result.predicted is None:
+        if result.refused is not None:
             notes.append(f"{result.policy} has no plan: {result.refused}")
-            continue
-        p = result.predicted
-        row = [
-            result.policy,
-            str(len(result.htasks)),
-            str(result.template),
-            show_seconds(p.iteration_s),
-            show_rate(p.tokens_per_s),
-            show_rate(p.effective_tokens_per_s),
-            show_percent(p.bubble_fraction),
-            show_bytes(max(p.peak_memory_bytes)),
-            _show_speedup(comparison.predicted_speedup, result.policy),
-        ]
-        if result.measured is not None:
-            m = result.measured
-            row += [
-                show_seconds(m.iteration_s),
-                show_rate(m.effective_tokens_per_s),
-                show_bytes(max(m.peak_memory_bytes)),
-                _show_speedup(comparison.measured_speedup, result.policy),
-            ]
-        rows.append(row)
+        row = _predicted_cells(result, comparison)
+        if measured:
+            row += _measured_cells(result, comparison)
+        rows.append([result.policy, *row])
     return "\n".join([format_table(header, rows), *notes])
+
+
+def _predicted_cells(result: PolicyResult, comparison: Comparison) -> list[str]:
+    p, mesh = result.predicted, result.parallelism
+    if p is None or mesh is None:
+        return ["no plan", *["-"] * 8]
+    return [
+        f"{mesh.tp} x {mesh.pp} x {mesh.dp}",
+        str(len(result.htasks)),
+        str(result.template),
+        show_seconds(p.iteration_s),
+        show_rate(p.tokens_per_s),
+        show_rate(p.effective_tokens_per_s),
+        show_percent(p.bubble_fraction),
+        show_bytes(max(p.peak_memory_bytes)),
+        _show_speedup(comparison.predicted_speedup, result.policy),
+    ]
+
+
+def _measured_cells(result: PolicyResult, comparison: Comparison) -> list[str]:
+    m = result.measured
+    if m is None:
+        return ["-"] * 4
+    return [
+        show_seconds(m.iteration_s),
+        show_rate(m.effective_tokens_per_s),
+        show_bytes(max(m.peak_memory_bytes)),
+        _show_speedup(comparison.measured_speedup, result.policy),
+    ]
 
 
 def _plan_or_reason(problem: PlanningProblem, policy: str) -> Plan | str:
@@ -200,8 +226,8 @@ def _plan_or_reason(problem: PlanningProblem, policy: str) -> Plan | str:
         return str(error)
 
 
-def _speedups(rates: Mapping[str, Predicted | Measured | None]) -> dict[str, float]:
-    base = rates.get(BASELINE)
+def _speedups(baseline: str, rates: Mapping[str, Predicted | Measured | None]) -> dict[str, float]:
+    base = rates.get(baseline)
     if base is None:
         return {}
     return {

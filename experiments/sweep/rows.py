@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args, get_origin
+from typing import Literal, get_args, get_origin
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel
 
 from experiments.sweep.journal import Finished
 from experiments.sweep.points import Point
@@ -39,7 +40,9 @@ _OF_OUTCOME = {
     "status": _TEXT,
     "failure": _TEXT,
     "template": _TEXT,
+    "tp": _INTEGER,
     "pp": _INTEGER,
+    "dp": _INTEGER,
     "layers_per_stage": pa.list_(_INTEGER),
     "htasks": _INTEGER,
     "partition": _TEXT,
@@ -99,8 +102,13 @@ def outcome_types() -> dict[str, pa.DataType]:
 def _arrow_type(annotation: object) -> pa.DataType:
     if get_origin(annotation) is tuple:
         return pa.list_(_arrow_type(get_args(annotation)[0]))
+    if get_origin(annotation) is Literal:
+        return _TEXT
     present = [a for a in get_args(annotation) if a is not type(None)]  # of ``int | None``
-    return _SCALARS[present[0] if present else annotation]  # type: ignore[index]
+    kind = present[0] if present else annotation
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return pa.struct([(n, _arrow_type(field.annotation)) for n, field in kind.model_fields.items()])
+    return _SCALARS[kind]  # type: ignore[index]
 
 
 def _names(point: Point) -> dict[str, object]:

@@ -13,6 +13,9 @@ from muxtune.cli.options import DEFAULT_CLUSTER, ClusterName, JsonFlag, ModelNam
 from muxtune.cli.output import check_writable, emit, stdout_kept_clean
 from muxtune.errors import SpecError
 
+_NOT_COMPARED = {"exhaustive"}
+"""Left out unless it is asked for: it proves what others find, and takes its time."""
+
 
 def compare(
     workload: WorkloadPath,
@@ -20,7 +23,7 @@ def compare(
     cluster: ClusterName = DEFAULT_CLUSTER,
     profile: ProfilePath = None,
     policies: Annotated[
-        str | None, typer.Option(help="Names with commas between them; all by default.")
+        str | None, typer.Option(help="Names with commas between them; by default all but `exhaustive`.")
     ] = None,
     measure: Annotated[bool, typer.Option("--measure", help="Also run every plan for real.")] = False,
     out: Annotated[
@@ -29,16 +32,27 @@ def compare(
     steps: Annotated[
         int | None, typer.Option(min=1, help="Optimizer steps of each run; all by default.")
     ] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option("--picture", help="Draw tokens/s and memory (.png, .svg or .pdf).", show_default=False),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Plan a workload under every policy; one table."""
+    """Plan a workload under every policy; one table, and one picture."""
     from muxtune.planning.problem import PlanningProblem
     from muxtune.policies import POLICIES
 
     if measure and out is None:
         raise SpecError("--out", None, "a folder for the runs that --measure makes")
     check_writable(out, "--out", folder=True)
-    names = POLICIES.names() if policies is None else [name.strip() for name in policies.split(",")]
+    check_writable(picture, "--picture")
+    if picture is not None:
+        from experiments.comparison_picture import check_picture
+
+        check_picture(picture, "--picture")
+    names = [name for name in POLICIES.names() if name not in _NOT_COMPARED]
+    if policies is not None:
+        names = [name.strip() for name in policies.split(",")]
     for name in names:
         POLICIES.get(name)  # before anything is measured
     inputs = load_inputs(workload, model, cluster)
@@ -50,4 +64,9 @@ def compare(
         comparison = run_comparison(
             problem, names, measure_dir=out if measure else None, steps=steps, progress=True
         )
+    if picture is not None:
+        from experiments.comparison_picture import draw_comparison
+
+        title = f"{len(inputs.workload.tasks)} tasks on {inputs.model.name}, {inputs.cluster.name}"
+        draw_comparison(comparison, picture, title=title)
     emit(comparison, comparison_table(comparison), as_json=as_json)

@@ -84,7 +84,7 @@ def plan(  # noqa: PLR0913, PLR0917  # an argument per option
         tp=tp,
         pp=pp,
         dp=dp,
-        without=frozenset(part for part, off in switches.items() if off),
+        without=tuple(part for part, off in switches.items() if off),
     )
     from sim import search_plan
 

@@ -1,7 +1,17 @@
 """Policies: from a workload, a backbone, a cluster and costs to a plan."""
 
-from muxtune.policies import instances, muxtune, shared  # noqa: F401  # they register themselves
+from muxtune.policies import (  # noqa: F401  # they register themselves
+    exhaustive,
+    hf_peft,
+    instances,
+    lorafusion,
+    mlora,
+    muxtune,
+    shared,
+    switches,
+)
 from muxtune.policies.base import POLICIES, Policy
 from muxtune.policies.search import plan_problem, plan_workload
+from muxtune.policies.shared import fixed_partition, refuse_partition
 
-__all__ = ["POLICIES", "Policy", "plan_problem", "plan_workload"]
+__all__ = ["POLICIES", "Policy", "fixed_partition", "plan_problem", "plan_workload", "refuse_partition"]

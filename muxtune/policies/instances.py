@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from muxtune.errors import SpecError
-from muxtune.planning.limits import fitting
+from muxtune.planning.meshes import on_every_mesh
 from muxtune.planning.options import PlanOptions
 from muxtune.planning.pipeline import aligned_groups, in_order
 from muxtune.planning.problem import PlanningProblem
-from muxtune.planning.structure import PlanStructure
+from muxtune.planning.structure import HTaskChoice, Mesh, PlanStructure
 from muxtune.policies.base import POLICIES
+from muxtune.policies.shared import refuse_partition
 
 
 @POLICIES.register("nemo")
@@ -25,10 +25,18 @@ class Nemo:
     summary = "one instance per task with its own backbone, padded, 1F1B with a flush"
 
     def propose(self, problem: PlanningProblem, options: PlanOptions) -> list[PlanStructure]:
-        """One structure: the tasks one after the other."""
-        if options.partition is not None:
-            raise SpecError("--partition", options.partition, "nothing: nemo never fuses tasks")
-        groups = [(task.id,) for task in problem.tasks]
-        aligned, mesh = aligned_groups(problem, options.padded_by_default(), groups)
-        htasks = [replace(htask, instance=number) for number, htask in enumerate(aligned)]
-        return fitting(problem, [in_order(htasks, mesh, options.template or "flush")])
+        """One structure per mesh: the tasks one after the other."""
+        refuse_partition(options, "nemo")
+
+        def build(fixed: PlanOptions) -> list[PlanStructure]:
+            htasks, mesh = task_instances(problem, fixed)
+            return [in_order(htasks, mesh, fixed.template or "flush")]
+
+        return on_every_mesh(problem, options, build)
+
+
+def task_instances(problem: PlanningProblem, options: PlanOptions) -> tuple[list[HTaskChoice], Mesh]:
+    """Every task as an hTask on a backbone of its own, padded unless the options ask for something else."""
+    groups = [(task.id,) for task in problem.tasks]
+    htasks, mesh = aligned_groups(problem, options.padded_by_default(), groups)
+    return [replace(htask, instance=number) for number, htask in enumerate(htasks)], mesh

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from muxtune.cluster import ClusterSpec
 from muxtune.costs.base import CostModel
 from muxtune.errors import SpecError
@@ -10,7 +12,10 @@ from muxtune.plan import Plan
 from muxtune.planning.assemble import assemble_plan, structure_iteration_s
 from muxtune.planning.options import FREE, PlanOptions
 from muxtune.planning.problem import PlanningProblem
+from muxtune.planning.structure import PlanStructure
 from muxtune.policies.base import POLICIES
+from muxtune.policies.switches import label, refuse_switches
+from muxtune.timeline import lower_bound_s
 from muxtune.workload import Workload
 
 FINALISTS = 4
@@ -37,13 +42,34 @@ def plan_workload(
 def plan_problem(
     problem: PlanningProblem, *, policy: str = "muxtune", options: PlanOptions = FREE
 ) -> list[Plan]:
-    """:func:`plan_workload` for a problem whose data is loaded, so that policies can share it."""
+    """:func:`plan_workload` for a problem whose data is loaded, so that policies can share it.
+
+    Raises:
+        UserError: As there.
+    """
     for name, asked in (("--tp", options.tp), ("--pp", options.pp), ("--dp", options.dp)):
         if asked is not None and not 1 <= asked <= problem.cluster.ranks:
             expected = f"1 to {problem.cluster.ranks}, the ranks of {problem.cluster.name}"
             raise SpecError(name, asked, expected)
+    refuse_switches(policy, options)
     with problem.costs.exploring():
         structures = POLICIES.get(policy).propose(problem, options)
-        ranked = sorted(structures, key=lambda s: structure_iteration_s(problem, s))
+        ranked = fastest(problem, structures, FINALISTS)
     problem.price_again(ranked[0])
-    return [assemble_plan(problem, structure, policy) for structure in ranked[:FINALISTS]]
+    return [assemble_plan(problem, structure, label(policy, options)) for structure in ranked]
+
+
+def fastest(problem: PlanningProblem, structures: Sequence[PlanStructure], count: int) -> list[PlanStructure]:
+    """The ``count`` structures with the shortest iterations by the recurrence, fastest first.
+
+    Structures are looked at by ascending work of their busiest stage. No iteration is shorter than that, so
+    the search ends where it exceeds the iterations that were found; ties go to what was proposed first.
+    """
+    bounds_s = [lower_bound_s(problem.times(each), each.microbatches) for each in structures]
+    found: list[tuple[float, int]] = []  # seconds, position
+    for position in sorted(range(len(structures)), key=lambda i: bounds_s[i]):
+        if len(found) == count and bounds_s[position] > found[-1][0]:
+            break
+        found.append((structure_iteration_s(problem, structures[position]), position))
+        found = sorted(found)[:count]
+    return [structures[position] for _, position in found]

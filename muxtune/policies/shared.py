@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from muxtune.errors import SpecError
-from muxtune.planning.limits import fitting
+from muxtune.planning.meshes import on_every_mesh
 from muxtune.planning.options import PlanOptions
 from muxtune.planning.pipeline import aligned_groups, in_order, pipeline_candidates
 from muxtune.planning.problem import PlanningProblem
@@ -20,10 +20,14 @@ class SlPeft:
     summary = "shared backbone, all tasks in one batch padded to the longest, 1F1B with a flush"
 
     def propose(self, problem: PlanningProblem, options: PlanOptions) -> list[PlanStructure]:
-        """One structure."""
-        _refuse_partition(options, "sl-peft")
-        htasks, mesh = aligned_groups(problem, options.padded_by_default(), [tuple(problem.data)])
-        return fitting(problem, [in_order(htasks, mesh, options.template or "flush")])
+        """One structure per mesh."""
+        refuse_partition(options, "sl-peft")
+
+        def build(fixed: PlanOptions) -> list[PlanStructure]:
+            htasks, mesh = aligned_groups(problem, fixed.padded_by_default(), [tuple(problem.data)])
+            return [in_order(htasks, mesh, fixed.template or "flush")]
+
+        return on_every_mesh(problem, options, build)
 
 
 @POLICIES.register("spatial-only")
@@ -33,8 +37,8 @@ class SpatialOnly:
     summary = "shared backbone, all tasks fused into one hTask"
 
     def propose(self, problem: PlanningProblem, options: PlanOptions) -> list[PlanStructure]:
-        """One structure per template."""
-        _refuse_partition(options, "spatial-only")
+        """One structure per mesh and template."""
+        refuse_partition(options, "spatial-only")
         return fixed_partition(problem, options, [tuple(problem.data)])
 
 
@@ -45,12 +49,17 @@ class TemporalOnly:
     summary = "shared backbone, tasks interleaved but never fused"
 
     def propose(self, problem: PlanningProblem, options: PlanOptions) -> list[PlanStructure]:
-        """All groupings and templates."""
-        _refuse_partition(options, "temporal-only")
+        """All meshes, groupings and templates."""
+        refuse_partition(options, "temporal-only")
         return fixed_partition(problem, options, [(task_id,) for task_id in problem.data])
 
 
-def _refuse_partition(options: PlanOptions, policy: str) -> None:
+def refuse_partition(options: PlanOptions, policy: str) -> None:
+    """Refuse a fusion that is fixed by hand, for a policy that is defined by its own.
+
+    Raises:
+        SpecError: Names the option.
+    """
     if options.partition is not None:
         raise SpecError("--partition", options.partition, f"nothing: {policy} decides the fusion by itself")
 
@@ -58,11 +67,14 @@ def _refuse_partition(options: PlanOptions, policy: str) -> None:
 def fixed_partition(
     problem: PlanningProblem, options: PlanOptions, groups: Sequence[tuple[str, ...]]
 ) -> list[PlanStructure]:
-    """All groupings and templates for a given fusion that fit the memory, with the cheapest alignments.
+    """All meshes, groupings and templates for a given fusion, with the cheapest alignments; those that fit.
 
     Raises:
         SpecError: The partition does not fit the memory.
     """
-    htasks, mesh = aligned_groups(problem, options, groups)
-    templates = options.templates(("continuous", "flush"))
-    return fitting(problem, pipeline_candidates(problem, htasks, mesh, templates))
+
+    def build(fixed: PlanOptions) -> list[PlanStructure]:
+        htasks, mesh = aligned_groups(problem, fixed, groups)
+        return pipeline_candidates(problem, htasks, mesh, fixed.templates(("continuous", "flush")))
+
+    return on_every_mesh(problem, options, build)

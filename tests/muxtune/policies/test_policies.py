@@ -6,9 +6,15 @@ import pytest
 
 from muxtune.errors import SpecError, UserError
 from muxtune.plan import Plan, check_plan
+from muxtune.planning.assemble import structure_iteration_s
 from muxtune.planning.options import PlanOptions
 from muxtune.policies import POLICIES, plan_problem
+from muxtune.policies.search import fastest
 from tests.muxtune.planning.problems import FakeCosts, make_problem
+from tests.muxtune.policies.gpus import gpu_problem
+
+SYSTEMS = ("hf-peft", "nemo", "sl-peft", "mlora", "lorafusion", "spatial-only", "temporal-only")
+OURS = ("muxtune", "muxtune-no-fusion", "muxtune-no-orchestration", "muxtune-no-chunking")
 
 
 def best(policy: str, options: PlanOptions | None = None, **problem: object) -> Plan:
@@ -16,7 +22,7 @@ def best(policy: str, options: PlanOptions | None = None, **problem: object) -> 
 
 
 def test_the_built_in_policies_are_registered():
-    assert {"muxtune", "nemo", "sl-peft", "spatial-only", "temporal-only"} <= set(POLICIES.names())
+    assert {*SYSTEMS, *OURS} <= set(POLICIES.names())
     assert all(POLICIES.get(name).summary for name in POLICIES.names())
 
 
@@ -25,15 +31,55 @@ def test_an_unknown_policy_gets_the_nearest_name():
         best("slpeft")
 
 
-@pytest.mark.parametrize("policy", ["muxtune", "nemo", "sl-peft", "spatial-only", "temporal-only"])
+@pytest.mark.parametrize("policy", [*SYSTEMS, *OURS])
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_every_policy_gives_a_valid_plan_above_its_lower_bound(policy, ranks):
     plan = best(policy, ranks=ranks)
+    check_valid(plan, policy)
+    assert (plan.parallelism.tp, plan.parallelism.pp, plan.parallelism.dp) == (1, ranks, 1)  # on CPUs
+
+
+@pytest.mark.parametrize("policy", [*SYSTEMS, *OURS])
+@pytest.mark.parametrize(
+    ("cluster", "model", "tasks"),
+    [("testbed-a", "gpt3-2.7b", 8), ("testbed-b", "opt-30b", 4), ("testbed-c", "llama2-13b", 2)],
+)
+def test_every_policy_plans_the_paper_s_testbeds(policy, cluster, model, tasks):
+    problem = gpu_problem(cluster, model, tasks)
+    plan = plan_problem(problem, policy=policy)[0]
+    check_valid(plan, policy)
+    assert plan.parallelism.ranks == problem.cluster.ranks
+
+
+def check_valid(plan: Plan, policy: str) -> None:
     check_plan(plan)
     assert plan.policy == policy
     assert plan.predicted.iteration_s >= plan.predicted.lower_bound_s * (1 - 1e-12)
     assert 0 <= plan.predicted.bubble_fraction < 1
     assert plan.predicted.effective_tokens_per_s < plan.predicted.tokens_per_s
+    assert max(plan.predicted.peak_memory_bytes) <= plan.cluster.device.memory_bytes
+
+
+@pytest.mark.parametrize("policy", SYSTEMS)
+def test_every_system_gets_the_mesh_that_is_best_for_it(policy):
+    problem = gpu_problem()
+    chosen = plan_problem(problem, policy=policy)[0].predicted.iteration_s
+    for mesh in ((1, 4, 1), (2, 2, 1), (4, 1, 1), (1, 2, 2), (1, 1, 4), (2, 1, 2)):
+        fixed = PlanOptions(**dict(zip(("tp", "pp", "dp"), mesh, strict=True)))
+        try:
+            other = plan_problem(problem, policy=policy, options=fixed)[0].predicted
+        except SpecError:  # eight backbones do not fit every mesh
+            continue
+        assert chosen <= other.iteration_s * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("policy", ["lorafusion", "mlora", "temporal-only"])
+def test_pruning_loses_none_of_the_fastest(policy):
+    problem = gpu_problem()
+    structures = POLICIES.get(policy).propose(problem, PlanOptions())
+    every = sorted(structure_iteration_s(problem, structure) for structure in structures)
+    found = [structure_iteration_s(problem, structure) for structure in fastest(problem, structures, 4)]
+    assert found == every[:4]
 
 
 def test_nemo_runs_every_task_as_its_own_padded_instance():
@@ -68,11 +114,11 @@ def test_instances_cost_memory_and_a_shared_backbone_does_not():
     assert backbone["many", "nemo"] == [4 * b for b in backbone["few", "nemo"]]
 
 
-def test_muxtune_is_at_least_as_fast_as_fusing_all_or_nothing():
+def test_muxtune_is_at_least_as_fast_as_every_other_policy():
     for launch_s in (1e-6, 1e-3):
         costs = FakeCosts(launch_s=launch_s)
         ours = best("muxtune", costs=costs).predicted.iteration_s
-        for other in ("spatial-only", "temporal-only", "sl-peft", "nemo"):
+        for other in (*SYSTEMS, *OURS):
             assert ours <= best(other, costs=costs).predicted.iteration_s * (1 + 1e-9)
 
 
@@ -84,13 +130,13 @@ def test_options_are_obeyed():
     assert (plan.template, plan.parallelism.pp) == ("flush", 1)
 
 
-@pytest.mark.parametrize("policy", ["nemo", "sl-peft", "spatial-only", "temporal-only"])
+@pytest.mark.parametrize("policy", SYSTEMS)
 def test_policies_that_decide_the_fusion_refuse_a_partition(policy):
     with pytest.raises(SpecError, match="--partition"):
         best(policy, PlanOptions(partition="t0+t1,t2,t3,t4"))
 
 
-@pytest.mark.parametrize("policy", ["muxtune", "nemo", "sl-peft", "temporal-only"])
+@pytest.mark.parametrize("policy", ["muxtune", *SYSTEMS])
 def test_too_little_memory_is_refused_with_the_bytes_needed(policy):
     with pytest.raises(SpecError, match=r"memory_bytes of fake = 1000000: expected at least \d+: stage \d"):
         best(policy, memory_bytes=1_000_000)

@@ -1,0 +1,211 @@
+"""LoRAFusion: groups of adapters whose sequences are packed into micro-batches under a token capacity.
+
+LoRAFusion (Zhu et al., EuroSys'26, arXiv 2510.00206) shares one backbone as follows.
+
+* **Groups.** Adapters are sorted by mean length, and the longest is paired with the shortest, the second
+  longest with the second shortest, and so on, so that groups are alike.
+* **Capacity.** The sequences of a group's step, whoever owns them, are packed into as few micro-batches as a
+  token capacity allows. The capacity is found by trial.
+* **Bubble rule.** Groups follow one another. With ``pp`` stages, at least ``pp - 1`` micro-batches of others
+  lie between the last one of a group's step and the first one of its next step: then the optimizer's step is
+  done in time, and the pipeline has no bubble. Adapters are only paired while the rule holds.
+
+What is different here, never to its disadvantage, is in ``docs/policies.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muxtune.alignment import HTaskShape
+from muxtune.errors import SpecError
+from muxtune.planning.meshes import on_every_mesh
+from muxtune.planning.options import PlanOptions
+from muxtune.planning.pipeline import in_order
+from muxtune.planning.problem import PlanningProblem
+from muxtune.planning.stages import choose_mesh
+from muxtune.planning.structure import HTaskChoice, PlanStructure
+from muxtune.planning.tokens import dealt_lengths, load_batches, packed_sizes
+from muxtune.policies.base import POLICIES
+from muxtune.policies.shared import refuse_partition
+from muxtune.shapes import phase_tokens, phases
+
+CAPACITIES = 6
+"""Token capacities tried: the smallest power of two that no micro-batch needs more than, and its halves."""
+
+Group = tuple[str, ...]
+Counts = Callable[[Group], int]
+"""Micro-batches of a group per step, on each replica."""
+
+
+@POLICIES.register("lorafusion")
+class LoraFusion:
+    """Head-tail groups of adapters, token-capped micro-batches, a bubble rule."""
+
+    summary = "LoRAFusion: length-paired groups of tasks, micro-batches packed under a token capacity"
+
+    def propose(self, problem: PlanningProblem, options: PlanOptions) -> list[PlanStructure]:
+        """For every mesh, capacity and depth of grouping one structure."""
+        refuse_partition(options, "lorafusion")
+        if options.alignment not in {None, "pack"} or options.chunk_tokens is not None:
+            asked = options.alignment if options.chunk_tokens is None else "chunk"
+            raise SpecError("--alignment", asked, "pack: lorafusion packs micro-batches")
+        packer = Packer(problem)
+        return on_every_mesh(problem, options, lambda fixed: _structures(problem, fixed, packer))
+
+
+class Packer:
+    """Packs the sequences of groups under a token capacity; the same question is answered once.
+
+    Args:
+        problem: Has the tasks' data.
+    """
+
+    def __init__(self, problem: PlanningProblem) -> None:
+        self._problem = problem
+        self._members = list(problem.data.values())
+        self._position = {task_id: position for position, task_id in enumerate(problem.data)}
+        steps = max(data.task.steps for data in self._members)
+        self._batches = load_batches(self._members, np.arange(steps))
+        self._sizes = lru_cache(maxsize=None)(self._deal)
+        self._fullest = lru_cache(maxsize=None)(self._measure_fullest)
+        self._choice = lru_cache(maxsize=None)(self._with_microbatches)
+
+    def pack(self, group: Group, capacity_tokens: int, dp: int) -> HTaskChoice:
+        """The group as an hTask with as few micro-batches as capacity and declared sizes allow.
+
+        Args:
+            group: Task ids.
+            capacity_tokens: Of a micro-batch; at least the longest sequence's.
+            dp: Replicas that share each step.
+        """
+        microbatches = self._problem.shape(group, "pack", dp=dp).microbatches
+        while True:
+            choice = self._choice(group, microbatches, dp)
+            if choice.shape.tokens <= capacity_tokens:
+                return choice
+            # However it is dealt, the fullest step would not fit into fewer.
+            fewest = -(-self._fullest(group) // (capacity_tokens * dp))
+            microbatches = max(microbatches + 1, fewest)
+
+    def _with_microbatches(self, group: Group, microbatches: int, dp: int) -> HTaskChoice:
+        members = [self._problem.data[task_id] for task_id in group]
+        sizes = self._sizes(microbatches * dp)
+        own = [sizes[self._position[task_id]] for task_id in group]
+        shape = HTaskShape(
+            alignment="pack",
+            row_tokens=None,
+            microbatches=microbatches,
+            replicas=dp,
+            tokens=phase_tokens(members, own, "pack", phases(members)[0]),
+        )
+        return HTaskChoice(task_ids=group, shape=shape)
+
+    def _deal(self, groups: int) -> NDArray[np.int64]:
+        """Tokens of each of ``groups`` shares of every task's steps, ``[tasks, steps, groups]``."""
+        return packed_sizes(dealt_lengths(self._batches, groups))
+
+    def _measure_fullest(self, group: Group) -> int:
+        """Tokens of the fullest step in which the whole group trains."""
+        members = [self._position[task_id] for task_id in group]
+        steps = min(self._members[position].task.steps for position in members)
+        return int(self._sizes(1)[members, :steps, 0].sum(axis=0).max())
+
+
+def capacities(problem: PlanningProblem, dp: int) -> list[int]:
+    """Token capacities to try, descending; each holds the longest sequence."""
+    needed = problem.shape(tuple(problem.data), "pack", dp=dp).tokens
+    largest = 1 << (needed - 1).bit_length()
+    longest = problem.longest_sequence(tuple(problem.data))
+    # A stream is rounded up, and the longest sequence may lie alone in it.
+    return [c for c in (largest >> i for i in range(CAPACITIES)) if c >= longest]
+
+
+def mean_length(problem: PlanningProblem, task_id: str) -> float:
+    """Mean length of a task's sequences in tokens."""
+    return float(problem.data[task_id].lengths.mean())
+
+
+def obeys_bubble_rule(microbatches: Sequence[int], pp: int) -> bool:
+    """Whether ``pp - 1`` micro-batches of others lie between any group's steps.
+
+    Args:
+        microbatches: Per group and step.
+        pp: Pipeline stages.
+    """
+    return sum(microbatches) - max(microbatches) >= pp - 1
+
+
+def head_tail_groupings(problem: PlanningProblem, counts: Counts, pp: int) -> list[list[Group]]:
+    """Single tasks, pairs, pairs of pairs and so on, as far as the bubble rule lets it.
+
+    The paper stops at pairs. Here a micro-batch also keeps to the micro-batch sizes that its tasks declare,
+    so a pair alone may not fill the capacity, and pairs are paired again.
+
+    Args:
+        problem: Has the tasks.
+        counts: Micro-batches of a group.
+        pp: Pipeline stages.
+
+    Returns:
+        Groupings; only single tasks where even these are too few for the rule.
+    """
+    groupings: list[list[Group]] = [[(task_id,) for task_id in problem.data]]
+    if not obeys_bubble_rule([counts(group) for group in groupings[0]], pp):
+        return groupings
+    while True:
+        paired = _pair(problem, groupings[-1], counts, pp)
+        if len(paired) == len(groupings[-1]):
+            return groupings
+        groupings.append(paired)
+
+
+def _pair(problem: PlanningProblem, groups: Sequence[Group], counts: Counts, pp: int) -> list[Group]:
+    """The longest group with the shortest, from both ends; a pair is only made if the rule still holds.
+
+    Where it does not, the one with more micro-batches stays alone, as in the paper.
+    """
+
+    def length(group: Group) -> float:
+        return float(np.mean([mean_length(problem, task_id) for task_id in group]))
+
+    ordered = sorted(groups, key=lambda group: (-length(group), group))
+    sizes = [counts(group) for group in ordered]
+    done: list[Group] = []
+    done_sizes: list[int] = []
+    head, tail = 0, len(ordered) - 1
+    while head < tail:
+        pair = ordered[head] + ordered[tail]
+        if obeys_bubble_rule([*done_sizes, counts(pair), *sizes[head + 1 : tail]], pp):
+            done.append(pair)
+            head, tail = head + 1, tail - 1
+        elif sizes[head] < sizes[tail]:
+            done.append(ordered[tail])
+            tail -= 1
+        else:
+            done.append(ordered[head])
+            head += 1
+        done_sizes.append(counts(done[-1]))
+    return done + ordered[head : tail + 1]
+
+
+def _structures(problem: PlanningProblem, options: PlanOptions, packer: Packer) -> list[PlanStructure]:
+    """All capacities and groupings on one mesh, without repetitions."""
+    dp = options.dp or 1
+    found: dict[tuple[HTaskChoice, ...], PlanStructure] = {}
+    for capacity in capacities(problem, dp):
+
+        def packed(group: Group, capacity: int = capacity) -> HTaskChoice:
+            return packer.pack(group, capacity, dp)
+
+        pp = options.pp or 1
+        for groups in head_tail_groupings(problem, lambda g: packed(g).shape.microbatches, pp):
+            htasks = tuple(packed(group) for group in groups)
+            if htasks not in found:
+                mesh = choose_mesh(problem, htasks, options)
+                found[htasks] = in_order(htasks, mesh, options.template or "continuous")
+    return list(found.values())

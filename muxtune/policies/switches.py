@@ -1,0 +1,97 @@
+"""``muxtune`` with parts of it switched off, to see what each part is worth (paper, section 5.4).
+
+=================  =======================================================================================
+off                what is left
+=================  =======================================================================================
+``fusion``         every task is an hTask of its own; tasks are interleaved, never batched
+``orchestration``  the operators of a stage run one after another: no hTask computes while another
+                   communicates
+``chunking``       every sequence has a row as long as the hTask's longest declared length, as without any
+                   alignment
+=================  =======================================================================================
+
+Everything else is searched as usual. ``--no-fusion`` and so on switch parts off; the policies
+``muxtune-no-fusion`` and so on are the same with one part off, for comparisons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import get_args
+
+from muxtune.errors import SpecError
+from muxtune.planning.options import Part, PlanOptions
+from muxtune.planning.problem import PlanningProblem
+from muxtune.planning.structure import PlanStructure
+from muxtune.policies.base import POLICIES
+
+_SWITCHED = "muxtune"
+"""The policy that has switches."""
+
+_PARTS: tuple[Part, ...] = get_args(Part)
+
+_SUMMARIES: dict[Part, str] = {
+    "fusion": "muxtune, but every task is an hTask of its own",
+    "orchestration": "muxtune, but the operators of a stage run one after another",
+    "chunking": "muxtune, but every sequence is padded to the longest declared length of its hTask",
+}
+
+
+def decided(options: PlanOptions, task_ids: Iterable[str]) -> PlanOptions:
+    """The options with what is switched off fixed, as a user could have fixed it.
+
+    Args:
+        options: With ``without``.
+        task_ids: All tasks.
+
+    Raises:
+        SpecError: A part is switched off and decided by hand at once.
+    """
+    if "fusion" in options.without:
+        if options.partition is not None:
+            raise SpecError("--partition", options.partition, "nothing beside --no-fusion")
+        options = replace(options, partition=",".join(task_ids))
+    if "chunking" in options.without:
+        if options.alignment not in {None, "pad"} or options.chunk_tokens is not None:
+            asked = options.alignment or f"--chunk-tokens {options.chunk_tokens}"
+            raise SpecError("--alignment", asked, "nothing beside --no-chunking, which pads")
+        options = replace(options, alignment="pad")
+    return options
+
+
+def label(policy: str, options: PlanOptions) -> str:
+    """Name of a policy in its plan, with what is switched off: ``muxtune-no-fusion``."""
+    return policy + "".join(f"-no-{part}" for part in _PARTS if part in options.without)
+
+
+def refuse_switches(policy: str, options: PlanOptions) -> None:
+    """Refuse switches for a policy that has none.
+
+    Raises:
+        SpecError: Names the first switch.
+    """
+    for part in _PARTS:
+        if part in options.without and policy != _SWITCHED:
+            raise SpecError(f"--no-{part}", True, f"policy {_SWITCHED}; {policy} has no such switch")
+
+
+class Switched:
+    """``muxtune`` with one part off.
+
+    Args:
+        part: What is off.
+    """
+
+    def __init__(self, part: Part) -> None:
+        self.part = part
+        self.summary = _SUMMARIES[part]
+
+    def propose(self, problem: PlanningProblem, options: PlanOptions) -> list[PlanStructure]:
+        """What ``muxtune`` proposes without that part."""
+        without = (*options.without, self.part)
+        return POLICIES.get(_SWITCHED).propose(problem, replace(options, without=without))
+
+
+for _part in _PARTS:
+    POLICIES.add(f"{_SWITCHED}-no-{_part}", Switched(_part))

@@ -1,6 +1,7 @@
 """``python -m profiler.fitting gemm --table T.parquet --device a40 --out FILE``: fit, and write coefficients.
 
-With ``--evaluate`` instead of ``--out``: print the errors on models that were left out.
+With ``--evaluate`` instead of ``--out``: print the errors on models (``--by k``, ``--by n``: on all products
+of one size) that were left out.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import argparse
 import datetime
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -16,7 +18,7 @@ import pandas as pd
 from muxtune.errors import UserError
 from muxtune.files import write_text_atomically
 from profiler.fitting.gemm import COLUMNS, DEVICES, fit_gemm, leave_one_model_out
-from profiler.fitting.gemm_evaluation import evaluation_table
+from profiler.fitting.gemm_evaluation import Split, evaluation_table
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -34,6 +36,9 @@ def main(arguments: Sequence[str]) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--out", type=Path, help="JSON file of the coefficients")
     what.add_argument("--evaluate", action="store_true", help="print errors on models left out")
+    parser.add_argument(
+        "--by", choices=get_args(Split), default="model", help="what --evaluate leaves out (model)"
+    )
     options = parser.parse_args(arguments)
     try:
         table = pd.read_parquet(options.table)
@@ -41,7 +46,7 @@ def main(arguments: Sequence[str]) -> None:
         reason = "no such file" if isinstance(error, FileNotFoundError) else error
         raise UserError(f"{options.table} is no Parquet table: {reason}") from None
     if options.evaluate:
-        print(evaluation_table(table, options.device))
+        print(evaluation_table(table, options.device, by=options.by))
         return
     coefficients = fit_gemm(table, options.device)
     record = coefficients.fit.model_copy(

@@ -1,6 +1,12 @@
-"""How well costs of matrix products hold on models that nothing was fitted to, analytic and measured."""
+"""How well costs of matrix products hold on what nothing was fitted to, analytic and measured.
+
+Left out are models, as a user meets them; or all products of one k (or n), of which not one shape is known,
+while two models can have shapes in common.
+"""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -10,16 +16,21 @@ from muxtune.costs.measured_gemm import MeasuredGemm
 from muxtune.tables import format_table, show_percent
 from profiler.fitting.gemm import ROWS, fit_gemm, rows_of, shape_columns
 
+Split = Literal["model", "k", "n"]
+
 _M_EDGES = (1, 17, 65, 129, 257, 513, 1025, 2049)
 """First m of each range that errors are shown for."""
 
 
-def left_out_errors(table: pd.DataFrame, device: str, *, rows: int = ROWS) -> pd.DataFrame:
+def left_out_errors(
+    table: pd.DataFrame, device: str, *, by: Split = "model", rows: int = ROWS
+) -> pd.DataFrame:
     """Every row of a device, predicted by what was fitted to the other models alone.
 
     Args:
         table: As of :func:`profiler.fitting.gemm.fit_gemm`, with a column ``model``.
         device: Whose rows.
+        by: Column whose values are left out, one at a time.
         rows: As of :func:`profiler.fitting.gemm.fit_gemm`.
 
     Returns:
@@ -31,8 +42,8 @@ def left_out_errors(table: pd.DataFrame, device: str, *, rows: int = ROWS) -> pd
     """
     of_device = rows_of(table, device)
     parts = []
-    for model in sorted(of_device["model"].unique()):
-        others, left_out = of_device[of_device["model"] != model], of_device[of_device["model"] == model]
+    for value in sorted(of_device[by].unique()):
+        others, left_out = of_device[of_device[by] != value], of_device[of_device[by] == value]
         coefficients = fit_gemm(others, device, rows=rows)
         m, n, k, measured_s = shape_columns(left_out)
         on_top = MeasuredGemm(
@@ -48,20 +59,20 @@ def left_out_errors(table: pd.DataFrame, device: str, *, rows: int = ROWS) -> pd
     return errors
 
 
-def evaluation_table(table: pd.DataFrame, device: str, *, rows: int = ROWS) -> str:
-    """Mean relative errors per left-out model and per range of m, as text."""
-    errors = left_out_errors(table, device, rows=rows)
+def evaluation_table(table: pd.DataFrame, device: str, *, by: Split = "model", rows: int = ROWS) -> str:
+    """Mean relative errors per value left out and per range of m, as text."""
+    errors = left_out_errors(table, device, by=by, rows=rows)
     kinds = ["analytic", "measured"]
     absolute = errors.assign(**{kind: errors[kind].abs() for kind in kinds})
-    per_model = absolute.groupby("model")[kinds].mean()
+    per_value = absolute.groupby(by)[kinds].mean()
     starts = np.array(_M_EDGES)
     first_m = starts[np.searchsorted(starts, absolute["m"].to_numpy(), side="right") - 1]
     per_range = absolute.groupby(first_m)[kinds].mean()
     cells = [
-        [str(model), *map(show_percent, row)]
-        for model, row in zip(per_model.index, per_model.to_numpy(), strict=True)
+        [str(value) if by == "model" else f"{by} = {value}", *map(show_percent, row)]
+        for value, row in zip(per_value.index, per_value.to_numpy(), strict=True)
     ]
-    cells.append(["mean of the models", *map(show_percent, per_model.mean())])
+    cells.append([f"mean of the {by}s", *map(show_percent, per_value.mean())])
     cells.append(["mean of all rows", *map(show_percent, absolute[kinds].mean())])
     cells += [
         [f"m from {first}", *map(show_percent, row)]

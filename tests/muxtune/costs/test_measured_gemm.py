@@ -7,7 +7,7 @@ import pytest
 
 from muxtune.costs import ExtrapolationWarning
 from muxtune.costs.gemm import gemm_seconds, load_gemm
-from muxtune.costs.measured_gemm import MeasuredGemm
+from muxtune.costs.measured_gemm import MeasuredGemm, _is_down_projection
 
 COEFFICIENTS = load_gemm("a40")
 M = [1, 16, 64, 128, 200, 256, 384, 512, 768, 1024, 1536, 2048]
@@ -70,3 +70,32 @@ def test_one_absurd_measurement_does_not_spoil_its_neighbours():
     table["median_ms"][SHAPES.index((512, 4096, 4096))] *= 50
     spoiled = MeasuredGemm(table, COEFFICIENTS).seconds(500, 4096, 4096)
     assert spoiled == pytest.approx(MEASURED.seconds(500, 4096, 4096), rel=0.5)  # and not 50 times as much
+
+
+# Width, MLP width, outputs of the attention's first product (query, keys, values), whether the MLP is gated
+LLAMA2_7B, LLAMA3_8B = (4096, 11008, 12288), (4096, 14336, 6144)
+LLAMA2_70B, INTERNLM_20B = (8192, 28672, 10240), (5120, 13824, 15360)
+
+
+@pytest.mark.parametrize("model", [LLAMA2_7B, LLAMA3_8B, LLAMA2_70B, INTERNLM_20B], ids=str)
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8])
+def test_down_projections_are_told_from_the_other_products_of_a_layer(model, ranks):
+    width, mlp, attention = model
+    others = [(1, attention // ranks, width), (1, width, width // ranks), (1, 2 * mlp // ranks, width)]
+    assert _is_down_projection(np.array([*others, (1, width, mlp // ranks)], float)).tolist() == [
+        False,
+        False,
+        False,
+        True,
+    ]
+
+
+def test_what_down_projections_share_reaches_those_of_another_model_and_no_other_product():
+    shapes = [(m, n, k) for n, k in [*PAIRS, (8192, 3584), (8192, 7168), (4096, 2752)] for m in M]
+    even, faster = table_of(shapes), table_of(shapes)
+    down = _is_down_projection(np.array(shapes, float))
+    faster["median_ms"] = np.where(down, 0.9, 1.0) * faster["median_ms"]
+    m, measured = np.array([300, 900, 1800]), [MeasuredGemm(table, COEFFICIENTS) for table in (even, faster)]
+    for (n, k), change in {(5120, 6912): 0.9, (5120, 5120): 1.0}.items():
+        before_s, after_s = (costs.seconds(m, n, k) for costs in measured)
+        np.testing.assert_allclose(after_s / before_s, change, atol=0.03)

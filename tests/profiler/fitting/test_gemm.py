@@ -53,11 +53,13 @@ def test_a_model_left_out_is_predicted_by_the_others(slower):
 
 
 @pytest.mark.filterwarnings("ignore::muxtune.costs.ExtrapolationWarning")
-def test_a_model_left_out_has_no_part_in_its_prediction(slower):
+@pytest.mark.parametrize(("by", "value"), [("model", "small"), ("k", 2560)])
+def test_what_is_left_out_has_no_part_in_its_prediction(slower, by, value):
     table = synthetic(slower)
-    honest = left_out_errors(table, "h100").query("model == 'small'")
-    table.loc[table["model"] == "small", "median_ms"] *= 3
-    spoiled = left_out_errors(table, "h100").query("model == 'small'")
+    own = table.index[table[by] == value]
+    honest = left_out_errors(table, "h100", by=by, rows=100).loc[own]
+    table.loc[own, "median_ms"] *= 3
+    spoiled = left_out_errors(table, "h100", by=by, rows=100).loc[own]
     for kind in ("analytic", "measured"):  # the same predictions, against thrice the time
         np.testing.assert_allclose(3 * (spoiled[kind] + 1), honest[kind] + 1, rtol=1e-9)
 
@@ -91,13 +93,13 @@ def test_what_cannot_be_fitted_is_said(slower, tmp_path):
 @pytest.mark.slow
 @needs_table
 @pytest.mark.parametrize(
-    ("device", "analytic", "measured"), [("a40", 0.07, 0.05), ("a100", 0.06, 0.045), ("h100", 0.07, 0.05)]
+    ("device", "analytic", "measured"), [("a40", 0.07, 0.047), ("a100", 0.06, 0.04), ("h100", 0.07, 0.045)]
 )
 def test_models_left_out_are_predicted_within_the_bars(device, analytic, measured):
     """On every third m, with short fits; ``python -m profiler.fitting gemm --evaluate`` has all.
 
-    The aim of the measured model is 4.5 %. On a40 and h100 it stays above: no product of Llama-2-7b or phi-2
-    is among those of the few other models, and which kernel the library takes for them is a guess.
+    The aim of the measured model is 4.5 %. On a40 it stays above: no product of Llama-2-7b or phi-2 is
+    among those of the few other models, and which kernel the library takes for them is a guess.
     """
     table = pd.read_parquet(TABLE)
     m_values = np.sort(table["m"].unique())

@@ -260,8 +260,12 @@ def row_slots(longest: int) -> int:
 
 def attention_calls(layout: MicrobatchLayout) -> list[tuple[int, int]]:
     """Batched attention calls of a micro-batch, as (sequences, slots of a row)."""
-    rows = [segment.row_tokens for segment in layout.segments]
-    return [(len(group), row_slots(rows[group[0]])) for group in group_by_length(rows)]
+    return batched_calls([segment.row_tokens for segment in layout.segments])
+
+
+def batched_calls(row_tokens: Sequence[int]) -> list[tuple[int, int]]:
+    """:func:`attention_calls` of rows of these lengths."""
+    return [(len(group), row_slots(row_tokens[group[0]])) for group in group_by_length(row_tokens)]
 
 
 def group_by_length(row_tokens: Sequence[int]) -> Groups:

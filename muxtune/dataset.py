@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,40 @@ class Example:
         return len(self.tokens) - self.target_start
 
 
+class DrawnExamples(Sequence[Example]):
+    """Random tokens, drawn when somebody first looks at them: planning needs their lengths alone.
+
+    Args:
+        lengths: Tokens of each example. The last two are its targets, as of a class label and EOS.
+        generator: That draws the tokens, in order.
+        vocab: Tokens are below it.
+    """
+
+    def __init__(self, lengths: NDArray[np.int64], generator: np.random.Generator, vocab: int) -> None:
+        self.lengths = lengths
+        self.target_starts: NDArray[np.int64] = np.maximum(lengths - 2, 1)
+        self._generator = generator
+        self._vocab = vocab
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.lengths)
+
+    @overload
+    def __getitem__(self, position: int) -> Example: ...
+    @overload
+    def __getitem__(self, position: slice) -> list[Example]: ...
+    def __getitem__(self, position: int | slice) -> Example | list[Example]:
+        """One example, or several."""
+        return self._examples[position]
+
+    @cached_property
+    def _examples(self) -> list[Example]:
+        tokens = self._generator.integers(0, self._vocab, size=int(self.lengths.sum()), dtype=np.int64)
+        each = np.split(tokens, np.cumsum(self.lengths)[:-1])
+        return [Example(*pair) for pair in zip(each, self.target_starts.tolist(), strict=True)]
+
+
 class TaskData:
     """The examples of one task and their order.
 
@@ -46,14 +81,23 @@ class TaskData:
         examples: In file order.
     """
 
-    def __init__(self, task: PeftTask, examples: list[Example]) -> None:
+    def __init__(self, task: PeftTask, examples: Sequence[Example]) -> None:
         self.task = task
         self.examples = examples
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
         """Tokens per example, in file order."""
+        if isinstance(self.examples, DrawnExamples):
+            return self.examples.lengths
         return np.array([len(example.tokens) for example in self.examples])
+
+    @cached_property
+    def targets(self) -> NDArray[np.int64]:
+        """Predicted tokens per example, in file order."""
+        if isinstance(self.examples, DrawnExamples):
+            return self.examples.lengths - self.examples.target_starts
+        return np.array([example.target_tokens for example in self.examples])
 
     @cached_property
     def _order(self) -> NDArray[np.int64]:
@@ -69,13 +113,15 @@ class TaskData:
 
     def batch(self, step: int) -> list[Example]:
         """The ``global_batch_size`` examples of optimizer step ``step`` (from 0)."""
-        size = self.task.global_batch_size
-        return [self.examples[i] for i in self._order[step * size : (step + 1) * size]]
+        return [self.examples[i] for i in self.step_indices(step)]
 
     def batch_lengths(self, step: int) -> NDArray[np.int64]:
         """Tokens of each sequence of step ``step``, ``[global_batch_size]``."""
-        size = self.task.global_batch_size
-        return self.lengths[self._order[step * size : (step + 1) * size]]
+        return self.lengths[self.step_indices(step)]
+
+    def step_indices(self, step: int | NDArray[np.int64]) -> NDArray[np.int64]:
+        """Example indices of a step, ``[global_batch_size]``; of several in rows."""
+        return self._order.reshape(self.task.steps, self.task.global_batch_size)[step]
 
 
 def epoch_orders(n: int, seed: int, *, shuffle: bool) -> Iterator[NDArray[np.int64]]:
@@ -172,11 +218,8 @@ def _parse_line(line: bytes, where: str) -> tuple[str | None, str]:
 
 
 @lru_cache(maxsize=64)  # about 1 MB each; the problems of a sweep draw the same ones again and again
-def _drawn_examples(histogram: str, seed: int, max_length: int, vocab: int) -> list[Example]:
-    """Random tokens with lengths from a histogram; the last two are the targets, as a class label and EOS."""
+def _drawn_examples(histogram: str, seed: int, max_length: int, vocab: int) -> DrawnExamples:
+    """Random tokens with lengths from a histogram."""
     generator = np.random.default_rng(seed)
     lengths = np.minimum(load_length_histogram(histogram).sample(generator, HISTOGRAM_EXAMPLES), max_length)
-    return [
-        Example(generator.integers(0, vocab, size=length, dtype=np.int64), max(int(length) - 2, 1))
-        for length in lengths
-    ]
+    return DrawnExamples(lengths, generator, vocab)

@@ -238,3 +238,23 @@ def test_drawn_examples_depend_on_the_seed_alone():
 def test_a_very_short_drawn_example_still_has_a_target():
     data = load_task_data(make_task("t", max_length=2), MODEL)
     assert {(len(example.tokens), example.target_tokens) for example in data.examples} == {(2, 1)}
+
+
+def test_drawn_tokens_are_those_of_one_example_after_the_other():
+    data = load_task_data(make_task("t", dataset={"lengths": "sst2"}, seed=11, max_length=32), MODEL)
+    generator = np.random.default_rng(11)
+    lengths = np.minimum(load_length_histogram("sst2").sample(generator, HISTOGRAM_EXAMPLES), 32)
+    np.testing.assert_array_equal(data.lengths, lengths)  # before any token is drawn
+    np.testing.assert_array_equal(data.targets, [example.target_tokens for example in data.examples])
+    for example, length in zip(data.examples, lengths, strict=True):
+        expected = generator.integers(0, MODEL.vocab, size=length, dtype=np.int64)
+        np.testing.assert_array_equal(example.tokens, expected)
+    assert [len(example.tokens) for example in data.examples[:5]] == lengths[:5].tolist()
+
+
+def test_indices_of_several_steps_are_those_of_each():
+    data = load_task_data(make_task("t", dataset={"lengths": "rte"}, steps=9), MODEL)
+    many = data.step_indices(np.array([0, 4, 8]))
+    for row, step in zip(many, (0, 4, 8), strict=True):
+        np.testing.assert_array_equal(row, data.step_indices(step))
+        np.testing.assert_array_equal(data.lengths[row], data.batch_lengths(step))

@@ -1,0 +1,70 @@
+"""Iteration times that no schedule of some hTasks is faster than.
+
+With ``w`` seconds of a micro-batch of hTask ``H`` on stage ``s``, forward and backward, ``m`` micro-batches,
+``x`` seconds of a transfer, and ``way(s)`` what a micro-batch spends before stage ``s`` and behind it on the
+way back, transfers included:
+
+load      sum over H of m w                                     a stage does one action at a time
+window    sum over H of m (w + what lies behind s) / (pp - s)   at most pp - s micro-batches are open
+chain     way(s) + m w                                          H's step ends before its next one starts
+drain     least way(s) of all H + load                          under flush
+
+They hold where every action is a clock of its own. With estimated seconds they are estimates, and with exact
+ones bounds (tested); both order and prune the search.
+"""
+
+# Shapes, in names in lower case: S stages, H hTasks
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muxtune.injection import Template
+from muxtune.planning.prices import HTaskTimes
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class IterationBounds:
+    """Seconds of an iteration, at least."""
+
+    load_s: float
+    continuous_s: float
+    flush_s: float
+
+    def of(self, templates: Sequence[Template]) -> float:
+        """Of the best of some templates."""
+        return min(self.continuous_s if each == "continuous" else self.flush_s for each in templates)
+
+
+def iteration_bounds(work_s_sh: Floats, microbatches_h: Floats, p2p_s_h: Floats) -> IterationBounds:
+    """Bounds of a partition.
+
+    Args:
+        work_s_sh: Forward and backward of a micro-batch on each stage.
+        microbatches_h: Per iteration.
+        p2p_s_h: Of a transfer.
+    """
+    stages = np.arange(len(work_s_sh))[:, None]
+    through = np.cumsum(work_s_sh, axis=0)
+    before_s = through - work_s_sh + 2 * stages * p2p_s_h
+    behind_s = through[-1] - through + 2 * (len(work_s_sh) - 1 - stages) * p2p_s_h
+    load_s_sh = microbatches_h * work_s_sh
+    load_s = load_s_sh.sum(axis=1)
+    window_s = (microbatches_h * (work_s_sh + behind_s)).sum(axis=1) / (len(work_s_sh) - stages[:, 0])
+    chain_s = (before_s + load_s_sh).max()
+    steady_s = float(max(load_s.max(), window_s.max(), chain_s))
+    drained_s = float((before_s.min(axis=1) + load_s).max())
+    return IterationBounds(float(load_s.max()), steady_s, max(steady_s, drained_s))
+
+
+def exact_bounds(times: Sequence[HTaskTimes], microbatches: Sequence[int]) -> IterationBounds:
+    """Bounds of priced hTasks."""
+    work_s = np.array([np.add(each.fwd_s, each.bwd_s) for each in times]).T
+    p2p_s = np.array([each.p2p_s for each in times])
+    return iteration_bounds(work_s, np.array(microbatches, dtype=np.float64), p2p_s)

@@ -1,0 +1,224 @@
+"""The partitions of a mesh that are worth a look, by estimate: for every number of hTasks, and every pace."""
+
+# Shapes, in names in lower case: n tasks, W widest group, S stages, H hTasks of a partition
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from muxtune.planning.bounds import iteration_bounds
+from muxtune.planning.curves import Floats
+from muxtune.planning.cuts import Places, cheapest_cuts, paced_cuts
+from muxtune.planning.meshes import MeshShape
+from muxtune.planning.problem import PlanningProblem
+from muxtune.planning.ranking import GroupBands, GroupPrices, layer_steps_s
+from muxtune.planning.room import Room, room_for_groups
+from muxtune.planning.structure import HTaskChoice, Mesh
+from muxtune.schedule import Template
+
+GIVE_UP = 1.5
+"""Partitions into more groups are not looked for once the best costs so many times the cheapest of all."""
+
+MOST_COUNTS = 96
+"""Numbers of groups that are looked for; with more tasks, the paces find partitions into more."""
+
+PACES = 24
+"""From the slowest task alone to the slowest group, in proportion."""
+
+UNEVEN = 0.4
+"""Of what the longest micro-batch exceeds the shortest by, share that each further stage waits for; seen
+between 0.25 and 0.65 where schedules were played."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A partition on a mesh, not yet priced exactly."""
+
+    bands: GroupBands
+    mesh: Mesh
+    layout_h: tuple[int, ...]
+    places: Places
+    bound_s: float
+    """That no schedule goes below, if the estimated prices are right."""
+    expected_s: float
+    """Rough guess at the iteration, by which partitions stand in line."""
+    least_share: float
+    """Of the bound that is left if all communication of a stage, or all computation, were hidden."""
+    has_room: bool
+    """Whether it surely fits the memory, by estimate; others come last."""
+
+    @property
+    def count(self) -> int:
+        """HTasks."""
+        return len(self.layout_h)
+
+    def groups(self) -> list[tuple[str, ...]]:
+        """Task ids of the hTasks."""
+        return [
+            self.bands.task_ids[end - w : end + 1]
+            for end, w in zip(*(each.tolist() for each in self.places), strict=True)
+        ]
+
+    def htasks(self, problem: PlanningProblem) -> list[HTaskChoice]:
+        """With exact shapes."""
+        return [
+            HTaskChoice(
+                task_ids=task_ids, shape=problem.shape(task_ids, *self.bands.layouts[layout], dp=self.mesh.dp)
+            )
+            for task_ids, layout in zip(self.groups(), self.layout_h, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class MeshProposals:
+    """Of one mesh."""
+
+    shape: MeshShape
+    mesh: Mesh
+    """With layers balanced for the tasks one by one."""
+    proposals: tuple[Proposal, ...]
+    """None if the memory has no room for any."""
+
+
+def propose_on_mesh(
+    bands: GroupBands, prices: GroupPrices, shape: MeshShape, templates: Sequence[Template]
+) -> MeshProposals:
+    """Deal out the layers, cut the tasks into groups, and estimate iterations.
+
+    Layers are balanced for the tasks one by one, then for the best partition, if that says otherwise.
+    """
+    model = bands.problem.model
+    alone = np.arange(len(bands.task_ids)), np.zeros(len(bands.task_ids), dtype=np.intp)
+    mesh = _mesh(shape, balanced_layers(model.layers, shape.pp, *_loads_s(bands, prices, shape, alone)))
+    proposals = _proposals(bands, prices, mesh, templates)
+    if proposals and shape.pp > 1:
+        best = min(proposals, key=lambda each: each.expected_s)
+        loads_s = _loads_s(bands, prices, shape, best.places)
+        rebalanced = _mesh(shape, balanced_layers(model.layers, shape.pp, *loads_s))
+        if rebalanced != mesh:
+            proposals += _proposals(bands, prices, rebalanced, templates)
+    return MeshProposals(shape, mesh, tuple(proposals))
+
+
+def balanced_layers(layers: int, pp: int, layer_s: float, first_s: float, last_s: float) -> tuple[int, ...]:
+    """Layers per stage with the least work on the busiest stage, as evenly as that allows.
+
+    Args:
+        layers: Of the backbone, at least ``pp``.
+        pp: Stages.
+        layer_s: Work of a layer in an iteration.
+        first_s: Further work of the first stage; may be negative.
+        last_s: Further work of the last stage.
+    """
+    if pp == 1:
+        return (layers,)
+    split = [1] * pp
+    extra_s = [first_s] + [0.0] * (pp - 2) + [last_s]
+    for _ in range(layers - pp):  # each goes where it makes the least maximum; layers are alike
+        split[min(range(pp), key=lambda s: (split[s] + 1) * layer_s + extra_s[s])] += 1
+    return tuple(split)
+
+
+def _mesh(shape: MeshShape, layers: tuple[int, ...]) -> Mesh:
+    return Mesh(layers, shape.tp, shape.dp)
+
+
+def _loads_s(
+    bands: GroupBands, prices: GroupPrices, shape: MeshShape, places: Places
+) -> tuple[float, float, float]:
+    """Work of a layer in an iteration, and what the first and the last stage have beside their layers."""
+    m = prices.microbatches_nw[places]
+    steps_s = layer_steps_s(bands, 1, shape.tp, shape.dp)[places]
+    layer_s = float((m * prices.layer_s_nw[places] + steps_s).sum())
+    message_s = m * prices.message_s_nw[places]  # the stages at the ends have one neighbour less
+    first_s = m * prices.first_s_nw[places] - message_s
+    last_s = m * prices.last_s_nw[places] - message_s
+    return layer_s, float(first_s.sum()), float(last_s.sum())
+
+
+def stage_work_s(bands: GroupBands, prices: GroupPrices, mesh: Mesh) -> list[Floats]:
+    """Forward and backward of a micro-batch of every group on every stage: ``[S]`` of ``[n, W]``.
+
+    Stages that are alike share an array.
+    """
+    known: dict[tuple[int, bool, bool], Floats] = {}
+    stages = []
+    for stage, layers in enumerate(mesh.layers_per_stage):
+        first, last = stage == 0, stage == mesh.pp - 1
+        if (layers, first, last) not in known:
+            work_s = layers * prices.layer_s_nw + prices.action_s_nw
+            work_s += layer_steps_s(bands, layers, mesh.tp, mesh.dp) / prices.microbatches_nw
+            work_s += ((not first) + (not last)) * prices.message_s_nw
+            work_s += first * prices.first_s_nw + last * prices.last_s_nw
+            known[layers, first, last] = work_s
+        stages.append(known[layers, first, last])
+    return stages
+
+
+def _proposals(
+    bands: GroupBands, prices: GroupPrices, mesh: Mesh, templates: Sequence[Template]
+) -> list[Proposal]:
+    work_s = stage_work_s(bands, prices, mesh)
+    slowest_s = np.max(list({id(each): each for each in work_s}.values()), axis=0)
+    microbatches = prices.microbatches_nw.astype(np.float64)
+    room = room_for_groups(bands, prices, mesh)
+    possible_nw, safe_nw = room.possible_nw, room.safe_nw
+    masks = [possible_nw] if np.array_equal(possible_nw, safe_nw) else [possible_nw, safe_nw]
+    found: dict[tuple[bytes, bytes], Proposal] = {}
+    for mask in masks:
+        for places in _all_cuts(np.where(mask, slowest_s, np.inf), microbatches, mesh.pp):
+            key = (places[0].tobytes(), places[1].tobytes())
+            if key not in found:
+                found[key] = _proposal(bands, prices, room, mesh, templates, work_s, places)
+    return list(found.values())
+
+
+def _all_cuts(slot_s_nw: Floats, microbatches_nw: Floats, pp: int) -> list[Places]:
+    """By number of groups and, in a pipeline, by pace."""
+    n = len(slot_s_nw)
+    cuts = cheapest_cuts(microbatches_nw * slot_s_nw, min(n, MOST_COUNTS), GIVE_UP)
+    counts = np.flatnonzero(np.isfinite(cuts.total)).tolist()
+    found = [cuts.places(groups) for groups in counts]
+    if pp == 1:
+        return found
+    finite = np.where(np.isfinite(slot_s_nw), slot_s_nw, 0.0)
+    slowest_alone_s, slowest_s = float(finite[:, 0].max()), float(finite.max())
+    if slowest_alone_s == 0.0:
+        return found
+    paces_s = np.geomspace(slowest_alone_s, max(slowest_s, slowest_alone_s), PACES) * (1 + 1e-9)
+    both = np.repeat([0.0, 1.0], PACES)
+    return found + paced_cuts(slot_s_nw, microbatches_nw, np.tile(paces_s, 2), both)
+
+
+def _proposal(
+    bands: GroupBands,
+    prices: GroupPrices,
+    room: Room,
+    mesh: Mesh,
+    templates: Sequence[Template],
+    work_s: Sequence[Floats],
+    places: Places,
+) -> Proposal:
+    m = prices.microbatches_nw[places].astype(np.float64)
+    work_s_sh = np.array([each[places] for each in work_s])
+    bounds = iteration_bounds(work_s_sh, m, prices.p2p_s_nw[places] * (mesh.pp > 1))
+    slot_s = work_s_sh.max(axis=0)
+    uneven_s = UNEVEN * (mesh.pp - 1) * float(slot_s.max() - slot_s.min())
+    bound_s = bounds.of(templates)
+    links_s = prices.links_s_nw[places]
+    hidden_s = np.minimum(links_s, prices.layer_s_nw[places] - links_s)
+    least_s_sh = work_s_sh - np.array(mesh.layers_per_stage)[:, None] * hidden_s
+    least_s = float((m * least_s_sh).sum(axis=1).max())
+    return Proposal(
+        bands=bands,
+        mesh=mesh,
+        layout_h=tuple(prices.layout_nw[places].tolist()),
+        places=places,
+        bound_s=bound_s,
+        expected_s=max(bound_s, bounds.load_s + uneven_s),
+        least_share=min(1.0, least_s / bound_s),
+        has_room=room.suffices(places),
+    )

@@ -1,0 +1,275 @@
+"""Estimated prices of all contiguous groups of tasks, on one rank of any stage of a mesh.
+
+What a group costs is put together from :mod:`muxtune.planning.tokens` (how long its stream is) and
+:mod:`muxtune.planning.pricing` (what a stream of that length takes). Attention is batched by length across
+tasks (:func:`muxtune.alignment.group_by_length`); here sequences are sorted by length once for all groups,
+and a call has as many as a micro-batch has on average.
+
+The exact price of a group is :meth:`muxtune.planning.problem.PlanningProblem.htask_times`; how far the
+estimate is from it is tested.
+"""
+
+# Shapes, in names in lower case: n tasks, W widest group; bands [n, W] as in muxtune.planning.tokens
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muxtune.alignment import Alignment, group_by_length, row_slots
+from muxtune.costs.compose import step_seconds
+from muxtune.dataset import TaskData
+from muxtune.planning.curves import Floats, Ints
+from muxtune.planning.pricing import StagePrices, adapted_ops
+from muxtune.planning.problem import PlanningProblem
+from muxtune.planning.tokens import (
+    band_max,
+    band_sum,
+    chunked_sizes,
+    dealt_lengths,
+    load_batches,
+    packed_sizes,
+    packed_tokens,
+    padded_rows,
+    padded_tokens,
+    sampled_steps,
+)
+from muxtune.shapes import PACKED_MULTIPLE
+
+Layout = tuple[Alignment, int | None]
+"""An alignment; of ``chunk`` the chunk length."""
+
+
+@dataclass(frozen=True)
+class LayoutBand:
+    """All groups under one alignment."""
+
+    layout: Layout
+    tokens_nw: Ints
+    """Length of the stream; 0 where a group cannot have this alignment."""
+    task_tokens_nw: Floats
+    """Of all tasks' spans together, mean over the micro-batches."""
+
+
+class GroupBands:
+    """What is known of all contiguous groups before they are priced.
+
+    Args:
+        problem: What is planned.
+        task_ids: In the order in which groups are cut.
+        width: Of the widest group.
+        layouts: That may be used.
+        steps: To look at; by default a sample.
+    """
+
+    def __init__(
+        self,
+        problem: PlanningProblem,
+        task_ids: Sequence[str],
+        width: int,
+        layouts: Sequence[Layout],
+        steps: Ints | None = None,
+    ) -> None:
+        self.problem = problem
+        self.task_ids = tuple(task_ids)
+        self.width = width
+        self.layouts = tuple(layouts)
+        self.tasks: list[TaskData] = [problem.data[task_id] for task_id in task_ids]
+        self.batches = load_batches(self.tasks, sampled_steps(self.tasks) if steps is None else steps)
+        self._declared = np.array([data.task.declared_microbatches for data in self.tasks])
+        self._max_length = np.array([data.task.max_length for data in self.tasks])
+        self._longest = np.array([int(data.lengths.max()) for data in self.tasks])
+        self.loras = [data.task.peft for data in self.tasks]
+        self.microbatches_nw = lru_cache(maxsize=None)(self._microbatches)
+        self.layout_bands = lru_cache(maxsize=None)(self._lay_out)
+
+    @cached_property
+    def exists_nw(self) -> NDArray[np.bool_]:
+        """Whether there are as many tasks before the end of a group."""
+        return np.arange(self.width) <= np.arange(len(self.tasks))[:, None]
+
+    def _microbatches(self, dp: int) -> Ints:
+        """On each of ``dp`` replicas."""
+        return np.maximum(band_max(-(-self._declared // dp), self.width), 1)
+
+    def _lay_out(self, dp: int) -> list[LayoutBand]:
+        """All groups under each of the layouts."""
+        return [self._layout_band(layout, dp) for layout in self.layouts]
+
+    def _layout_band(self, layout: Layout, dp: int) -> LayoutBand:
+        alignment, chunk_tokens = layout
+        microbatches = self.microbatches_nw(dp)
+        tokens = np.zeros(microbatches.shape, dtype=np.int64)
+        task_tokens = np.zeros(microbatches.shape)
+        rows = band_max(self._max_length, self.width)
+        for m in np.unique(microbatches[self.exists_nw]):
+            groups = int(m) * dp
+            wanted = (microbatches == m) & self.exists_nw
+            if alignment == "pad":
+                counts = padded_rows(self.batches, groups)
+                found = padded_tokens(counts, rows)
+                mean = band_sum(counts.sum(axis=1) / groups, self.width) * rows
+            else:
+                dealt = dealt_lengths(self.batches, groups)
+                if chunk_tokens is None:
+                    sizes, multiple = packed_sizes(dealt), PACKED_MULTIPLE
+                else:
+                    wanted &= band_max(self._longest, self.width) <= chunk_tokens
+                    sizes, multiple = chunked_sizes(dealt, chunk_tokens), 1
+                found = packed_tokens(sizes, self.batches.steps_n, wanted_nw=wanted, multiple=multiple)
+                mean = band_sum(sizes.sum(axis=(1, 2)) / self.batches.steps_n / groups, self.width)
+            tokens[wanted], task_tokens[wanted] = found[wanted], mean[wanted]
+        return LayoutBand(layout, tokens, task_tokens)
+
+    @cached_property
+    def length_classes(self) -> list[tuple[int, Floats]]:
+        """Slots of the attention calls of near-equal sequences, and each task's such sequences per step."""
+        lengths = self.batches.lengths_nsk
+        distinct = np.unique(lengths[lengths > 0])
+        found = []
+        for group in group_by_length(distinct.tolist()):
+            longest, shortest = int(distinct[group[0]]), int(distinct[group[-1]])
+            inside = (lengths >= shortest) & (lengths <= longest)
+            found.append((row_slots(longest), inside.sum(axis=(1, 2)) / self.batches.steps_n))
+        return found
+
+    @cached_property
+    def most_tokens(self) -> int:
+        """Of any stream: the sequences of all tasks in one micro-batch, padded to the longest."""
+        sequences = self.batches.sizes_n
+        widest = int(np.sort(sequences)[-self.width :].sum())
+        return widest * int(self._max_length.max())
+
+    @cached_property
+    def typical_tokens(self) -> list[int]:
+        """Of each task's micro-batches, when it runs alone."""
+        per_step = self.batches.lengths_nsk.sum(axis=(1, 2)) / self.batches.steps_n
+        return [round(tokens) for tokens in per_step / self._declared]
+
+    @cached_property
+    def sequences_n(self) -> Floats:
+        """Of a step."""
+        return self.batches.sizes_n.astype(np.float64)
+
+    @cached_property
+    def rows_nw(self) -> Ints:
+        """Row length of a group under ``pad``."""
+        return band_max(self._max_length, self.width)
+
+
+@dataclass(frozen=True)
+class GroupPrices:
+    """All contiguous groups, each under its cheapest alignment; forward and backward together."""
+
+    microbatches_nw: Ints
+    layout_nw: NDArray[np.intp]
+    """Which of the bands' layouts."""
+    tokens_nw: Ints
+    layer_s_nw: Floats
+    """Of a micro-batch in a layer."""
+    links_s_nw: Floats
+    """The part of it that ranks of a stage communicate."""
+    first_s_nw: Floats
+    """What the first stage has more."""
+    last_s_nw: Floats
+    """What the last stage has more."""
+    action_s_nw: Floats
+    """Whatever the stage: fixed costs and feed."""
+    message_s_nw: Floats
+    """For each neighbour."""
+    p2p_s_nw: Floats
+
+
+def price_groups(bands: GroupBands, prices: StagePrices, dp: int) -> GroupPrices:
+    """Estimate all groups on ``dp`` replicas."""
+    microbatches = bands.microbatches_nw(dp)
+    groups = microbatches * dp
+    width = bands.width
+    priced = []
+    for band in bands.layout_bands(dp):
+        layer_s = prices.layer_s(band.tokens_nw)
+        layer_s += _adapters_s(bands, prices, band, groups)
+        layer_s += _attention_s(bands, prices, band, groups)
+        priced.append(np.where(band.tokens_nw > 0, layer_s, np.inf))
+    layout = np.argmin(priced, axis=0)
+    layer_s = np.min(priced, axis=0)
+    tokens = np.choose(layout, [band.tokens_nw for band in bands.layout_bands(dp)])
+    sizes = tokens.astype(np.float64)
+    return GroupPrices(
+        microbatches_nw=microbatches,
+        layout_nw=layout,
+        tokens_nw=tokens,
+        layer_s_nw=np.where(bands.exists_nw, layer_s, np.inf),
+        links_s_nw=prices.links_s(sizes),
+        first_s_nw=_first_s(bands, prices, sizes),
+        last_s_nw=prices.last_s(band_sum(bands.batches.targets_n, width) / groups),
+        action_s_nw=prices.action_s + prices.feed_s(band_sum(bands.sequences_n, width) / groups),
+        message_s_nw=prices.message_s(sizes),
+        p2p_s_nw=prices.p2p_s(sizes),
+    )
+
+
+def layer_steps_s(bands: GroupBands, layers: int, tp: int, dp: int) -> Floats:
+    """Optimizer steps of every group's tasks on a stage, ``[n, W]``."""
+    problem = bands.problem
+    seconds = {
+        lora: step_seconds(problem.costs, problem.model, layers, lora, tp=tp, dp=dp)
+        for lora in dict.fromkeys(bands.loras)
+    }
+    return band_sum(np.array([seconds[lora] for lora in bands.loras]), bands.width)
+
+
+def _adapters_s(bands: GroupBands, prices: StagePrices, band: LayoutBand, groups: Ints) -> Floats:
+    """Tokens of a task's span are its share of the group's; under ``pad`` by its sequences."""
+    share_n = bands.sequences_n if band.layout[0] == "pad" else _effective(bands)
+    all_shares = band_sum(share_n, bands.width)
+    per_share = band.task_tokens_nw / np.maximum(all_shares, 1e-9)
+    typical = float(np.median(per_share[bands.exists_nw]))
+    rank_n = np.array([lora.r for lora in bands.loras], dtype=np.float64)
+    seconds = np.zeros(groups.shape)
+    for ops in adapted_ops(prices.shard, bands.loras):
+        inside_n = share_n * ops.tasks_n
+        tokens = band_sum(inside_n, bands.width) * per_share
+        rank = band_sum(inside_n * rank_n, bands.width) * per_share / np.maximum(tokens, 1e-9)
+        alone_n = prices.pair_s(ops, inside_n * typical, rank_n)
+        tasks = band_sum(ops.tasks_n.astype(np.float64), bands.width)
+        seconds += prices.adapters_s(ops, tasks, tokens, rank, band_sum(alone_n, bands.width))
+    return seconds
+
+
+def _effective(bands: GroupBands) -> Floats:
+    return np.asarray(bands.batches.lengths_nsk.sum(axis=(1, 2)) / bands.batches.steps_n)
+
+
+def _attention_s(bands: GroupBands, prices: StagePrices, band: LayoutBand, groups: Ints) -> Floats:
+    seconds = np.zeros(groups.shape)
+    if band.layout[0] == "pad":
+        per_microbatch = band_sum(bands.sequences_n, bands.width) / groups
+        for row in np.unique(bands.rows_nw[bands.exists_nw]):
+            at = bands.rows_nw == row
+            seconds[at] = prices.attention_s(per_microbatch[at], row_slots(int(row)))
+        return seconds
+    for slots, sequences_n in bands.length_classes:
+        expected = band_sum(sequences_n, bands.width) / groups
+        present = -np.expm1(-expected)  # share of the micro-batches that have any, dealt by chance
+        each = expected / np.maximum(present, 1e-12)
+        seconds += present * prices.attention_s(each, slots)
+    return seconds
+
+
+def _first_s(bands: GroupBands, prices: StagePrices, tokens: Floats) -> Floats:
+    """By the earliest block that any task of the group adapts."""
+    block_n = np.array(
+        [bands.problem.model.targeted_linears(lora.targets, "targets")[0].block for lora in bands.loras]
+    )
+    block_nw = -band_max(-block_n, bands.width)
+    seconds = np.zeros(tokens.shape)
+    for block in np.unique(block_n):
+        targets = next(lora.targets for lora, b in zip(bands.loras, block_n, strict=True) if b == block)
+        at = block_nw == block
+        seconds[at] = prices.first_s(tokens[at], targets)
+    return seconds

@@ -1,0 +1,348 @@
+"""The search over meshes, layers, fusion, alignment, grouping, template and orchestration.
+
+1. On every mesh all contiguous groups of tasks, in two orders, are priced by estimate
+   (:mod:`muxtune.planning.ranking`). Dynamic programming cuts the tasks into groups: cheapest for every
+   number of hTasks, and for every pace of the pipeline (:mod:`muxtune.planning.cuts`).
+2. The partitions of all meshes stand in one line, by a guess at their iterations. Each has a bound that no
+   schedule of it goes below if the estimates are right (:mod:`muxtune.planning.bounds`).
+3. From the front of the line they are priced exactly. What cannot be faster than the best so far is dropped:
+   by the bound less :data:`SLACK` before, by the exact bound after it is priced. Of the others the schedules
+   are played (:mod:`muxtune.planning.schedules`), and the fastest that fits the memory counts.
+4. Few tasks are refined beyond contiguous groups (:mod:`muxtune.planning.refine`); of many, the search ends
+   after some partitions in a row that were no better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
+
+import numpy as np
+
+from muxtune.errors import SpecError
+from muxtune.orchestration import Mode
+from muxtune.planning.assemble import structure_iteration_s
+from muxtune.planning.bounds import exact_bounds
+from muxtune.planning.fusion import alignment_candidates, sort_by_tokens
+from muxtune.planning.groups import GroupTable
+from muxtune.planning.limits import fitting
+from muxtune.planning.meshes import candidate_meshes
+from muxtune.planning.options import FREE, PlanOptions
+from muxtune.planning.partitions import Appraiser, fits
+from muxtune.planning.pipeline import in_order
+from muxtune.planning.pricing import StagePrices
+from muxtune.planning.problem import PlanningProblem
+from muxtune.planning.proposals import MeshProposals, Proposal, propose_on_mesh
+from muxtune.planning.ranking import GroupBands, Layout, price_groups
+from muxtune.planning.refine import Effort, refined_partitions
+from muxtune.planning.schedules import (
+    MODES,
+    MOST_ORCHESTRATED,
+    TEMPLATES,
+    SecondsOf,
+    orchestrated,
+    schedules,
+)
+from muxtune.planning.structure import SEQUENTIAL, HTaskChoice, Mesh, PlanStructure
+from muxtune.schedule import Template
+
+SLACK = 0.02
+"""How far the estimate of a partition may lie above its exact bound; errors of groups even out (tested)."""
+
+FEW_TASKS = 12
+"""Below, partitions are refined beyond contiguous groups, and the search is as patient as it can be."""
+
+REFINE_WITHIN = 1.2
+"""Meshes whose least bound of contiguous groups is no more than so many times the best iteration."""
+
+MOST_PADDING = 1.5
+"""Of the tokens of an alignment that is priced in a refinement, times the fewest of any."""
+
+EFFORT = Effort(orders=4, starts=4, neighbours=64, new_groups=256, appraisals=16, rounds=4)
+"""Of the refinement on each mesh."""
+
+FINALISTS = 4
+"""Structures of a refinement that are kept."""
+
+PATIENCE = 12
+"""For more tasks, whose partitions differ little from one to the next."""
+
+WIDEST_GROUP = 256
+"""Tasks of an hTask at most, where there are more than 512; as a cap, not by a bound."""
+
+Progress = Callable[[int, int], None]
+"""Called with how many steps are done, and of how many."""
+
+Fate = Literal["fits", "slower", "bound", "memory"]
+"""Of a partition: its fastest schedule fits the memory; it was slower than another's, and nobody asked if it
+fits; its exact bound was no better than what had been found; or its fastest schedules do not fit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A partition that was looked at."""
+
+    proposal: Proposal | None
+    """None of a partition that refinement found."""
+    fate: Fate
+    bound_s: float
+    """Of its iteration, exact."""
+    seconds: float = np.inf
+    """Of its fastest schedule that fits."""
+    structure: PlanStructure | None = None
+    """That schedule, or of what does not fit one that was tried."""
+
+
+@dataclass(frozen=True, slots=True)
+class SearchRecord:
+    """What a search looked at."""
+
+    outcomes: tuple[Outcome, ...]
+    """Fastest first; then those without a schedule, by bound."""
+    proposals: tuple[Proposal, ...]
+    """All partitions of all meshes, in the order in which they stood in line."""
+
+    @property
+    def structures(self) -> list[PlanStructure]:
+        """Those that fit, fastest first."""
+        return [o.structure for o in self.outcomes if o.fate == "fits" and o.structure is not None]
+
+    @property
+    def pruned(self) -> int:
+        """Partitions that estimates ruled out."""
+        return len(self.proposals) - len(self.outcomes)
+
+
+def search_structures(
+    problem: PlanningProblem,
+    options: PlanOptions = FREE,
+    *,
+    seconds_of: SecondsOf = structure_iteration_s,
+    prune: bool = True,
+    patience: int | None = None,
+    keep: int = 4,
+    progress: Progress | None = None,
+) -> SearchRecord:
+    """Find the structures with the shortest iterations.
+
+    Args:
+        problem: What is planned.
+        options: Decisions that are taken away from the search; a partition is not among them.
+        seconds_of: Iteration time of a structure; the recurrence by default.
+        prune: Whether partitions are left out by their estimates and bounds; without, all are played.
+        patience: Partitions in a row that may be no better than the best before the search ends; by default
+            any number for few tasks, and :data:`PATIENCE` for many.
+        keep: Structures that will be asked for.
+        progress: Is told how far the search is.
+
+    Raises:
+        SpecError: The options contradict each other or the cluster, or nothing fits the memory.
+    """
+    report = progress or (lambda done, of: None)
+    if prune and patience is None and len(problem.tasks) >= FEW_TASKS:
+        patience = PATIENCE
+    meshes = propose(problem, options, report)
+    proposals = sorted(
+        (proposal for each in meshes for proposal in each.proposals),
+        key=lambda p: (not p.has_room, p.expected_s),
+    )
+    modes = () if "orchestration" in options.without else MODES
+    search = _Search(problem, options.templates(TEMPLATES), modes, seconds_of, prune=prune)
+    in_vain = 0
+    for number, proposal in enumerate(proposals):
+        if prune and search.least_s(proposal, proposal.bound_s) * (1 - SLACK) >= search.best_s:
+            continue
+        if in_vain == patience:
+            break
+        before_s = search.best_s
+        search.look_at(proposal)
+        in_vain = 0 if search.best_s < before_s else in_vain + 1
+        report(len(meshes) + number + 1, len(meshes) + len(proposals))
+    if prune and len(problem.tasks) < FEW_TASKS:
+        search.refine(proposals, layouts(problem, list(problem.data), options))
+    report(1, 1)
+    if not np.isfinite(search.best_s):
+        _refuse(problem, meshes, search)
+    return SearchRecord(tuple(search.ranked(keep)), tuple(proposals))
+
+
+def _refuse(problem: PlanningProblem, meshes: Sequence[MeshProposals], search: _Search) -> None:
+    """Say what is missing, by what was tried or else by every task in an hTask of its own.
+
+    Raises:
+        SpecError: Always.
+    """
+    tried = [o.structure for o in search.outcomes if o.structure is not None]
+    if tried:
+        fitting(problem, tried[:PATIENCE])
+    longest = max(meshes, key=lambda each: (each.shape.pp * each.shape.tp, each.shape.pp)).mesh
+    alone = [
+        HTaskChoice(task_ids=(task_id,), shape=problem.shape((task_id,), "pack", dp=longest.dp))
+        for task_id in problem.data
+    ]
+    structure = in_order(alone, longest, "flush")
+    if len(alone) <= 2 * WIDEST_GROUP:
+        fitting(problem, [structure])
+    memory = problem.memory(structure)  # by a bound: the schedule of more would take long to walk through
+    needed = max(stage.total_bytes for stage in memory)
+    field = f"cluster.device.memory_bytes of {problem.cluster.name}"
+    expected = f"at least {needed}, what {longest} needs with every task in an hTask of its own"
+    raise SpecError(field, problem.cluster.device.memory_bytes, expected)
+
+
+def propose(
+    problem: PlanningProblem, options: PlanOptions, report: Progress = lambda done, of: None
+) -> list[MeshProposals]:
+    """Partitions worth a look by estimate, mesh by mesh."""
+    shapes = candidate_meshes(problem.model, problem.cluster, options)
+    templates = options.templates(TEMPLATES)
+    by_tokens = sort_by_tokens(problem)
+    orders = [by_tokens, sorted(by_tokens, key=lambda t: problem.data[t].task.declared_microbatches)]
+    width = len(by_tokens) if len(by_tokens) <= 2 * WIDEST_GROUP else WIDEST_GROUP
+    stage_prices: dict[int, StagePrices] = {}
+    found: list[MeshProposals] = []
+    wanted = layouts(problem, by_tokens, options)
+    for task_ids in orders if orders[0] != orders[1] else orders[:1]:
+        bands = GroupBands(problem, task_ids, width, wanted)
+        for tp, dp in dict.fromkeys((shape.tp, shape.dp) for shape in shapes):
+            if tp not in stage_prices:
+                stage_prices[tp] = StagePrices(problem.costs, problem.model, tp, bands.most_tokens)
+                stage_prices[tp].place_between(bands.loras, bands.typical_tokens)
+            prices = price_groups(bands, stage_prices[tp], dp)
+            for shape in shapes:
+                if (shape.tp, shape.dp) == (tp, dp):
+                    found.append(propose_on_mesh(bands, prices, shape, templates))
+                    report(len(found), 4 * len(shapes))
+    return found
+
+
+def layouts(problem: PlanningProblem, task_ids: Sequence[str], options: PlanOptions) -> list[Layout]:
+    """Alignments that groups are ranked with.
+
+    A chunk never holds more than the same sequences packed, so chunks are not ranked beside ``pack``; they
+    are priced, as everything is, for the partitions that win.
+
+    Raises:
+        SpecError: A chunk length is given for another alignment, or a sequence is longer.
+    """
+    wanted = alignment_candidates(problem, task_ids, options.alignment, options.chunk_tokens)
+    if options.chunk_tokens is not None:
+        problem.shape(task_ids, "chunk", options.chunk_tokens)  # refuses too short ones
+    if any(alignment == "pack" for alignment, _ in wanted):
+        return [layout for layout in wanted if layout[0] != "chunk"]
+    if options.alignment == "chunk" and options.chunk_tokens is None:
+        shortest = min(problem.longest_sequence([task_id]) for task_id in task_ids)
+        largest = max(chunk or 0 for _, chunk in wanted)
+        lengths = [1 << i for i in range((shortest - 1).bit_length(), largest.bit_length())]
+        return [("chunk", length) for length in lengths]
+    return list(wanted)
+
+
+def _cheapest_layout(
+    problem: PlanningProblem, mesh: Mesh, wanted: Sequence[Layout], task_ids: tuple[str, ...]
+) -> HTaskChoice:
+    """The group under the alignment with the least time on the slowest stage."""
+    possible = [
+        HTaskChoice(task_ids=task_ids, shape=problem.shape(task_ids, alignment, chunk, dp=mesh.dp))
+        for alignment, chunk in wanted
+        if chunk is None or chunk >= problem.longest_sequence(task_ids)
+    ]
+    # Fewer attention calls never make up for many more tokens.
+    fewest = min(choice.shape.tokens for choice in possible)
+    worth = [choice for choice in possible if choice.shape.tokens <= MOST_PADDING * fewest]
+    return min(worth, key=lambda c: problem.htask_times(c, mesh, SEQUENTIAL).slowest_s)
+
+
+class _Search:
+    def __init__(
+        self,
+        problem: PlanningProblem,
+        templates: Sequence[Template],
+        modes: Sequence[Mode],
+        seconds_of: SecondsOf,
+        *,
+        prune: bool,
+    ) -> None:
+        self._problem = problem
+        self._templates = templates
+        self._modes = modes
+        self._seconds_of = seconds_of
+        self._prune = prune
+        self.best_s = np.inf
+        self.outcomes: list[Outcome] = []
+
+    def least_s(self, proposal: Proposal, bound_s: float) -> float:
+        """What is left of a bound if operators of a stage may overlap."""
+        return bound_s * (proposal.least_share if self._overlaps(proposal.mesh) else 1.0)
+
+    def _overlaps(self, mesh: Mesh) -> bool:
+        return mesh.tp > 1 and bool(self._modes)
+
+    def look_at(self, proposal: Proposal) -> None:
+        """Price a partition and play its schedules, unless its bound rules that out."""
+        problem, mesh = self._problem, proposal.mesh
+        htasks = proposal.htasks(problem)
+        times = [problem.htask_times(htask, mesh, SEQUENTIAL) for htask in htasks]
+        bounds = exact_bounds(times, [htask.shape.microbatches for htask in htasks])
+        bound_s = self.least_s(proposal, bounds.of(self._templates))
+        if self._prune and bound_s >= self.best_s:
+            self.outcomes.append(Outcome(proposal, "bound", bound_s))
+            return
+        latency_s = [each.slowest_s for each in times]
+        played: list[tuple[float, PlanStructure]] = []
+        for structure in schedules(htasks, latency_s, mesh, self._templates):
+            found_s = min([seconds for seconds, _ in played], default=np.inf)
+            least_s = self.least_s(proposal, bounds.of([structure.template]))
+            if self._prune and least_s >= min(found_s, self.best_s):
+                continue  # of one template; another may be faster
+            played.append((self._seconds_of(problem, structure), structure))
+        if self._overlaps(mesh):
+            fastest = sorted(played, key=lambda each: each[0])[:MOST_ORCHESTRATED]
+            for structure in orchestrated([structure for _, structure in fastest], latency_s, self._modes):
+                played.append((self._seconds_of(problem, structure), structure))
+        played.sort(key=lambda each: each[0])
+        misfit: PlanStructure | None = None
+        for seconds, structure in played:
+            if self._prune and seconds >= self.best_s:
+                if misfit is None:
+                    self.outcomes.append(Outcome(proposal, "slower", bound_s, seconds, structure))
+                    return
+                break
+            if fits(problem, structure):
+                self.best_s = min(self.best_s, seconds)
+                self.outcomes.append(Outcome(proposal, "fits", bound_s, seconds, structure))
+                return
+            misfit = misfit or structure
+        fate: Fate = "bound" if misfit is None else "memory"
+        self.outcomes.append(Outcome(proposal, fate, bound_s, structure=misfit))
+
+    def refine(self, proposals: Sequence[Proposal], wanted: Sequence[Layout]) -> None:
+        """Local search beyond contiguous groups, on the meshes that come near the best."""
+        nearest: dict[Mesh, float] = {}
+        for proposal in proposals:
+            least_s = self.least_s(proposal, proposal.bound_s)
+            nearest[proposal.mesh] = min(nearest.get(proposal.mesh, np.inf), least_s)
+        for mesh in sorted(nearest, key=lambda each: nearest[each]):
+            if nearest[mesh] > REFINE_WITHIN * self.best_s:
+                break
+            align = partial(_cheapest_layout, self._problem, mesh, wanted)
+            appraiser = Appraiser(GroupTable(self._problem, mesh, align), self._templates, self._seconds_of)
+            for found in refined_partitions(appraiser, EFFORT)[:FINALISTS]:
+                bound_s = appraiser.bound_s(found.groups)
+                self.outcomes.append(Outcome(None, "fits", bound_s, found.seconds, found.structure))
+                self.best_s = min(self.best_s, found.seconds)
+
+    def ranked(self, keep: int) -> list[Outcome]:
+        """All outcomes, fastest first; of the ``keep`` fastest it is known whether they fit."""
+        ranked = sorted(self.outcomes, key=lambda o: (o.seconds, o.bound_s))
+        fitting_ones = 0
+        for position, outcome in enumerate(ranked):
+            if fitting_ones == keep or outcome.structure is None:
+                break
+            if outcome.fate == "slower":
+                fate: Fate = "fits" if fits(self._problem, outcome.structure) else "memory"
+                ranked[position] = replace(outcome, fate=fate)
+            fitting_ones += ranked[position].fate == "fits"
+        return ranked

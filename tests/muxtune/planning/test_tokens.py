@@ -1,0 +1,89 @@
+"""Streams of all groups at once against the shape of each group."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from muxtune.planning.problem import PlanningProblem
+from muxtune.planning.ranking import GroupBands
+from muxtune.planning.tokens import (
+    SAMPLED_STEPS,
+    band_max,
+    band_sum,
+    chunked_sizes,
+    dealt_lengths,
+    load_batches,
+    sampled_steps,
+)
+from muxtune.shapes import step_group_tokens
+from tests.muxtune.planning.problems import make_problem
+
+UNEVEN = (
+    {"dataset": {"lengths": "rte"}, "max_length": 200, "micro_batch_size": 2, "steps": 7},
+    {"dataset": {"lengths": "sst2"}, "max_length": 64, "global_batch_size": 6, "micro_batch_size": 2},
+    {"dataset": {"lengths": "openbookqa"}, "max_length": 96, "steps": 2},
+    {"dataset": {"lengths": "sst2"}, "max_length": 40, "global_batch_size": 16, "micro_batch_size": 16},
+    {"dataset": {"lengths": "openbookqa"}, "max_length": 128, "micro_batch_size": 1, "steps": 5},
+    {"dataset": {"lengths": "sst2"}, "max_length": 64, "global_batch_size": 5, "micro_batch_size": 1},
+)
+"""Tasks that differ in steps, batches, micro-batches and lengths."""
+
+
+def all_steps(problem: PlanningProblem) -> np.ndarray:
+    return np.arange(max(task.steps for task in problem.tasks))
+
+
+@pytest.mark.parametrize("dp", [1, 2, 3, 8])
+@pytest.mark.parametrize("layout", [("pack", None), ("pad", None), ("chunk", 128), ("chunk", 256)], ids=str)
+def test_tokens_of_every_group_equal_its_shape(layout, dp):
+    problem = make_problem(UNEVEN)
+    order = list(problem.data)
+    bands = GroupBands(problem, order, len(order), [layout], all_steps(problem))
+    (band,) = bands.layout_bands(dp)
+    microbatches = bands.microbatches_nw(dp)
+    seen = 0
+    for end in range(len(order)):
+        for w in range(end + 1):
+            group = order[end - w : end + 1]
+            if layout[0] == "chunk" and problem.longest_sequence(group) > layout[1]:
+                assert band.tokens_nw[end, w] == 0
+                continue
+            shape = problem.shape(group, *layout, dp=dp)
+            assert (band.tokens_nw[end, w], microbatches[end, w]) == (shape.tokens, shape.microbatches)
+            seen += 1
+    assert seen >= len(order)
+
+
+def test_bands_end_at_the_widest_group():
+    problem = make_problem(UNEVEN)
+    order = list(problem.data)
+    whole = GroupBands(problem, order, len(order), [("pack", None)]).layout_bands(1)[0]
+    narrow = GroupBands(problem, order, 3, [("pack", None)]).layout_bands(1)[0]
+    assert narrow.tokens_nw.shape == (6, 3)
+    np.testing.assert_array_equal(narrow.tokens_nw, whole.tokens_nw[:, :3])
+
+
+def test_chunks_of_many_groups_equal_those_of_each():
+    problem = make_problem(UNEVEN)
+    tasks = list(problem.data.values())
+    steps = np.arange(2)
+    sizes = chunked_sizes(dealt_lengths(load_batches(tasks, steps), 4), 256)
+    for position, data in enumerate(tasks):
+        np.testing.assert_array_equal(sizes[position], step_group_tokens(data, "chunk", 4, 256)[:2])
+
+
+def test_a_long_run_is_sampled_from_end_to_end_with_all_of_a_short_one():
+    problem = make_problem([{"steps": 1000}, {"steps": 3}])
+    steps = sampled_steps(list(problem.data.values()))
+    assert {0, 1, 2, 999} <= set(steps.tolist())
+    assert len(steps) <= SAMPLED_STEPS + 3
+
+
+def test_bands_sum_and_take_the_maximum_over_each_group():
+    values = np.array([3.0, 1.0, 4.0, 1.0])
+    for end in range(4):
+        for w in range(min(end + 1, 3)):
+            group = values[end - w : end + 1]
+            assert band_sum(values, 3)[end, w] == pytest.approx(group.sum())
+            assert band_max(values, 3)[end, w] == group.max()

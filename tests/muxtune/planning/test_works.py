@@ -1,0 +1,45 @@
+"""Work of micro-batches against their layouts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import chain
+
+import pytest
+
+from muxtune.alignment import attention_calls, layout_step
+from muxtune.planning.structure import HTaskChoice
+from muxtune.planning.works import sample_works
+from tests.muxtune.planning.problems import make_problem
+from tests.muxtune.planning.test_tokens import UNEVEN
+
+
+@pytest.mark.parametrize("dp", [1, 3])
+@pytest.mark.parametrize("layout", [("pack", None), ("pad", None), ("chunk", 256)], ids=str)
+def test_works_are_those_of_the_layouts(layout, dp):
+    problem = make_problem(UNEVEN)
+    for task_ids in (("t0",), ("t1", "t3", "t5"), tuple(problem.data)):
+        htask = HTaskChoice(task_ids=task_ids, shape=problem.shape(task_ids, *layout, dp=dp))
+        members = [problem.data[task_id] for task_id in task_ids]
+        steps = min(each.task.steps for each in members)
+        layouts, targets = [], []
+        for step in {0, round((steps - 1) / 2), steps - 1}:
+            for each in layout_step(htask.shape, [data.batch_lengths(step) for data in members]):
+                layouts.append(each)
+                targets.append(
+                    sum(members[s.task].batch(step)[s.sequence].target_tokens for s in each.segments)
+                )
+        works = sample_works(htask, problem.data)
+        calls = [attention_calls(each) for each in layouts]
+        share = 1 / len(layouts)
+        assert works.mean.attention == tuple(
+            (n * share, *call) for call, n in sorted(Counter(chain(*calls)).items())
+        )
+        assert works.mean.targets == pytest.approx(sum(targets) * share)
+        spans = [[span.stop - span.start for span in each.spans] for each in layouts]
+        assert works.mean.task_tokens == tuple(
+            round(sum(tokens) / len(layouts)) for tokens in zip(*spans, strict=True)
+        )
+        assert works.largest.targets == max(targets)
+        slots = [sum(sequences * row for sequences, row in each) for each in calls]
+        assert sum(sequences * row for _, sequences, row in works.largest.attention) == max(slots)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
@@ -27,6 +27,20 @@ def stdout_kept_clean() -> Iterator[None]:
     finally:
         os.dup2(saved, _STDOUT)
         os.close(saved)
+
+
+@contextmanager
+def planning_bar() -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on stderr for a search, where somebody looks at it."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        shown = bar.add_task("planning", total=None)
+        yield lambda done, of: bar.update(shown, completed=done, total=of)
 
 
 def emit(result: BaseModel, text: str, *, as_json: bool) -> None:

@@ -21,8 +21,8 @@ from muxtune.cli.options import (
     ProfilePath,
     WorkloadPath,
 )
-from muxtune.cli.output import check_writable, emit, stdout_kept_clean
-from muxtune.cli.summary import plan_summary, predicted_table
+from muxtune.cli.output import check_writable, emit, planning_bar, stdout_kept_clean
+from muxtune.cli.summary import explanation_table, plan_summary, predicted_table
 from muxtune.errors import SpecError
 from muxtune.plan import Plan, load_plan, save_plan
 from muxtune.schedule import Template
@@ -61,14 +61,20 @@ def plan(  # noqa: PLR0913, PLR0917  # an argument per option
             "--schema", callback=_print_schema, is_eager=True, help="Print plan.json's JSON Schema."
         ),
     ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say what the runners-up lose, and on what.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Search the best plan of a policy for a workload."""
     from muxtune.planning.options import Part, PlanOptions
-    from muxtune.policies import POLICIES
+    from muxtune.planning.problem import PlanningProblem
+    from muxtune.policies import POLICIES, explain_muxtune
 
     check_writable(out, "--out")
     POLICIES.get(policy)  # before anything is measured
+    if explain and policy != "muxtune":
+        raise SpecError("--explain", policy, "policy muxtune: the others search no partitions")
     inputs = load_inputs(workload, model, cluster)
     costs = find_costs(profile, inputs.workload, inputs.model, inputs.cluster)
     switches: dict[Part, bool] = {
@@ -86,15 +92,21 @@ def plan(  # noqa: PLR0913, PLR0917  # an argument per option
         dp=dp,
         without=tuple(part for part, off in switches.items() if off),
     )
-    from sim import search_plan
+    from sim import search_problem
 
-    with stdout_kept_clean():
-        best = search_plan(
-            inputs.workload, inputs.model, inputs.cluster, costs, policy=policy, options=options
-        )
+    with stdout_kept_clean(), planning_bar() as progress:
+        problem = PlanningProblem(inputs.workload, inputs.model, inputs.cluster, costs, progress=progress)
+        best = search_problem(problem, policy=policy, options=options)
+        explanation = explain_muxtune(problem, options) if explain else None
         summary = "" if as_json else plan_summary(best)
     save_plan(best, out)
-    emit(best, f"{summary}\n\nwritten to {out}", as_json=as_json)
+    if explanation is None:
+        emit(best, f"{summary}\n\nwritten to {out}", as_json=as_json)
+    elif as_json:
+        content = {"plan": best.model_dump(mode="json"), "explanation": explanation.as_dict()}
+        typer.echo(json.dumps(content))
+    else:
+        typer.echo(f"{summary}\n\n{explanation_table(explanation)}\n\nwritten to {out}")
 
 
 def simulate(

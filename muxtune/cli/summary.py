@@ -6,6 +6,7 @@ import numpy as np
 
 from muxtune.dataset import load_task_data
 from muxtune.plan import HTask, Plan, Predicted
+from muxtune.planning.explain import Explanation
 from muxtune.planning.footprint import plan_memory
 from muxtune.tables import format_table, show_bytes, show_difference, show_percent, show_rate, show_seconds
 from muxtune.tokenizer import load_tokenizer
@@ -59,6 +60,33 @@ def _token_table(plan: Plan) -> str:
     ]
     header = ["tokens per iteration", "all", "effective", "billed", "ineffective"]
     return format_table(header, rows)
+
+
+def explanation_table(explanation: Explanation) -> str:
+    """The winner's time by what it goes into, and what each runner-up loses on what."""
+    parts = explanation.parts
+    head = (
+        f"searched {explanation.partitions} partitions, {explanation.looked_at} exactly; the winner:\n"
+        f"{explanation.winner}: {show_seconds(explanation.iteration_s)} = "
+        f"{show_seconds(parts.working_s)} working + {show_seconds(parts.padding_s)} padding + "
+        f"{show_seconds(parts.communication_s)} communication + {show_seconds(parts.waiting_s)} waiting"
+    )
+    rows = [
+        [
+            f"{row.differs_in}: {row.choice}",
+            show_seconds(row.iteration_s),
+            f"{row.slower:+.1%}",
+            *(
+                f"{1e3 * lost_s:+.1f}"
+                for lost_s in (row.utilisation_s, row.padding_s, row.communication_s, row.bubble_s)
+            ),
+            f"lacks {show_bytes(row.missing_bytes)}" if row.missing_bytes else "fits",
+            row.lost_on,
+        ]
+        for row in explanation.runners_up
+    ]
+    header = ["runner-up", "iteration", "slower", "utilization ms", "padding", "communication", "bubble"]
+    return f"{head}\n\n{format_table([*header, 'memory', 'lost on'], rows)}"
 
 
 def _memory_table(plan: Plan) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache, partial
 
 import numpy as np
@@ -35,16 +35,26 @@ class PlanningProblem:
         model: Backbone; its dtype is the one that is planned.
         cluster: Where the plan will run.
         costs: Prices of operators there.
+        progress: Told by long searches how many steps are done, and of how many.
 
     Raises:
         UserError: A task does not fit the backbone, or its dataset cannot be read.
     """
 
-    def __init__(self, workload: Workload, model: ModelSpec, cluster: ClusterSpec, costs: CostModel) -> None:
+    def __init__(
+        self,
+        workload: Workload,
+        model: ModelSpec,
+        cluster: ClusterSpec,
+        costs: CostModel,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
         workload.check(model)
         self.model = model
         self.cluster = cluster
         self.costs = costs
+        self.progress = progress
         tokenizer = None
         if any(task.dataset.path is not None for task in workload.tasks):
             tokenizer = load_tokenizer(model)

@@ -11,7 +11,16 @@ from muxtune.policies import (  # noqa: F401  # they register themselves
     switches,
 )
 from muxtune.policies.base import POLICIES, Policy
+from muxtune.policies.muxtune import explain_muxtune
 from muxtune.policies.search import plan_problem, plan_workload
 from muxtune.policies.shared import fixed_partition, refuse_partition
 
-__all__ = ["POLICIES", "Policy", "fixed_partition", "plan_problem", "plan_workload", "refuse_partition"]
+__all__ = [
+    "POLICIES",
+    "Policy",
+    "explain_muxtune",
+    "fixed_partition",
+    "plan_problem",
+    "plan_workload",
+    "refuse_partition",
+]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from muxtune.errors import SpecError
+from muxtune.planning.explain import Explanation, explain_search
 from muxtune.planning.options import PlanOptions, parse_partition
 from muxtune.planning.problem import PlanningProblem
 from muxtune.planning.search import search_structures
@@ -22,4 +24,17 @@ class MuxTune:
         options = decided(options, problem.data)
         if options.partition is not None:
             return fixed_partition(problem, options, parse_partition(options.partition, problem.data))
-        return search_structures(problem, options).structures
+        return search_structures(problem, options, progress=problem.progress).structures
+
+
+def explain_muxtune(problem: PlanningProblem, options: PlanOptions) -> Explanation:
+    """Why the policy's plan won; searches again, with what is priced already.
+
+    Raises:
+        SpecError: The partition is fixed, so there was no search, or nothing fits the memory.
+    """
+    options = decided(options, problem.data)
+    if options.partition is not None:
+        raise SpecError("--explain", True, "a fusion that is searched, without --partition or --no-fusion")
+    with problem.costs.exploring():
+        return explain_search(problem, search_structures(problem, options))

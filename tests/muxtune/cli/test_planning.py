@@ -79,6 +79,34 @@ def test_simulate_prints_the_keys_of_predicted(cli, plan_path, tmp_path):
     assert "lower bound" in cli("simulate", plan_path).out
 
 
+def test_plan_explains_why_the_winner_won(cli, write_workload, profile_path, tmp_path):
+    arguments = ("plan", "--workload", write_workload(), "--profile", profile_path, "--explain")
+    result = cli(*arguments)
+    assert result.code == 0, result.err
+    assert "the winner:" in result.out
+    assert "lost on" in result.out
+    content = cli(*arguments, "--json").json
+    assert content["plan"] == json.loads((tmp_path / "plan.json").read_text())
+    explanation = content["explanation"]
+    assert explanation["iteration_s"] == pytest.approx(sum(explanation["parts"].values()))
+    assert explanation["iteration_s"] == pytest.approx(content["plan"]["predicted"]["iteration_s"])
+    assert all(row["slower"] >= -1e-9 or row["missing_bytes"] for row in explanation["runners_up"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--policy", "nemo"], "--explain = 'nemo': expected policy muxtune"),
+        (["--partition", "a+b,c"], "--explain = True: expected a fusion that is searched"),
+    ],
+    ids=["policy", "partition"],
+)
+def test_only_a_search_can_be_explained(cli, write_workload, profile_path, options, message):
+    result = cli("plan", "--workload", write_workload(), "--profile", profile_path, "--explain", *options)
+    assert result.code == 2
+    assert message in result.err
+
+
 def test_simulate_plays_every_operator(cli, plan_path, profile_path, tmp_path):
     trace = tmp_path / "t.json"
     result = cli("simulate", plan_path, "--operators", "--profile", profile_path, "--trace", trace, "--json")

@@ -1,4 +1,8 @@
-"""Pipeline timelines as a picture: what was simulated above what was measured, on one time axis."""
+"""Pipeline timelines as a picture: what was simulated above what was measured, on one time axis.
+
+Both play the same schedule, show the same iterations and name their tracks alike. In the lower one, dotted
+lines say when the upper one had its iterations complete.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +14,23 @@ from typing import TYPE_CHECKING, Any
 from muxtune.errors import UserError
 from muxtune.files import write_atomically
 from muxtune.plan import Plan
-from muxtune.trace import COMPUTE, Span, iteration_ends_s, load_trace
+from muxtune.prediction import stage_times
+from muxtune.schedule_extension import extend_schedule
+from muxtune.trace import COMPUTE, Span, iteration_ends_s, load_trace, track_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Window", "draw_gantt", "draw_plan", "middle_window"]
+__all__ = ["Window", "draw_gantt", "draw_plan", "iteration_window", "middle_window", "same_windows"]
 
 _SIMULATED_ITERATIONS = 15  # enough beside those in the middle for a run that is slower
 _ROW_INCHES = 0.5
 _BAR_HEIGHT = 0.82
 _CHARACTER_SHARE = 0.0052  # of the axis: bars without room for their label have none
 _LEGEND_CHARACTERS = 88
-_DASHES = (0, (4, 3))
+_OWN_ENDS: dict[str, Any] = {"color": "0.35", "linewidth": 0.8, "linestyle": (0, (4, 3))}
+_REFERENCE_ENDS: dict[str, Any] = {"color": "crimson", "linewidth": 1.1, "linestyle": (0, (1, 1.5))}
 
 Shades = tuple[tuple[float, float, float], tuple[float, float, float]]
 """Forward and backward colour of an hTask."""
@@ -46,12 +53,23 @@ def middle_window(spans: Sequence[Span], iterations: int) -> Window:
     An iteration begins where the one before it ended. Under the continuous template some work of the
     neighbours falls into it.
     """
-    ends_s = iteration_ends_s(spans)
-    count = min(iterations, len(ends_s))
-    first = (len(ends_s) - count) // 2
-    last = first + count - 1
-    start_s = ends_s[first - 1] if first else min(span.start_s for span in spans)
-    return Window(start_s=start_s, stop_s=ends_s[last], first_iteration=first, last_iteration=last)
+    numbers = sorted({span.action.number for span in spans if span.action.kind == "STEP"})
+    count = min(iterations, len(numbers))
+    first = (len(numbers) - count) // 2
+    return iteration_window(spans, numbers[first], numbers[first + count - 1])
+
+
+def iteration_window(spans: Sequence[Span], first_iteration: int, last_iteration: int) -> Window:
+    """The window of iterations given by their numbers, which the timeline has."""
+    numbers = sorted({span.action.number for span in spans if span.action.kind == "STEP"})
+    ends_s = dict(zip(numbers, iteration_ends_s(spans), strict=True))
+    start_s = ends_s.get(first_iteration - 1, min(span.start_s for span in spans))
+    return Window(
+        start_s=start_s,
+        stop_s=ends_s[last_iteration],
+        first_iteration=first_iteration,
+        last_iteration=last_iteration,
+    )
 
 
 def draw_gantt(
@@ -65,10 +83,11 @@ def draw_gantt(
     """Draw timelines above each other: one panel each, one row per stage, forward light, backward dark.
 
     Args:
-        timelines: Spans by title, in order from the top.
+        timelines: Spans by title, in order from the top. The first one's middle iterations are shown of all
+            that have them; of others their own middle.
         out: PNG, SVG or PDF, by its suffix; whole or absent.
         labels: What each hTask is, for the legend (its task ids, say).
-        iterations: Shown from the middle of each timeline.
+        iterations: How many are shown.
         window_s: Length of the time axis; the longest window by default.
 
     Raises:
@@ -81,21 +100,27 @@ def draw_gantt(
     if out.suffix.removeprefix(".").lower() not in formats:
         raise UserError(f"cannot draw {out}: expected a file name that ends in .png, .svg or .pdf")
     shown = {title: _compute_spans(title, spans) for title, spans in timelines.items()}
-    windows = {title: middle_window(spans, iterations) for title, spans in shown.items()}
+    windows = same_windows(shown, iterations)
     width_s = window_s or 1.02 * max(w.stop_s - w.start_s for w in windows.values())
     stages = [1 + max(span.stage for span in spans) for spans in shown.values()]
     htasks = sorted({span.action.htask for spans in shown.values() for span in spans})
     colours = _colours(htasks)
 
-    legend_lines = -(-(len(htasks) + 3) // 2)  # two columns
+    legend_lines = -(-(len(htasks) + 4) // 2)  # two columns
     height = sum(stages) * _ROW_INCHES + 0.55 * len(stages) + 0.22 * legend_lines + 0.6
     figure = Figure(figsize=(13, height), layout="constrained")
     panels = figure.subplots(len(shown), 1, sharex=True, squeeze=False, height_ratios=stages)[:, 0]
+    reference: tuple[Sequence[Span], Window] | None = None
     for axes, (title, spans) in zip(panels, shown.items(), strict=True):
         _draw_panel(axes, spans, windows[title], width_s, colours)
+        if reference is not None:
+            spans_above, above = reference
+            _draw_ends(axes, spans_above, above, above.stop_s - above.start_s, **_REFERENCE_ENDS)
+        else:
+            reference = spans, windows[title]
         _title(axes, title, windows[title])
     panels[-1].set_xlabel("ms from the start of the first iteration shown")
-    _add_legend(figure, colours, labels or {})
+    _add_legend(figure, colours, labels or {}, title=next(iter(shown)) if len(shown) > 1 else None)
     write_atomically(
         out, lambda temporary: figure.savefig(temporary, dpi=150, format=out.suffix.removeprefix(".").lower())
     )
@@ -107,14 +132,38 @@ def draw_plan(plan: Plan, out: Path, *, run_dir: Path | None = None) -> None:
     Raises:
         UserError: See :func:`draw_gantt`, or the run has no trace.
     """
-    from sim import simulate_plan
+    labels = {htask.id: ", ".join(htask.task_ids) for htask in plan.htasks}
+    if run_dir is None:
+        from sim import simulate_plan
 
-    timelines: dict[str, Sequence[Span]] = {
-        "simulated": simulate_plan(plan, iterations=_SIMULATED_ITERATIONS).spans
-    }
-    if run_dir is not None:
-        timelines["measured"] = load_trace(run_dir / "trace.json")
-    draw_gantt(timelines, out, labels={htask.id: ", ".join(htask.task_ids) for htask in plan.htasks})
+        spans = simulate_plan(plan, iterations=_SIMULATED_ITERATIONS).spans
+        draw_gantt({"simulated": spans}, out, labels=labels)
+        return
+    measured = load_trace(run_dir / "trace.json")
+    draw_gantt({"simulated": _simulate_run(plan, measured), "measured": measured}, out, labels=labels)
+
+
+def _simulate_run(plan: Plan, measured: Sequence[Span]) -> list[Span]:
+    """The iterations that a run did, with the plan's durations."""
+    from sim.engine import simulate_schedule
+
+    steps = [span.action.number for span in measured if span.action.kind == "STEP"]
+    if not steps:
+        raise UserError("the run's trace has no complete iteration to draw")
+    return simulate_schedule(extend_schedule(plan, max(steps) + 1, first=min(steps)), stage_times(plan))
+
+
+def same_windows(shown: Mapping[str, Sequence[Span]], iterations: int) -> dict[str, Window]:
+    """The middle iterations of the first timeline in all that have them; of others their own middle."""
+    windows: dict[str, Window] = {}
+    for title, spans in shown.items():
+        first = next(iter(windows.values()), None)
+        numbers = {span.action.number for span in spans if span.action.kind == "STEP"}
+        if first is not None and {first.first_iteration, first.last_iteration} <= numbers:
+            windows[title] = iteration_window(spans, first.first_iteration, first.last_iteration)
+        else:
+            windows[title] = middle_window(spans, iterations)
+    return windows
 
 
 def _compute_spans(title: str, spans: Sequence[Span]) -> list[Span]:
@@ -181,15 +230,18 @@ def _draw_panel(
             )
     axes.set_xlim(0, width_s * 1e3)
     axes.set_ylim(stages - 0.45, -0.62)  # stage 0 at the top, with room for its STEP marks
-    axes.set_yticks(range(stages), [f"stage {stage}" for stage in range(stages)])
+    axes.set_yticks(range(stages), [track_name(stage, COMPUTE) for stage in range(stages)])
     axes.tick_params(axis="y", length=0)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
+    _draw_ends(axes, spans, window, width_s, **_OWN_ENDS)
+
+
+def _draw_ends(axes: Axes, spans: Sequence[Span], window: Window, width_s: float, **style: Any) -> None:
+    """A vertical line where each iteration ends, as far as ``width_s`` from the window's start."""
     for end_s in iteration_ends_s(spans):
         if 0 < end_s - window.start_s <= width_s:
-            axes.axvline(
-                (end_s - window.start_s) * 1e3, color="0.35", linewidth=0.8, linestyle=_DASHES, zorder=3
-            )
+            axes.axvline((end_s - window.start_s) * 1e3, zorder=3, **style)
 
 
 def _title(axes: Axes, title: str, window: Window) -> None:
@@ -203,7 +255,10 @@ def _title(axes: Axes, title: str, window: Window) -> None:
     )
 
 
-def _add_legend(figure: Figure, colours: Mapping[int, Shades], labels: Mapping[int, str]) -> None:
+def _add_legend(
+    figure: Figure, colours: Mapping[int, Shades], labels: Mapping[int, str], title: str | None
+) -> None:
+    """What is what; ``title`` is that of the timeline whose iterations are marked in the others."""
     from matplotlib.legend_handler import HandlerTuple
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
@@ -218,12 +273,14 @@ def _add_legend(figure: Figure, colours: Mapping[int, Shades], labels: Mapping[i
     step = Line2D(
         [], [], marker="v", color="none", markerfacecolor="0.5", markeredgecolor="black", markersize=5
     )
-    end = Line2D([], [], color="0.35", linewidth=0.8, linestyle=_DASHES)
+    end = Line2D([], [], **_OWN_ENDS)
     entries += [
         (both, "forward and backward; blank: waiting"),
         (step, "optimizer step of an hTask"),
         (end, "every task is one step further"),
     ]
+    if title is not None:
+        entries.append((Line2D([], [], **_REFERENCE_ENDS), f"the same in the timeline {title!r}"))
     figure.legend(
         [handle for handle, _ in entries],
         [text for _, text in entries],

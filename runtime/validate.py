@@ -10,6 +10,19 @@ from torch import Tensor
 
 from muxtune.errors import UserError
 from muxtune.plan import Plan, check_plan, load_plan
+from muxtune.trace import load_trace
+from muxtune.validation import (
+    ClassComparison,
+    Comparison,
+    Explanation,
+    IterationComparison,
+    SlowIteration,
+    StageComparison,
+    compare,
+    compare_run,
+    explain_difference,
+    read_run,
+)
 from muxtune.workload import PeftTask
 from runtime.adapters import load_adapter
 from runtime.feed import load_plan_data
@@ -18,17 +31,6 @@ from runtime.report import RunReport, load_report
 from runtime.solo import SoloResult, train_solo
 
 _STRICT = ConfigDict(frozen=True, extra="forbid")
-
-
-class Comparison(BaseModel):
-    """A number predicted and measured."""
-
-    model_config = _STRICT
-
-    predicted: float
-    measured: float
-    error: float | None
-    """(predicted - measured) / measured; null where nothing was measured."""
 
 
 class TaskValidation(BaseModel):
@@ -72,6 +74,16 @@ class ValidationReport(BaseModel):
     max_loss_difference: float | None
     """Over all tasks and steps, relative to the solo run; null without solo runs."""
     tasks: tuple[TaskValidation, ...]
+    explanation: Explanation
+    """Parts of the difference between measured and predicted iteration time."""
+    classes: tuple[ClassComparison, ...]
+    """Seconds per kind of action, stage and hTask."""
+    stages: tuple[StageComparison, ...]
+    """What each stage does in a steady iteration."""
+    iterations: tuple[IterationComparison, ...]
+    """Of the last start of the run."""
+    slowest_iteration: SlowIteration
+    """Of the steady ones."""
 
 
 def validate_run(plan: Plan | Path, run_dir: Path, *, solo_steps: int | None = None) -> ValidationReport:
@@ -84,7 +96,7 @@ def validate_run(plan: Plan | Path, run_dir: Path, *, solo_steps: int | None = N
             did, 0 for none.
 
     Raises:
-        UserError: The run is not finished, or is one of another plan.
+        UserError: The run is not finished, is one of another plan, or its trace does not show it.
     """
     if isinstance(plan, Path):
         plan = load_plan(plan)
@@ -94,6 +106,8 @@ def validate_run(plan: Plan | Path, run_dir: Path, *, solo_steps: int | None = N
         raise UserError(f"{run_dir} has a run of another plan; expected the plan in {run_dir / 'plan.json'}")
     report = load_report(run_dir / "run.json")
     predicted = plan.predicted
+    run = read_run(plan, load_trace(run_dir / "trace.json"), report.steady_steps)
+    tables = compare_run(run)
     tasks = _validate_tasks(plan, run_dir, solo_steps)
     differences = [task.loss_difference for task in tasks if task.loss_difference is not None]
     return ValidationReport(
@@ -106,23 +120,25 @@ def validate_run(plan: Plan | Path, run_dir: Path, *, solo_steps: int | None = N
         fwd_s=_compare_table(predicted.fwd_s, report.fwd_s),
         bwd_s=_compare_table(predicted.bwd_s, _backward_with_step(plan, report)),
         peak_memory_bytes=tuple(
-            _compare(p, m.peak_bytes) for p, m in zip(predicted.peak_memory_bytes, report.memory, strict=True)
+            compare(p, m.peak_bytes) for p, m in zip(predicted.peak_memory_bytes, report.memory, strict=True)
         ),
         max_loss_difference=max(differences, default=None),
         tasks=tasks,
+        explanation=explain_difference(
+            run, predicted_s=predicted.iteration_s, measured_s=report.median_iteration_s
+        ),
+        classes=tables.classes,
+        stages=tables.stages,
+        iterations=tables.iterations,
+        slowest_iteration=tables.slowest,
     )
-
-
-def _compare(predicted: float, measured: float) -> Comparison:
-    error = (predicted - measured) / measured if measured else None
-    return Comparison(predicted=predicted, measured=measured, error=error)
 
 
 def _compare_table(
     predicted: tuple[tuple[float, ...], ...], measured: tuple[tuple[float, ...], ...]
 ) -> tuple[tuple[Comparison, ...], ...]:
     return tuple(
-        tuple(_compare(p, m) for p, m in zip(p_row, m_row, strict=True))
+        tuple(compare(p, m) for p, m in zip(p_row, m_row, strict=True))
         for p_row, m_row in zip(predicted, measured, strict=True)
     )
 
@@ -132,7 +148,7 @@ def _compare_busy(plan: Plan, report: RunReport) -> tuple[Comparison, ...]:
         sum(m * (f + b) for m, f, b in zip(plan.microbatches, fwd, bwd, strict=True))
         for fwd, bwd in zip(plan.predicted.fwd_s, plan.predicted.bwd_s, strict=True)
     )
-    return tuple(_compare(p, m) for p, m in zip(predicted, report.busy_s, strict=True))
+    return tuple(compare(p, m) for p, m in zip(predicted, report.busy_s, strict=True))
 
 
 def _backward_with_step(plan: Plan, report: RunReport) -> tuple[tuple[float, ...], ...]:

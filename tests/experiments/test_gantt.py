@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.gantt import draw_gantt, middle_window
+from experiments.gantt import draw_gantt, draw_plan, middle_window, same_windows
 from muxtune.errors import UserError
 from muxtune.prediction import stage_times
 from muxtune.schedule import Action, build_schedule
+from muxtune.schedule_extension import extend_schedule
 from muxtune.timeline import StageTimes, evaluate_schedule
-from muxtune.trace import COMPUTE, Span, iteration_ends_s
+from muxtune.trace import COMPUTE, Span, iteration_ends_s, save_trace
 from tests.plans import make_plan
 
 
@@ -26,6 +27,29 @@ def test_window_is_everything_where_there_are_few_iterations():
     window = middle_window(flush_spans(2), 3)
     assert (window.first_iteration, window.last_iteration) == (0, 1)
     assert (window.start_s, window.stop_s) == (0.0, 18.0)
+
+
+def test_timelines_show_the_same_iterations_each_from_its_own_start():
+    measured = [
+        Span(span.stage, span.stream, span.action, 1 + 2 * span.start_s, 1 + 2 * span.end_s)
+        for span in flush_spans(7)
+    ]
+    first, second = same_windows({"simulated": flush_spans(5), "measured": measured}, 3).values()
+    assert (first.first_iteration, first.last_iteration) == (1, 3)
+    assert (second.first_iteration, second.last_iteration) == (1, 3)
+    assert (first.start_s, first.stop_s) == (9.0, 36.0)
+    assert (second.start_s, second.stop_s) == (19.0, 73.0)
+
+
+def test_iterations_of_a_resumed_run_keep_their_numbers(tmp_path):
+    """The simulated timeline is of the iterations that the run did, not of others."""
+    plan = make_plan()
+    spans = evaluate_schedule(extend_schedule(plan, 4, first=1), stage_times(plan))
+    window = middle_window(spans, 1)
+    assert (window.first_iteration, window.last_iteration) == (2, 2)
+    save_trace(tmp_path / "trace.json", spans, "runtime")
+    draw_plan(plan, tmp_path / "gantt.png", run_dir=tmp_path)
+    assert (tmp_path / "gantt.png").stat().st_size > 5_000
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg"])

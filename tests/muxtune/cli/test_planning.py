@@ -53,6 +53,10 @@ def test_the_schema_in_the_documentation_is_current():
             ["--alignment", "chunk", "--chunk-tokens", "256"],
             lambda plan: {h.chunk_tokens for h in plan.htasks} == {256},
         ),
+        (  # shorter than the sequences, which then take several
+            ["--alignment", "chunk", "--chunk-tokens", "8"],
+            lambda plan: {h.chunk_tokens for h in plan.htasks} == {8},
+        ),
         (["--pp", "1"], lambda plan: plan.parallelism.pp == 1),
         (["--no-fusion"], lambda plan: {len(h.task_ids) for h in plan.htasks} == {1}),
         (["--no-chunking"], lambda plan: {h.alignment for h in plan.htasks} == {"pad"}),
@@ -176,7 +180,7 @@ BAD_OPTIONS = {
     "stages": (["--pp", "3"], "--pp = 3: expected 1 to 2"),
     "partition": (["--partition", "a+z,b,c"], "--partition = 'z': expected one of a, b, c"),
     "profile": (["--profile", "none.parquet"], "cannot read the profile none.parquet"),
-    "chunk": (["--alignment", "chunk", "--chunk-tokens", "8"], "chunk_tokens"),
+    "chunk": (["--alignment", "pack", "--chunk-tokens", "8"], "expected nothing: the alignment is pack"),
     "out": (["--out", "."], "--out = '.': expected a file, not a folder"),
     "other profile": (["--model", "gpt2-tiny"], "targets"),
 }

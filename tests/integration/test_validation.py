@@ -1,0 +1,68 @@
+"""A real run on two ranks against its plan: what happened is in the tables, and the parts add up."""
+
+from __future__ import annotations
+
+import pytest
+
+from experiments.gantt import draw_plan
+from muxtune.cli.validation import validation_table
+from muxtune.model import load_model_spec
+from muxtune.trace import iteration_ends_s, load_trace
+from muxtune.validation import read_run
+from muxtune.validation.replay import iteration_ends_s as replayed_ends_s
+from muxtune.validation.replay import replay, stages_meet
+from muxtune.workload import Workload
+from runtime import ValidationReport, load_report, run_plan, validate_run
+from tests.helpers import make_plan, make_task, write_examples
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+
+
+def test_a_real_run_is_explained_whole(tmp_path, hf_dirs):
+    tasks = tuple(
+        make_task(name, write_examples(tmp_path / f"{name}.jsonl", seed=seed), steps=8, max_grad_norm=norm)
+        for seed, (name, norm) in enumerate({"a": 0.05, "b": None, "c": None}.items())
+    )
+    plan = make_plan(
+        Workload(tasks=tasks), load_model_spec(str(hf_dirs["llama"])), partition=[["a", "b"], ["c"]]
+    )
+    run_dir = tmp_path / "run"
+    run_plan(plan, run_dir)
+    validation = validate_run(plan, run_dir, solo_steps=0)
+
+    report = load_report(run_dir / "run.json")
+    spans = load_trace(run_dir / "trace.json")
+    run = read_run(plan, spans, report.steady_steps)
+    played = replay(run.stages, lambda s, i: run.timings[s][i], lambda clock: stages_meet(plan, clock))
+    # nanoseconds of the trace's file; the clocks of the ranks are one
+    assert list(replayed_ends_s(run.stages, played).values()) == pytest.approx(
+        iteration_ends_s(spans), abs=1e-7
+    )
+
+    parts = validation.explanation.parts
+    difference_s = validation.measured_iteration_s - validation.predicted_iteration_s
+    assert sum(part.seconds for part in parts) == pytest.approx(difference_s, abs=1e-9)
+    assert validation.explanation.measured_s == report.median_iteration_s
+    causes = {part.cause for part in parts}
+    assert {"F", "B", "STEP", "messages", "exchange", "between", "variation", "rest"} <= causes
+
+    assert [row.step for row in validation.iterations] == list(range(8))
+    assert [row.seconds.measured for row in validation.iterations] == pytest.approx(
+        report.iteration_s, abs=1e-7
+    )
+    for stage, row in enumerate(validation.stages):
+        # what starts before its tensor is there, and calls in between, count here and not there
+        busy_s = row.forward_s.measured + row.backward_s.measured + row.step_s.measured
+        assert busy_s == pytest.approx(report.busy_s[stage], rel=0.25)
+    for row in validation.classes:
+        (htask,) = row.htasks
+        measured = {"F": report.fwd_s, "B": report.bwd_s, "STEP": report.step_s}[row.kind]
+        assert row.median_s == pytest.approx(measured[row.stage][htask], rel=0.1, abs=1e-4)
+
+    assert ValidationReport.model_validate_json(validation.model_dump_json()) == validation
+    text = validation_table(validation, details=True)
+    assert "F, stage 1, hTask 0" in text
+    assert "iteration 7" in text
+    assert "not explained" in text
+    draw_plan(plan, tmp_path / "gantt.png", run_dir=run_dir)
+    assert (tmp_path / "gantt.png").stat().st_size > 5_000

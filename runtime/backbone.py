@@ -18,6 +18,7 @@ from runtime.gpt2 import gpt2_embedding, gpt2_head, gpt2_layer
 from runtime.layers import DecoderLayer, Embedding, Head
 from runtime.llama import llama_embedding, llama_head, llama_layer, llama_rope
 from runtime.opt import opt_embedding, opt_head, opt_layer
+from runtime.sharding import WHOLE, Cut, Shard, linear_cuts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -148,6 +149,7 @@ class Stage(nn.Module):
         last: Whether it has the head and computes losses.
         weights: The whole backbone; what the stage needs is copied.
         device: Where the stage lives.
+        shard: Which part of it, if several ranks share it; :func:`runtime.sharding.check_sharding` holds.
     """
 
     def __init__(
@@ -159,9 +161,11 @@ class Stage(nn.Module):
         last: bool,
         weights: PreTrainedModel,
         device: str = "cpu",
+        shard: Shard = WHOLE,
     ) -> None:
         super().__init__()
         self._spec = spec
+        self._shard = shard
         self._device = device
         self._layer_numbers = layers
         self.embedding: Embedding | None = None
@@ -169,20 +173,21 @@ class Stage(nn.Module):
         source: Any = weights
         if spec.family == "llama":
             rope = llama_rope(spec, source, device)
-            built = [llama_layer(spec, source, i, rope) for i in layers]
-            self.embedding = llama_embedding(source) if first else None
-            self.head = llama_head(spec, source) if last else None
+            built = [llama_layer(spec, source, i, rope, shard) for i in layers]
+            self.embedding = llama_embedding(source, shard) if first else None
+            self.head = llama_head(spec, source, shard) if last else None
         elif spec.family == "opt":
-            built = [opt_layer(spec, source, i) for i in layers]
-            self.embedding = opt_embedding(spec, source) if first else None
-            self.head = opt_head(source) if last else None
+            built = [opt_layer(spec, source, i, shard) for i in layers]
+            self.embedding = opt_embedding(spec, source, shard) if first else None
+            self.head = opt_head(source, shard) if last else None
         else:
-            built = [gpt2_layer(spec, source, i) for i in layers]
-            self.embedding = gpt2_embedding(source) if first else None
-            self.head = gpt2_head(source) if last else None
+            built = [gpt2_layer(spec, source, i, shard) for i in layers]
+            self.embedding = gpt2_embedding(source, shard) if first else None
+            self.head = gpt2_head(source, shard) if last else None
         self.layers = nn.ModuleList(built)
         self._layers: list[DecoderLayer] = built
         self._task_parameters: dict[str, dict[str, nn.Parameter]] = {}
+        self._task_cuts: dict[str, dict[str, Cut]] = {}
         self.to(device)
 
     def add_task(self, task: PeftTask, adapter: Mapping[str, Tensor]) -> None:
@@ -192,12 +197,13 @@ class Stage(nn.Module):
             task: Its rank, scale and targets.
             adapter: PEFT state dict of the whole model, e.g. with
                 ``base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight``; what belongs to the layers
-                of this stage is copied.
+                of this stage, and to its shard, is copied.
 
         Raises:
             SpecError: A tensor is missing or has another shape than the task says.
         """
         parameters: dict[str, nn.Parameter] = {}
+        cuts: dict[str, Cut] = {}
         targets = self._spec.targeted_linears(task.peft.targets, f"tasks.{task.id}.peft.targets")
         for number, layer in zip(self._layer_numbers, self._layers, strict=True):
             for target in targets:
@@ -207,21 +213,27 @@ class Stage(nn.Module):
                     f"{path}.lora_B.weight": (target.out_features, task.peft.r),
                 }
                 pair: list[nn.Parameter] = []  # A, B
-                for key, shape in shapes.items():
+                outputs, inputs = linear_cuts(self._spec, target, self._shard)
+                for (key, shape), cut in zip(shapes.items(), (inputs, outputs), strict=True):
                     tensor = adapter.get(key)
                     if tensor is None or tensor.shape != shape:
                         found = None if tensor is None else tuple(tensor.shape)
                         raise SpecError(f"adapter of {task.id}: {key}", found, f"a tensor of shape {shape}")
-                    pair.append(nn.Parameter(tensor.detach().clone().to(self._device)))
-                    parameters[key] = pair[-1]
+                    own = cut.take(tensor.detach()).clone(memory_format=torch.contiguous_format)
+                    pair.append(nn.Parameter(own.to(self._device)))
+                    parameters[key], cuts[key] = pair[-1], cut
                 layer.linears[target.name].attach(
                     task.id, target.name, a_RI=pair[0], b_OR=pair[1], scale=task.peft.scale
                 )
-        self._task_parameters[task.id] = parameters
+        self._task_parameters[task.id], self._task_cuts[task.id] = parameters, cuts
 
     def task_parameters(self, task_id: str) -> dict[str, nn.Parameter]:
         """Trainable tensors of a task on this stage, under PEFT's names."""
         return self._task_parameters[task_id]
+
+    def task_cuts(self, task_id: str) -> dict[str, Cut]:
+        """What of each whole tensor of a task these parameters are."""
+        return self._task_cuts[task_id]
 
     def forward(self, batch: MicrobatchTensors, hidden_TD: Tensor | None) -> Tensor:
         """Run a micro-batch through the stage.

@@ -1,7 +1,8 @@
 """Checkpoints: every task at the same step, written while the schedule goes on.
 
 In a continuous schedule the tasks reach step k at different moments, so each is copied at its own, and the
-rank's file is written when all have got there. A checkpoint counts once the files of all ranks exist:
+rank's file is written when all have got there. Replicas have the same state, so only the ranks of the first
+one write. A checkpoint counts once their files exist:
 
     checkpoints/step-000010/rank-0.pt
     checkpoints/step-000010/rank-1.pt
@@ -97,14 +98,18 @@ class CheckpointWriter:
         state = RankState(tenants=snapshots, losses=losses)
         path = self._folder / _step_name(k) / _rank_name(self._rank)
         write_atomically(path, lambda temporary: torch.save(state, temporary))
-        ranks = self._plan.parallelism.ranks
-        newest = newest_checkpoint(self._folder, ranks)
+        newest = newest_checkpoint(self._folder, writing_ranks(self._plan))
         if newest is not None:
             _remove_before(self._folder, newest)
 
 
+def writing_ranks(plan: Plan) -> int:
+    """Ranks whose files make a checkpoint: the first ones, which are the first replica."""
+    return plan.parallelism.ranks // plan.parallelism.dp
+
+
 def newest_checkpoint(folder: Path, ranks: int) -> int | None:
-    """Steps that the newest complete checkpoint stands for."""
+    """Steps that the newest checkpoint with the files of so many ranks stands for."""
     steps = [
         step
         for step, path in _checkpoints(folder)

@@ -1,6 +1,6 @@
 """Parts of a frozen decoder: embedding, layer, head with loss; each family fills them differently."""
 
-# T tokens of the stream, D hidden size, N target tokens, V vocabulary, K active tasks
+# T tokens of the stream, D hidden size, N target tokens, V vocabulary, W a rank's part of it, K active tasks
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own abbreviation
 from torch import Tensor, nn
 
+from muxtune.model import ModelSpec
 from runtime.attention import RopeTables, causal_attention
 from runtime.batch import MicrobatchTensors
-from runtime.elementwise import Activation, LayerNorm, RmsNorm
+from runtime.elementwise import LayerNorm, RmsNorm, find_activation, find_gated_activation
 from runtime.lora import SharedLinear, lora_linear
+from runtime.sharding import WHOLE, Shard, linear_cuts
+from runtime.tensor_parallel import select_rows, shared, split_nll, summed
 
 Norm = RmsNorm | LayerNorm
 
@@ -22,22 +25,30 @@ class Embedding(nn.Module):
     """Token embedding, with learned positions where the family has them.
 
     Args:
-        tokens_VD: A row per token.
+        tokens_VD: A row per token; the rank's part of them is kept.
         positions_PD: A row per position.
         position_offset: Row of position 0.
+        shard: The rank.
     """
 
     def __init__(
-        self, tokens_VD: Tensor, positions_PD: Tensor | None = None, position_offset: int = 0
+        self,
+        tokens_VD: Tensor,
+        positions_PD: Tensor | None = None,
+        position_offset: int = 0,
+        *,
+        shard: Shard = WHOLE,
     ) -> None:
         super().__init__()
-        self.tokens_VD = _frozen(tokens_VD)
+        self._shard = shard
+        self._first, stop = shard.span(len(tokens_VD))
+        self.tokens_WD = _frozen(tokens_VD[self._first : stop])
         self.positions_PD = None if positions_PD is None else _frozen(positions_PD)
         self._position_offset = position_offset
 
     def forward(self, tokens_T: Tensor, positions_T: Tensor) -> Tensor:
         """``[T, D]``."""
-        hidden_TD = self.tokens_VD.index_select(0, tokens_T)
+        hidden_TD = select_rows(tokens_T, self.tokens_WD, self._first, self._shard)
         if self.positions_PD is not None:
             hidden_TD += self.positions_PD[self._position_offset :].index_select(0, positions_T)
         return hidden_TD
@@ -53,10 +64,9 @@ class DecoderLayer(nn.Module):
         mlp_norm: Before the MLP.
         mlp_in: First linear of the MLP, or gate and up-projection side by side.
         mlp_out: Last linear of the MLP.
-        activation: From the outputs of ``mlp_in`` to the inputs of ``mlp_out``.
-        heads: Query heads.
-        kv_heads: Key and value heads.
+        spec: The backbone, whole: its heads and its activation.
         rope: Shared by all layers of a stage; None for learned positions.
+        shard: Which part of the linears these are.
     """
 
     def __init__(
@@ -68,18 +78,20 @@ class DecoderLayer(nn.Module):
         mlp_norm: Norm,
         mlp_in: SharedLinear,
         mlp_out: SharedLinear,
-        activation: Activation,
-        heads: int,
-        kv_heads: int,
+        spec: ModelSpec,
         rope: RopeTables | None,
+        shard: Shard,
     ) -> None:
         super().__init__()
         self.attention_norm, self.mlp_norm = attention_norm, mlp_norm
         self.qkv, self.attention_out = qkv, attention_out
         self.mlp_in, self.mlp_out = mlp_in, mlp_out
-        self.activation = activation
-        self.heads, self.kv_heads = heads, kv_heads
+        find = find_gated_activation if spec.gated else find_activation
+        self.activation = find(spec.activation)
+        own = spec.shard(shard.ranks)
+        self.heads, self.kv_heads = own.heads, own.kv_heads
         self.rope = rope
+        self._shard = shard
         self.linears = {
             name: linear for linear in (qkv, attention_out, mlp_in, mlp_out) for name in linear.columns
         }
@@ -87,21 +99,32 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x_TD: Tensor, batch: MicrobatchTensors) -> Tensor:
         """Hidden states after the layer."""
-        spans, ids = batch.spans, batch.task_ids
-        qkv_TF = self.qkv.forward(self.attention_norm.forward(x_TD), spans, ids)
-        attended = causal_attention(qkv_TF, batch.attention, self.heads, self.kv_heads, self.rope)
-        x_TD, normed_TD = self.mlp_norm.add(x_TD, self.attention_out.forward(attended, spans, ids))
-        inner = self.activation(self.mlp_in.forward(normed_TD, spans, ids))
-        return x_TD + self.mlp_out.forward(inner, spans, ids)
+        spans, ids, shard = batch.spans, batch.task_ids, self._shard
+        # What has no name here is freed as soon as nobody needs it.
+        qkv_TF = self.qkv.forward(shared(self.attention_norm.forward(x_TD), shard), spans, ids)
+        attended = causal_attention(qkv_TF, batch.attention, self.heads, self.kv_heads, self.rope, self)
+        x_TD, normed_TD = self.mlp_norm.add(
+            x_TD, summed(self.attention_out.forward(attended, spans, ids), shard)
+        )
+        inner = self.activation(self.mlp_in.forward(shared(normed_TD, shard), spans, ids))
+        return x_TD + summed(self.mlp_out.forward(inner, spans, ids), shard)
 
 
 class Head(nn.Module):
-    """Final norm, head and loss, at the target positions only."""
+    """Final norm, head and loss, at the target positions only.
 
-    def __init__(self, norm: Norm, weight_VD: Tensor) -> None:
+    Args:
+        norm: Before the head.
+        weight_VD: A row per token; the rank's part of them is kept.
+        shard: The rank.
+    """
+
+    def __init__(self, norm: Norm, weight_VD: Tensor, *, shard: Shard = WHOLE) -> None:
         super().__init__()
         self.norm = norm
-        self.weight_VD = _frozen(weight_VD)
+        self._shard = shard
+        self._first, stop = shard.span(len(weight_VD))
+        self.weight_WD = _frozen(weight_VD[self._first : stop])
 
     def forward(self, hidden_TD: Tensor, batch: MicrobatchTensors) -> Tensor:
         """Sum of the negative log-likelihoods of each active task, ``[K]``."""
@@ -111,11 +134,13 @@ class Head(nn.Module):
     def target_nll(self, hidden_TD: Tensor, rows_N: Tensor, ids_N: Tensor) -> Tensor:
         """Negative log-likelihood of each target, ``[N]``; in float32 for a bfloat16 backbone."""
         # Norm and head act on each token alone, so the rows can be selected first.
-        normed_ND = self.norm.forward(hidden_TD.index_select(0, rows_N))
-        logits_NV = lora_linear(normed_ND, self.weight_VD, None, (), (), static_shape=False)
-        if logits_NV.dtype == torch.bfloat16:
-            logits_NV = logits_NV.float()
-        return F.cross_entropy(logits_NV, ids_N, reduction="none")
+        normed_ND = shared(self.norm.forward(hidden_TD.index_select(0, rows_N)), self._shard)
+        logits_NW = lora_linear(normed_ND, self.weight_WD, None, (), (), static_shape=False)
+        if logits_NW.dtype == torch.bfloat16:
+            logits_NW = logits_NW.float()
+        if self._shard.team is not None:
+            return split_nll(logits_NW, ids_N, self._first, self._shard.team)
+        return F.cross_entropy(logits_NW, ids_N, reduction="none")
 
 
 def layer_norm(source: nn.LayerNorm) -> LayerNorm:
@@ -123,13 +148,21 @@ def layer_norm(source: nn.LayerNorm) -> LayerNorm:
     return LayerNorm(source.weight, source.bias, source.eps)
 
 
-def shared_linear(layer: nn.Module, *paths: str) -> SharedLinear:
-    """The linears at these paths of a transformers layer, which read the same input, as one."""
-    linears: dict[str, Any] = {path: layer.get_submodule(path) for path in paths}
-    return SharedLinear(
-        {path: linear.weight.detach() for path, linear in linears.items()},
-        [linear.bias.detach() for linear in linears.values() if linear.bias is not None],
-    )
+def shared_linear(spec: ModelSpec, layer: nn.Module, *paths: str, shard: Shard) -> SharedLinear:
+    """The rank's part of the linears at these paths of a transformers layer, which read the same input."""
+    weights: dict[str, Tensor] = {}
+    biases: list[Tensor] = []
+    by_name = {linear.name: linear for linear in spec.linears}
+    for path in paths:
+        source: Any = layer.get_submodule(path)
+        outputs, inputs = linear_cuts(spec, by_name[path], shard)
+        # Conv1D keeps [in, out]; the rows of a linear are its outputs.
+        weight_OI = source.weight.detach().t() if spec.transposed_weights else source.weight.detach()
+        weights[path] = inputs.take(outputs.take(weight_OI)).contiguous()
+        # Each rank adds it to its own outputs; to outputs that are summed, only the first does.
+        if source.bias is not None and (by_name[path].split_by_outputs or shard.index == 0):
+            biases.append(outputs.take(source.bias.detach()))
+    return SharedLinear(weights, biases)
 
 
 def _frozen(tensor: Tensor) -> nn.Parameter:

@@ -9,8 +9,9 @@ import torch
 from muxtune.alignment import row_slots
 from muxtune.model import ModelSpec
 from runtime.attention import RopeTables
-from runtime.elementwise import RmsNorm, find_gated_activation
+from runtime.elementwise import RmsNorm
 from runtime.layers import DecoderLayer, Embedding, Head, shared_linear
+from runtime.sharding import Shard
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
@@ -26,28 +27,31 @@ def llama_rope(spec: ModelSpec, weights: LlamaForCausalLM, device: str) -> RopeT
     return RopeTables.build(cos[0].to(device), sin[0].to(device))
 
 
-def llama_embedding(weights: LlamaForCausalLM) -> Embedding:
+def llama_embedding(weights: LlamaForCausalLM, shard: Shard) -> Embedding:
     """Token embedding."""
-    return Embedding(weights.model.embed_tokens.weight)
+    return Embedding(weights.model.embed_tokens.weight, shard=shard)
 
 
-def llama_layer(spec: ModelSpec, weights: LlamaForCausalLM, layer: int, rope: RopeTables) -> DecoderLayer:
-    """Copy of one layer."""
+def llama_layer(
+    spec: ModelSpec, weights: LlamaForCausalLM, layer: int, rope: RopeTables, shard: Shard
+) -> DecoderLayer:
+    """Copy of the rank's part of one layer."""
     source = weights.model.layers[layer]
     return DecoderLayer(
         attention_norm=RmsNorm(source.input_layernorm.weight, spec.norm_eps),
-        qkv=shared_linear(source, "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-        attention_out=shared_linear(source, "self_attn.o_proj"),
+        qkv=shared_linear(
+            spec, source, "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", shard=shard
+        ),
+        attention_out=shared_linear(spec, source, "self_attn.o_proj", shard=shard),
         mlp_norm=RmsNorm(source.post_attention_layernorm.weight, spec.norm_eps),
-        mlp_in=shared_linear(source, "mlp.gate_proj", "mlp.up_proj"),
-        mlp_out=shared_linear(source, "mlp.down_proj"),
-        activation=find_gated_activation(spec.activation),
-        heads=spec.heads,
-        kv_heads=spec.kv_heads,
+        mlp_in=shared_linear(spec, source, "mlp.gate_proj", "mlp.up_proj", shard=shard),
+        mlp_out=shared_linear(spec, source, "mlp.down_proj", shard=shard),
+        spec=spec,
         rope=rope,
+        shard=shard,
     )
 
 
-def llama_head(spec: ModelSpec, weights: LlamaForCausalLM) -> Head:
+def llama_head(spec: ModelSpec, weights: LlamaForCausalLM, shard: Shard) -> Head:
     """Final norm and head; its own copy where the embeddings are tied."""
-    return Head(RmsNorm(weights.model.norm.weight, spec.norm_eps), weights.lm_head.weight)
+    return Head(RmsNorm(weights.model.norm.weight, spec.norm_eps), weights.lm_head.weight, shard=shard)

@@ -14,7 +14,6 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor
 
 from muxtune.allocator import keep_freed_memory
 from muxtune.errors import MuxTuneError, UserError
@@ -24,13 +23,15 @@ from muxtune.schedule_extension import extend_schedule
 from muxtune.trace import save_trace
 from runtime.adapters import initial_adapter, load_adapter, save_adapter
 from runtime.backbone import Stage, load_hf_model
-from runtime.checkpoint import CheckpointWriter, load_rank_state
+from runtime.checkpoint import CheckpointWriter, load_rank_state, writing_ranks
 from runtime.feed import Feed, load_plan_data
 from runtime.footprint import measure_memory
 from runtime.memory import parameter_bytes, rotary_table_bytes
+from runtime.mesh import RankMesh
 from runtime.outputs import ADAPTER, ADAPTER_INIT, save_progress, task_folder
-from runtime.report import StageRecord, build_report, save_report
+from runtime.report import StageRecord, build_report, save_report, stage_records
 from runtime.runner import NonFiniteLossError, StageRunner, StepLoss
+from runtime.sharding import Part, assemble
 from runtime.tenant import Tenant
 from runtime.transport import PeerLostError, common_origin_ns, gather, meet
 
@@ -63,7 +64,7 @@ class RankRun:
     Args:
         plan: Checked.
         job: What to do.
-        rank: Which stage.
+        rank: Which one.
         progress: Kept up to date with the number of finished iterations, on rank 0.
     """
 
@@ -74,9 +75,9 @@ class RankRun:
         self._job = job
         self._rank = rank
         self._progress = progress
-        self._last = rank == plan.parallelism.pp - 1
-        self._feed = Feed(plan, load_plan_data(plan))
-        self._actions = extend_schedule(plan, job.steps, first=job.first_step)[rank]
+        self._mesh = RankMesh(plan.parallelism, rank)
+        self._feed = Feed(plan, load_plan_data(plan), replica=self._mesh.replica)
+        self._actions = extend_schedule(plan, job.steps, first=job.first_step)[self._mesh.stage]
         self._steps_to_come = Counter(a.number for a in self._actions if a.kind == "STEP")
         self._stages = self._build_stages()
         self._backbone_bytes = sum(parameter_bytes(stage) for stage in self._stages.values())
@@ -90,12 +91,11 @@ class RankRun:
         """
         runner = StageRunner(
             self._plan,
-            self._rank,
+            self._mesh,
             self._actions,
             feed=self._feed,
             stages=self._stages,
             tenants=self._tenants,
-            norm_group=self._norm_group(),
             metered_steps=self._job.metered_steps,
             on_step=self._after_step,
         )
@@ -108,7 +108,7 @@ class RankRun:
         try:
             runner.run(common_origin_ns(), elapsed_s)
         except NonFiniteLossError as error:
-            self._save_progress("running")
+            self._save_progress("running")  # only the rank that writes these files raises this
             task = self._plan.tasks_by_id[error.task_id]
             save_progress(self._job.out_dir, task, self._losses[task.id], "failed", str(error))
             raise
@@ -117,11 +117,16 @@ class RankRun:
 
     def _build_stages(self) -> dict[int, Stage]:
         """A copy of the stage for each instance: policies without a shared backbone pay for theirs."""
-        plan, rank = self._plan, self._rank
+        plan, mesh = self._plan, self._mesh
         weights = load_hf_model(plan.model)
         return {
             instance: Stage(
-                plan.model, plan.stage_layers(rank), first=rank == 0, last=self._last, weights=weights
+                plan.model,
+                plan.stage_layers(mesh.stage),
+                first=mesh.first,
+                last=mesh.last,
+                weights=weights,
+                shard=mesh.shard,
             )
             for instance in sorted({htask.instance for htask in plan.htasks})
         }
@@ -137,15 +142,8 @@ class RankRun:
             stage = self._stages[htask.instance]
             for task in plan.htask_tasks(htask.id):
                 stage.add_task(task, load_adapter(task_folder(out_dir, task.id) / ADAPTER_INIT))
-                tenants[task.id] = Tenant(task, stage.task_parameters(task.id))
+                tenants[task.id] = Tenant(task, stage.task_parameters(task.id), stage.task_cuts(task.id))
         return tenants
-
-    def _norm_group(self) -> dist.ProcessGroup | None:
-        """A group of its own, so that sums never queue behind tensors under way."""
-        if not dist.is_initialized() or all(task.max_grad_norm is None for task in self._plan.tasks):
-            return None
-        group: dist.ProcessGroup = dist.new_group()
-        return group
 
     def _build_writer(self) -> CheckpointWriter:
         return CheckpointWriter(
@@ -160,21 +158,22 @@ class RankRun:
         )
 
     def _restore(self) -> None:
-        state = load_rank_state(self._job.out_dir / "checkpoints", self._job.first_step, self._rank)
+        writer = self._rank % writing_ranks(self._plan)  # its place in the first replica
+        state = load_rank_state(self._job.out_dir / "checkpoints", self._job.first_step, writer)
         for task_id, snapshot in state["tenants"].items():
             self._tenants[task_id].restore(snapshot)
         for task_id, entries in state["losses"].items():
             self._losses[task_id] = [StepLoss(*entry) for entry in entries]
 
     def _after_step(self, htask: int, step: int) -> None:
-        if self._writer.after_step(htask, step) is not None:
+        if self._mesh.replica == 0 and self._writer.after_step(htask, step) is not None:
             self._save_progress("running")
         self._steps_to_come[step] -= 1
         if self._progress is not None and self._steps_to_come[step] == 0:
             self._progress.write_text(str(step + 1))
 
     def _save_progress(self, state: Literal["running", "finished"]) -> None:
-        if self._last:
+        if self._mesh.last and self._mesh.speaks:
             for task in self._plan.tasks:
                 save_progress(self._job.out_dir, task, self._losses[task.id], state)
 
@@ -182,11 +181,10 @@ class RankRun:
         """Adapters and trace, and at the very end the report: a run that has one is whole."""
         plan, job = self._plan, self._job
         for task in plan.tasks:
-            own = {key: p.detach() for key, p in self._tenants[task.id].parameters.items()}
-            whole: dict[str, Tensor] = {key: t for shard in gather(own) for key, t in shard.items()}
+            ranks = gather(self._adapter_parts(task.id))
             folder = task_folder(job.out_dir, task.id)
             if self._rank == 0:
-                save_adapter(folder / ADAPTER, whole, like=folder / ADAPTER_INIT)
+                save_adapter(folder / ADAPTER, assemble(ranks), like=folder / ADAPTER_INIT)
         memory = measure_memory(
             self._actions,
             microbatches=plan.microbatches,
@@ -195,7 +193,8 @@ class RankRun:
             htask_tenants=[[self._tenants[task_id] for task_id in htask.task_ids] for htask in plan.htasks],
             seen=runner.meter.seen,
         )
-        records = gather(StageRecord(spans=runner.spans, memory=memory))
+        spans = runner.spans if self._mesh.speaks else []
+        records = stage_records(gather(StageRecord(spans=spans, memory=memory)), plan.parallelism)
         if self._rank == 0:
             spans = [span for record in records for span in record.spans]
             save_trace(job.out_dir / "trace.json", spans, "runtime")
@@ -208,6 +207,13 @@ class RankRun:
             )
             save_report(report, job.out_dir / "run.json")
         meet()
+
+    def _adapter_parts(self, task_id: str) -> dict[str, Part]:
+        """What this rank adds to the saved adapter; replicas have the same, so one of them is enough."""
+        if self._mesh.replica:
+            return {}
+        tenant = self._tenants[task_id]
+        return {key: (tenant.cuts[key], p.detach()) for key, p in tenant.parameters.items()}
 
 
 def main() -> None:

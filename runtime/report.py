@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from muxtune.errors import UserError, spec_error_from
 from muxtune.files import write_text_atomically
-from muxtune.plan import Plan
+from muxtune.plan import Parallelism, Plan
 from muxtune.prediction import IterationTokens
 from muxtune.schedule import Action
 from muxtune.trace import COMPUTE, Span, iteration_ends_s
@@ -47,7 +47,10 @@ class TokenTotals(BaseModel):
 
 
 class RunReport(BaseModel):
-    """Measurements of one run; times are of the iterations of the last start, after a resume too."""
+    """Measurements of one run; times are of the iterations of the last start, after a resume too.
+
+    Of a stage that several ranks play, times are those of its first rank (first replica, first shard).
+    """
 
     model_config = _STRICT
 
@@ -79,16 +82,32 @@ class RunReport(BaseModel):
     """Per stage, waiting for tensors in one steady iteration."""
     tokens: TokenTotals
     memory: tuple[StageMemory, ...]
+    """Per stage, of that of its ranks that held most."""
     versions: dict[str, str]
     host: Host
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageRecord:
-    """What one rank measured."""
+    """What one rank measured, or what stands for all ranks of a stage."""
 
     spans: list[Span]
     memory: StageMemory
+
+
+def stage_records(ranks: Sequence[StageRecord], parallelism: Parallelism) -> list[StageRecord]:
+    """One record per stage: times of its first rank, and memory of the rank that held most.
+
+    The ranks of a stage do the same and meet in every step, but replicas have other sequences.
+    """
+    records = []
+    for stage in range(parallelism.pp if ranks else 0):
+        own = [
+            record for rank, record in enumerate(ranks) if rank // parallelism.tp % parallelism.pp == stage
+        ]
+        fullest = max(own, key=lambda record: record.memory.peak_bytes)
+        records.append(StageRecord(spans=own[0].spans, memory=fullest.memory))
+    return records
 
 
 def build_report(

@@ -11,16 +11,17 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from muxtune.errors import SpecError, UserError
+from muxtune.errors import SpecError, UserError, naming
 from muxtune.model import spec_from_hf
 from muxtune.plan import Plan, check_plan, load_plan, save_plan
 from muxtune.schedule_extension import check_step_meetings, extend_schedule
-from runtime.checkpoint import newest_checkpoint
+from runtime.checkpoint import newest_checkpoint, writing_ranks
 from runtime.feed import check_room, load_plan_data
 from runtime.kernels import kernel_mode
 from runtime.launch import launch_ranks
 from runtime.rank import RankRun, RunJob
 from runtime.report import RunReport, load_report
+from runtime.sharding import check_sharding
 from runtime.transport import meet
 
 CHECKPOINT_EVERY = 10
@@ -92,10 +93,8 @@ def _check(plan: Plan, iterations: int, checkpoint_every: int, where: str) -> No
     device = plan.cluster.device
     if device.kind != "cpu":
         raise SpecError(f"{where}: cluster.device.kind", device.kind, "cpu: the runtime uses gloo on CPUs")
-    for name in ("tp", "dp"):
-        if getattr(plan.parallelism, name) != 1:
-            expected = "1: the runtime executes pipelines of whole stages"
-            raise SpecError(f"{where}: parallelism.{name}", getattr(plan.parallelism, name), expected)
+    with naming(where):
+        check_sharding(plan.model, plan.parallelism.tp)
     needed = max(plan.predicted.peak_memory_bytes)
     if needed > device.memory_bytes:
         expected = f"at most {device.memory_bytes}, the memory of {device.name}"
@@ -149,7 +148,7 @@ def _prepare_folder(plan: Plan, out_dir: Path, iterations: int, *, resume: bool)
     report = out_dir / "run.json"
     if report.exists() and load_report(report).steps == iterations:
         return None
-    first_step = newest_checkpoint(out_dir / "checkpoints", plan.parallelism.ranks) or 0
+    first_step = newest_checkpoint(out_dir / "checkpoints", writing_ranks(plan)) or 0
     if first_step >= iterations:
         raise SpecError("steps", iterations, f"more than {first_step}, where the newest checkpoint stands")
     report.unlink(missing_ok=True)

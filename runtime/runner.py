@@ -9,10 +9,10 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from muxtune.errors import RunError
@@ -21,9 +21,11 @@ from muxtune.schedule import Action
 from muxtune.trace import COMMUNICATION, COMPUTE, Span
 from runtime.backbone import Stage, torch_dtype
 from runtime.feed import Feed
+from runtime.gradients import sum_over_replicas, sum_over_shards
+from runtime.mesh import RankMesh
 from runtime.meter import ActionMeter
 from runtime.tenant import Tenant
-from runtime.transport import Inbox, Outbox, sum_over_stages
+from runtime.transport import Inbox, Outbox
 
 T = TypeVar("T")
 
@@ -54,16 +56,15 @@ class NonFiniteLossError(RunError):
 
 
 class StageRunner:
-    """One stage of the pipeline on one rank.
+    """A stage of the pipeline, or one replica's shard of it, on one rank.
 
     Args:
         plan: Checked.
-        stage: Position in the pipeline.
+        mesh: Where the rank stands.
         actions: All that this stage will do.
-        feed: Deals out micro-batches.
+        feed: Deals out the replica's micro-batches.
         stages: The stage's copy of the backbone for each instance.
         tenants: Of every task id.
-        norm_group: Where gradient norms are summed over the stages; None with one stage.
         metered_steps: First steps of each hTask whose micro-batches' memory is counted.
         on_step: Called after each optimizer step with hTask and step.
     """
@@ -71,26 +72,22 @@ class StageRunner:
     def __init__(
         self,
         plan: Plan,
-        stage: int,
+        mesh: RankMesh,
         actions: Sequence[Action],
         *,
         feed: Feed,
         stages: Mapping[int, Stage],
         tenants: Mapping[str, Tenant],
-        norm_group: dist.ProcessGroup | None = None,
         metered_steps: int = 1,
         on_step: Callable[[int, int], None],
     ) -> None:
         self._plan = plan
-        self._stage = stage
+        self._mesh = mesh
         self._actions = actions
         self._feed = feed
         self._backbones = [stages[htask.instance] for htask in plan.htasks]
         self._tenants = [[tenants[task_id] for task_id in htask.task_ids] for htask in plan.htasks]
-        self._norm_group = norm_group
         self._on_step = on_step
-        self._first = stage == 0
-        self._last = stage == plan.parallelism.pp - 1
         self._origin_ns = 0
         self._elapsed_s = 0.0
         self._open: dict[tuple[int, int], tuple[Tensor | None, Tensor]] = {}
@@ -98,7 +95,7 @@ class StageRunner:
         self._nll: dict[tuple[int, int], Tensor] = {}
         self.spans: list[Span] = []
         self.losses: dict[str, list[StepLoss]] = defaultdict(list)
-        """Per task id; on the last stage only."""
+        """Per task id, of all replicas; on the last stage only."""
         self.meter = ActionMeter(plan.microbatches, metered_steps)
         """What the actions held."""
 
@@ -116,12 +113,12 @@ class StageRunner:
         self._origin_ns = origin_ns
         self._elapsed_s = elapsed_s
         hidden, dtype = self._plan.model.hidden, torch_dtype(self._plan.model)
-        previous, following = self._stage - 1, self._stage + 1
-        self._activations = None if self._first else Inbox(previous, self._sizes("F"), hidden, dtype)
-        self._gradients = None if self._last else Inbox(following, self._sizes("B"), hidden, dtype)
-        open_limit = self._plan.open_limit
-        self._to_next = None if self._last else Outbox(following, room=open_limit(self._stage))
-        self._to_previous = None if self._first else Outbox(previous, room=open_limit(previous))
+        mesh, open_limit = self._mesh, self._plan.open_limit
+        previous, following = mesh.neighbour(mesh.stage - 1), mesh.neighbour(mesh.stage + 1)
+        self._activations = None if mesh.first else Inbox(previous, self._sizes("F"), hidden, dtype)
+        self._gradients = None if mesh.last else Inbox(following, self._sizes("B"), hidden, dtype)
+        self._to_next = None if mesh.last else Outbox(following, room=open_limit(mesh.stage))
+        self._to_previous = None if mesh.first else Outbox(previous, room=open_limit(mesh.stage - 1))
         play = {"F": self._forward, "B": self._backward, "STEP": self._step}
         for action in self._actions:
             play[action.kind](action)
@@ -145,7 +142,7 @@ class StageRunner:
         self.meter.note_messages(self._message_bytes())
         with self.meter.forward(action, self._backbones[h]) as counted:
             output = self._backbones[h].forward(batch, hidden_TD)
-            if self._last:
+            if self._mesh.last:
                 output = self._loss(action, output)
             if counted is not None:
                 counted.hold(hidden_TD, output)
@@ -184,8 +181,9 @@ class StageRunner:
 
     def _step(self, action: Action) -> None:
         h, step = action.htask, action.number
-        losses = self._step_losses(action) if self._last else {}
+        losses = self._step_losses(action) if self._mesh.last else {}
         active = [tenant for tenant in self._tenants[h] if step < tenant.task.steps]
+        self._sum_gradients(action, active)
         norms = self._gradient_norms(action, active)
         start_ns = time.perf_counter_ns()
         for tenant in active:
@@ -199,25 +197,37 @@ class StageRunner:
     def _step_losses(self, action: Action) -> dict[str, tuple[float, int]]:
         key = (action.htask, action.number)
         targets, nll_K = self._targets.pop(key), self._nll.pop(key)
+        replicas = self._mesh.replicas
+        if replicas is not None:
+            self._wait(action, partial(replicas.sum_, nll_K))
         losses = {}
         for (task_id, n), nll in zip(targets.items(), nll_K.tolist(), strict=True):
             loss = nll / max(n, 1)
-            if not math.isfinite(loss):
+            # One rank says so, and it also writes the task's status; the others lose it and stop.
+            if self._mesh.speaks and not math.isfinite(loss):
                 raise NonFiniteLossError(task_id, action.number, loss)
             losses[task_id] = (loss, n)
         return losses
 
+    def _sum_gradients(self, action: Action, active: Sequence[Tenant]) -> None:
+        """Give all ranks that hold a parameter its whole gradient, so that they step it alike."""
+        shards, replicas = self._mesh.shard.team, self._mesh.replicas
+        if shards is not None:
+            self._wait(action, partial(sum_over_shards, active, shards))
+        if replicas is not None:
+            self._wait(action, partial(sum_over_replicas, active, replicas))
+
     def _gradient_norms(self, action: Action, active: Sequence[Tenant]) -> dict[str, float]:
-        """Global gradient norms of the tasks that clip, over all stages."""
+        """Global gradient norms of the tasks that clip, over all stages and shards."""
         clipping = [tenant for tenant in active if tenant.task.max_grad_norm is not None]
         if not clipping:
             return {}
         start_ns = time.perf_counter_ns()
         squared_K = torch.tensor([t.squared_gradient_norm() for t in clipping], dtype=torch.float64)
         self._record(COMPUTE, action, start_ns)
-        group = self._norm_group
-        if group is not None:
-            self._wait(action, lambda: sum_over_stages(squared_K, group))
+        for team in (self._mesh.shard.team, self._mesh.stages):
+            if team is not None:
+                self._wait(action, partial(team.sum_, squared_K))
         return dict(zip((t.task.id for t in clipping), squared_K.sqrt().tolist(), strict=True))
 
     def _message_bytes(self) -> int:
@@ -235,4 +245,4 @@ class StageRunner:
     def _record(self, stream: str, action: Action, start_ns: int) -> None:
         end_ns = time.perf_counter_ns()
         start_s, end_s = (start_ns - self._origin_ns) / 1e9, (end_ns - self._origin_ns) / 1e9
-        self.spans.append(Span(self._stage, stream, action, start_s, end_s))
+        self.spans.append(Span(self._mesh.stage, stream, action, start_s, end_s))

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from muxtune.workload import PeftTask
 from runtime.optim import build_optimizer, learning_rate
+from runtime.sharding import Cut
 
 
 class TenantSnapshot(TypedDict):
     """Copy of a tenant's state; nothing in it changes when training goes on."""
 
     adapter: dict[str, Tensor]
-    """Under PEFT's keys; only this stage's layers."""
+    """Under PEFT's keys; only this stage's layers, and this rank's part of them."""
     optimizer: dict[str, object]
 
 
@@ -25,25 +26,35 @@ class Tenant:
 
     Args:
         task: Whose adapter.
-        parameters: This stage's part of it, under PEFT's keys.
+        parameters: This rank's part of it, under PEFT's keys.
+        cuts: What of the whole tensors they are; by default all.
     """
 
-    def __init__(self, task: PeftTask, parameters: Mapping[str, nn.Parameter]) -> None:
+    def __init__(
+        self,
+        task: PeftTask,
+        parameters: Mapping[str, nn.Parameter],
+        cuts: Mapping[str, Cut] | None = None,
+    ) -> None:
         self.task = task
         self.parameters = dict(parameters)
+        self.cuts = {key: Cut.all_of(p) for key, p in parameters.items()} if cuts is None else dict(cuts)
         self.optimizer = build_optimizer(list(self.parameters.values()), task)
 
     def squared_gradient_norm(self) -> float:
-        """Sum of squares of this stage's gradients."""
-        grads = [p.grad for p in self.parameters.values() if p.grad is not None]
-        return sum(float(grad.double().square().sum()) for grad in grads)
+        """Sum of squares of this rank's gradients; its share of what other ranks of the stage have too."""
+        return sum(
+            float(parameter.grad.double().square().sum()) / self.cuts[key].holders
+            for key, parameter in self.parameters.items()
+            if parameter.grad is not None
+        )
 
     def step(self, step: int, gradient_norm: float | None) -> None:
         """Optimizer step ``step`` (from 0), clipped as ``torch.nn.utils.clip_grad_norm_`` does.
 
         Args:
             step: Sets the learning rate.
-            gradient_norm: Over all stages; needed if the task has ``max_grad_norm``.
+            gradient_norm: Of the whole adapter; needed if the task has ``max_grad_norm``.
         """
         limit = self.task.max_grad_norm
         if limit is not None:
@@ -71,7 +82,7 @@ class Tenant:
 
     @property
     def adapter_bytes(self) -> int:
-        """Bytes of this stage's part of the adapter; its gradients take the same."""
+        """Bytes of this rank's part of the adapter; its gradients take the same."""
         return sum(p.nbytes for p in self.parameters.values())
 
     @property

@@ -1,4 +1,4 @@
-"""Tensors between neighbouring stages, over torch.distributed point-to-point.
+"""Tensors between ranks: point-to-point between neighbouring stages, sums over the ranks of a team.
 
 Forward tensors go from stage s to s + 1, gradients back. All stages play the same order of forwards and of
 backwards, so each direction is a queue: nothing carries a name. Gloo moves data only once the receive is
@@ -14,7 +14,8 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -132,13 +133,33 @@ class Outbox:
         _or_peer_lost(self._under_way.popleft()[1].wait, self._target)
 
 
-def sum_over_stages(tensor: Tensor, group: dist.ProcessGroup) -> None:
-    """Add up ``tensor`` over all ranks of the group, in place.
+class Team(Protocol):
+    """Ranks that combine tensors, element by element and in place, with the same bits on all of them."""
 
-    Raises:
-        PeerLostError: A rank is gone.
-    """
-    _or_peer_lost(lambda: dist.all_reduce(tensor, group=group))
+    def sum_(self, tensor: Tensor) -> None:
+        """Add up what all ranks have."""
+
+    def max_(self, tensor: Tensor) -> None:
+        """Take the largest that any rank has."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupTeam:
+    """The ranks of a process group; both methods raise :class:`PeerLostError` if one of them is gone."""
+
+    group: dist.ProcessGroup
+
+    def sum_(self, tensor: Tensor) -> None:
+        """Add up what all ranks have."""
+        self._combine(tensor, dist.ReduceOp.SUM)
+
+    def max_(self, tensor: Tensor) -> None:
+        """Take the largest that any rank has."""
+        self._combine(tensor, dist.ReduceOp.MAX)
+
+    def _combine(self, tensor: Tensor, op: dist.ReduceOp.RedOpType) -> None:
+        if tensor.numel():  # a micro-batch may be empty, on all ranks alike
+            _or_peer_lost(lambda: dist.all_reduce(tensor, op, group=self.group))
 
 
 def gather(value: T) -> list[T]:

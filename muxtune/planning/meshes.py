@@ -40,7 +40,7 @@ def candidate_meshes(
     """Meshes that the backbone can be spread over, those with most ranks first.
 
     Tensor-parallel ranks share a node, and each has whole heads; a stage has at least one layer. On CPUs only
-    pipelines are proposed, unless ``--tp`` or ``--dp`` asks for more: the runtime executes no other mesh.
+    pipelines are proposed, unless ``--tp`` or ``--dp`` asks for more: they alone were held against real runs.
 
     Args:
         model: The backbone.

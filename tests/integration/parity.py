@@ -50,12 +50,20 @@ class Case:
     alignment: Alignment = "pack"
     chunk_tokens: int | None = None
     pp: int = 2
+    tp: int = 1
+    dp: int = 1
     dtype: Dtype = "float64"
 
     def __str__(self) -> str:
         fusion = self.policy if self.partition is None else f"{len(self.partition.split(','))}htasks"
-        parts = (self.backbone, fusion, self.template, self.alignment, f"pp{self.pp}", self.dtype)
+        mesh = [f"{name}{n}" for name, n in (("tp", self.tp), ("dp", self.dp)) if n > 1]
+        parts = (self.backbone, fusion, self.template, self.alignment, *mesh, f"pp{self.pp}", self.dtype)
         return "-".join(parts)
+
+    @property
+    def ranks(self) -> int:
+        """Processes that it takes."""
+        return self.tp * self.pp * self.dp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,12 +169,15 @@ class ParityBench:
             alignment=case.alignment,
             chunk_tokens=case.chunk_tokens,
             template=case.template,
+            tp=case.tp,
             pp=case.pp,
+            dp=case.dp,
         )
         model = load_model_spec(backbone, workload.dtype)
-        cluster = load_cluster(f"cpu-{case.pp}")
+        cluster = load_cluster(f"cpu-{case.ranks}")
         plan = plan_workload(workload, model, cluster, FakeCosts(), policy=case.policy, options=options)[0]
-        assert (plan.template, plan.parallelism.pp) == (case.template, case.pp)
+        mesh = plan.parallelism
+        assert (plan.template, mesh.tp, mesh.pp, mesh.dp) == (case.template, case.tp, case.pp, case.dp)
         assert {htask.alignment for htask in plan.htasks} == {case.alignment}
         return plan
 

@@ -1,7 +1,7 @@
 """Every task of a real run gets the losses and the adapter that it gets alone with Hugging Face peft.
 
 One matrix of template x alignment x stages on one workload of very unlike tasks, and a selection of it for
-other backbones, dtypes, partitions and neighbours.
+other meshes of ranks, backbones, dtypes, partitions and neighbours.
 """
 
 from __future__ import annotations
@@ -154,6 +154,15 @@ MATRIX = [
     )
 ]
 
+MESHES = [
+    replace(MIXED, tp=2, pp=1, template="flush"),
+    replace(MIXED, dp=2, pp=1),
+    replace(MIXED, tp=2, pp=2),
+    replace(MIXED, dp=2, pp=2, template="flush", alignment="pad"),
+    replace(GPT2, tp=2, pp=1, alignment="pad"),
+    replace(OPT, tp=2, dp=2, pp=1, template="flush"),
+]
+
 OTHERS = [
     # a stage that is neither first nor last
     replace(MIXED, pp=3, **CHUNK),
@@ -214,7 +223,7 @@ def bench(tmp_path_factory):
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("case", [*MATRIX, *OTHERS, *SINGLE], ids=str)
+@pytest.mark.parametrize("case", [*MATRIX, *MESHES, *OTHERS, *SINGLE], ids=str)
 def test_losses_and_adapters_equal_those_of_peft_alone(bench, case):
     assert_same(bench.compare(case), case)
 
@@ -246,7 +255,7 @@ def test_a_task_does_not_notice_its_neighbours(bench):
     assert_same(differences, other)
 
 
-@pytest.mark.parametrize("case", [replace(MIXED, **CHUNK), GPT2, OPT], ids=str)
+@pytest.mark.parametrize("case", [replace(MIXED, **CHUNK), replace(MIXED, tp=2), GPT2, OPT], ids=str)
 def test_saved_adapters_are_those_that_peft_would_have_saved(bench, case):
     for task_id in case.tasks:
         solo = bench.solo(task_id, case.backbone, case.dtype)

@@ -14,9 +14,11 @@ import pytest
 from safetensors.torch import load_file
 
 from muxtune.alignment import Alignment
+from muxtune.cluster import load_cluster
 from muxtune.dataset import load_task_data
+from muxtune.errors import RunError
 from muxtune.model import load_model_spec
-from muxtune.plan import Plan, save_plan
+from muxtune.plan import Parallelism, Plan, check_plan, save_plan
 from muxtune.schedule import Template
 from muxtune.schedule_extension import extend_schedule
 from muxtune.trace import COMPUTE, load_trace
@@ -82,22 +84,26 @@ def _adapter(run_dir: Path, task_id: str, name: str = "adapter") -> dict:
     return load_file(run_dir / "tasks" / task_id / name / "adapter_model.safetensors")
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_losses_and_adapters_equal_those_of_each_task_trained_alone(case, tmp_path, hf_dirs):
-    plan = _plan(case, tmp_path, hf_dirs)
-    report = run_plan(plan, tmp_path / "run")
+def _assert_trained_as_alone(plan: Plan, run_dir: Path) -> None:
     for task in plan.tasks:
         solo = train_solo(plan.model, load_task_data(task, plan.model), task.steps)
-        with (tmp_path / "run" / "tasks" / task.id / "losses.csv").open() as file:
+        with (run_dir / "tasks" / task.id / "losses.csv").open() as file:
             rows = list(csv.DictReader(file))
         assert [int(row["step"]) for row in rows] == list(range(task.steps))
         # float64, so only the order of sums differs
         assert [float(row["loss"]) for row in rows] == pytest.approx(solo.losses, rel=1e-9, abs=0)
-        initial = _adapter(tmp_path / "run", task.id, "adapter-init")
+        initial = _adapter(run_dir, task.id, "adapter-init")
         assert initial.keys() == solo.initial_adapter.keys()
-        assert update_error(_adapter(tmp_path / "run", task.id), solo.adapter, initial) < 1e-9
-        status = json.loads((tmp_path / "run" / "tasks" / task.id / "status.json").read_text())
+        assert update_error(_adapter(run_dir, task.id), solo.adapter, initial) < 1e-9
+        status = json.loads((run_dir / "tasks" / task.id / "status.json").read_text())
         assert (status["state"], status["steps_done"]) == ("finished", task.steps)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_losses_and_adapters_equal_those_of_each_task_trained_alone(case, tmp_path, hf_dirs):
+    plan = _plan(case, tmp_path, hf_dirs)
+    report = run_plan(plan, tmp_path / "run")
+    _assert_trained_as_alone(plan, tmp_path / "run")
 
     played = [span for span in load_trace(tmp_path / "run" / "trace.json") if span.stream == COMPUTE]
     for stage, actions in enumerate(extend_schedule(plan, 6)):
@@ -113,6 +119,53 @@ def test_losses_and_adapters_equal_those_of_each_task_trained_alone(case, tmp_pa
     assert [task.solo_steps for task in validation.tasks] == [2, 2, 2]
     assert all(task.adapter_error is None for task in validation.tasks)
     assert validate_run(plan, tmp_path / "run", solo_steps=0).max_loss_difference is None
+
+
+def _mesh_plan(folder: Path, hf_dirs: dict[str, Path], *, tp: int, dp: int, **changes: object) -> Plan:
+    """One stage, shared by ``tp`` ranks of each of ``dp`` replicas."""
+    tasks = [task.model_copy(update=changes) for task in _tasks(folder, "llama")]
+    plan = make_plan(
+        Workload(tasks=tuple(tasks)),
+        load_model_spec(str(hf_dirs["llama"]), "float64"),
+        partition=[["a", "b"], ["c"]],
+        template="continuous",
+        pp=1,
+    )
+    mesh = Parallelism(tp=tp, pp=1, dp=dp, layers_per_stage=plan.parallelism.layers_per_stage)
+    plan = plan.model_copy(update={"parallelism": mesh, "cluster": load_cluster(f"cpu-{tp * dp}")})
+    check_plan(plan)
+    return plan
+
+
+def test_a_run_on_a_mesh_writes_everything_once_and_resumes_whole_adapters(tmp_path, hf_dirs):
+    plan = _mesh_plan(tmp_path, hf_dirs, tp=2, dp=2)
+    run_plan(plan, tmp_path / "run", steps=3, checkpoint_every=2)
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert sorted(path.name for path in checkpoint.iterdir()) == ["rank-0.pt", "rank-1.pt"]
+    report = run_plan(plan, tmp_path / "run", resume=True)
+    assert report.first_step == 2
+    _assert_trained_as_alone(plan, tmp_path / "run")
+
+    (memory,) = report.memory
+    whole_bytes = plan.model.parameters * 8
+    assert 0.5 < memory.backbone_bytes / whole_bytes < 0.6  # norms are whole
+    data = [load_task_data(task, plan.model) for task in plan.tasks]
+    lengths = [int(each.batch_lengths(k).sum()) for each in data for k in range(2, each.task.steps)]
+    assert report.tokens.effective == sum(lengths)
+    assert report.tokens.all >= report.tokens.effective  # the streams of both replicas hold them
+    played = [span for span in load_trace(tmp_path / "run" / "trace.json") if span.stream == COMPUTE]
+    (actions,) = extend_schedule(plan, 6, first=2)
+    assert list(dict.fromkeys(s.action for s in sorted(played, key=lambda s: s.start_s))) == actions
+
+
+def test_on_a_mesh_one_rank_reports_a_loss_that_is_not_finite(tmp_path, hf_dirs):
+    plan = _mesh_plan(tmp_path, hf_dirs, tp=1, dp=2, learning_rate=1e300, max_grad_norm=None)
+    with pytest.raises(RunError, match=r"^rank 0: task [abc], step \d+: the loss is (nan|inf)"):
+        run_plan(plan, tmp_path / "run")
+    states = [
+        json.loads(path.read_text())["state"] for path in (tmp_path / "run" / "tasks").glob("*/status.json")
+    ]
+    assert sorted(states) == ["failed", "running", "running"]
 
 
 def test_torchrun_gives_the_same_adapters_and_peft_loads_them(tmp_path, hf_dirs):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 
 from muxtune.errors import UserError
+from muxtune.plan import Parallelism
 from muxtune.prediction import IterationTokens
+from muxtune.schedule import Action
 from muxtune.schedule_extension import extend_schedule
 from muxtune.timeline import StageTimes, evaluate_schedule
-from muxtune.trace import COMPUTE
+from muxtune.trace import COMPUTE, Span
 from runtime.footprint import StageMemory
-from runtime.report import StageRecord, build_report, load_report, save_report
+from runtime.report import StageRecord, build_report, load_report, save_report, stage_records
 from tests.plans import make_plan
 
 MEMORY = StageMemory(
@@ -47,6 +49,22 @@ def test_iterations_and_medians_are_those_of_the_timeline():
     assert report.fwd_s[0] == pytest.approx((1.0, 2.0))
     assert report.bwd_s[1] == pytest.approx((3.0, 4.0))
     assert report.step_s == ((0.0, 0.0), (0.0, 0.0))
+
+
+def test_a_stage_of_several_ranks_has_the_times_of_its_first_and_the_memory_of_its_fullest():
+    mesh = Parallelism(tp=2, pp=2, dp=2, layers_per_stage=(4, 4))
+    peaks = [10, 11, 20, 21, 13, 12, 22, 29]  # rank = (replica * 2 + stage) * 2 + shard
+    ranks = [
+        StageRecord(
+            spans=[Span(0, COMPUTE, Action("F", rank, 0), 0.0, 1.0)],
+            memory=MEMORY.model_copy(update={"peak_bytes": peak}),
+        )
+        for rank, peak in enumerate(peaks)
+    ]
+    stages = stage_records(ranks, mesh)
+    assert [record.spans[0].action.htask for record in stages] == [0, 2]
+    assert [record.memory.peak_bytes for record in stages] == [13, 29]
+    assert stage_records([], mesh) == []  # on ranks that nobody sent records to
 
 
 def test_busy_time_is_that_of_the_steady_window():

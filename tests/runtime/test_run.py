@@ -59,6 +59,13 @@ def test_a_device_that_we_do_not_run_on(plan, tmp_path):
     _refused(_changed(plan, cluster=cluster), tmp_path / "run", "device.kind = 'cuda': expected cpu")
 
 
+def test_shards_that_the_heads_cannot_be_dealt_out_to(plan, tmp_path):
+    mesh = plan.parallelism.model_copy(update={"tp": 3})
+    cluster = plan.cluster.model_copy(update={"ranks": 6})
+    message = r"plan: parallelism\.tp = 3: expected a divisor of 8, the heads of llama-tiny"
+    _refused(_changed(plan, parallelism=mesh, cluster=cluster), tmp_path / "run", message)
+
+
 def test_a_plan_that_does_not_fit_the_memory(plan, tmp_path):
     predicted = plan.predicted.model_copy(update={"peak_memory_bytes": (1, 2**60)})
     message = r"predicted\.peak_memory_bytes = \d+: expected at most"

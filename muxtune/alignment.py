@@ -5,24 +5,29 @@ sequences of a task lie together:
 
     pad     one row per sequence, every row as long as the longest declared length of the hTask
     pack    sequences one after the other
-    chunk   sequences packed into chunks of C tokens; a chunk has one task, and no sequence crosses it
+    chunk   sequences packed into chunks of C tokens; a chunk has one task, and a longer sequence takes
+            several (:mod:`muxtune.chunks`)
 
       pad   |aaaa....|aaaaaaa.|bbbbbbbb|bb......|
       pack  |aaaaaaaaaaabbbbbbbbbb...|
       chunk |aaaaaaaaaaa.....|bbbbbbbbbb......|          C = 16
 
 What is left at the end of the stream belongs to no task.
+
+The chunks of a sequence may spread over the micro-batches of a carry group, several in a row: those behind
+attend to the keys and values of those before, so the group goes back in reverse order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from muxtune.chunks import Groups, Part, count_chunks, cut_chunks, share_chunks
 from muxtune.errors import SpecError
 
 Alignment = Literal["pad", "pack", "chunk"]
@@ -41,16 +46,23 @@ class HTaskShape:
     """Length of the stream, padding included."""
     replicas: int = 1
     """Data-parallel replicas, each with its own micro-batches of every step."""
+    carry: int = 1
+    """Micro-batches of a carry group, over which a sequence may spread; a divisor of ``microbatches``."""
 
     @property
     def groups(self) -> int:
         """Micro-batches per optimizer step on all replicas."""
         return self.microbatches * self.replicas
 
+    @property
+    def carry_groups(self) -> int:
+        """Carry groups per optimizer step on all replicas; as many as micro-batches by default."""
+        return self.groups // self.carry
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One sequence in a micro-batch."""
+    """One sequence in a micro-batch, or a part of it."""
 
     task: int
     """Index of the task inside its hTask."""
@@ -62,6 +74,44 @@ class Segment:
     """Tokens of the example."""
     row_tokens: int
     """Slots that attention works on: the padded row under ``pad``, else ``length``."""
+    offset: int = 0
+    """Tokens of the sequence before these: in the same micro-batch, or earlier ones of its carry group."""
+    after: int = 0
+    """Tokens of the sequence behind these."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """All of a sequence that lies in one micro-batch: what attention works on as one."""
+
+    parts: tuple[Segment, ...]
+    """One after the other in the sequence, if not in the stream."""
+
+    @property
+    def tokens(self) -> int:
+        """Slots of the parts."""
+        return sum(part.row_tokens for part in self.parts)
+
+    @property
+    def carried(self) -> int:
+        """Tokens of the sequence in earlier micro-batches, whose keys and values it attends to as well."""
+        return self.parts[0].offset
+
+    @property
+    def after(self) -> int:
+        """Tokens of the sequence in later micro-batches, which attend to these."""
+        return self.parts[-1].after
+
+
+def sequence_rows(segments: Iterable[Segment]) -> list[Row]:
+    """Segments of a micro-batch by their sequences, in the order of first parts in the stream."""
+    parts: dict[tuple[int, int], list[Segment]] = {}
+    for segment in segments:
+        parts.setdefault((segment.task, segment.sequence), []).append(segment)
+    return [
+        Row(tuple(each if len(each) == 1 else sorted(each, key=lambda part: part.offset)))
+        for each in parts.values()
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +138,10 @@ class MicrobatchLayout:
         return sum(segment.length for segment in self.segments)
 
 
-Groups = list[list[int]]
-"""Sequences of one task's global batch, dealt to as many groups as there are micro-batches."""
-
-
 def deal_sequences(lengths: NDArray[np.int64], alignment: Alignment, microbatches: int) -> Groups:
-    """Deal a task's global batch into one group per micro-batch, of at most ``ceil(n / m)`` sequences.
+    """Deal a task's global batch into ``m`` groups of at most ``ceil(n / m)`` sequences.
+
+    A group is for one micro-batch, or for a carry group.
 
     ``pad`` keeps the order. The others even out the tokens: longest first, back and forth over the groups.
     The loss of a step does not depend on this choice.
@@ -111,22 +159,24 @@ def deal_sequences(lengths: NDArray[np.int64], alignment: Alignment, microbatche
 def group_tokens(
     lengths: NDArray[np.int64], groups: Groups, alignment: Alignment, row_tokens: int | None
 ) -> list[int]:
-    """Tokens that each group of a task takes in a stream.
+    """Tokens that each group of a task takes in a stream, or in all streams of a carry group.
 
     Raises:
-        SpecError: A sequence is longer than a row or chunk.
+        SpecError: A sequence is longer than a row.
     """
     if alignment == "pack":
         return [int(lengths[group].sum()) for group in groups]
     assert row_tokens is not None
-    _require_rows(lengths, alignment, row_tokens)
-    if alignment == "pad":
-        return [len(group) * row_tokens for group in groups]
-    return [len(pack_chunks(lengths, group, row_tokens)) * row_tokens for group in groups]
+    if alignment == "chunk":
+        return [count_chunks(lengths, group, row_tokens) * row_tokens for group in groups]
+    longest = int(lengths.max())
+    if longest > row_tokens:
+        raise SpecError("row_tokens", row_tokens, f"at least the longest sequence ({longest} tokens)")
+    return [len(group) * row_tokens for group in groups]
 
 
 def place_groups(sizes: Sequence[NDArray[np.int64]], alignment: Alignment) -> list[NDArray[np.int64]]:
-    """Which group of each task goes into which micro-batch, for many steps at once.
+    """Which group of each task goes into which micro-batch, or carry group, for many steps at once.
 
     Under ``pad`` group i goes into micro-batch i. The others even out the streams: task by task from the
     last, the largest group into the emptiest micro-batch.
@@ -153,13 +203,26 @@ def place_groups(sizes: Sequence[NDArray[np.int64]], alignment: Alignment) -> li
     return placed[::-1]
 
 
-def stream_tokens(sizes: Sequence[NDArray[np.int64]], alignment: Alignment) -> int:
-    """Length that holds every micro-batch of some steps; arguments as in :func:`place_groups`."""
+def stream_tokens(
+    sizes: Sequence[NDArray[np.int64]], alignment: Alignment, *, row_tokens: int | None = None, carry: int = 1
+) -> int:
+    """Length that holds every micro-batch of some steps.
+
+    Args:
+        sizes: As in :func:`place_groups`.
+        alignment: Of the hTask.
+        row_tokens: Chunk length under ``chunk``; needed where carry groups have several micro-batches.
+        carry: Micro-batches of a carry group.
+    """
     placed = place_groups(sizes, alignment)
     filled = sum(
         np.take_along_axis(tokens, group, axis=1) for tokens, group in zip(sizes, placed, strict=True)
     )
-    return int(np.max(filled))
+    fullest = int(np.max(filled))
+    if carry == 1:
+        return fullest
+    assert row_tokens is not None
+    return -(-fullest // (carry * row_tokens)) * row_tokens
 
 
 def layout_step(
@@ -178,74 +241,76 @@ def layout_step(
     """
     tokens = shape.tokens if tokens is None else tokens
     active = [task for task, each in enumerate(lengths) if len(each)]
-    groups = [deal_sequences(lengths[task], shape.alignment, shape.groups) for task in active]
+    groups = [deal_sequences(lengths[task], shape.alignment, shape.carry_groups) for task in active]
     sizes = [
         np.array([group_tokens(lengths[task], dealt, shape.alignment, shape.row_tokens)])
         for task, dealt in zip(active, groups, strict=True)
     ]
     placed = place_groups(sizes, shape.alignment)
+    layouts: list[MicrobatchLayout] = []
+    for number in range(shape.carry_groups):
+        members = [dealt[group[0, number]] for dealt, group in zip(groups, placed, strict=True)]
+        blocks = [
+            _blocks(task, content, lengths[task], shape)
+            for task, content in zip(active, members, strict=True)
+        ]
+        layouts += _lay_out(active, blocks, tokens, shape.carry)
+    return layouts
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Tokens of a stream that stay together; its segments start from 0."""
+
+    tokens: int
+    segments: tuple[Segment, ...]
+
+
+def _blocks(task: int, members: Sequence[int], lengths: NDArray[np.int64], shape: HTaskShape) -> list[_Block]:
+    """Rows, sequences or chunks of a task in a carry group, in their order."""
+    row = shape.row_tokens
+    if shape.alignment == "chunk":
+        assert row is not None
+        return [_chunk(task, parts, lengths, row) for parts in cut_chunks(lengths, members, row)]
+    blocks = []
+    for index in members:
+        length = int(lengths[index])
+        slots = length if row is None else row
+        blocks.append(_Block(slots, (Segment(task, index, 0, length, slots),)))
+    return blocks
+
+
+def _chunk(task: int, parts: Sequence[Part], lengths: NDArray[np.int64], chunk_tokens: int) -> _Block:
+    segments, start = [], 0
+    for part in parts:
+        after = int(lengths[part.sequence]) - part.offset - part.length
+        segments.append(Segment(task, part.sequence, start, part.length, part.length, part.offset, after))
+        start += part.length
+    return _Block(chunk_tokens, tuple(segments))
+
+
+def _lay_out(
+    tasks: Sequence[int], blocks: Sequence[Sequence[_Block]], tokens: int, carry: int
+) -> list[MicrobatchLayout]:
+    """Layouts of the micro-batches of a carry group."""
+    shares = list(share_chunks([len(each) for each in blocks], carry))
+    taken = [0] * len(tasks)
     layouts = []
-    for microbatch in range(shape.groups):
+    for microbatch in range(carry):
         spans: list[Span] = []
         segments: list[Segment] = []
         start = 0
-        for task, dealt, size, group in zip(active, groups, sizes, placed, strict=True):
-            chosen = group[0, microbatch]
-            segments += _place(task, dealt[chosen], lengths[task], start, shape)
-            stop = start + int(size[0, chosen])
-            spans.append(Span(task, start, stop))
-            start = stop
+        for place, task in enumerate(tasks):
+            first, count = start, shares[place][microbatch]
+            for block in blocks[place][taken[place] : taken[place] + count]:
+                segments += [replace(segment, start=start + segment.start) for segment in block.segments]
+                start += block.tokens
+            taken[place] += count
+            spans.append(Span(task, first, start))
         if start > tokens:
             raise SpecError("tokens_per_microbatch", tokens, f"at least {start}, what this step needs")
         layouts.append(MicrobatchLayout(tokens, tuple(spans), tuple(segments)))
     return layouts
-
-
-def _place(
-    task: int, members: Sequence[int], lengths: NDArray[np.int64], start: int, shape: HTaskShape
-) -> list[Segment]:
-    if shape.alignment == "pad":
-        row = shape.row_tokens
-        assert row is not None
-        return [
-            Segment(task, index, start + i * row, int(lengths[index]), row) for i, index in enumerate(members)
-        ]
-    if shape.alignment == "pack":
-        bins, bin_tokens = [list(members)], 0
-    else:
-        assert shape.row_tokens is not None
-        bins, bin_tokens = pack_chunks(lengths, members, shape.row_tokens), shape.row_tokens
-    segments = []
-    for number, content in enumerate(bins):
-        offset = start + number * bin_tokens
-        for index in content:
-            length = int(lengths[index])
-            segments.append(Segment(task, index, offset, length, length))
-            offset += length
-    return segments
-
-
-def pack_chunks(lengths: NDArray[np.int64], members: Sequence[int], chunk_tokens: int) -> Groups:
-    """Sequences into chunks, first-fit decreasing."""
-    bins: Groups = []
-    free: list[int] = []
-    for index in sorted(members, key=lambda i: (-int(lengths[i]), i)):
-        length = int(lengths[index])
-        target = next((i for i, room in enumerate(free) if room >= length), None)
-        if target is None:
-            target = len(bins)
-            bins.append([])
-            free.append(chunk_tokens)
-        bins[target].append(index)
-        free[target] -= length
-    return bins
-
-
-def _require_rows(lengths: NDArray[np.int64], alignment: Alignment, row_tokens: int) -> None:
-    longest = int(lengths.max())
-    if longest > row_tokens:
-        field = "chunk_tokens" if alignment == "chunk" else "row_tokens"
-        raise SpecError(field, row_tokens, f"at least the longest sequence ({longest} tokens)")
 
 
 ROW_MULTIPLE = 16
@@ -259,8 +324,35 @@ def row_slots(longest: int) -> int:
 
 
 def attention_calls(layout: MicrobatchLayout) -> list[tuple[int, int]]:
-    """Batched attention calls of a micro-batch, as (sequences, slots of a row)."""
-    return batched_calls([segment.row_tokens for segment in layout.segments])
+    """Batched attention calls of what begins in a micro-batch, as (sequences, slots of a row)."""
+    return batched_calls([row.tokens for row in sequence_rows(layout.segments) if not row.carried])
+
+
+def carried_attention_calls(layout: MicrobatchLayout) -> list[tuple[int, int, int]]:
+    """Batched calls of the sequences that began in earlier micro-batches, as (sequences, queries, keys).
+
+    Both are slots of a row; the queries are the last tokens of the keys.
+    """
+    rows = [row for row in sequence_rows(layout.segments) if row.carried]
+    calls = []
+    for group in group_carried_rows(rows):
+        queries = row_slots(max(rows[i].tokens for i in group))
+        keys = row_slots(max(rows[i].carried + rows[i].tokens for i in group))
+        calls.append((len(group), queries, keys))
+    return calls
+
+
+def carried_out_tokens(layout: MicrobatchLayout) -> int:
+    """Tokens of a micro-batch whose keys and values later ones of the carry group attend to."""
+    return sum(row.tokens for row in sequence_rows(layout.segments) if row.after)
+
+
+def group_carried_rows(rows: Sequence[Row]) -> Groups:
+    """Rows with keys from earlier micro-batches that share a call: near-equal in keys, and in queries."""
+    groups: Groups = []
+    for near in group_by_length([row.carried + row.tokens for row in rows]):
+        groups += [[near[i] for i in each] for each in group_by_length([rows[i].tokens for i in near])]
+    return groups
 
 
 def batched_calls(row_tokens: Sequence[int]) -> list[tuple[int, int]]:

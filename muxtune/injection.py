@@ -6,12 +6,26 @@ micro-batch of every hTask of the bucket that has so many.
 
     bucket (0, 1), two and one micro-batches:   by turns      F0.0 | F1.0 | F0.1
                                                 co-scheduled  F0.0 F1.0 | F0.1
+
+**Carry groups.** The chunks of a sequence may spread over several micro-batches of an hTask in a row, its
+carry group. Those behind use keys and values of those before, and give them gradients; so a group enters
+without others between, and goes back in reverse order. Co-scheduled hTasks go back in runs of clocks as long
+as the largest carry group of their bucket; carry groups are powers of two, so a run reverses whole groups.
+
+**Limit in flight, and why it cannot deadlock.** Clocks have one order forward and one back, both the same on
+all stages. Before its i-th backward, stage ``s`` plays ``min(allowed(i), i + pp - s - 1 + g)`` forwards;
+``g`` is the longest run. They include the backward's own: what goes back i-th stands at most ``g - 1`` places
+further in the order of forwards. And they are no fewer than on the next stage. So whatever a stage waits for,
+its neighbour reaches without anything that this stage has not sent yet: the argument of
+:func:`muxtune.schedule.schedule_from`, which uses no more than that. (Seq1F1B, arXiv 2406.03488, has the same
+limit where all micro-batches are parts of equally many.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal, NamedTuple
 
 Template = Literal["flush", "continuous", "gpipe", "lorapp"]
@@ -33,20 +47,25 @@ class Clock(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Injection:
-    """Clocks in the order in which they enter the pipeline; every stage plays them forward and back in it."""
+    """Clocks in the order in which they enter the pipeline; every stage plays them forward in it."""
 
     clocks: Sequence[Clock]
+    backwards: Sequence[int]
+    """Positions in ``clocks`` in the order in which every stage plays them back: the same, but with runs of
+    carry groups reversed."""
+    run: int
+    """Clocks of the longest such run."""
     holds: Sequence[int]
     """Per clock: so many clocks of the list must have gone back through a stage before it goes forward there.
     That its own hTasks' previous step is complete asks for it, or a drain; under ``lorapp`` that their
-    previous micro-batch is back. Never decreases."""
+    previous micro-batch is back. Never decreases, and never ends inside of a reversed run."""
     template: Template
 
     def forwards_before(self, pp: int) -> list[list[int]]:
-        """[stage][clock], how many clocks have gone forward through a stage when this one goes back there.
+        """[stage][i], how many clocks have gone forward through a stage when the i-th goes back there.
 
-        As many as ``holds`` and the limit of clocks in flight allow: ``pp - stage`` in 1F1B, any number
-        under ``gpipe``.
+        As many as ``holds`` and the limit of clocks in flight allow: ``pp - stage - 1 + run`` in 1F1B, any
+        number under ``gpipe``.
         """
         allowed, forward = [], 0
         for done in range(len(self.clocks)):
@@ -56,7 +75,10 @@ class Injection:
         if self.template == "gpipe":
             return [allowed] * pp
         return [
-            [most if most < limit else limit for limit, most in enumerate(allowed, start=pp - stage)]
+            [
+                most if most < limit else limit
+                for limit, most in enumerate(allowed, start=pp - stage - 1 + self.run)
+            ]
             for stage in range(pp)
         ]
 
@@ -69,9 +91,10 @@ def inject(
     steps: Sequence[int],
     instances: Sequence[int] | None = None,
     co_scheduled: bool = False,
+    carries: Sequence[int] | None = None,
 ) -> Injection:
     """Order the clocks of a schedule; arguments as in :func:`muxtune.schedule.build_schedule`."""
-    rotation = iteration_clocks(buckets, microbatches, co_scheduled=co_scheduled)
+    rotation = iteration_clocks(buckets, microbatches, co_scheduled=co_scheduled, carries=carries)
     if template == "lorapp":
         rotation = spread_evenly(rotation, microbatches)
     clocks: list[Clock] = []
@@ -94,18 +117,65 @@ def inject(
             holds.append(hold)
             for h in htasks:
                 complete[h] = len(clocks)
-    return Injection(clocks, holds, template)
+    if carries is None or max(carries) == 1:
+        return Injection(clocks, range(len(clocks)), 1, holds, template)
+    backwards, holds = _reverse_runs(clocks, holds, _run_lengths(buckets, carries, co_scheduled=co_scheduled))
+    return Injection(clocks, backwards, max(carries), holds, template)
+
+
+def _run_lengths(
+    buckets: Iterable[Sequence[int]], carries: Sequence[int], *, co_scheduled: bool
+) -> list[tuple[object, int]]:
+    """Per hTask, who else has clocks in the same reversed runs, and how many clocks a run has."""
+    runs: list[tuple[object, int]] = [(h, carry) for h, carry in enumerate(carries)]
+    if co_scheduled:
+        for bucket in buckets:
+            for h in bucket:
+                runs[h] = (tuple(bucket), max(carries[each] for each in bucket))
+    return runs
+
+
+def _reverse_runs(
+    clocks: Sequence[Clock], holds: Sequence[int], runs: Sequence[tuple[object, int]]
+) -> tuple[list[int], list[int]]:
+    """Order of backwards, and ``holds`` moved to the ends of the runs that they fall into."""
+
+    def run_of(position: int) -> tuple[object, ...]:
+        clock = clocks[position]
+        owner, length = runs[clock.htasks[0]]
+        return owner, clock.step, clock.position // length
+
+    backwards: list[int] = []
+    ends = [0]  # of the run of every clock, behind a 0 for no clock
+    for _, members in groupby(range(len(clocks)), key=run_of):
+        run = list(members)
+        backwards += reversed(run)
+        ends += [run[-1] + 1] * len(run)
+    return backwards, [ends[hold] for hold in holds]
 
 
 def iteration_clocks(
-    buckets: Sequence[Sequence[int]], microbatches: Sequence[int], *, co_scheduled: bool
+    buckets: Sequence[Sequence[int]],
+    microbatches: Sequence[int],
+    *,
+    co_scheduled: bool,
+    carries: Sequence[int] | None = None,
 ) -> list[tuple[int, tuple[int, ...]]]:
-    """Micro-batch number and hTasks of the clocks of one iteration, in the order of injection."""
+    """Micro-batch number and hTasks of the clocks of one iteration, in the order of injection.
+
+    By turns, hTasks alternate with whole carry groups, of one micro-batch by default.
+    """
     rotation: list[tuple[int, tuple[int, ...]]] = []
     for bucket in buckets:
-        for number in range(max(microbatches[h] for h in bucket)):
-            htasks = tuple(h for h in bucket if number < microbatches[h])
-            rotation += [(number, htasks)] if co_scheduled else [(number, (h,)) for h in htasks]
+        if co_scheduled:
+            for number in range(max(microbatches[h] for h in bucket)):
+                rotation.append((number, tuple(h for h in bucket if number < microbatches[h])))
+            continue
+        own = {h: carries[h] if carries else 1 for h in bucket}
+        for turn in range(max(microbatches[h] // own[h] for h in bucket)):
+            for h in bucket:
+                if turn < microbatches[h] // own[h]:
+                    rotation += [(number, (h,)) for number in range(turn * own[h], (turn + 1) * own[h])]
     return rotation
 
 
@@ -143,13 +213,15 @@ def clocks_in_flight(
     pp: int,
     stage: int,
     instances: Sequence[int] | None = None,
+    carries: Sequence[int] | None = None,
 ) -> int:
     """Clocks that a stage may have in flight at most.
 
-    ``pp - stage`` in 1F1B; under ``gpipe`` all of the largest instance's iteration, counted in micro-batches.
+    ``pp - stage`` in 1F1B, and one less than the largest carry group more; under ``gpipe`` all of the largest
+    instance's iteration, counted in micro-batches.
     """
     if template != "gpipe":
-        return pp - stage
+        return pp - stage - 1 + max(carries or (1,))
     owners = instances or [0] * len(microbatches)
     return max(
         sum(m for m, owner in zip(microbatches, owners, strict=True) if owner == instance)

@@ -58,6 +58,14 @@ stage      a whole micro-batch through consecutive middle layers, as the runtime
            it shows what the sum of the single operators leaves out, and so the fixed cost of an action
 """
 
+DERIVED_DIMS: dict[str, tuple[str, ...]] = {"carried_attention": ("sequences", "queries", "keys")}
+"""Dimensions of kinds that no suite builds and no profile has: their prices come from those of other kinds.
+
+carried_attention
+           as attention, but the last ``queries`` of the ``keys`` of each sequence alone: the first ones come
+           from earlier micro-batches
+"""
+
 COLLECTIVE_KINDS = frozenset({"all_reduce", "all_gather", "reduce_scatter"})
 """Kinds in which a whole group of ranks takes part."""
 
@@ -65,6 +73,11 @@ LINK_KINDS = COLLECTIVE_KINDS | {"message", "p2p"}
 """Kinds that use the link between ranks; they are measured between ranks, and no suite builds them."""
 
 FWD_ONLY = LINK_KINDS | {"embedding", "optimizer", "feed"}
+
+
+def dimensions(kind: str) -> tuple[str, ...]:
+    """Names of a kind's dimensions."""
+    return OPERATOR_DIMS[kind] if kind in OPERATOR_DIMS else DERIVED_DIMS[kind]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +88,7 @@ class Operator:
     dims: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        assert len(self.dims) == len(OPERATOR_DIMS[self.kind]), (self.kind, self.dims)
+        assert len(self.dims) == len(dimensions(self.kind)), (self.kind, self.dims)
 
     def __str__(self) -> str:
         return f"{self.kind}{self.dims}"

@@ -68,6 +68,9 @@ class HTask(BaseModel):
     """Chunk length under ``chunk``; null otherwise."""
     microbatches: int = Field(gt=0)
     """Per optimizer step, on each replica."""
+    carry_microbatches: int = Field(default=1, gt=0)
+    """Micro-batches in a row over which the chunks of a sequence may spread. They go back in reverse order. A
+    power of two that divides ``microbatches``; more than 1 under ``chunk`` only."""
     tokens_per_microbatch: int = Field(gt=0)
     instance: int = Field(default=0, ge=0)
     """Which copy of the backbone runs it; policies without a shared backbone have one per task."""
@@ -182,6 +185,11 @@ class Plan(BaseModel):
         return tuple(htask.microbatches for htask in self.htasks)
 
     @property
+    def carries(self) -> tuple[int, ...]:
+        """Micro-batches of a carry group, per hTask."""
+        return tuple(htask.carry_microbatches for htask in self.htasks)
+
+    @property
     def shared_buckets(self) -> tuple[tuple[int, ...], ...] | None:
         """Buckets whose hTasks share clocks; None if every action is a clock of its own."""
         return self.buckets if self.orchestration.shares_clocks else None
@@ -190,7 +198,12 @@ class Plan(BaseModel):
         """Micro-batches that a stage may have in flight, at most."""
         instances = [htask.instance for htask in self.htasks]
         clocks = clocks_in_flight(
-            self.template, self.microbatches, pp=self.parallelism.pp, stage=stage, instances=instances
+            self.template,
+            self.microbatches,
+            pp=self.parallelism.pp,
+            stage=stage,
+            instances=instances,
+            carries=self.carries,
         )
         if self.template == "gpipe":
             return clocks  # each counted once per hTask
@@ -217,6 +230,7 @@ class Plan(BaseModel):
             microbatches=entry.microbatches,
             tokens=entry.tokens_per_microbatch,
             replicas=self.parallelism.dp,
+            carry=entry.carry_microbatches,
         )
 
     def htask_steps(self, limit: int | None = None) -> list[int]:
@@ -267,6 +281,7 @@ def check_plan(plan: Plan, where: str = "plan") -> None:
             plan.microbatches,
             buckets=plan.shared_buckets,
             in_flight_limit=plan.template != "gpipe",
+            carries=plan.carries,
         )
     missing = set(range(len(plan.htasks))) - {action.htask for action in plan.actions[0]}
     if missing:
@@ -292,6 +307,7 @@ def _check_htasks(plan: Plan, where: str) -> None:
         if htask.chunk_tokens is not None and htask.tokens_per_microbatch % htask.chunk_tokens:
             expected = f"a multiple of chunk_tokens ({htask.chunk_tokens})"
             raise SpecError(f"{field}.tokens_per_microbatch", htask.tokens_per_microbatch, expected)
+        _check_carry(htask, plan.template, field)
         for task_id in htask.task_ids:
             needed = -(-plan.tasks_by_id[task_id].declared_microbatches // plan.parallelism.dp)
             if htask.microbatches < needed:
@@ -299,6 +315,21 @@ def _check_htasks(plan: Plan, where: str) -> None:
                 raise SpecError(f"{field}.microbatches", htask.microbatches, expected)
     if sorted(assigned) != sorted(plan.tasks_by_id):
         raise SpecError(f"{where}: htasks.task_ids", assigned, "every task in exactly one hTask")
+
+
+def _check_carry(htask: HTask, template: Template, field: str) -> None:
+    carry = htask.carry_microbatches
+    if carry == 1:
+        return
+    if template == "lorapp":
+        expected = "1: under lorapp an hTask has one micro-batch on its way"
+        raise SpecError(f"{field}.carry_microbatches", carry, expected)
+    if htask.alignment != "chunk":
+        expected = f"1: only chunks are carried on, and the alignment is {htask.alignment}"
+        raise SpecError(f"{field}.carry_microbatches", carry, expected)
+    if carry & (carry - 1) or htask.microbatches % carry:
+        expected = f"a power of two that divides microbatches ({htask.microbatches})"
+        raise SpecError(f"{field}.carry_microbatches", carry, expected)
 
 
 def _check_shared_clocks(plan: Plan, where: str) -> None:

@@ -12,7 +12,9 @@ One generator feeds simulator and runtime. Micro-batches of all hTasks are injec
 
 The last, ``gpipe``, plays all forwards of an iteration, then all its backwards.
 
-The micro-batches of a clock stand next to each other; the limit of 1F1B is one of clocks.
+The micro-batches of a clock stand next to each other; the limit of 1F1B is one of clocks. Where sequences
+spread over several micro-batches, these go back in reverse order, and the limit is higher by one less than
+they are (:mod:`muxtune.injection`).
 """
 
 from __future__ import annotations
@@ -76,6 +78,7 @@ def build_schedule(
     steps: Sequence[int],
     instances: Sequence[int] | None = None,
     co_scheduled: bool = False,
+    carries: Sequence[int] | None = None,
 ) -> list[list[Action]]:
     """Action lists of all stages.
 
@@ -88,6 +91,8 @@ def build_schedule(
         instances: Backbone instance per hTask, one for all by default. Instances are jobs of their own that
             take turns: one drains before the next begins.
         co_scheduled: The hTasks of a bucket share clocks; they are of one instance.
+        carries: Micro-batches of each hTask's carry groups, powers of two that divide its micro-batches; 1 by
+            default, and always under ``lorapp``.
 
     Returns:
         ``pp`` lists.
@@ -99,6 +104,7 @@ def build_schedule(
         steps=steps,
         instances=instances,
         co_scheduled=co_scheduled,
+        carries=carries,
     )
     return schedule_from(injection, microbatches, pp=pp)
 
@@ -106,12 +112,12 @@ def build_schedule(
 def schedule_from(injection: Injection, microbatches: Sequence[int], *, pp: int) -> list[list[Action]]:
     """Action lists of ``pp`` stages for an order of injection.
 
-    Clocks go back in the order in which they went forward. How many have gone back through a stage before a
-    clock goes forward there is the larger of two numbers: ``holds``, the same for all stages, and what 1F1B
-    asks for, which is more on later stages. So a later stage never asks for a forward that an earlier one has
-    not yet sent: no deadlock.
+    Clocks go back in one order on all stages. How many have gone back through a stage before a clock goes
+    forward there is the larger of two numbers: ``holds``, the same for all stages, and what 1F1B asks for,
+    which is more on later stages. So a later stage never asks for a forward that an earlier one has not yet
+    sent: no deadlock.
     """
-    backwards = [_backward(clock, microbatches) for clock in injection.clocks]  # shared by all stages
+    backwards = _backwards(injection, microbatches)  # shared by all stages
     forwards: list[Action] = []
     starts = [0]  # of every clock in ``forwards``
     for clock in injection.clocks:
@@ -133,9 +139,15 @@ def _actions_of(kind: Kind, clock: Clock, microbatches: Sequence[int]) -> list[A
     return [Action(kind, h, clock.step * microbatches[h] + clock.position) for h in clock.htasks]
 
 
-def _backward(clock: Clock, microbatches: Sequence[int]) -> list[Action]:
-    steps = [Action("STEP", h, clock.step) for h in clock.htasks if clock.position == microbatches[h] - 1]
-    return _actions_of("B", clock, microbatches) + steps
+def _backwards(injection: Injection, microbatches: Sequence[int]) -> list[list[Action]]:
+    """Per clock in the order of backwards, its backward and the steps that are complete with it."""
+    clocks = [injection.clocks[position] for position in injection.backwards]
+    last = {(h, clock.step): place for place, clock in enumerate(clocks) for h in clock.htasks}
+    return [
+        _actions_of("B", clock, microbatches)
+        + [Action("STEP", h, clock.step) for h in clock.htasks if last[h, clock.step] == place]
+        for place, clock in enumerate(clocks)
+    ]
 
 
 def clocks_of(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 from muxtune.schedule import Action, clocks_of, refuse_schedule
@@ -15,12 +16,14 @@ def check_schedule(
     *,
     buckets: Sequence[Sequence[int]] | None = None,
     in_flight_limit: bool = True,
+    carries: Sequence[int] | None = None,
 ) -> None:
     """Refuse a schedule that cannot be executed exactly.
 
     Every F has its B later on the same stage, each exactly once; all stages play the same F order and the
     same B order, cut into the same clocks; STEP k of an hTask stands after all of its B of step k and before
-    any F of step k+1; steps are complete and count on from 0; at most ``pp - stage`` clocks are in flight; no
+    any F of step k+1; steps are complete and count on from 0; a carry group goes forward in order and back in
+    reverse; at most ``pp - stage - 1`` clocks are in flight beside the largest carry group, usually one; no
     deadlock.
 
     Args:
@@ -28,6 +31,7 @@ def check_schedule(
         microbatches: Per hTask and step.
         buckets: Of the plan, if their hTasks share clocks; None if every action is a clock of its own.
         in_flight_limit: Whether there is one; ``gpipe`` has none.
+        carries: Micro-batches of each hTask's carry groups; 1 by default.
 
     Raises:
         SpecError: Names stage and slot and shows the schedule with the spot marked.
@@ -35,7 +39,9 @@ def check_schedule(
     pp = len(stages)
     clocks = [clocks_of(actions, microbatches, buckets) for actions in stages]
     for stage in range(pp):
-        _check_stage(stages, stage, clocks[stage], microbatches, pp - stage if in_flight_limit else None)
+        limit = pp - stage - 1 + max(carries or (1,)) if in_flight_limit else None
+        _check_stage(stages, stage, clocks[stage], microbatches, limit)
+        _check_carry_groups(stages, stage, carries or ())
     for kind in ("F", "B"):
         _check_order(stages, clocks, kind)
     for stage, own in enumerate(clocks):
@@ -91,6 +97,22 @@ def _check_stage(
         odd = sorted((forwards.keys() ^ complete) | (backwards ^ complete))[0]
         slot = len(stages[stage]) - 1
         refuse_schedule(stages, stage, slot, f"micro-batch {odd[0]}.{odd[1]} is not part of a whole step")
+
+
+def _check_carry_groups(stages: Sequence[Sequence[Action]], stage: int, carries: Sequence[int]) -> None:
+    """Each F stands behind those of its group with lower numbers, each B behind those with higher ones."""
+    played: set[Action] = set()
+    for slot, action in enumerate(stages[stage]):
+        carry = carries[action.htask] if carries and action.kind != "STEP" else 1
+        first = action.number - action.number % carry
+        forward = range(first, action.number)
+        awaited = forward if action.kind == "F" else range(action.number + 1, first + carry)
+        for number in awaited:
+            if replace(action, number=number) not in played:
+                reason = f"{action} runs before {replace(action, number=number)} of its carry group"
+                refuse_schedule(stages, stage, slot, reason)
+        if carry > 1:
+            played.add(action)
 
 
 def _check_order(

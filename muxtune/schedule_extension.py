@@ -92,6 +92,7 @@ def _generate(plan: Plan, steps: Sequence[int]) -> list[list[Action]]:
         steps=steps,
         instances=[htask.instance for htask in plan.htasks],
         co_scheduled=plan.orchestration.shares_clocks,
+        carries=plan.carries,
     )
 
 

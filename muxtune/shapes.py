@@ -24,7 +24,10 @@ def htask_microbatches(tasks: Sequence[TaskData]) -> int:
 def step_group_tokens(
     data: TaskData, alignment: Alignment, microbatches: int, row_tokens: int | None
 ) -> NDArray[np.int64]:
-    """Tokens of a task's groups in each of its steps, ``[steps, m]``; no neighbour changes them."""
+    """Tokens of a task's groups in each of its steps, ``[steps, m]``; no neighbour changes them.
+
+    Where carry groups have several micro-batches, there is a group for each of them.
+    """
     rows = []
     for step in range(data.task.steps):
         lengths = data.batch_lengths(step)
@@ -40,7 +43,13 @@ def phases(tasks: Sequence[TaskData]) -> list[range]:
 
 
 def phase_tokens(
-    tasks: Sequence[TaskData], sizes: Sequence[NDArray[np.int64]], alignment: Alignment, phase: range
+    tasks: Sequence[TaskData],
+    sizes: Sequence[NDArray[np.int64]],
+    alignment: Alignment,
+    phase: range,
+    *,
+    row_tokens: int | None = None,
+    carry: int = 1,
 ) -> int:
     """Length of the stream in one phase.
 
@@ -49,13 +58,15 @@ def phase_tokens(
         sizes: What :func:`step_group_tokens` gives for each.
         alignment: Of the hTask.
         phase: One of :func:`phases`.
+        row_tokens: As in :func:`~muxtune.alignment.stream_tokens`.
+        carry: Likewise.
     """
     active = [
         tokens[phase.start : phase.stop]
         for data, tokens in zip(tasks, sizes, strict=True)
         if data.task.steps >= phase.stop
     ]
-    tokens = stream_tokens(active, alignment)
+    tokens = stream_tokens(active, alignment, row_tokens=row_tokens, carry=carry)
     return -(-tokens // PACKED_MULTIPLE) * PACKED_MULTIPLE if alignment == "pack" else tokens
 
 
@@ -72,6 +83,7 @@ def measure_shape(
     *,
     chunk_tokens: int | None = None,
     microbatches: int | None = None,
+    carry: int = 1,
 ) -> HTaskShape:
     """Smallest static shape that holds every micro-batch of the steps in which all tasks train.
 
@@ -81,17 +93,17 @@ def measure_shape(
         tasks: Of the hTask.
         alignment: How sequences are laid out.
         chunk_tokens: Chunk length, for ``chunk``.
-        microbatches: Per step; by default what the tasks' micro-batch sizes ask for.
-
-    Raises:
-        SpecError: A sequence is longer than a chunk.
+        microbatches: Per step; by default what the tasks' micro-batch sizes ask for, and a multiple of
+            ``carry``.
+        carry: Micro-batches over which the chunks of a sequence may spread.
     """
-    m = microbatches or htask_microbatches(tasks)
+    m = microbatches or -(-htask_microbatches(tasks) // carry) * carry
     row_tokens = row_tokens_of(tasks, alignment, chunk_tokens)
-    sizes = [step_group_tokens(data, alignment, m, row_tokens) for data in tasks]
+    sizes = [step_group_tokens(data, alignment, m // carry, row_tokens) for data in tasks]
     return HTaskShape(
         alignment=alignment,
         row_tokens=row_tokens,
         microbatches=m,
-        tokens=phase_tokens(tasks, sizes, alignment, phases(tasks)[0]),
+        tokens=phase_tokens(tasks, sizes, alignment, phases(tasks)[0], row_tokens=row_tokens, carry=carry),
+        carry=carry,
     )

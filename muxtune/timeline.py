@@ -116,11 +116,11 @@ def injected_iteration_s(injection: Injection, times: StageTimes) -> float:
     It never makes a list of actions, which takes several times as long.
     """
     htasks = [clock.htasks for clock in injection.clocks]
-    fwd_s, transfers_s = _durations("F", htasks, times)
-    bwd_s, _ = _durations("B", htasks, times)
+    fwd_s, forward_transfers_s = _durations("F", htasks, times)
+    bwd_s, backward_transfers_s = _durations("B", [htasks[i] for i in injection.backwards], times)
     stops = injection.forwards_before(len(times.fwd_s))
-    played = _play(_Pipeline(stops, fwd_s, bwd_s, transfers_s, transfers_s))
-    last = {clock.step: position for position, clock in enumerate(injection.clocks)}
+    played = _play(_Pipeline(stops, fwd_s, bwd_s, forward_transfers_s, backward_transfers_s))
+    last = {injection.clocks[i].step: position for position, i in enumerate(injection.backwards)}
     return _steady_s([max(row[position] for row in played.backward_s) for position in last.values()])
 
 

@@ -21,6 +21,16 @@ class MicrobatchWork:
     """Batched attention calls as (how many, sequences, length); averages of micro-batches have fractions."""
     targets: float
     """Predicted tokens; may be an average too."""
+    carried_attention: tuple[tuple[float, int, int, int], ...] = ()
+    """Calls for sequences that began in earlier micro-batches, as (how many, sequences, queries, keys)."""
+    carried_tokens: float = 0.0
+    """Of its whole carry group, tokens whose keys and values later micro-batches attend to."""
+
+    @property
+    def sequences(self) -> float:
+        """Sequences that have tokens here."""
+        begun = sum(calls * sequences for calls, sequences, _ in self.attention)
+        return begun + sum(calls * sequences for calls, sequences, _, _ in self.carried_attention)
 
     def __post_init__(self) -> None:
         assert len(self.task_tokens) == len(self.loras), (self.task_tokens, self.loras)

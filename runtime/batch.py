@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from muxtune.alignment import MicrobatchLayout, Span
+from muxtune.alignment import MicrobatchLayout, Segment, Span
 from muxtune.dataset import Example
 from runtime.attention import AttentionPlan, build_attention_plan
+from runtime.carry import CarriedKv
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +44,8 @@ def build_microbatch(
     device: str = "cpu",
     *,
     task_ids: Sequence[str],
+    carried: CarriedKv | None = None,
+    earlier: Sequence[MicrobatchLayout] = (),
 ) -> MicrobatchTensors:
     """Fill a layout with examples.
 
@@ -51,26 +54,32 @@ def build_microbatch(
         batches: Per task of the hTask, the examples of its global batch in this step.
         device: Of the tensors.
         task_ids: Per task of the hTask; a stage finds the adapters under these names.
+        carried: Keys and values of its carry group, if sequences may spread over several micro-batches.
+        earlier: Layouts of the carry group's micro-batches before this one.
     """
     tokens = np.zeros(layout.tokens, dtype=np.int64)
     positions = np.zeros(layout.tokens, dtype=np.int64)
-    targets: dict[int, list[tuple[int, Example]]] = {span.task: [] for span in layout.spans}
-    counting = np.arange(max((segment.row_tokens for segment in layout.segments), default=0))
+    targets: dict[int, list[tuple[Segment, Example]]] = {span.task: [] for span in layout.spans}
+    counting = np.arange(max((s.offset + s.row_tokens for s in layout.segments), default=0))
     for segment in layout.segments:
         example = batches[segment.task][segment.sequence]
-        tokens[segment.start : segment.start + segment.length] = example.tokens
-        positions[segment.start : segment.start + segment.row_tokens] = counting[: segment.row_tokens]
-        targets[segment.task].append((segment.start, example))
+        start, offset = segment.start, segment.offset
+        tokens[start : start + segment.length] = example.tokens[offset : offset + segment.length]
+        positions[start : start + segment.row_tokens] = counting[offset : offset + segment.row_tokens]
+        targets[segment.task].append((segment, example))
     rows: list[np.ndarray] = []
     ids: list[np.ndarray] = []
     target_spans: list[tuple[int, int]] = []
     seen = 0
     for span in layout.spans:
         before = seen
-        for start, example in targets[span.task]:
-            rows.append(np.arange(start + example.target_start - 1, start + len(example.tokens) - 1))
-            ids.append(example.tokens[example.target_start :])
-            seen += example.target_tokens
+        for segment, example in targets[span.task]:
+            # Positions of the part that predict a target; the last one's may be the first of the next part.
+            first = max(segment.offset, example.target_start - 1)
+            stop = max(first, min(segment.offset + segment.length, len(example.tokens) - 1))
+            rows.append(np.arange(first, stop) + (segment.start - segment.offset))
+            ids.append(example.tokens[first + 1 : stop + 1])
+            seen += stop - first
         target_spans.append((before, seen))
     nothing = np.zeros(0, dtype=np.int64)
     return MicrobatchTensors(
@@ -78,7 +87,9 @@ def build_microbatch(
         positions_T=torch.from_numpy(positions).to(device),
         spans=layout.spans,
         task_ids=tuple(task_ids[span.task] for span in layout.spans),
-        attention=build_attention_plan(layout.segments, layout.tokens, device),
+        attention=build_attention_plan(
+            layout.segments, layout.tokens, device, carried=carried, earlier=earlier
+        ),
         target_rows_N=torch.from_numpy(np.concatenate([nothing, *rows])).to(device),
         target_ids_N=torch.from_numpy(np.concatenate([nothing, *ids])).to(device),
         target_spans=tuple(target_spans),

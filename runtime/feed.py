@@ -15,6 +15,7 @@ from muxtune.prediction import IterationTokens
 from muxtune.shapes import phase_tokens, phases, step_group_tokens
 from muxtune.tokenizer import load_tokenizer
 from runtime.batch import MicrobatchTensors, build_microbatch
+from runtime.carry import CarriedKv
 
 
 @dataclass(slots=True)
@@ -33,24 +34,46 @@ class Feed:
         plan: Checked.
         data: Per task id.
         device: Where the tensors go.
+        replica: Whose micro-batches.
     """
 
-    def __init__(self, plan: Plan, data: Mapping[str, TaskData], device: str = "cpu") -> None:
+    def __init__(
+        self, plan: Plan, data: Mapping[str, TaskData], device: str = "cpu", *, replica: int = 0
+    ) -> None:
         self._plan = plan
         self._device = device
+        self._replica = replica
         self._data = [[data[task_id] for task_id in htask.task_ids] for htask in plan.htasks]
         self._shapes = [plan.shape(htask.id) for htask in plan.htasks]
         self._tokens = [_stream_lengths(plan, htask.id, data) for htask in plan.htasks]
         self._current: dict[int, _Step] = {}
+        self._carried: dict[int, CarriedKv] = {}
 
     def microbatch(self, htask: int, number: int) -> MicrobatchTensors:
-        """Micro-batch ``number``, counted over all steps. Cheap if asked in order."""
+        """Micro-batch ``number``, counted over all steps. Cheap in order; a carry group must be."""
         step, position = divmod(number, self._shapes[htask].microbatches)
         current = self._current.get(htask)
         if current is None or current.number != step:
             current = self._current[htask] = self._build_step(htask, step)
         task_ids = self._plan.htasks[htask].task_ids
-        return build_microbatch(current.layouts[position], current.batches, self._device, task_ids=task_ids)
+        first = position - position % self._shapes[htask].carry
+        return build_microbatch(
+            current.layouts[position],
+            current.batches,
+            self._device,
+            task_ids=task_ids,
+            carried=self._carried_kv(htask, position),
+            earlier=current.layouts[first:position],
+        )
+
+    def _carried_kv(self, htask: int, position: int) -> CarriedKv | None:
+        """Of the carry group of a micro-batch; after the last, only its micro-batches keep it alive."""
+        carry = self._shapes[htask].carry
+        if carry == 1:
+            return None
+        if position % carry == 0:
+            self._carried[htask] = CarriedKv()
+        return self._carried.pop(htask) if position % carry == carry - 1 else self._carried[htask]
 
     def tokens(self, htask: int, step: int) -> int:
         """Tokens of each micro-batch of a step, without tasks that have finished; 0 if all have."""
@@ -65,10 +88,10 @@ class Feed:
         }
 
     def step_tokens(self, step: int) -> IterationTokens:
-        """Tokens of all tasks in iteration ``step``."""
+        """Tokens of all tasks in iteration ``step``, on all replicas."""
         active = [data for row in self._data for data in row if _active(data, step)]
         return IterationTokens(
-            all=sum(shape.microbatches * self.tokens(h, step) for h, shape in enumerate(self._shapes)),
+            all=sum(shape.groups * self.tokens(h, step) for h, shape in enumerate(self._shapes)),
             billed=sum(data.task.global_batch_size * data.task.max_length for data in active),
             effective=sum(int(data.batch_lengths(step).sum()) for data in active),
         )
@@ -79,7 +102,9 @@ class Feed:
         lengths = [data.batch_lengths(step) if _active(data, step) else nothing for data in rows]
         batches = [data.batch(step) if _active(data, step) else [] for data in rows]
         tokens = self.tokens(htask, step)
-        return _Step(step, layout_step(self._shapes[htask], lengths, tokens=tokens), batches)
+        layouts = layout_step(self._shapes[htask], lengths, tokens=tokens)
+        m = self._shapes[htask].microbatches
+        return _Step(step, layouts[self._replica * m : (self._replica + 1) * m], batches)
 
 
 def load_plan_data(plan: Plan) -> dict[str, TaskData]:
@@ -116,9 +141,17 @@ def _needed_tokens(plan: Plan, htask: int, data: Mapping[str, TaskData]) -> list
     shape = plan.shape(htask)
     members = [data[task_id] for task_id in plan.htasks[htask].task_ids]
     sizes = [
-        step_group_tokens(each, shape.alignment, shape.microbatches, shape.row_tokens) for each in members
+        step_group_tokens(each, shape.alignment, shape.carry_groups, shape.row_tokens) for each in members
     ]
-    return [(phase, phase_tokens(members, sizes, shape.alignment, phase)) for phase in phases(members)]
+    return [
+        (
+            phase,
+            phase_tokens(
+                members, sizes, shape.alignment, phase, row_tokens=shape.row_tokens, carry=shape.carry
+            ),
+        )
+        for phase in phases(members)
+    ]
 
 
 def _active(data: TaskData, step: int) -> bool:

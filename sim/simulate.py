@@ -100,4 +100,5 @@ def _schedule(plan: Plan, iterations: int | None) -> Sequence[Sequence[Action]]:
         steps=[iterations] * len(plan.htasks),
         instances=[htask.instance for htask in plan.htasks],
         co_scheduled=plan.orchestration.shares_clocks,
+        carries=plan.carries,
     )

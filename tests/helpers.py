@@ -14,7 +14,7 @@ from muxtune.model import ModelSpec
 from muxtune.plan import CostsRef, HTask, Parallelism, Plan, check_plan
 from muxtune.prediction import IterationTokens, predict
 from muxtune.schedule import Template, build_schedule
-from muxtune.shapes import measure_shape
+from muxtune.shapes import htask_microbatches, measure_shape
 from muxtune.timeline import StageTimes, evaluate_schedule
 from muxtune.tokenizer import load_tokenizer
 from muxtune.workload import PeftTask, Workload
@@ -117,6 +117,9 @@ def make_plan(
     pp: int = 2,
     shared_backbone: bool = True,
     policy: str = "muxtune",
+    carry: int = 1,
+    tp: int = 1,
+    dp: int = 1,
 ) -> Plan:
     """A valid plan with made-up predictions.
 
@@ -130,20 +133,26 @@ def make_plan(
         pp: Stages.
         shared_backbone: One copy for all hTasks, or one for each.
         policy: Its name.
+        carry: Micro-batches over which the chunks of a sequence may spread.
+        tp: Ranks that share a stage.
+        dp: Replicas.
     """
     tasks = tuple(t.model_copy(update={"dataset": with_digest(t.dataset)}) for t in workload.tasks)
     tokenizer = load_tokenizer(model)
     data = {task.id: load_task_data(task, model, tokenizer) for task in tasks}
     htasks = []
     for position, ids in enumerate(partition):
-        shape = measure_shape([data[i] for i in ids], alignment, chunk_tokens=chunk_tokens)
+        members = [data[i] for i in ids]
+        m = -(-htask_microbatches(members) // (dp * carry)) * carry
+        shape = measure_shape(members, alignment, chunk_tokens=chunk_tokens, microbatches=m * dp, carry=carry)
         htasks.append(
             HTask(
                 id=position,
                 task_ids=tuple(ids),
                 alignment=alignment,
                 chunk_tokens=chunk_tokens if alignment == "chunk" else None,
-                microbatches=shape.microbatches,
+                microbatches=m,
+                carry_microbatches=carry,
                 tokens_per_microbatch=shape.tokens,
                 instance=0 if shared_backbone else position,
             )
@@ -152,17 +161,18 @@ def make_plan(
     microbatches = [h.microbatches for h in htasks]
     shown = 3 if template == "continuous" else 1
     steps = [min(shown, max(data[i].task.steps for i in ids)) for ids in partition]
-    stages = build_schedule(buckets, microbatches, pp=pp, template=template, steps=steps)
+    carries = [carry] * len(htasks)
+    stages = build_schedule(buckets, microbatches, pp=pp, template=template, steps=steps, carries=carries)
     row = [1e-3] * len(htasks)
     times = StageTimes(fwd_s=[row] * pp, bwd_s=[row] * pp, p2p_s=row)
     layers = [model.layers // pp + (stage < model.layers % pp) for stage in range(pp)]
     plan = Plan(
         schema_version=1,
         model=model,
-        cluster=load_cluster(f"cpu-{pp}"),
+        cluster=load_cluster(f"cpu-{tp * pp * dp}"),
         costs=CostsRef(profile_id="made-up", device="cpu", digest="0" * 64),
         policy=policy,
-        parallelism=Parallelism(pp=pp, layers_per_stage=tuple(layers)),
+        parallelism=Parallelism(tp=tp, pp=pp, dp=dp, layers_per_stage=tuple(layers)),
         tasks=tasks,
         htasks=tuple(htasks),
         buckets=buckets,

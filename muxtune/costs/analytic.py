@@ -107,6 +107,7 @@ class AnalyticCosts(CostModel):
         self._on_device: dict[str, Callable[[tuple[int, ...], Phase], Priced]] = {
             "linear": self._linear,
             "attention": self._attention,
+            "carried_attention": self._carried_attention,
             "norm": self._norm,
             "activation": self._activation,
             "embedding": self._embedding,
@@ -244,12 +245,18 @@ class AnalyticCosts(CostModel):
 
     def _attention(self, dims: tuple[int, ...], phase: Phase) -> Priced:
         sequences, length = dims
+        return self._carried_attention((sequences, length, length), phase)
+
+    def _carried_attention(self, dims: tuple[int, ...], phase: Phase) -> Priced:
+        sequences, queries, keys = dims
         model = self.model
         kernels = 1 if phase == "fwd" else 3
-        seconds = self.gpu.attention_s(self._heads, sequences, length, phase, element_bytes=model.dtype_bytes)
+        seconds = self.gpu.attention_s(
+            self._heads, sequences, queries, phase, keys=keys, element_bytes=model.dtype_bytes
+        )
         if not model.learned_positions:
             rotated = (model.heads + model.kv_heads) * model.head_dim
-            seconds += self._pointwise_s("rope", sequences * length, rotated, phase)
+            seconds += self._pointwise_s("rope", sequences * queries, rotated, phase)
             kernels += 1
         return seconds, kernels
 

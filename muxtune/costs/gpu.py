@@ -92,15 +92,22 @@ class Gpu:
         return float(seconds)
 
     def attention_s(
-        self, heads: Heads, sequences: float, queries: int, phase: Phase, *, element_bytes: int = _HALF_BYTES
+        self,
+        heads: Heads,
+        sequences: float,
+        queries: int,
+        phase: Phase,
+        *,
+        keys: int | None = None,
+        element_bytes: int = _HALF_BYTES,
     ) -> float:
-        """Seconds of causal attention of equally long sequences.
+        """Seconds of causal attention of equally long sequences; the queries are the last of their keys.
 
         FlashAttention has no float32. There the memory-efficient kernels of torch take over; their products
         are slower by the ratio of the peaks.
         """
         seconds = float(
-            attention_seconds(self.attention, self.pointwise, heads, sequences, queries, phase=phase)
+            attention_seconds(self.attention, self.pointwise, heads, sequences, queries, keys, phase=phase)
         )
         if element_bytes == _HALF_BYTES:
             return seconds

@@ -27,6 +27,8 @@ CLASSES = ("linear", "lora", "attention", "other")
 
 def class_of(kind: str) -> str:
     """Class of an operator kind."""
+    if kind == "carried_attention":
+        return "attention"
     return kind if kind in CLASSES else "other"
 
 

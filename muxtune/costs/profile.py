@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from muxtune.errors import UserError, spec_error_from
 from muxtune.files import write_atomically
 from muxtune.model import ModelSpec
-from muxtune.operators import OPERATOR_DIMS, PHASES, Operator, Phase
+from muxtune.operators import OPERATOR_DIMS, PHASES, Operator, Phase, dimensions
 from muxtune.plan import CostsRef
 
 _METADATA_KEY = b"muxtune.profile"
@@ -120,7 +120,7 @@ class Profile:
 
 def describe_dims(op: Operator) -> str:
     """Dimensions with their names, ``in_features=256,out_features=688,tokens=512``."""
-    return ",".join(f"{name}={size}" for name, size in zip(OPERATOR_DIMS[op.kind], op.dims, strict=True))
+    return ",".join(f"{name}={size}" for name, size in zip(dimensions(op.kind), op.dims, strict=True))
 
 
 def save_profile(profile: Profile, path: Path) -> None:

@@ -57,7 +57,8 @@ class ProfiledCosts(CostModel):
     The logarithm of measured / analytic is interpolated multilinearly over the logarithms of the dimensions.
     Outside the measured shapes the ratio of the nearest edge is used and an :class:`ExtrapolationWarning`
     says once per kind how far outside. Collectives that were not measured at all cost what the fitted link
-    says, with such a warning.
+    says, with such a warning. Attention to carried keys has the ratio that attention of as many sequences and
+    scores has.
 
     Args:
         profile: Of this backbone's shapes.
@@ -155,8 +156,11 @@ class ProfiledCosts(CostModel):
         analytic_s = self.analytic.latency_s(op, phase)
         if analytic_s == 0.0:  # nothing to do, or nobody to do it with
             return 0.0, 0.0
-        category, dims = _split(op)
-        tables = self._tables.get((op.kind, phase))
+        kind, (category, dims) = op.kind, _split(op)
+        if kind == "carried_attention":
+            sequences, queries, keys = op.dims
+            kind, dims = "attention", (math.sqrt(queries * keys), sequences)
+        tables = self._tables.get((kind, phase))
         if tables is None and op.kind in COLLECTIVE_KINDS:
             return analytic_s, math.inf
         if tables is None:

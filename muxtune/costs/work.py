@@ -53,6 +53,17 @@ def _attention(dims: tuple[int, ...], phase: Phase, model: ModelSpec) -> Operato
     return OperatorWork(2 * pair, moved, 12) if phase == "fwd" else OperatorWork(5 * pair, 2 * moved, 18)
 
 
+def _carried_attention(dims: tuple[int, ...], phase: Phase, model: ModelSpec) -> OperatorWork:
+    """A rectangle of earlier keys and a triangle of own ones; earlier keys and values are gathered first."""
+    sequences, queries, keys = dims
+    flops, moved, launches = _attention((sequences, queries), phase, model)
+    earlier = sequences * (keys - queries)
+    products, copies = (2, 4) if phase == "fwd" else (5, 8)
+    flops += products * 2.0 * earlier * queries * model.heads * model.head_dim
+    moved += copies * model.dtype_bytes * earlier * 2 * model.kv_heads * model.head_dim
+    return OperatorWork(flops, moved, launches + 4)
+
+
 def _norm(dims: tuple[int, ...], phase: Phase, model: ModelSpec) -> OperatorWork:
     """Reads input and residual, writes sum and norm; backward reads two gradients and the saved sum."""
     elements = dims[0] * model.hidden
@@ -112,6 +123,7 @@ _WORK: dict[str, Callable[[tuple[int, ...], Phase, ModelSpec], OperatorWork]] = 
     "linear": _linear,
     "lora": _lora,
     "attention": _attention,
+    "carried_attention": _carried_attention,
     "norm": _norm,
     "activation": _activation,
     "embedding": _embedding,

@@ -199,6 +199,10 @@ def _filled(
                 Node(operator("attention", sequences, length), "base", deps, calls)
                 for calls, sequences, length in work.attention
             ]
+            nodes += [
+                Node(operator("carried_attention", *shape), "base", deps, calls)
+                for calls, *shape in work.carried_attention
+            ]
         elif slot.kind == "all_reduce":
             per_token, ranks = slot.shape
             nodes.append(Node(operator("all_reduce", per_token * work.tokens, ranks), "communication", deps))

@@ -49,8 +49,7 @@ def part_graph(
     if part in {"layer", "first layer"}:
         return layer_graph(model, work, phase, tp=tp, input_gradient=part == "layer", adapters=adapters)
     if part == "feed":
-        sequences = sum(calls * sequences for calls, sequences, _ in work.attention)
-        return _mixed("feed", sequences, role="host")
+        return _mixed("feed", work.sequences, role="host")
     if part == "embedding":
         return _with_sum(
             Node(Operator("embedding", (work.tokens,)), "base"), message_bytes(model, work.tokens), tp

@@ -71,6 +71,10 @@ def kept_bytes(
         total += _layer_bytes(model, work, sharding, trained_from=start)
         total -= _layer_bytes(model, work, sharding, trained_from=-1)
     message = work.tokens * model.hidden * model.dtype_bytes / sharding.token_ranks
+    # Masks of attention to carried keys, which the layers share.
+    total += model.dtype_bytes * sum(
+        calls * sequences * queries * keys for calls, sequences, queries, keys in work.carried_attention
+    )
     if not last:
         total += message  # the output, which the backward starts from
     if not first and model.rms_norm and model.dtype_bytes != FLOAT32_BYTES:
@@ -90,33 +94,36 @@ def saved_bytes(model: ModelSpec, layers: int, *, first: bool, last: bool, work:
     return kept - message * (not first and model.rms_norm and model.dtype_bytes != FLOAT32_BYTES)
 
 
-def carried_kv_bytes(
-    model: ModelSpec, layers: int, *, length: int, chunk_tokens: int, sharding: Sharding = WHOLE
-) -> int:
-    """Keys and values, with their gradients, that a sequence hands from chunk to chunk on a stage.
+def carried_kv_bytes(model: ModelSpec, layers: int, *, tokens: float, sharding: Sharding = WHOLE) -> int:
+    """Keys and values, with their gradients, that micro-batches of a carry group leave to later ones.
 
-    All chunks but the last leave theirs to those behind; the gradients gather in a buffer of the same size.
+    The gradients gather in a buffer of the same size.
 
     Args:
         model: Backbone.
         layers: Of the stage.
-        length: Tokens of the sequence.
-        chunk_tokens: Of a chunk.
+        tokens: That are left, of all micro-batches of the group.
         sharding: Of the stage.
     """
-    carried = (-(-length // chunk_tokens) - 1) * chunk_tokens
     keys_and_values = 2 * sharding.kv_width(model) * model.dtype_bytes
-    return 2 * layers * carried * keys_and_values
+    return round(2 * layers * tokens * keys_and_values)
 
 
 def attention_rows(work: MicrobatchWork) -> float:
-    """Slots that attention works on, padding of its rows included."""
-    return sum(calls * sequences * length for calls, sequences, length in work.attention)
+    """Slots of queries that attention works on, padding of its rows included."""
+    begun = sum(calls * sequences * length for calls, sequences, length in work.attention)
+    return begun + sum(calls * sequences * queries for calls, sequences, queries, _ in work.carried_attention)
+
+
+def gathered_keys(work: MicrobatchWork) -> float:
+    """Slots of keys and values of sequences from earlier micro-batches, gathered beside their own rows."""
+    return sum(calls * sequences * keys for calls, sequences, _, keys in work.carried_attention)
 
 
 def rows_are_stream(work: MicrobatchWork) -> bool:
     """Whether attention works on the stream as it lies, without gathering rows from it."""
-    return len(work.attention) == 1 and attention_rows(work) == work.tokens
+    calls = len(work.attention) + len(work.carried_attention)
+    return calls == 1 and attention_rows(work) == work.tokens
 
 
 def adapted_inputs(model: ModelSpec, work: MicrobatchWork) -> set[LayerInput]:
@@ -144,6 +151,7 @@ def _layer_bytes(model: ModelSpec, work: MicrobatchWork, sharding: Sharding, *, 
     elements = 0.0
     if trained_from < LAYER_INPUTS.index("attended"):  # queries, keys, values, result and log-sum-exp
         elements += rows * (2 * query + 2 * kv + model.heads // sharding.tp)
+        elements += gathered_keys(work) * 2 * kv
     activates = trained_from < LAYER_INPUTS.index("inner")
     if activates:
         elements += work.tokens * ffn * mlp.saved

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from muxtune.costs.compose import MicrobatchWork, message_bytes
-from muxtune.memory.kept import KeptBytes, kept_bytes
+from muxtune.memory.kept import KeptBytes, carried_kv_bytes, kept_bytes
 from muxtune.memory.weights import WHOLE, Sharding, adapter_dtype_bytes, adapter_parameters
 from muxtune.memory.workspace import DeviceKind, backward_workspace_bytes, forward_workspace_bytes
 from muxtune.model import ModelSpec
@@ -23,7 +23,9 @@ class HTaskLoad:
     message_bytes: int
     """Hidden states of a micro-batch."""
     chunk_kv_bytes: int = 0
-    """While any of its micro-batches is in flight."""
+    """Of each carry group, while any of its micro-batches is in flight."""
+    carry: int = 1
+    """Micro-batches of a carry group."""
 
 
 def htask_load(
@@ -35,7 +37,7 @@ def htask_load(
     work: MicrobatchWork,
     sharding: Sharding = WHOLE,
     device: DeviceKind = "cpu",
-    chunk_kv_bytes: int = 0,
+    carry: int = 1,
 ) -> HTaskLoad:
     """Measure an hTask by the model.
 
@@ -47,8 +49,7 @@ def htask_load(
         work: Its fullest micro-batch; of a data-parallel replica, its own share.
         sharding: Over tensor-parallel ranks.
         device: Temporaries differ between kinds.
-        chunk_kv_bytes: Sum of :func:`~muxtune.memory.kept.carried_kv_bytes` over the sequences that are under
-            way at once; 0 while no sequence spans chunks.
+        carry: Micro-batches of its carry groups.
     """
     parameters = sum(adapter_parameters(model, layers, lora, sharding) for lora in work.loras)
     kept = kept_bytes(model, layers, first=first, last=last, work=work, sharding=sharding)
@@ -62,5 +63,6 @@ def htask_load(
             model, last=last, work=work, sharding=sharding, device=device
         ),
         message_bytes=message_bytes(model, work.tokens) // sharding.token_ranks,
-        chunk_kv_bytes=chunk_kv_bytes,
+        chunk_kv_bytes=carried_kv_bytes(model, layers, tokens=work.carried_tokens, sharding=sharding),
+        carry=carry,
     )

@@ -104,9 +104,15 @@ class StageLoad:
             )
             open_ += [together] * min(max(microbatches[h] for h in clock), self.in_flight)
         open_ = sorted(open_, key=lambda kept: -kept.total_bytes)[: self.in_flight]
-        chunk_kv = sorted(
-            (sum(self.htasks[h].chunk_kv_bytes for h in clock) for clock in self._clocks), reverse=True
-        )
+        chunk_kv: list[int] = []
+        for clock in self._clocks:
+            carry = min(self.htasks[h].carry for h in clock)
+            groups = max(-(-microbatches[h] // self.htasks[h].carry) for h in clock)
+            # The oldest may have gone back and the newest may have come in by all micro-batches but one.
+            at_once = min(self.in_flight, 2 + max(self.in_flight - 2, 0) // carry)
+            together_kv = sum(self.htasks[h].chunk_kv_bytes for h in clock)
+            chunk_kv += [together_kv] * min(groups, at_once)
+        chunk_kv.sort(reverse=True)
         largest = max(h.message_bytes for h in self.htasks)
         received = max(sum(self.htasks[h].message_bytes for h in clock) for clock in self._clocks)
         posted = POSTED_AHEAD * largest

@@ -60,7 +60,7 @@ class _Walk:
     ) -> None:
         self._htasks = htasks
         self._sends_gradients, self._receives_gradients = not first, not last
-        self._open: Counter[int] = Counter()  # micro-batches per hTask
+        self._open: Counter[tuple[int, int]] = Counter()  # micro-batches per hTask and carry group
         self._activations = self._logits = self._chunk_kv = 0
         actions = list(chain.from_iterable(clocks))
         sent = [htasks[a.htask].message_bytes for a in actions if a.kind == "B"] if not first else []
@@ -82,30 +82,32 @@ class _Walk:
         for action, htask in zip(clock, htasks, strict=True):
             self._inboxes[kind].receive()
             if kind == "F":
-                self._enter(action.htask, htask)
+                self._enter(action, htask)
         if kind == "F":
             self._note(sum(htask.forward_workspace_bytes for htask in htasks))
             return
         received = sum(htask.message_bytes for htask in htasks) * self._receives_gradients
         self._note(sum(htask.backward_workspace_bytes for htask in htasks), received)
         for action, htask in zip(clock, htasks, strict=True):
-            self._leave(action.htask, htask)
+            self._leave(action, htask)
         self._note(0, received)
 
-    def _enter(self, h: int, htask: HTaskLoad) -> None:
-        self._open[h] += 1
-        if self._open[h] == 1:
+    def _enter(self, action: Action, htask: HTaskLoad) -> None:
+        group = action.htask, action.number // htask.carry
+        self._open[group] += 1
+        if self._open[group] == 1:
             self._chunk_kv += htask.chunk_kv_bytes
         self._activations += htask.kept.activation_bytes
         self._logits += htask.kept.logit_bytes
 
-    def _leave(self, h: int, htask: HTaskLoad) -> None:
-        self._open[h] -= 1
-        if not self._open[h]:
+    def _leave(self, action: Action, htask: HTaskLoad) -> None:
+        group = action.htask, action.number // htask.carry
+        self._open[group] -= 1
+        if not self._open[group]:
             self._chunk_kv -= htask.chunk_kv_bytes
         self._activations -= htask.kept.activation_bytes
         self._logits -= htask.kept.logit_bytes
-        self._gradients[h] = htask.adapter_bytes
+        self._gradients[action.htask] = htask.adapter_bytes
         self._sent_gradients.append(htask.message_bytes * self._sends_gradients)
 
     def _note(self, workspace: int = 0, received: int = 0) -> None:

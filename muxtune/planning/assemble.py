@@ -25,6 +25,7 @@ def structure_schedule(structure: PlanStructure) -> list[list[Action]]:
         steps=[_iterations(structure)] * len(structure.htasks),
         instances=[htask.instance for htask in structure.htasks],
         co_scheduled=structure.orchestration.shares_clocks,
+        carries=structure.carries,
     )
 
 
@@ -37,6 +38,7 @@ def structure_iteration_s(problem: PlanningProblem, structure: PlanStructure) ->
         steps=[_iterations(structure)] * len(structure.htasks),
         instances=[htask.instance for htask in structure.htasks],
         co_scheduled=structure.orchestration.shares_clocks,
+        carries=structure.carries,
     )
     return injected_iteration_s(injection, problem.times(structure))
 
@@ -102,6 +104,7 @@ def _htask(position: int, choice: HTaskChoice) -> HTask:
         alignment=shape.alignment,
         chunk_tokens=shape.row_tokens if shape.alignment == "chunk" else None,
         microbatches=shape.microbatches,
+        carry_microbatches=shape.carry,
         tokens_per_microbatch=shape.tokens,
         instance=choice.instance,
     )

@@ -79,6 +79,7 @@ class StructureMemory:
                 pp=mesh.pp,
                 stage=stage,
                 instances=[htask.instance for htask in structure.htasks],
+                carries=structure.carries,
             ),
             buckets=structure.buckets if structure.orchestration.shares_clocks else (),
             backbone_bytes=instances
@@ -100,6 +101,7 @@ class StructureMemory:
             work=self._largest_work(htask),
             sharding=sharding,
             device=self._device.kind,
+            carry=htask.shape.carry,
         )
 
 

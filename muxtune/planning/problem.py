@@ -86,11 +86,7 @@ class PlanningProblem:
         *,
         dp: int = 1,
     ) -> HTaskShape:
-        """Smallest static shape of these tasks' fused micro-batches on ``dp`` replicas.
-
-        Raises:
-            SpecError: A sequence is longer than a chunk.
-        """
+        """Smallest static shape of these tasks' fused micro-batches on ``dp`` replicas."""
         return self._shape(tuple(task_ids), alignment, chunk_tokens, dp)
 
     def times(self, structure: PlanStructure) -> StageTimes:

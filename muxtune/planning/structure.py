@@ -68,3 +68,8 @@ class PlanStructure:
     def microbatches(self) -> tuple[int, ...]:
         """Per hTask and step, on each replica."""
         return tuple(htask.shape.microbatches for htask in self.htasks)
+
+    @property
+    def carries(self) -> tuple[int, ...]:
+        """Micro-batches of a carry group, per hTask."""
+        return tuple(htask.shape.carry for htask in self.htasks)

@@ -95,20 +95,22 @@ def packed_sizes(dealt_nstg: Ints) -> Ints:
 
 
 def chunked_sizes(dealt_nstg: Ints, chunk_tokens: int) -> Ints:
-    """Tokens of each group in chunks: ``[n, S, G]``; for tasks without a sequence longer than a chunk.
+    """Tokens of each group in chunks: ``[n, S, G]``.
 
-    :func:`muxtune.alignment.pack_chunks` for all groups at once: each sequence, longest first, goes into the
-    first chunk with room.
+    :func:`muxtune.chunks.count_chunks` for all groups at once: beside the full chunks of longer sequences,
+    each rest, longest first, goes into the first chunk with room.
     """
     n, steps, turns, groups = dealt_nstg.shape
-    items_rt = dealt_nstg.transpose(0, 1, 3, 2).reshape(-1, turns)
+    lengths_rt = dealt_nstg.transpose(0, 1, 3, 2).reshape(-1, turns)
+    full_r = (lengths_rt // chunk_tokens).sum(axis=1)
+    items_rt = -np.sort(-(lengths_rt % chunk_tokens), axis=1)
     free_rt = np.full(items_rt.shape, chunk_tokens, dtype=np.int64)
     rows = np.arange(len(items_rt))
     for turn in range(turns):
         length = items_rt[:, turn]
         first = np.argmax(free_rt >= length[:, None], axis=1)
         free_rt[rows, first] -= length
-    chunks = (free_rt < chunk_tokens).sum(axis=1)
+    chunks = full_r + (free_rt < chunk_tokens).sum(axis=1)
     return np.asarray((chunks * chunk_tokens).reshape(n, steps, groups))
 
 

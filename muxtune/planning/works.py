@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import NamedTuple
@@ -11,9 +11,21 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from muxtune.alignment import HTaskShape, batched_calls, deal_sequences, group_tokens, place_groups
+from muxtune.alignment import (
+    HTaskShape,
+    MicrobatchLayout,
+    attention_calls,
+    batched_calls,
+    carried_attention_calls,
+    carried_out_tokens,
+    deal_sequences,
+    group_tokens,
+    layout_step,
+    place_groups,
+)
 from muxtune.costs.compose import MicrobatchWork
 from muxtune.dataset import TaskData
+from muxtune.memory.kept import attention_rows, gathered_keys
 from muxtune.planning.structure import HTaskChoice
 
 SAMPLED_STEPS = 3
@@ -27,7 +39,8 @@ class HTaskWorks:
     mean: MicrobatchWork
     """For prices."""
     largest: MicrobatchWork
-    """For memory: the mean, but with the most slots of attention and the most targets that one has."""
+    """For memory: the mean, but with the most slots of attention and the most targets that one has; where
+    micro-batches form carry groups, with the attention of the fullest group's mean."""
 
 
 def sample_works(htask: HTaskChoice, data: Mapping[str, TaskData]) -> HTaskWorks:
@@ -41,11 +54,12 @@ def sample_works(htask: HTaskChoice, data: Mapping[str, TaskData]) -> HTaskWorks
     """
     members = [data[task_id] for task_id in htask.task_ids]
     shape = htask.shape
-    steps = min(each.task.steps for each in members)
+    if shape.carry > 1:
+        return _sample_layouts(members, shape)
     calls: list[list[tuple[int, int]]] = []
     targets: list[int] = []
     task_tokens = np.zeros(len(members), dtype=np.int64)
-    for step in {round(i * (steps - 1) / max(SAMPLED_STEPS - 1, 1)) for i in range(SAMPLED_STEPS)}:
+    for step in _sampled_steps(members):
         dealt = [_dealt(each, step, shape) for each in members]
         sizes = [np.array([[group.tokens for group in groups]]) for groups in dealt]
         placed = [each[0].tolist() for each in place_groups(sizes, shape.alignment)]
@@ -69,6 +83,78 @@ def sample_works(htask: HTaskChoice, data: Mapping[str, TaskData]) -> HTaskWorks
             mean, attention=tuple((1.0, *call) for call in most_slots), targets=float(max(targets))
         ),
     )
+
+
+def _sampled_steps(members: Sequence[TaskData]) -> set[int]:
+    steps = min(each.task.steps for each in members)
+    return {round(i * (steps - 1) / max(SAMPLED_STEPS - 1, 1)) for i in range(SAMPLED_STEPS)}
+
+
+def _sample_layouts(members: Sequence[TaskData], shape: HTaskShape) -> HTaskWorks:
+    """:func:`sample_works` where sequences spread over micro-batches: it matters where their parts lie."""
+    works: list[MicrobatchWork] = []
+    for step in _sampled_steps(members):
+        layouts = layout_step(shape, [each.batch_lengths(step) for each in members])
+        left = [carried_out_tokens(layout) for layout in layouts]
+        for number, layout in enumerate(layouts):
+            first = number - number % shape.carry
+            works.append(
+                MicrobatchWork(
+                    tokens=shape.tokens,
+                    task_tokens=tuple(span.stop - span.start for span in layout.spans),
+                    loras=tuple(each.task.peft for each in members),
+                    attention=tuple((1.0, *call) for call in attention_calls(layout)),
+                    targets=float(_targets(layout, members, step)),
+                    carried_attention=tuple((1.0, *call) for call in carried_attention_calls(layout)),
+                    carried_tokens=float(sum(left[first : first + shape.carry])),
+                )
+            )
+    mean = _average(works)
+    # The micro-batches of a carry group are open together, so it is their sum that counts.
+    starts = range(0, len(works), shape.carry)
+    group = max(
+        (works[start : start + shape.carry] for start in starts),
+        key=lambda group: sum(attention_rows(work) + gathered_keys(work) for work in group),
+    )
+    fullest = _average(group)
+    return HTaskWorks(
+        mean=mean,
+        largest=replace(
+            mean,
+            attention=fullest.attention,
+            carried_attention=fullest.carried_attention,
+            targets=max(work.targets for work in works),
+            carried_tokens=max(work.carried_tokens for work in works),
+        ),
+    )
+
+
+def _average(works: Sequence[MicrobatchWork]) -> MicrobatchWork:
+    share = 1 / len(works)
+    calls = Counter(call for work in works for call in work.attention)
+    carried = Counter(call for work in works for call in work.carried_attention)
+    spans = zip(*(work.task_tokens for work in works), strict=True)
+    return MicrobatchWork(
+        tokens=works[0].tokens,
+        task_tokens=tuple(round(share * sum(tokens)) for tokens in spans),
+        loras=works[0].loras,
+        attention=tuple((n * share, *call[1:]) for call, n in sorted(calls.items())),
+        targets=share * sum(work.targets for work in works),
+        carried_attention=tuple((n * share, *call[1:]) for call, n in sorted(carried.items())),
+        carried_tokens=share * sum(work.carried_tokens for work in works),
+    )
+
+
+def _targets(layout: MicrobatchLayout, members: Sequence[TaskData], step: int) -> int:
+    """Tokens of a micro-batch that predict a target; those of a sequence are the last but one and before."""
+    targets = [each.targets[each.step_indices(step)] for each in members]
+    count = 0
+    for segment in layout.segments:
+        end = segment.offset + segment.length
+        last = end + segment.after - 1
+        first = last - int(targets[segment.task][segment.sequence])
+        count += max(0, min(end, last) - max(segment.offset, first))
+    return count
 
 
 class _Group(NamedTuple):

@@ -19,6 +19,7 @@ class Problem:
     pp: int
     template: Template
     co_scheduled: bool = False
+    carries: tuple[int, ...] | None = None
 
     def build(self) -> list[list[Action]]:
         return build_schedule(
@@ -28,6 +29,7 @@ class Problem:
             template=self.template,
             steps=self.steps,
             co_scheduled=self.co_scheduled,
+            carries=self.carries,
         )
 
     @property
@@ -44,19 +46,24 @@ def problems(
     max_pp: int = 16,
     equal_steps: bool = False,
     may_share: bool = True,
+    may_carry: bool = False,
 ) -> Problem:
     htasks = draw(st.integers(1, 6))
     order = draw(st.permutations(range(htasks)))
     cuts = sorted(draw(st.sets(st.integers(1, htasks - 1)))) if htasks > 1 else []
     each = st.lists(st.integers(1, 5), min_size=htasks, max_size=htasks)
     steps = [draw(st.integers(1, 5))] * htasks if equal_steps else draw(each)
+    template = draw(st.sampled_from(templates))
+    carried = [1] if template == "lorapp" else [1, 2, 4]
+    carries = tuple(draw(st.sampled_from(carried)) for _ in range(htasks)) if may_carry else None
     return Problem(
         buckets=tuple(tuple(order[i:j]) for i, j in zip([0, *cuts], [*cuts, htasks], strict=True)),
-        microbatches=tuple(draw(each)),
+        microbatches=tuple(m * carry for m, carry in zip(draw(each), carries or [1] * htasks, strict=True)),
         steps=tuple(steps),
         pp=draw(st.integers(1, max_pp)),
-        template=draw(st.sampled_from(templates)),
+        template=template,
         co_scheduled=may_share and draw(st.booleans()),
+        carries=carries,
     )
 
 

@@ -15,11 +15,11 @@ from muxtune.alignment import (
     deal_sequences,
     group_by_length,
     layout_step,
-    pack_chunks,
     place_groups,
     row_slots,
     stream_tokens,
 )
+from muxtune.chunks import pack_chunks
 from muxtune.dataset import Example, TaskData
 from muxtune.errors import SpecError
 from muxtune.shapes import PACKED_MULTIPLE, measure_shape, phase_tokens, phases, step_group_tokens
@@ -231,14 +231,6 @@ def test_no_two_chunks_could_have_been_one(lengths):
     assert all(a + b > CHUNK_TOKENS for a, b in pairwise(sorted(loads)))
 
 
-def test_a_sequence_longer_than_a_chunk_is_refused():
-    data = TaskData(make_task("t", max_length=64), [Example(np.zeros(40, dtype=np.int64), 1)])
-    with pytest.raises(
-        SpecError, match=r"chunk_tokens = 32: expected at least the longest sequence \(40 tokens\)"
-    ):
-        measure_shape([data], "chunk", chunk_tokens=32)
-
-
 @pytest.mark.parametrize(
     ("alignment", "row_tokens", "tokens", "lengths", "message"),
     [
@@ -246,13 +238,7 @@ def test_a_sequence_longer_than_a_chunk_is_refused():
         ("chunk", 16, 16, [16, 1], "tokens_per_microbatch = 16: expected at least 32"),
         ("pad", 16, 16, [16, 1], "tokens_per_microbatch = 16: expected at least 32"),
         ("pad", 16, 32, [17, 1], r"row_tokens = 16: expected at least the longest sequence \(17 tokens\)"),
-        (
-            "chunk",
-            16,
-            32,
-            [17, 1],
-            r"chunk_tokens = 16: expected at least the longest sequence \(17 tokens\)",
-        ),
+        ("chunk", 16, 32, [33, 16], "tokens_per_microbatch = 32: expected at least 64"),
     ],
 )
 def test_sequences_that_do_not_fit_the_plan_are_refused(alignment, row_tokens, tokens, lengths, message):

@@ -207,6 +207,11 @@ CONTRADICTIONS = [
     ),
     (("htasks", 0, "chunk_tokens"), 64, "htasks[0].chunk_tokens = 64: expected a chunk length under chunk"),
     (
+        ("htasks", 0, "carry_microbatches"),
+        2,
+        "htasks[0].carry_microbatches = 2: expected 1: only chunks are carried on, and the alignment is pad",
+    ),
+    (
         ("htasks", 0, "alignment"),
         "chunk",
         "htasks[0].chunk_tokens = None: expected a chunk length under chunk",

@@ -52,6 +52,26 @@ def test_tokens_of_an_iteration_are_counted_in_three_ways(plan):
     assert tokens.effective == sum(len(e.tokens) for e in data["b"].batch(2))
 
 
+def test_replicas_share_the_sequences_of_every_step(plan):
+    mesh = plan.parallelism.model_copy(update={"pp": 1, "dp": 2})
+    plan = plan.model_copy(update={"parallelism": mesh})
+    data = load_plan_data(plan)
+    check_room(plan, data, "plan")
+    feeds = [Feed(plan, data, replica=replica) for replica in range(2)]
+    for step in range(2):
+        batches = [feed.microbatch(0, 2 * step + i) for feed in feeds for i in range(2)]
+        assert {len(batch.tokens_T) for batch in batches} == {feeds[0].tokens(0, step)}
+        expected = {i: sum(e.target_tokens for e in data[i].batch(step)) for i in ("a", "b")}
+        for feed in feeds:
+            assert feed.target_tokens(0, step) == expected  # a loss is over the global batch
+        for k, task_id in enumerate(("a", "b")):
+            spans = [batch.target_spans[k] for batch in batches]
+            assert sum(stop - start for start, stop in spans) == expected[task_id]
+        targets = sum(len(batch.target_ids_N) for batch in batches[:2])
+        assert 0 < targets < sum(expected.values())  # neither replica has all of them
+    assert feeds[0].step_tokens(0).all == 4 * feeds[0].tokens(0, 0)
+
+
 def test_an_htask_whose_tasks_have_all_finished_has_no_tokens(plan):
     feed = Feed(plan, load_plan_data(plan))
     assert feed.tokens(0, 4) == 0

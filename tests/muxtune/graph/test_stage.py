@@ -11,6 +11,8 @@ from muxtune.costs.compose import ActionPrices
 from muxtune.costs.work import operator_work
 from muxtune.flops import causal_context_tokens, flops_per_token
 from muxtune.graph import Node, StageGraph, stage_graph, step_graph, time_graph
+from muxtune.graph.layer import layer_graph
+from muxtune.graph.stage import part_graph
 from muxtune.model import PRESETS, load_model_spec
 from muxtune.operators import PHASES, Operator
 from tests.muxtune.costs.synthetic import analytic_law, make_profile, operators
@@ -235,3 +237,15 @@ def test_more_ranks_compute_less_each_and_communicate_more(device):
             communicating.append(by_stream["communication"])
         assert computing[0] > 1.5 * computing[1] > 1.5 * 1.5 * computing[2]
         assert 0 == communicating[0] < communicating[1] < communicating[2]
+
+
+def test_sequences_from_earlier_micro_batches_attend_to_their_carried_keys():
+    plain = work(lora("all-linear"))
+    carrying = work(lora("all-linear"), carried_attention=((0.5, 2, 16, 48),), attention=())
+    assert carrying.sequences == 1.0
+    layer = layer_graph(LLAMA, carrying, "fwd")
+    (node,) = [node for node in layer if node.op.kind == "carried_attention"]
+    assert (node.op.dims, node.count) == ((2, 16, 48), 0.5)
+    assert len(layer) == len(layer_graph(LLAMA, plain, "fwd")) - 1
+    (feed,) = part_graph("feed", LLAMA, carrying, "fwd")
+    assert (feed.op.dims, feed.count) == ((1,), 1.0)

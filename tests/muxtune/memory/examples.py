@@ -34,6 +34,7 @@ def make_load(
     backward: int = 0,
     message: int = 0,
     chunk_kv: int = 0,
+    carry: int = 1,
 ) -> HTaskLoad:
     """An hTask's load in round numbers."""
     return HTaskLoad(
@@ -43,4 +44,5 @@ def make_load(
         backward_workspace_bytes=backward,
         message_bytes=message,
         chunk_kv_bytes=chunk_kv,
+        carry=carry,
     )

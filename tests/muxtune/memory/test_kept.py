@@ -72,12 +72,9 @@ def test_casting_for_wider_adapters_costs_more_on_cpu_than_on_a_gpu():
     assert backward_workspace_bytes(model, last=False, work=plain) == 4 * 512 * 688 * 2
 
 
-@pytest.mark.parametrize(
-    ("length", "chunks_before_the_last"), [(128, 0), (129, 1), (256, 1), (257, 2), (1000, 7)]
-)
-def test_all_chunks_but_the_last_hand_on_keys_values_and_take_gradients(length, chunks_before_the_last):
+@pytest.mark.parametrize("tokens", [0, 128, 7 * 128])
+def test_what_is_carried_on_are_keys_and_values_with_their_gradients(tokens):
     per_token = 2 * 4 * 32 * 4  # keys and values of four heads of 32, float32
-    expected = 2 * 3 * chunks_before_the_last * 128 * per_token  # values and gradients, three layers
-    assert carried_kv_bytes(LLAMA, 3, length=length, chunk_tokens=128) == expected
-    split = carried_kv_bytes(LLAMA, 3, length=length, chunk_tokens=128, sharding=Sharding(tp=2))
-    assert split == expected // 2
+    expected = 2 * 3 * tokens * per_token  # values and gradients, three layers
+    assert carried_kv_bytes(LLAMA, 3, tokens=tokens) == expected
+    assert carried_kv_bytes(LLAMA, 3, tokens=tokens, sharding=Sharding(tp=2)) == expected // 2

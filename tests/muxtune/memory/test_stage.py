@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 from hypothesis import given, settings
@@ -61,13 +61,15 @@ def test_temporaries_count_in_their_own_action_only():
     assert (m.activation_bytes, m.workspace_bytes) == (100, 0)
 
 
-def test_chunk_kv_is_there_while_any_chunk_is_open():
+def test_chunk_kv_is_there_while_any_micro_batch_of_its_carry_group_is_open():
     m = peak(
         "F0.0 F0.1 B0.1 B0.0 STEP0.0 F1.0 B1.0 STEP1.0",
-        make_load(activation=10, chunk_kv=5),
+        make_load(activation=10, chunk_kv=5, carry=2),
         make_load(activation=12),
     )
     assert (m.activation_bytes, m.chunk_kv_bytes) == (20, 5)
+    two_groups = "F0.0 F0.1 B0.1 F0.2 B0.0 F0.3 B0.3 B0.2 STEP0.0"
+    assert peak(two_groups, make_load(activation=10, chunk_kv=5, carry=2)).chunk_kv_bytes == 10
 
 
 def test_a_middle_stage_has_two_receives_per_direction_what_it_works_on_and_sent_gradients():
@@ -89,19 +91,23 @@ loads = st.builds(
 )
 
 
-@given(problem=problems(), data=st.data())
+@given(problem=problems(may_carry=True), data=st.data())
 @settings(max_examples=150, deadline=None)
 def test_no_schedule_needs_more_than_the_bound_and_at_least_its_largest_micro_batch(problem: Problem, data):
     htasks = data.draw(
         st.lists(loads, min_size=len(problem.microbatches), max_size=len(problem.microbatches))
     )
+    assert problem.carries is not None
+    htasks = [replace(load, carry=carry) for load, carry in zip(htasks, problem.carries, strict=True)]
     stages = problem.build()
     for stage, actions in enumerate(stages):
         first, last = stage == 0, stage == len(stages) - 1
         load = StageLoad(
             first=first,
             last=last,
-            in_flight=clocks_in_flight(problem.template, problem.microbatches, pp=problem.pp, stage=stage),
+            in_flight=clocks_in_flight(
+                problem.template, problem.microbatches, pp=problem.pp, stage=stage, carries=problem.carries
+            ),
             backbone_bytes=10,
             table_bytes=1,
             htasks=tuple(htasks),

@@ -19,7 +19,7 @@ WARM_UP_STEPS = 1
 
 
 def measure_peft_loop(steps: int, *, threads: int) -> float:
-    """Effective tokens per second in a process of its own, where nothing has chosen a number of threads yet."""
+    """Effective tokens per second, in a process of its own, where no number of threads is chosen yet."""
     command = [sys.executable, "-m", "benchmarks.peft_loop", f"--steps={steps}", f"--threads={threads}"]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 

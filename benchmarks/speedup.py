@@ -1,8 +1,9 @@
 """How much faster are eight mixed tasks multiplexed than as instances that take turns?
 
 Every policy's plan is executed for real on two one-thread ranks, in rounds one after the other, so that all
-see the same machine; so is a plain loop of transformers and peft that trains the tasks one after another in one
-process with two threads. Prints effective tokens/s (medians over rounds), the ratio, and backbone bytes per rank.
+see the same machine; so is a plain loop of transformers and peft that trains the tasks one after another in
+one process with two threads. Prints effective tokens/s (medians over rounds), the ratio, and backbone bytes
+per rank.
 
     python -m benchmarks.speedup [--rounds 3] [--steps 12] [--profile P.parquet]
 """
@@ -80,7 +81,7 @@ def main() -> None:
         )
     print(
         f"{'peft loop':14} {median(loop):16.0f} {f'{min(loop):.0f}-{max(loop):.0f}':>15} "
-        f"{base / median(loop):10.2f}x   one task after another, 2 threads, padded to the longest of its batch"
+        f"{base / median(loop):10.2f}x   one task after another, 2 threads"
     )
 
 

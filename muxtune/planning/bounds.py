@@ -7,7 +7,7 @@ way back, transfers included:
 load      sum over H of m w                                     a stage does one action at a time
 window    sum over H of m (w + what lies behind s) / (pp - s)   at most pp - s micro-batches are open
 chain     way(s) + m w                                          H's step ends before its next one starts
-drain     least way(s) of all H + load                          under flush
+drain     least way(s) there and least back of all H + load     under flush
 
 They hold where every action is a clock of its own. With estimated seconds they are estimates, and with exact
 ones bounds (tested); both order and prune the search.
@@ -18,7 +18,7 @@ ones bounds (tested); both order and prune the search.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,7 +64,16 @@ def iteration_bounds(work_s_sh: Floats, microbatches_h: Floats, p2p_s_h: Floats)
 
 
 def exact_bounds(times: Sequence[HTaskTimes], microbatches: Sequence[int]) -> IterationBounds:
-    """Bounds of priced hTasks."""
-    work_s = np.array([np.add(each.fwd_s, each.bwd_s) for each in times]).T
+    """Bounds of priced hTasks.
+
+    One hTask may be first on the way there and another last on the way back, so the drain takes the least of
+    each way; :func:`iteration_bounds` knows only both ways together, and is an estimate there.
+    """
+    fwd_s, bwd_s = (np.array([getattr(each, name) for each in times]).T for name in ("fwd_s", "bwd_s"))
     p2p_s = np.array([each.p2p_s for each in times])
-    return iteration_bounds(work_s, np.array(microbatches, dtype=np.float64), p2p_s)
+    m = np.array(microbatches, dtype=np.float64)
+    bounds = iteration_bounds(fwd_s + bwd_s, m, p2p_s)
+    hops_s = np.arange(len(fwd_s))[:, None] * p2p_s
+    ways_s = [(np.cumsum(each, axis=0) - each + hops_s).min(axis=1) for each in (fwd_s, bwd_s)]
+    drained_s = float((ways_s[0] + (m * (fwd_s + bwd_s)).sum(axis=1) + ways_s[1]).max())
+    return replace(bounds, flush_s=max(bounds.continuous_s, drained_s))

@@ -55,7 +55,7 @@ class StructurePrices:
         self._model = model
         self._mean_work = mean_work
         self.htask_times = lru_cache(maxsize=None)(self.price)
-        self._actions = lru_cache(maxsize=8)(self._action_prices)  # kinds of stages share their parts
+        self._actions = lru_cache(maxsize=4096)(self._action_prices)  # stages of all meshes share their parts
         self._launch_graph = lru_cache(maxsize=1024)(self._build_graph)
         self._clock_s = lru_cache(maxsize=None)(self._orchestrate)
         self._step_s = lru_cache(maxsize=None)(self._price_step)

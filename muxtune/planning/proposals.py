@@ -16,7 +16,7 @@ from muxtune.planning.meshes import MeshShape
 from muxtune.planning.problem import PlanningProblem
 from muxtune.planning.ranking import GroupBands, GroupPrices, layer_steps_s
 from muxtune.planning.room import Room, room_for_groups
-from muxtune.planning.structure import HTaskChoice, Mesh
+from muxtune.planning.structure import SEQUENTIAL, HTaskChoice, Mesh
 from muxtune.schedule import Template
 
 GIVE_UP = 1.5
@@ -32,6 +32,9 @@ UNEVEN = 0.4
 """Of what the longest micro-batch exceeds the shortest by, share that each further stage waits for; seen
 between 0.25 and 0.65 where schedules were played."""
 
+OVERLAPPED = 0.6
+"""Of what overlap could hide inside of a stage at most, share that it is expected to."""
+
 
 @dataclass(frozen=True)
 class Proposal:
@@ -40,6 +43,8 @@ class Proposal:
     bands: GroupBands
     mesh: Mesh
     layout_h: tuple[int, ...]
+    runner_up_h: tuple[int, ...]
+    """Layouts that may be as cheap, or the same again."""
     places: Places
     bound_s: float
     """That no schedule goes below, if the estimated prices are right."""
@@ -57,19 +62,29 @@ class Proposal:
 
     def groups(self) -> list[tuple[str, ...]]:
         """Task ids of the hTasks."""
-        return [
-            self.bands.task_ids[end - w : end + 1]
-            for end, w in zip(*(each.tolist() for each in self.places), strict=True)
-        ]
+        return self.bands.members(self.places)
 
-    def htasks(self, problem: PlanningProblem) -> list[HTaskChoice]:
-        """With exact shapes."""
-        return [
-            HTaskChoice(
-                task_ids=task_ids, shape=problem.shape(task_ids, *self.bands.layouts[layout], dp=self.mesh.dp)
-            )
-            for task_ids, layout in zip(self.groups(), self.layout_h, strict=True)
-        ]
+    def htasks(self, problem: PlanningProblem, *, alternatives: bool = False) -> list[HTaskChoice]:
+        """With exact shapes.
+
+        Args:
+            problem: What is planned.
+            alternatives: Whether exact prices decide between alignments that are estimated to cost the same.
+        """
+
+        def choice(task_ids: tuple[str, ...], layout: int) -> HTaskChoice:
+            shape = problem.shape(task_ids, *self.bands.layouts[layout], dp=self.mesh.dp)
+            return HTaskChoice(task_ids=task_ids, shape=shape)
+
+        found = []
+        for task_ids, *layouts in zip(self.groups(), self.layout_h, self.runner_up_h, strict=True):
+            possible = [
+                choice(task_ids, layout) for layout in dict.fromkeys(layouts if alternatives else layouts[:1])
+            ]
+            if len(possible) > 1:
+                possible.sort(key=lambda c: problem.htask_times(c, self.mesh, SEQUENTIAL).slowest_s)
+            found.append(possible[0])
+        return found
 
 
 @dataclass(frozen=True)
@@ -92,12 +107,12 @@ def propose_on_mesh(
     """
     model = bands.problem.model
     alone = np.arange(len(bands.task_ids)), np.zeros(len(bands.task_ids), dtype=np.intp)
-    mesh = _mesh(shape, balanced_layers(model.layers, shape.pp, *_loads_s(bands, prices, shape, alone)))
+    mesh = mesh_of(shape, balanced_layers(model.layers, shape.pp, *loads_s(bands, prices, shape, alone)))
     proposals = _proposals(bands, prices, mesh, templates)
     if proposals and shape.pp > 1:
         best = min(proposals, key=lambda each: each.expected_s)
-        loads_s = _loads_s(bands, prices, shape, best.places)
-        rebalanced = _mesh(shape, balanced_layers(model.layers, shape.pp, *loads_s))
+        loads = loads_s(bands, prices, shape, best.places)
+        rebalanced = mesh_of(shape, balanced_layers(model.layers, shape.pp, *loads))
         if rebalanced != mesh:
             proposals += _proposals(bands, prices, rebalanced, templates)
     return MeshProposals(shape, mesh, tuple(proposals))
@@ -122,11 +137,12 @@ def balanced_layers(layers: int, pp: int, layer_s: float, first_s: float, last_s
     return tuple(split)
 
 
-def _mesh(shape: MeshShape, layers: tuple[int, ...]) -> Mesh:
+def mesh_of(shape: MeshShape, layers: tuple[int, ...]) -> Mesh:
+    """The shape with its layers dealt out."""
     return Mesh(layers, shape.tp, shape.dp)
 
 
-def _loads_s(
+def loads_s(
     bands: GroupBands, prices: GroupPrices, shape: MeshShape, places: Places
 ) -> tuple[float, float, float]:
     """Work of a layer in an iteration, and what the first and the last stage have beside their layers."""
@@ -172,7 +188,7 @@ def _proposals(
         for places in _all_cuts(np.where(mask, slowest_s, np.inf), microbatches, mesh.pp):
             key = (places[0].tobytes(), places[1].tobytes())
             if key not in found:
-                found[key] = _proposal(bands, prices, room, mesh, templates, work_s, places)
+                found[key] = make_proposal(bands, prices, room, mesh, templates, work_s, places)
     return list(found.values())
 
 
@@ -193,7 +209,7 @@ def _all_cuts(slot_s_nw: Floats, microbatches_nw: Floats, pp: int) -> list[Place
     return found + paced_cuts(slot_s_nw, microbatches_nw, np.tile(paces_s, 2), both)
 
 
-def _proposal(
+def make_proposal(
     bands: GroupBands,
     prices: GroupPrices,
     room: Room,
@@ -201,24 +217,40 @@ def _proposal(
     templates: Sequence[Template],
     work_s: Sequence[Floats],
     places: Places,
+    *,
+    overlaps: bool = False,
 ) -> Proposal:
+    """Estimate an iteration.
+
+    Args:
+        bands: Groups.
+        prices: Of these.
+        room: For them on the mesh.
+        mesh: Given.
+        templates: That may be used.
+        work_s: Of the groups on every stage; see :func:`stage_work_s`.
+        places: Of the groups of the partition.
+        overlaps: Whether operators inside of a stage may overlap.
+    """
     m = prices.microbatches_nw[places].astype(np.float64)
     work_s_sh = np.array([each[places] for each in work_s])
     bounds = iteration_bounds(work_s_sh, m, prices.p2p_s_nw[places] * (mesh.pp > 1))
     slot_s = work_s_sh.max(axis=0)
     uneven_s = UNEVEN * (mesh.pp - 1) * float(slot_s.max() - slot_s.min())
     bound_s = bounds.of(templates)
-    links_s = prices.links_s_nw[places]
-    hidden_s = np.minimum(links_s, prices.layer_s_nw[places] - links_s)
-    least_s_sh = work_s_sh - np.array(mesh.layers_per_stage)[:, None] * hidden_s
-    least_s = float((m * least_s_sh).sum(axis=1).max())
+    least_s_sh = work_s_sh - np.array(mesh.layers_per_stage)[:, None] * prices.hidden_s_nw[places]
+    least_share = min(1.0, float((m * least_s_sh).sum(axis=1).max()) / bound_s)
+    expected_s = max(bound_s, bounds.load_s + uneven_s)
+    if overlaps:  # hTasks that share clocks even out, too
+        expected_s = bound_s * (1 - OVERLAPPED * (1 - least_share))
     return Proposal(
         bands=bands,
         mesh=mesh,
         layout_h=tuple(prices.layout_nw[places].tolist()),
+        runner_up_h=tuple(prices.runner_up_nw[places].tolist()),
         places=places,
         bound_s=bound_s,
-        expected_s=max(bound_s, bounds.load_s + uneven_s),
-        least_share=min(1.0, least_s / bound_s),
+        expected_s=expected_s,
+        least_share=least_share,
         has_room=room.suffices(places),
     )

@@ -24,6 +24,7 @@ from muxtune.alignment import Alignment, group_by_length, row_slots
 from muxtune.costs.compose import step_seconds
 from muxtune.dataset import TaskData
 from muxtune.planning.curves import Floats, Ints
+from muxtune.planning.cuts import Places
 from muxtune.planning.pricing import StagePrices, adapted_ops
 from muxtune.planning.problem import PlanningProblem
 from muxtune.planning.tokens import (
@@ -35,10 +36,12 @@ from muxtune.planning.tokens import (
     packed_sizes,
     packed_tokens,
     padded_rows,
-    padded_tokens,
     sampled_steps,
 )
 from muxtune.shapes import PACKED_MULTIPLE
+
+NEAR = 1.06
+"""Estimates of two alignments of a group whose order is not certain, one to the other."""
 
 Layout = tuple[Alignment, int | None]
 """An alignment; of ``chunk`` the chunk length."""
@@ -82,10 +85,25 @@ class GroupBands:
         self.batches = load_batches(self.tasks, sampled_steps(self.tasks) if steps is None else steps)
         self._declared = np.array([data.task.declared_microbatches for data in self.tasks])
         self._max_length = np.array([data.task.max_length for data in self.tasks])
-        self._longest = np.array([int(data.lengths.max()) for data in self.tasks])
         self.loras = [data.task.peft for data in self.tasks]
         self.microbatches_nw = lru_cache(maxsize=None)(self._microbatches)
         self.layout_bands = lru_cache(maxsize=None)(self._lay_out)
+
+    def sum(self, values_n: Floats) -> Floats:
+        """Of the tasks of every group, ``[n, W]`` (and further axes of ``values_n``)."""
+        return band_sum(values_n, self.width)
+
+    def max(self, values_n: Ints) -> Ints:
+        """Of the tasks of every group, ``[n, W]``."""
+        return band_max(values_n, self.width)
+
+    def members(self, places: Places) -> list[tuple[str, ...]]:
+        """Task ids of the groups in some places."""
+        ends_and_widths = zip(*(each.tolist() for each in places), strict=True)
+        return [self.task_ids[end - w : end + 1] for end, w in ends_and_widths]
+
+    def _packed(self, sizes_nsg: Ints, wanted_nw: NDArray[np.bool_], multiple: int) -> Ints:
+        return packed_tokens(sizes_nsg, self.batches.steps_n, wanted_nw=wanted_nw, multiple=multiple)
 
     @cached_property
     def exists_nw(self) -> NDArray[np.bool_]:
@@ -94,7 +112,7 @@ class GroupBands:
 
     def _microbatches(self, dp: int) -> Ints:
         """On each of ``dp`` replicas."""
-        return np.maximum(band_max(-(-self._declared // dp), self.width), 1)
+        return np.maximum(self.max(-(-self._declared // dp)), 1)
 
     def _lay_out(self, dp: int) -> list[LayoutBand]:
         """All groups under each of the layouts."""
@@ -105,23 +123,22 @@ class GroupBands:
         microbatches = self.microbatches_nw(dp)
         tokens = np.zeros(microbatches.shape, dtype=np.int64)
         task_tokens = np.zeros(microbatches.shape)
-        rows = band_max(self._max_length, self.width)
+        rows = self.rows_nw
         for m in np.unique(microbatches[self.exists_nw]):
             groups = int(m) * dp
             wanted = (microbatches == m) & self.exists_nw
             if alignment == "pad":
                 counts = padded_rows(self.batches, groups)
-                found = padded_tokens(counts, rows)
-                mean = band_sum(counts.sum(axis=1) / groups, self.width) * rows
+                found = self.sum(counts.astype(np.float64)).max(axis=2).astype(np.int64) * rows
+                mean = self.sum(counts.sum(axis=1) / groups) * rows
             else:
                 dealt = dealt_lengths(self.batches, groups)
                 if chunk_tokens is None:
                     sizes, multiple = packed_sizes(dealt), PACKED_MULTIPLE
                 else:
-                    wanted &= band_max(self._longest, self.width) <= chunk_tokens
                     sizes, multiple = chunked_sizes(dealt, chunk_tokens), 1
-                found = packed_tokens(sizes, self.batches.steps_n, wanted_nw=wanted, multiple=multiple)
-                mean = band_sum(sizes.sum(axis=(1, 2)) / self.batches.steps_n / groups, self.width)
+                found = self._packed(sizes, wanted, multiple)
+                mean = self.sum(sizes.sum(axis=(1, 2)) / self.batches.steps_n / groups)
             tokens[wanted], task_tokens[wanted] = found[wanted], mean[wanted]
         return LayoutBand(layout, tokens, task_tokens)
 
@@ -158,7 +175,7 @@ class GroupBands:
     @cached_property
     def rows_nw(self) -> Ints:
         """Row length of a group under ``pad``."""
-        return band_max(self._max_length, self.width)
+        return self.max(self._max_length)
 
 
 @dataclass(frozen=True)
@@ -168,11 +185,13 @@ class GroupPrices:
     microbatches_nw: Ints
     layout_nw: NDArray[np.intp]
     """Which of the bands' layouts."""
+    runner_up_nw: NDArray[np.intp]
+    """Another one that may be as cheap; the same where none is near."""
     tokens_nw: Ints
     layer_s_nw: Floats
     """Of a micro-batch in a layer."""
-    links_s_nw: Floats
-    """The part of it that ranks of a stage communicate."""
+    hidden_s_nw: Floats
+    """The part of it that is gone if its communication, or else its computation, is hidden."""
     first_s_nw: Floats
     """What the first stage has more."""
     last_s_nw: Floats
@@ -188,7 +207,6 @@ def price_groups(bands: GroupBands, prices: StagePrices, dp: int) -> GroupPrices
     """Estimate all groups on ``dp`` replicas."""
     microbatches = bands.microbatches_nw(dp)
     groups = microbatches * dp
-    width = bands.width
     priced = []
     for band in bands.layout_bands(dp):
         layer_s = prices.layer_s(band.tokens_nw)
@@ -199,18 +217,27 @@ def price_groups(bands: GroupBands, prices: StagePrices, dp: int) -> GroupPrices
     layer_s = np.min(priced, axis=0)
     tokens = np.choose(layout, [band.tokens_nw for band in bands.layout_bands(dp)])
     sizes = tokens.astype(np.float64)
+    links_s = prices.links_s(sizes)
     return GroupPrices(
         microbatches_nw=microbatches,
         layout_nw=layout,
+        runner_up_nw=_runner_up(priced, layout, layer_s),
         tokens_nw=tokens,
         layer_s_nw=np.where(bands.exists_nw, layer_s, np.inf),
-        links_s_nw=prices.links_s(sizes),
+        hidden_s_nw=np.minimum(links_s, layer_s - links_s),
         first_s_nw=_first_s(bands, prices, sizes),
-        last_s_nw=prices.last_s(band_sum(bands.batches.targets_n, width) / groups),
-        action_s_nw=prices.action_s + prices.feed_s(band_sum(bands.sequences_n, width) / groups),
+        last_s_nw=prices.last_s(bands.sum(bands.batches.targets_n) / groups),
+        action_s_nw=prices.action_s + prices.feed_s(bands.sum(bands.sequences_n) / groups),
         message_s_nw=prices.message_s(sizes),
         p2p_s_nw=prices.p2p_s(sizes),
     )
+
+
+def _runner_up(priced: Sequence[Floats], layout_nw: NDArray[np.intp], least_s_nw: Floats) -> NDArray[np.intp]:
+    others = np.array(
+        [np.where(layout_nw == number, np.inf, seconds) for number, seconds in enumerate(priced)]
+    )
+    return np.where(others.min(axis=0) <= NEAR * least_s_nw, others.argmin(axis=0), layout_nw)
 
 
 def layer_steps_s(bands: GroupBands, layers: int, tp: int, dp: int) -> Floats:
@@ -220,24 +247,24 @@ def layer_steps_s(bands: GroupBands, layers: int, tp: int, dp: int) -> Floats:
         lora: step_seconds(problem.costs, problem.model, layers, lora, tp=tp, dp=dp)
         for lora in dict.fromkeys(bands.loras)
     }
-    return band_sum(np.array([seconds[lora] for lora in bands.loras]), bands.width)
+    return bands.sum(np.array([seconds[lora] for lora in bands.loras]))
 
 
 def _adapters_s(bands: GroupBands, prices: StagePrices, band: LayoutBand, groups: Ints) -> Floats:
     """Tokens of a task's span are its share of the group's; under ``pad`` by its sequences."""
     share_n = bands.sequences_n if band.layout[0] == "pad" else _effective(bands)
-    all_shares = band_sum(share_n, bands.width)
+    all_shares = bands.sum(share_n)
     per_share = band.task_tokens_nw / np.maximum(all_shares, 1e-9)
     typical = float(np.median(per_share[bands.exists_nw]))
     rank_n = np.array([lora.r for lora in bands.loras], dtype=np.float64)
     seconds = np.zeros(groups.shape)
     for ops in adapted_ops(prices.shard, bands.loras):
         inside_n = share_n * ops.tasks_n
-        tokens = band_sum(inside_n, bands.width) * per_share
-        rank = band_sum(inside_n * rank_n, bands.width) * per_share / np.maximum(tokens, 1e-9)
+        tokens = bands.sum(inside_n) * per_share
+        rank = bands.sum(inside_n * rank_n) * per_share / np.maximum(tokens, 1e-9)
         alone_n = prices.pair_s(ops, inside_n * typical, rank_n)
-        tasks = band_sum(ops.tasks_n.astype(np.float64), bands.width)
-        seconds += prices.adapters_s(ops, tasks, tokens, rank, band_sum(alone_n, bands.width))
+        tasks = bands.sum(ops.tasks_n.astype(np.float64))
+        seconds += prices.adapters_s(ops, tasks, tokens, rank, bands.sum(alone_n))
     return seconds
 
 
@@ -248,13 +275,13 @@ def _effective(bands: GroupBands) -> Floats:
 def _attention_s(bands: GroupBands, prices: StagePrices, band: LayoutBand, groups: Ints) -> Floats:
     seconds = np.zeros(groups.shape)
     if band.layout[0] == "pad":
-        per_microbatch = band_sum(bands.sequences_n, bands.width) / groups
+        per_microbatch = bands.sum(bands.sequences_n) / groups
         for row in np.unique(bands.rows_nw[bands.exists_nw]):
             at = bands.rows_nw == row
             seconds[at] = prices.attention_s(per_microbatch[at], row_slots(int(row)))
         return seconds
     for slots, sequences_n in bands.length_classes:
-        expected = band_sum(sequences_n, bands.width) / groups
+        expected = bands.sum(sequences_n) / groups
         present = -np.expm1(-expected)  # share of the micro-batches that have any, dealt by chance
         each = expected / np.maximum(present, 1e-12)
         seconds += present * prices.attention_s(each, slots)
@@ -266,7 +293,7 @@ def _first_s(bands: GroupBands, prices: StagePrices, tokens: Floats) -> Floats:
     block_n = np.array(
         [bands.problem.model.targeted_linears(lora.targets, "targets")[0].block for lora in bands.loras]
     )
-    block_nw = -band_max(-block_n, bands.width)
+    block_nw = -bands.max(-block_n)
     seconds = np.zeros(tokens.shape)
     for block in np.unique(block_n):
         targets = next(lora.targets for lora, b in zip(bands.loras, block_n, strict=True) if b == block)

@@ -25,7 +25,6 @@ from muxtune.planning.curves import Floats
 from muxtune.planning.cuts import Places
 from muxtune.planning.ranking import GroupBands, GroupPrices
 from muxtune.planning.structure import Mesh
-from muxtune.planning.tokens import band_sum
 from muxtune.workload import LoraSpec
 
 _PROBE = 1 << 20
@@ -83,7 +82,7 @@ class Room:
 def room_for_groups(bands: GroupBands, prices: GroupPrices, mesh: Mesh) -> Room:
     """Estimate all groups on a mesh."""
     sharding = Sharding(tp=mesh.tp)
-    targets = band_sum(bands.batches.targets_n, bands.width) / (prices.microbatches_nw * mesh.dp)
+    targets = bands.sum(bands.batches.targets_n) / (prices.microbatches_nw * mesh.dp)
     stages = []
     for stage in sorted({0, mesh.pp - 1}):
         probe = _Probe(bands, mesh, stage, sharding)

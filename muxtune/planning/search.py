@@ -1,20 +1,23 @@
 """The search over meshes, layers, fusion, alignment, grouping, template and orchestration.
 
-1. On every mesh all contiguous groups of tasks, in two orders, are priced by estimate
-   (:mod:`muxtune.planning.ranking`). Dynamic programming cuts the tasks into groups: cheapest for every
+1. Of up to nine tasks all groups are priced by estimate, and all partitions of all meshes ranked
+   (:mod:`muxtune.planning.sets`). Of more, on every mesh all contiguous groups in two orders are
+   (:mod:`muxtune.planning.ranking`), and dynamic programming cuts the tasks into groups: cheapest for every
    number of hTasks, and for every pace of the pipeline (:mod:`muxtune.planning.cuts`).
 2. The partitions of all meshes stand in one line, by a guess at their iterations. Each has a bound that no
    schedule of it goes below if the estimates are right (:mod:`muxtune.planning.bounds`).
 3. From the front of the line they are priced exactly. What cannot be faster than the best so far is dropped:
    by the bound less :data:`SLACK` before, by the exact bound after it is priced. Of the others the schedules
    are played (:mod:`muxtune.planning.schedules`), and the fastest that fits the memory counts.
-4. Few tasks are refined beyond contiguous groups (:mod:`muxtune.planning.refine`); of many, the search ends
-   after some partitions in a row that were no better.
+4. The search ends after some partitions in a row that were no better; of few tasks on each mesh.
+5. Ten and eleven tasks are refined beyond contiguous groups (:mod:`muxtune.planning.refine`), and fewer where
+   what would be faster does not fit the memory, for there exact bytes decide.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -25,17 +28,15 @@ from muxtune.errors import SpecError
 from muxtune.orchestration import Mode
 from muxtune.planning.assemble import structure_iteration_s
 from muxtune.planning.bounds import exact_bounds
-from muxtune.planning.fusion import alignment_candidates, sort_by_tokens
+from muxtune.planning.candidates import WIDEST_GROUP, Progress, layouts, propose
 from muxtune.planning.groups import GroupTable
 from muxtune.planning.limits import fitting
-from muxtune.planning.meshes import candidate_meshes
 from muxtune.planning.options import FREE, PlanOptions
 from muxtune.planning.partitions import Appraiser, fits
 from muxtune.planning.pipeline import in_order
-from muxtune.planning.pricing import StagePrices
 from muxtune.planning.problem import PlanningProblem
-from muxtune.planning.proposals import MeshProposals, Proposal, propose_on_mesh
-from muxtune.planning.ranking import GroupBands, Layout, price_groups
+from muxtune.planning.proposals import MeshProposals, Proposal
+from muxtune.planning.ranking import Layout
 from muxtune.planning.refine import Effort, refined_partitions
 from muxtune.planning.schedules import (
     MODES,
@@ -45,14 +46,18 @@ from muxtune.planning.schedules import (
     orchestrated,
     schedules,
 )
+from muxtune.planning.sets import MOST_TASKS
 from muxtune.planning.structure import SEQUENTIAL, HTaskChoice, Mesh, PlanStructure
 from muxtune.schedule import Template
 
 SLACK = 0.02
 """How far the estimate of a partition may lie above its exact bound; errors of groups even out (tested)."""
 
+SLACK_OF_FEW = 0.05
+"""The same for few groups, whose errors do not even out; the search ends by patience."""
+
 FEW_TASKS = 12
-"""Below, partitions are refined beyond contiguous groups, and the search is as patient as it can be."""
+"""Below, partitions may be refined with exact prices."""
 
 REFINE_WITHIN = 1.2
 """Meshes whose least bound of contiguous groups is no more than so many times the best iteration."""
@@ -67,13 +72,10 @@ FINALISTS = 4
 """Structures of a refinement that are kept."""
 
 PATIENCE = 12
-"""For more tasks, whose partitions differ little from one to the next."""
+"""Partitions in a row that are no better, of many tasks; their partitions differ little."""
 
-WIDEST_GROUP = 256
-"""Tasks of an hTask at most, where there are more than 512; as a cap, not by a bound."""
-
-Progress = Callable[[int, int], None]
-"""Called with how many steps are done, and of how many."""
+PATIENCE_OF_FEW = 8
+"""The same on each mesh, if all partitions were ranked."""
 
 Fate = Literal["fits", "slower", "bound", "memory"]
 """Of a partition: its fastest schedule fits the memory; it was slower than another's, and nobody asked if it
@@ -132,8 +134,9 @@ def search_structures(
         options: Decisions that are taken away from the search; a partition is not among them.
         seconds_of: Iteration time of a structure; the recurrence by default.
         prune: Whether partitions are left out by their estimates and bounds; without, all are played.
-        patience: Partitions in a row that may be no better than the best before the search ends; by default
-            any number for few tasks, and :data:`PATIENCE` for many.
+        patience: Partitions in a row that may be no better than the best before the search ends, or of few
+            tasks before it leaves a mesh; by default :data:`PATIENCE_OF_FEW`, :data:`PATIENCE` from
+            :data:`FEW_TASKS` on, and in between any number.
         keep: Structures that will be asked for.
         progress: Is told how far the search is.
 
@@ -141,27 +144,33 @@ def search_structures(
         SpecError: The options contradict each other or the cluster, or nothing fits the memory.
     """
     report = progress or (lambda done, of: None)
-    if prune and patience is None and len(problem.tasks) >= FEW_TASKS:
-        patience = PATIENCE
+    few = len(problem.tasks) <= MOST_TASKS
+    slack = SLACK_OF_FEW if few else SLACK
+    if prune and patience is None and (few or len(problem.tasks) >= FEW_TASKS):
+        patience = PATIENCE_OF_FEW if few else PATIENCE
     meshes = propose(problem, options, report)
     proposals = sorted(
         (proposal for each in meshes for proposal in each.proposals),
         key=lambda p: (not p.has_room, p.expected_s),
     )
-    modes = () if "orchestration" in options.without else MODES
+    # The runtime on CPUs executes operators one after the other.
+    overlaps = problem.cluster.device.kind != "cpu" and "orchestration" not in options.without
+    modes = MODES if overlaps else ()
     search = _Search(problem, options.templates(TEMPLATES), modes, seconds_of, prune=prune)
-    in_vain = 0
+    in_vain: Counter[tuple[Mesh | None, bool]] = Counter()
     for number, proposal in enumerate(proposals):
-        if prune and search.least_s(proposal, proposal.bound_s) * (1 - SLACK) >= search.best_s:
+        if prune and search.least_s(proposal, proposal.bound_s) * (1 - slack) >= search.best_s:
             continue
-        if in_vain == patience:
-            break
+        kind = (proposal.mesh if few else None, proposal.has_room)
+        if in_vain[kind] == patience:
+            continue
         before_s = search.best_s
         search.look_at(proposal)
-        in_vain = 0 if search.best_s < before_s else in_vain + 1
+        in_vain[kind] = 0 if search.best_s < before_s else in_vain[kind] + 1
         report(len(meshes) + number + 1, len(meshes) + len(proposals))
     if prune and len(problem.tasks) < FEW_TASKS:
-        search.refine(proposals, layouts(problem, list(problem.data), options))
+        near = search.worth_refining(meshes, every=len(problem.tasks) > MOST_TASKS)
+        search.refine(near, layouts(problem, list(problem.data), options))
     report(1, 1)
     if not np.isfinite(search.best_s):
         _refuse(problem, meshes, search)
@@ -192,54 +201,6 @@ def _refuse(problem: PlanningProblem, meshes: Sequence[MeshProposals], search: _
     raise SpecError(field, problem.cluster.device.memory_bytes, expected)
 
 
-def propose(
-    problem: PlanningProblem, options: PlanOptions, report: Progress = lambda done, of: None
-) -> list[MeshProposals]:
-    """Partitions worth a look by estimate, mesh by mesh."""
-    shapes = candidate_meshes(problem.model, problem.cluster, options)
-    templates = options.templates(TEMPLATES)
-    by_tokens = sort_by_tokens(problem)
-    orders = [by_tokens, sorted(by_tokens, key=lambda t: problem.data[t].task.declared_microbatches)]
-    width = len(by_tokens) if len(by_tokens) <= 2 * WIDEST_GROUP else WIDEST_GROUP
-    stage_prices: dict[int, StagePrices] = {}
-    found: list[MeshProposals] = []
-    wanted = layouts(problem, by_tokens, options)
-    for task_ids in orders if orders[0] != orders[1] else orders[:1]:
-        bands = GroupBands(problem, task_ids, width, wanted)
-        for tp, dp in dict.fromkeys((shape.tp, shape.dp) for shape in shapes):
-            if tp not in stage_prices:
-                stage_prices[tp] = StagePrices(problem.costs, problem.model, tp, bands.most_tokens)
-                stage_prices[tp].place_between(bands.loras, bands.typical_tokens)
-            prices = price_groups(bands, stage_prices[tp], dp)
-            for shape in shapes:
-                if (shape.tp, shape.dp) == (tp, dp):
-                    found.append(propose_on_mesh(bands, prices, shape, templates))
-                    report(len(found), 4 * len(shapes))
-    return found
-
-
-def layouts(problem: PlanningProblem, task_ids: Sequence[str], options: PlanOptions) -> list[Layout]:
-    """Alignments that groups are ranked with.
-
-    A chunk never holds more than the same sequences packed, so chunks are not ranked beside ``pack``; they
-    are priced, as everything is, for the partitions that win.
-
-    Raises:
-        SpecError: A chunk length is given for another alignment, or a sequence is longer.
-    """
-    wanted = alignment_candidates(problem, task_ids, options.alignment, options.chunk_tokens)
-    if options.chunk_tokens is not None:
-        problem.shape(task_ids, "chunk", options.chunk_tokens)  # refuses too short ones
-    if any(alignment == "pack" for alignment, _ in wanted):
-        return [layout for layout in wanted if layout[0] != "chunk"]
-    if options.alignment == "chunk" and options.chunk_tokens is None:
-        shortest = min(problem.longest_sequence([task_id]) for task_id in task_ids)
-        largest = max(chunk or 0 for _, chunk in wanted)
-        lengths = [1 << i for i in range((shortest - 1).bit_length(), largest.bit_length())]
-        return [("chunk", length) for length in lengths]
-    return list(wanted)
-
-
 def _cheapest_layout(
     problem: PlanningProblem, mesh: Mesh, wanted: Sequence[Layout], task_ids: tuple[str, ...]
 ) -> HTaskChoice:
@@ -247,7 +208,6 @@ def _cheapest_layout(
     possible = [
         HTaskChoice(task_ids=task_ids, shape=problem.shape(task_ids, alignment, chunk, dp=mesh.dp))
         for alignment, chunk in wanted
-        if chunk is None or chunk >= problem.longest_sequence(task_ids)
     ]
     # Fewer attention calls never make up for many more tokens.
     fewest = min(choice.shape.tokens for choice in possible)
@@ -283,7 +243,7 @@ class _Search:
     def look_at(self, proposal: Proposal) -> None:
         """Price a partition and play its schedules, unless its bound rules that out."""
         problem, mesh = self._problem, proposal.mesh
-        htasks = proposal.htasks(problem)
+        htasks = proposal.htasks(problem, alternatives=len(problem.data) <= MOST_TASKS)
         times = [problem.htask_times(htask, mesh, SEQUENTIAL) for htask in htasks]
         bounds = exact_bounds(times, [htask.shape.microbatches for htask in htasks])
         bound_s = self.least_s(proposal, bounds.of(self._templates))
@@ -318,15 +278,33 @@ class _Search:
         fate: Fate = "bound" if misfit is None else "memory"
         self.outcomes.append(Outcome(proposal, fate, bound_s, structure=misfit))
 
-    def refine(self, proposals: Sequence[Proposal], wanted: Sequence[Layout]) -> None:
-        """Local search beyond contiguous groups, on the meshes that come near the best."""
+    def worth_refining(self, meshes: Sequence[MeshProposals], *, every: bool) -> list[Mesh]:
+        """Meshes for :meth:`refine`, the nearest to the best first.
+
+        Args:
+            meshes: With their partitions.
+            every: All that come near the best; else those whose faster partitions do not fit the memory, or
+                all meshes if nothing does.
+        """
         nearest: dict[Mesh, float] = {}
-        for proposal in proposals:
-            least_s = self.least_s(proposal, proposal.bound_s)
-            nearest[proposal.mesh] = min(nearest.get(proposal.mesh, np.inf), least_s)
-        for mesh in sorted(nearest, key=lambda each: nearest[each]):
-            if nearest[mesh] > REFINE_WITHIN * self.best_s:
-                break
+        for each in meshes:
+            nearest.setdefault(each.mesh, np.inf)
+            for proposal in each.proposals:
+                least_s = self.least_s(proposal, proposal.bound_s)
+                nearest[proposal.mesh] = min(nearest.get(proposal.mesh, np.inf), least_s)
+        near = [mesh for mesh in nearest if nearest[mesh] <= REFINE_WITHIN * self.best_s]
+        if not every and np.isfinite(self.best_s):
+            misfit = {
+                outcome.proposal.mesh
+                for outcome in self.outcomes
+                if outcome.fate == "memory" and outcome.proposal and outcome.bound_s < self.best_s
+            }
+            near = [mesh for mesh in near if mesh in misfit]
+        return sorted(near, key=lambda mesh: nearest[mesh])
+
+    def refine(self, meshes: Sequence[Mesh], wanted: Sequence[Layout]) -> None:
+        """Local search with exact prices and exact memory."""
+        for mesh in meshes:
             align = partial(_cheapest_layout, self._problem, mesh, wanted)
             appraiser = Appraiser(GroupTable(self._problem, mesh, align), self._templates, self._seconds_of)
             for found in refined_partitions(appraiser, EFFORT)[:FINALISTS]:

@@ -1,4 +1,4 @@
-"""The fusion is within 1% of the best of all set partitions, on random problems of up to 8 tasks.
+"""``muxtune`` is within 1% of the best of all set partitions, on random problems of up to 8 tasks.
 
 ``python -m benchmarks.fusion_gap`` does the same for more and larger instances, and prints the distribution.
 """

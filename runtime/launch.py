@@ -79,7 +79,7 @@ def _watch(
     while (rank := _first_cause(processes)) is None and time.monotonic() < deadline:
         time.sleep(_POLL_S)
     if rank is None:
-        rank = next(r for r, process in enumerate(processes) if process.poll())
+        raise _error_without_cause(processes, meeting, logs)
     raise _error_of(processes, rank, meeting, logs)
 
 
@@ -105,6 +105,18 @@ def _error_of(
     else:
         reason = f"exit code {code}"
     return RunError(f"rank {rank}: {reason} (log: {logs / f'rank-{rank}.log'})")
+
+
+def _error_without_cause(
+    processes: list[subprocess.Popen[bytes]], meeting: Path, logs: Path
+) -> RunError | UserError:
+    """Ranks lost another one, and none has failed: the one that they gave up still lives."""
+    lost = next(rank for rank, process in enumerate(processes) if process.poll())
+    hanging = [str(rank) for rank, process in enumerate(processes) if process.poll() is None]
+    error = _error_of(processes, lost, meeting, logs)
+    if not hanging:
+        return error
+    return RunError(f"rank {', '.join(hanging)}: hangs, and was killed; {error}")
 
 
 def _finished_iterations(meeting: Path) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
@@ -16,10 +18,12 @@ class RankMesh:
     Args:
         parallelism: How large the mesh is.
         rank: Whose place; torch.distributed is up if there are several.
+        peer_timeout_s: How long a sum waits for a rank; gloo's half an hour by default.
     """
 
-    def __init__(self, parallelism: Parallelism, rank: int) -> None:
+    def __init__(self, parallelism: Parallelism, rank: int, peer_timeout_s: float | None = None) -> None:
         self._parallelism = parallelism
+        self._peer_timeout_s = peer_timeout_s
         self.replica, within = divmod(rank, parallelism.pp * parallelism.tp)
         self.stage, shard = divmod(within, parallelism.tp)
         tp, pp, dp = self._build_teams()
@@ -35,13 +39,16 @@ class RankMesh:
         sizes = {name: getattr(self._parallelism, name) for name in ("dp", "pp", "tp")}
         if not dist.is_initialized():
             return [None, None, None]
+        options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]  # Options in torch's stubs
+        if self._peer_timeout_s is not None:  # groups do not inherit that of the default one
+            options._timeout = timedelta(seconds=self._peer_timeout_s)
         mesh = init_device_mesh(
             "cpu",
             tuple(sizes.values()),
             mesh_dim_names=tuple(sizes),
             # Never the default group, which a dimension of all ranks would get: sums must not queue behind
             # the messages between stages, which are under way in that one.
-            backend_override=dict.fromkeys(sizes, "gloo"),
+            backend_override=dict.fromkeys(sizes, ("gloo", options)),
         )
         return [GroupTeam(mesh.get_group(name)) if sizes[name] > 1 else None for name in ("tp", "pp", "dp")]
 

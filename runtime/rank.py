@@ -7,6 +7,7 @@ import sys
 import threading
 import traceback
 from collections import Counter
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
@@ -43,6 +44,10 @@ USER_ERROR_EXIT_CODE = 2
 """Exit code of a rank that met a mistake that the user can mend."""
 
 
+PEER_TIMEOUT_S = 1800.0
+"""How long a rank waits for another one's message; the first wait may last as long as loading a backbone."""
+
+
 class RunJob(BaseModel):
     """What a rank has to know beside the plan, which lies in the run's folder."""
 
@@ -56,6 +61,8 @@ class RunJob(BaseModel):
     checkpoint_every: int
     metered_steps: int = 1
     """First steps of each hTask in which the bytes of every micro-batch are counted."""
+    peer_timeout_s: float = PEER_TIMEOUT_S
+    """A rank that keeps another one waiting for longer is taken to hang."""
 
 
 class RankRun:
@@ -75,7 +82,7 @@ class RankRun:
         self._job = job
         self._rank = rank
         self._progress = progress
-        self._mesh = RankMesh(plan.parallelism, rank)
+        self._mesh = RankMesh(plan.parallelism, rank, job.peer_timeout_s)
         self._feed = Feed(plan, load_plan_data(plan), replica=self._mesh.replica)
         self._actions = extend_schedule(plan, job.steps, first=job.first_step)[self._mesh.stage]
         self._steps_to_come = Counter(a.number for a in self._actions if a.kind == "STEP")
@@ -224,7 +231,8 @@ def main() -> None:
     plan = load_plan(job.out_dir / "plan.json")
     if plan.parallelism.ranks > 1:
         store = (meeting / "store").as_uri()
-        dist.init_process_group("gloo", store, rank=rank, world_size=plan.parallelism.ranks)
+        timeout = timedelta(seconds=job.peer_timeout_s)
+        dist.init_process_group("gloo", store, timeout=timeout, rank=rank, world_size=plan.parallelism.ranks)
     RankRun(plan, job, rank, meeting / "progress" if rank == 0 else None).execute()
     if dist.is_initialized():
         dist.destroy_process_group()

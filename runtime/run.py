@@ -5,24 +5,25 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-import torch.distributed as dist
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from muxtune.errors import SpecError, UserError, naming
 from muxtune.model import spec_from_hf
 from muxtune.plan import Plan, check_plan, load_plan, save_plan
+from muxtune.processes import under_torchrun
 from muxtune.schedule_extension import check_step_meetings, extend_schedule
 from runtime.checkpoint import newest_checkpoint, writing_ranks
 from runtime.feed import check_room, load_plan_data
+from runtime.join import joined, share, together
 from runtime.kernels import kernel_mode
 from runtime.launch import launch_ranks
-from runtime.rank import RankRun, RunJob
+from runtime.rank import PEER_TIMEOUT_S, RankRun, RunJob
 from runtime.report import RunReport, load_report
 from runtime.sharding import check_sharding
-from runtime.transport import meet
 
 CHECKPOINT_EVERY = 10
 """Iterations between checkpoints unless told otherwise."""
@@ -39,6 +40,7 @@ def run_plan(
     progress: bool = False,
     checkpoint_every: int = CHECKPOINT_EVERY,
     metered_steps: int = 1,
+    peer_timeout_s: float = PEER_TIMEOUT_S,
 ) -> RunReport:
     """Train all tasks of a plan on the ranks that it asks for.
 
@@ -54,6 +56,7 @@ def run_plan(
         checkpoint_every: Iterations between checkpoints.
         metered_steps: First steps of each hTask whose micro-batches' memory is counted, which slows them by
             a few percent; later ones are taken to be alike (not under torchrun).
+        peer_timeout_s: How long a rank waits for another one's message before it takes that one to hang.
 
     Returns:
         What stands in ``run.json``.
@@ -62,16 +65,15 @@ def run_plan(
         UserError: Something about the plan, the data or the folder is wrong; nothing was started or written.
         RunError: A rank failed; the newest checkpoint is kept.
     """
-    where = "plan"
-    if isinstance(plan, Path):
-        where = str(plan)
-        plan = load_plan(plan)
-    else:
-        check_plan(plan)
-    iterations = max(plan.htask_steps()) if steps is None else steps
-    _check(plan, iterations, checkpoint_every, where)
-    if _under_torchrun():
-        return _join(plan, out_dir, iterations, resume=resume, checkpoint_every=checkpoint_every)
+    if under_torchrun():
+        return _join(
+            partial(_checked, plan, steps, checkpoint_every, peer_timeout_s),
+            out_dir,
+            resume=resume,
+            checkpoint_every=checkpoint_every,
+            peer_timeout_s=peer_timeout_s,
+        )
+    plan, iterations = _checked(plan, steps, checkpoint_every, peer_timeout_s)
     first_step = _prepare_folder(plan, out_dir, iterations, resume=resume)
     if first_step is None:
         return load_report(out_dir / "run.json")
@@ -81,14 +83,33 @@ def run_plan(
         first_step=first_step,
         checkpoint_every=checkpoint_every,
         metered_steps=metered_steps,
+        peer_timeout_s=peer_timeout_s,
     )
     with _progress_bar(job, shown=progress) as on_progress:
         launch_ranks(job, plan.parallelism.ranks, on_progress)
     return load_report(out_dir / "run.json")
 
 
-def _check(plan: Plan, iterations: int, checkpoint_every: int, where: str) -> None:
-    """Everything that can be wrong before a rank starts."""
+def _checked(
+    plan: Plan | Path, steps: int | None, checkpoint_every: int, peer_timeout_s: float
+) -> tuple[Plan, int]:
+    """The plan and its iterations, if nothing is wrong that can be seen before a rank starts."""
+    where = "plan"
+    if isinstance(plan, Path):
+        where = str(plan)
+        plan = load_plan(plan)
+    else:
+        check_plan(plan)
+    if checkpoint_every < 1:
+        raise SpecError("checkpoint_every", checkpoint_every, "at least 1")
+    if peer_timeout_s <= 0:
+        raise SpecError("peer_timeout_s", peer_timeout_s, "seconds above 0")
+    iterations = max(plan.htask_steps()) if steps is None else steps
+    _check(plan, iterations, where)
+    return plan, iterations
+
+
+def _check(plan: Plan, iterations: int, where: str) -> None:
     kernel_mode()  # refuses a MUXTUNE_KERNELS that means nothing
     device = plan.cluster.device
     if device.kind != "cpu":
@@ -105,8 +126,6 @@ def _check(plan: Plan, iterations: int, checkpoint_every: int, where: str) -> No
             f"a backbone that a rank can load: it needs {needs:.1f} GiB, {device.name} has {has:.1f} GiB"
         )
         raise SpecError(f"{where}: model", plan.model.name, expected)
-    if checkpoint_every < 1:
-        raise SpecError("checkpoint_every", checkpoint_every, "at least 1")
     _check_backbone(plan, where)
     schedule = extend_schedule(plan, iterations)
     clipping = [h.id for h in plan.htasks if any(t.max_grad_norm is not None for t in plan.htask_tasks(h.id))]
@@ -155,33 +174,41 @@ def _prepare_folder(plan: Plan, out_dir: Path, iterations: int, *, resume: bool)
     return first_step
 
 
-def _under_torchrun() -> bool:
-    return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"))
-
-
-def _join(plan: Plan, out_dir: Path, iterations: int, *, resume: bool, checkpoint_every: int) -> RunReport:
+def _join(
+    check: Callable[[], tuple[Plan, int]],
+    out_dir: Path,
+    *,
+    resume: bool,
+    checkpoint_every: int,
+    peer_timeout_s: float,
+) -> RunReport:
     """Be one rank of torchrun's job; rank 0 prepares the folder and tells the others."""
-    rank, world, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), plan.parallelism.ranks
-    if world != ranks:
-        raise UserError(f"torchrun started {world} ranks (WORLD_SIZE); expected {ranks}, those of the plan")
-    told: list[int | None] = [None]
-    if rank == 0:
-        told[0] = _prepare_folder(plan, out_dir, iterations, resume=resume)
-    if world > 1:
-        dist.init_process_group("gloo")
-        dist.broadcast_object_list(told, src=0)
-    if told[0] is not None:
-        job = RunJob(
-            out_dir=out_dir.resolve(),
-            steps=iterations,
-            first_step=told[0],
-            checkpoint_every=checkpoint_every,
-        )
-        RankRun(plan, job, rank).execute()
-    report = load_report(out_dir / "run.json")
-    meet()
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+    def check_world() -> tuple[Plan, int]:
+        plan, iterations = check()
+        ranks = plan.parallelism.ranks
+        if world != ranks:
+            raise UserError(
+                f"torchrun started {world} ranks (WORLD_SIZE); expected {ranks}, those of the plan"
+            )
+        return plan, iterations
+
+    with joined(rank, world, peer_timeout_s):
+        plan, iterations = together(check_world)
+        first_step = share(
+            together(lambda: None if rank else _prepare_folder(plan, out_dir, iterations, resume=resume))
+        )[0]
+        if first_step is not None:
+            job = RunJob(
+                out_dir=out_dir.resolve(),
+                steps=iterations,
+                first_step=first_step,
+                checkpoint_every=checkpoint_every,
+                peer_timeout_s=peer_timeout_s,
+            )
+            RankRun(plan, job, rank).execute()
+        report = load_report(out_dir / "run.json")
     return report
 
 

@@ -204,4 +204,5 @@ def _or_peer_lost(call: Callable[[], T], rank: int | None = None) -> T:
         return call()
     except RuntimeError as error:  # gloo has no class of its own for a closed connection
         peer = "another rank" if rank is None else f"rank {rank}"
-        raise PeerLostError(f"the connection to {peer} broke: {error}") from error
+        what = f"{peer} did not answer" if "Timed out" in str(error) else f"the connection to {peer} broke"
+        raise PeerLostError(f"{what}: {error}") from error

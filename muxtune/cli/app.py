@@ -18,6 +18,7 @@ import typer
 
 from muxtune.cli import catalog, compare, costs_commands, demo, planning, profile, running, sweep
 from muxtune.errors import MuxTuneError, UserError
+from muxtune.processes import end_process, under_torchrun
 
 app = typer.Typer(
     name="muxtune",
@@ -85,4 +86,6 @@ def _end(error: Exception, *, code: int) -> NoReturn:
     if not isinstance(error, MuxTuneError):
         message = f"{type(error).__name__}: {message} (MUXTUNE_DEBUG=1 shows where)"
     sys.stderr.write(f"muxtune: error: {message}\n")
+    if under_torchrun():
+        end_process(code)  # the interpreter's own finish may wait for ranks that do not come
     sys.exit(code)

@@ -12,6 +12,7 @@ from muxtune.cli.options import GanttPath, JsonFlag, PlanPath
 from muxtune.cli.output import check_writable, emit, stdout_kept_clean
 from muxtune.cli.validation import validation_table
 from muxtune.plan import load_plan
+from muxtune.processes import end_process, under_torchrun
 from muxtune.tables import format_table, show_bytes, show_percent, show_rate, show_seconds
 
 if TYPE_CHECKING:
@@ -25,18 +26,30 @@ def run(
         int | None, typer.Option(min=1, help="Optimizer steps per task; all by default.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's checkpoints.")] = False,
+    peer_timeout_s: Annotated[
+        float, typer.Option("--peer-timeout", help="Seconds after which a rank that does not answer hangs.")
+    ] = 1800.0,
     as_json: JsonFlag = False,
 ) -> None:
     """Execute a plan with torch, on ranks that it starts itself or under torchrun."""
     check_writable(out, "--out", folder=True)
-    load_plan(plan)  # a bad plan is refused before torch is loaded
-    from runtime import run_plan
+    joins = under_torchrun()
+    if not joins:
+        load_plan(plan)  # a bad plan is refused before torch is loaded
+    from runtime import PEER_LOST_EXIT_CODE, PeerLostError, run_plan
 
-    with stdout_kept_clean():
-        report = run_plan(plan, out, steps=steps, resume=resume, progress=True)
+    try:
+        with stdout_kept_clean():
+            report = run_plan(
+                plan, out, steps=steps, resume=resume, progress=True, peer_timeout_s=peer_timeout_s
+            )
+    except PeerLostError:  # only under torchrun, which says what this rank knows; another one has the cause
+        end_process(PEER_LOST_EXIT_CODE)
     # Under torchrun every rank comes here, and one of them speaks.
-    if "WORLD_SIZE" not in os.environ or os.environ.get("RANK") == "0":
+    if not joins or os.environ["RANK"] == "0":
         emit(report, run_table(report), as_json=as_json)
+    if joins:
+        end_process()
 
 
 def validate(

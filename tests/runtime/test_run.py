@@ -85,6 +85,10 @@ def test_no_checkpoints_at_all(plan, tmp_path):
     _refused(plan, tmp_path / "run", "checkpoint_every = 0: expected at least 1", checkpoint_every=0)
 
 
+def test_a_rank_that_may_never_answer(plan, tmp_path):
+    _refused(plan, tmp_path / "run", r"peer_timeout_s = 0\.0: expected seconds above 0", peer_timeout_s=0.0)
+
+
 def test_a_folder_that_is_not_empty(plan, tmp_path):
     out_dir = tmp_path / "run"
     out_dir.mkdir()
@@ -119,7 +123,7 @@ def test_a_backbone_directory_that_changed_or_went_away(tmp_path):
 
 
 def test_torchrun_with_another_number_of_ranks(plan, tmp_path, monkeypatch):
-    for name, value in {"RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "localhost"}.items():
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost"}.items():
         monkeypatch.setenv(name, value)
-    message = r"torchrun started 3 ranks \(WORLD_SIZE\); expected 2"
+    message = r"^rank 0: torchrun started 1 ranks \(WORLD_SIZE\); expected 2"
     _refused(plan, tmp_path / "run", message, UserError)

@@ -11,7 +11,6 @@ the schedule decides between them: few large groups use operators better, many s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,34 +22,6 @@ from muxtune.planning.structure import HTaskChoice, Mesh
 
 CHUNK_CANDIDATES = 3
 """Chunk lengths tried per group: the smallest power of two that holds every sequence, and its doublings."""
-
-
-def partitions_by_count(
-    problem: PlanningProblem,
-    mesh: Mesh,
-    align: Callable[[tuple[str, ...]], HTaskChoice],
-    feasible: Callable[[HTaskChoice], bool],
-) -> list[tuple[HTaskChoice, ...]]:
-    """Best partition into 1, 2, ... contiguous groups; counts without a feasible partition are left out.
-
-    Args:
-        problem: What is planned.
-        mesh: Given.
-        align: Chooses the alignment of a group.
-        feasible: Whether a group fits the memory.
-    """
-    ordered = sort_by_tokens(problem)
-    count = len(ordered)
-    groups: dict[tuple[int, int], HTaskChoice] = {}
-    cost_s = np.full((count, count + 1), np.inf)
-    for start in range(count):
-        for stop in range(start + 1, count + 1):
-            choice = align(tuple(ordered[start:stop]))
-            if not feasible(choice):
-                continue  # with a task of more micro-batches, a longer group may need less
-            groups[start, stop] = choice
-            cost_s[start, stop] = choice.shape.microbatches * problem.htask_times(choice, mesh).slowest_s
-    return [tuple(groups[cut] for cut in pairwise(cuts)) for cuts in best_cuts(cost_s)]
 
 
 def best_cuts(cost_s: NDArray[np.float64]) -> list[tuple[int, ...]]:

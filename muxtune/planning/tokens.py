@@ -174,10 +174,3 @@ def packed_tokens(
         while_all_train = np.arange(steps) < last_step[:count, None]
         tokens[ends[:count], w] = (emptiest_first[:, :, -1] * while_all_train).max(axis=1)
     return np.asarray(-(-tokens // multiple) * multiple * wanted_nw)
-
-
-def padded_tokens(rows_ng: Ints, row_tokens_nw: Ints) -> Ints:
-    """Stream length of every group under ``pad``, ``[n, W]``: rows of all tasks, group by group."""
-    width = row_tokens_nw.shape[1]
-    rows = band_sum(rows_ng.astype(np.float64), width).max(axis=2)
-    return np.asarray(rows.astype(np.int64) * row_tokens_nw)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from itertools import combinations, pairwise
 
+import numpy as np
 import pytest
 
 from muxtune.planning.fusion import (
     alignment_candidates,
+    best_cuts,
     cheapest_alignment,
-    partitions_by_count,
     sort_by_tokens,
 )
 from muxtune.planning.problem import PlanningProblem
@@ -30,26 +31,33 @@ def total_s(problem: PlanningProblem, groups: list[tuple[str, ...]]) -> float:
     return sum(c.shape.microbatches * problem.htask_times(c, MESH).slowest_s for c in choices)
 
 
+def cut(problem: PlanningProblem, most_tasks: int) -> list[list[tuple[str, ...]]]:
+    """Best contiguous partitions, in groups of at most so many tasks."""
+    ordered = sort_by_tokens(problem)
+    count = len(ordered)
+    cost_s = np.full((count, count + 1), np.inf)
+    for start in range(count):
+        for stop in range(start + 1, min(count, start + most_tasks) + 1):
+            cost_s[start, stop] = total_s(problem, [tuple(ordered[start:stop])])
+    return [[tuple(ordered[a:b]) for a, b in pairwise(cuts)] for cuts in best_cuts(cost_s)]
+
+
 @pytest.mark.parametrize("launch_s", [1e-6, 1e-4, 2e-3])
 def test_dp_finds_the_best_contiguous_partition_for_every_count(launch_s):
     problem = make_problem(costs=FakeCosts(launch_s=launch_s))
     ordered = sort_by_tokens(problem)
-    found = partitions_by_count(problem, MESH, cheapest_alignment(problem, MESH), lambda _: True)
-    assert [len(partition) for partition in found] == [1, 2, 3, 4, 5]
-    for partition in found:
-        groups = [choice.task_ids for choice in partition]
+    found = cut(problem, len(ordered))
+    assert [len(groups) for groups in found] == [1, 2, 3, 4, 5]
+    for groups in found:
         assert [task_id for group in groups for task_id in group] == ordered
         best = min(total_s(problem, p) for p in contiguous_partitions(ordered, len(groups)))
         assert total_s(problem, groups) == pytest.approx(best, rel=1e-12)
 
 
 def test_groups_that_do_not_fit_the_memory_are_never_used():
-    problem = make_problem()
-    found = partitions_by_count(
-        problem, MESH, cheapest_alignment(problem, MESH), lambda choice: len(choice.task_ids) <= 2
-    )
-    assert [len(partition) for partition in found] == [3, 4, 5]
-    assert all(len(choice.task_ids) <= 2 for partition in found for choice in partition)
+    found = cut(make_problem(), 2)
+    assert [len(groups) for groups in found] == [3, 4, 5]
+    assert all(len(group) <= 2 for groups in found for group in groups)
 
 
 def test_cheapest_alignment_beats_every_candidate():

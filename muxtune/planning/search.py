@@ -32,7 +32,7 @@ from muxtune.planning.candidates import WIDEST_GROUP, Progress, layouts, propose
 from muxtune.planning.groups import GroupTable
 from muxtune.planning.limits import fitting
 from muxtune.planning.options import FREE, PlanOptions
-from muxtune.planning.partitions import Appraiser, fits
+from muxtune.planning.partitions import Appraiser, fits, set_partitions
 from muxtune.planning.pipeline import in_order
 from muxtune.planning.problem import PlanningProblem
 from muxtune.planning.proposals import MeshProposals, Proposal
@@ -176,6 +176,8 @@ def search_structures(
         near = search.worth_refining(meshes, every=len(problem.tasks) > MOST_TASKS)
         search.refine(near, layouts(problem, list(problem.data), options))
     report(1, 1)
+    if few and not np.isfinite(search.best_s):
+        search.try_least_memory([each.mesh for each in meshes], layouts(problem, list(problem.data), options))
     if not np.isfinite(search.best_s):
         _refuse(problem, meshes, search)
     return SearchRecord(tuple(search.ranked(keep)), tuple(proposals))
@@ -309,12 +311,32 @@ class _Search:
     def refine(self, meshes: Sequence[Mesh], wanted: Sequence[Layout]) -> None:
         """Local search with exact prices and exact memory."""
         for mesh in meshes:
-            align = partial(_cheapest_layout, self._problem, mesh, wanted)
-            appraiser = Appraiser(GroupTable(self._problem, mesh, align), self._templates, self._seconds_of)
+            appraiser = self._appraiser(mesh, wanted)
             for found in refined_partitions(appraiser, EFFORT)[:FINALISTS]:
                 bound_s = appraiser.bound_s(found.groups)
                 self.outcomes.append(Outcome(None, "fits", bound_s, found.seconds, found.structure))
                 self.best_s = min(self.best_s, found.seconds)
+
+    def try_least_memory(self, meshes: Sequence[Mesh], wanted: Sequence[Layout]) -> None:
+        """Look at the partitions that need least memory, among all partitions of a few tasks.
+
+        Raises:
+            SpecError: None of them fits; has the bytes of the one that needs least.
+        """
+        partitions = list(set_partitions(len(self._problem.data)))
+        least = [
+            structure
+            for mesh in dict.fromkeys(meshes)
+            for structure in self._appraiser(mesh, wanted).least_structures(partitions)
+        ]
+        for structure in fitting(self._problem, least):
+            seconds = self._seconds_of(self._problem, structure)
+            self.outcomes.append(Outcome(None, "fits", seconds, seconds, structure))
+            self.best_s = min(self.best_s, seconds)
+
+    def _appraiser(self, mesh: Mesh, wanted: Sequence[Layout]) -> Appraiser:
+        align = partial(_cheapest_layout, self._problem, mesh, wanted)
+        return Appraiser(GroupTable(self._problem, mesh, align), self._templates, self._seconds_of)
 
     def ranked(self, keep: int) -> list[Outcome]:
         """All outcomes, fastest first; of the ``keep`` fastest it is known whether they fit."""

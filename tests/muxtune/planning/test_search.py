@@ -11,7 +11,7 @@ from muxtune.planning.assemble import structure_iteration_s
 from muxtune.planning.options import PlanOptions
 from muxtune.planning.partitions import fits
 from muxtune.planning.search import FEW_TASKS, search_structures
-from muxtune.policies import POLICIES
+from muxtune.policies import POLICIES, plan_problem
 from tests.muxtune.planning.problems import FakeCosts, make_problem
 from tests.muxtune.planning.test_ranking import gpu_problem
 
@@ -123,3 +123,13 @@ def test_search_of_64_tasks_looks_at_few_of_its_partitions():
     assert len(record.outcomes) < 60
     best = record.outcomes[0]
     assert best.seconds < 1.06 * best.bound_s
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_refusal_names_the_bytes_of_the_partition_that_needs_least(ranks):
+    said = []
+    for policy in ("muxtune", "exhaustive"):
+        with pytest.raises(SpecError, match="expected at least") as refused:
+            plan_problem(make_problem(ranks=ranks, memory_bytes=1_000_000), policy=policy)
+        said.append(str(refused.value))
+    assert said[0] == said[1]

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from runtime.sharding import Cut
+from runtime.teams import Team
 from runtime.tenant import Tenant
-from runtime.transport import Team
 
 
 def sum_over_shards(tenants: Sequence[Tenant], team: Team) -> None:

@@ -19,7 +19,8 @@ from typing import TypeVar
 import torch.distributed as dist
 
 from muxtune.errors import MuxTuneError, RunError, UserError
-from runtime.transport import PeerLostError, meet
+from runtime.peers import PeerLostError
+from runtime.transport import meet
 
 T = TypeVar("T")
 

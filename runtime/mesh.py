@@ -9,7 +9,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from muxtune.plan import Parallelism
 from runtime.sharding import Shard
-from runtime.transport import GroupTeam, Team
+from runtime.teams import GroupTeam, Team
 
 
 class RankMesh:

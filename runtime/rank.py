@@ -30,11 +30,12 @@ from runtime.footprint import measure_memory
 from runtime.memory import parameter_bytes, rotary_table_bytes
 from runtime.mesh import RankMesh
 from runtime.outputs import ADAPTER, ADAPTER_INIT, save_progress, task_folder
+from runtime.peers import PeerLostError
 from runtime.report import StageRecord, build_report, save_report, stage_records
 from runtime.runner import NonFiniteLossError, StageRunner, StepLoss
 from runtime.sharding import Part, assemble
 from runtime.tenant import Tenant
-from runtime.transport import PeerLostError, common_origin_ns, gather, meet
+from runtime.transport import common_origin_ns, gather, meet
 
 PEER_LOST_EXIT_CODE = 75
 """Exit code of a rank whose neighbour died; the neighbour has the real cause."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from muxtune.errors import SpecError
 from muxtune.model import LinearSpec, ModelSpec
-from runtime.transport import Team
+from runtime.teams import Team
 
 OUTPUTS, INPUTS = 0, 1
 """Dimensions of a linear's weight, of B and of A; a bias has the first."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from runtime.autograd import Context
 from runtime.sharding import Shard
-from runtime.transport import Team
+from runtime.teams import Team
 
 
 def shared(x_TD: Tensor, shard: Shard) -> Tensor:

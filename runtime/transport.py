@@ -1,4 +1,4 @@
-"""Tensors between ranks: point-to-point between neighbouring stages, sums over the ranks of a team.
+"""Tensors between neighbouring stages, point-to-point, and small things that all ranks tell each other.
 
 Forward tensors go from stage s to s + 1, gradients back. All stages play the same order of forwards and of
 backwards, so each direction is a queue: nothing carries a name. Gloo moves data only once the receive is
@@ -13,15 +13,14 @@ import platform
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from muxtune.errors import RunError
+from runtime.peers import or_peer_lost
 
 T = TypeVar("T")
 
@@ -30,10 +29,6 @@ POSTED_AHEAD = 2
 
 _TAGS = 1 << 20
 """Tags repeat after so many messages; far more than are ever under way."""
-
-
-class PeerLostError(RunError):
-    """A neighbouring rank is gone; its own error, not this one, is the cause."""
 
 
 class Inbox:
@@ -67,7 +62,7 @@ class Inbox:
             PeerLostError: The sender is gone.
         """
         tensor_TD, work = self._posted.popleft()
-        _or_peer_lost(work.wait, self._source)
+        or_peer_lost(work.wait, self._source)
         self._post()
         return tensor_TD
 
@@ -77,7 +72,7 @@ class Inbox:
             return
         number, tokens = shape
         tensor_TD = torch.empty(tokens, self._hidden, dtype=self._dtype)
-        work = _or_peer_lost(lambda: dist.irecv(tensor_TD, self._source, tag=number % _TAGS), self._source)
+        work = or_peer_lost(lambda: dist.irecv(tensor_TD, self._source, tag=number % _TAGS), self._source)
         assert work is not None  # None only for ranks outside of the group
         self._posted.append((tensor_TD, work))
 
@@ -115,7 +110,7 @@ class Outbox:
             self._wait_for_oldest()
         tensor_TD = tensor_TD.contiguous()
         tag = self._number % _TAGS
-        work = _or_peer_lost(lambda: dist.isend(tensor_TD, self._target, tag=tag), self._target)
+        work = or_peer_lost(lambda: dist.isend(tensor_TD, self._target, tag=tag), self._target)
         assert work is not None  # None only for ranks outside of the group
         self._under_way.append((tensor_TD, work))
         self._number += 1
@@ -130,36 +125,7 @@ class Outbox:
             self._wait_for_oldest()
 
     def _wait_for_oldest(self) -> None:
-        _or_peer_lost(self._under_way.popleft()[1].wait, self._target)
-
-
-class Team(Protocol):
-    """Ranks that combine tensors, element by element and in place, with the same bits on all of them."""
-
-    def sum_(self, tensor: Tensor) -> None:
-        """Add up what all ranks have."""
-
-    def max_(self, tensor: Tensor) -> None:
-        """Take the largest that any rank has."""
-
-
-@dataclass(frozen=True, slots=True)
-class GroupTeam:
-    """The ranks of a process group; both methods raise :class:`PeerLostError` if one of them is gone."""
-
-    group: dist.ProcessGroup
-
-    def sum_(self, tensor: Tensor) -> None:
-        """Add up what all ranks have."""
-        self._combine(tensor, dist.ReduceOp.SUM)
-
-    def max_(self, tensor: Tensor) -> None:
-        """Take the largest that any rank has."""
-        self._combine(tensor, dist.ReduceOp.MAX)
-
-    def _combine(self, tensor: Tensor, op: dist.ReduceOp.RedOpType) -> None:
-        if tensor.numel():  # a micro-batch may be empty, on all ranks alike
-            _or_peer_lost(lambda: dist.all_reduce(tensor, op, group=self.group))
+        or_peer_lost(self._under_way.popleft()[1].wait, self._target)
 
 
 def gather(value: T) -> list[T]:
@@ -171,7 +137,7 @@ def gather(value: T) -> list[T]:
     if not dist.is_initialized():
         return [value]
     gathered: list[T] | None = [value] * dist.get_world_size() if dist.get_rank() == 0 else None
-    _or_peer_lost(lambda: dist.gather_object(value, gathered))
+    or_peer_lost(lambda: dist.gather_object(value, gathered))
     return gathered or []
 
 
@@ -182,7 +148,7 @@ def meet() -> None:
         PeerLostError: A rank is gone.
     """
     if dist.is_initialized():
-        _or_peer_lost(dist.barrier)
+        or_peer_lost(dist.barrier)
 
 
 def common_origin_ns() -> int:
@@ -195,14 +161,5 @@ def common_origin_ns() -> int:
     meet()
     own = (platform.node(), uuid.getnode(), time.perf_counter_ns())
     readings = [own] * dist.get_world_size()
-    _or_peer_lost(lambda: dist.all_gather_object(readings, own))
+    or_peer_lost(lambda: dist.all_gather_object(readings, own))
     return readings[0][2] if readings[0][:2] == own[:2] else own[2]
-
-
-def _or_peer_lost(call: Callable[[], T], rank: int | None = None) -> T:
-    try:
-        return call()
-    except RuntimeError as error:  # gloo has no class of its own for a closed connection
-        peer = "another rank" if rank is None else f"rank {rank}"
-        what = f"{peer} did not answer" if "Timed out" in str(error) else f"the connection to {peer} broke"
-        raise PeerLostError(f"{what}: {error}") from error

@@ -9,7 +9,7 @@ import pytest
 from muxtune.errors import RunError, SpecError, UserError
 from runtime import join
 from runtime.join import joined, share, together
-from runtime.transport import PeerLostError
+from runtime.peers import PeerLostError
 
 
 def _refuse() -> None:

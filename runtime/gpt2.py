@@ -2,37 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from muxtune.model import ModelSpec
-from runtime.layers import DecoderLayer, Embedding, Head, layer_norm, shared_linear
+from runtime.layers import DecoderLayer, Embedding, Head, Weights, layer_norm, shared_linear
 from runtime.sharding import Shard
 
-if TYPE_CHECKING:
-    from transformers import GPT2LMHeadModel
 
-
-def gpt2_embedding(weights: GPT2LMHeadModel, shard: Shard) -> Embedding:
+def gpt2_embedding(weights: Weights, shard: Shard) -> Embedding:
     """Token and position embedding."""
-    return Embedding(weights.transformer.wte.weight, weights.transformer.wpe.weight, shard=shard)
+    tokens_VD, positions_PD = (weights.get_parameter(f"transformer.{name}.weight") for name in ("wte", "wpe"))
+    return Embedding(tokens_VD, positions_PD, shard=shard)
 
 
-def gpt2_layer(spec: ModelSpec, weights: GPT2LMHeadModel, layer: int, shard: Shard) -> DecoderLayer:
+def gpt2_layer(spec: ModelSpec, weights: Weights, layer: int, shard: Shard) -> DecoderLayer:
     """Copy of the rank's part of one layer."""
-    source = weights.transformer.h[layer]
     return DecoderLayer(
-        attention_norm=layer_norm(source.ln_1),
-        qkv=shared_linear(spec, source, "attn.c_attn", shard=shard),
-        attention_out=shared_linear(spec, source, "attn.c_proj", shard=shard),
-        mlp_norm=layer_norm(source.ln_2),
-        mlp_in=shared_linear(spec, source, "mlp.c_fc", shard=shard),
-        mlp_out=shared_linear(spec, source, "mlp.c_proj", shard=shard),
+        attention_norm=layer_norm(spec, weights, f"transformer.h.{layer}.ln_1"),
+        qkv=shared_linear(spec, weights, layer, "attn.c_attn", shard=shard),
+        attention_out=shared_linear(spec, weights, layer, "attn.c_proj", shard=shard),
+        mlp_norm=layer_norm(spec, weights, f"transformer.h.{layer}.ln_2"),
+        mlp_in=shared_linear(spec, weights, layer, "mlp.c_fc", shard=shard),
+        mlp_out=shared_linear(spec, weights, layer, "mlp.c_proj", shard=shard),
         spec=spec,
         rope=None,
         shard=shard,
     )
 
 
-def gpt2_head(weights: GPT2LMHeadModel, shard: Shard) -> Head:
+def gpt2_head(spec: ModelSpec, weights: Weights, shard: Shard) -> Head:
     """Final norm and head; its own copy where the embeddings are tied."""
-    return Head(layer_norm(weights.transformer.ln_f), weights.lm_head.weight, shard=shard)
+    norm = layer_norm(spec, weights, "transformer.ln_f")
+    return Head(norm, weights.get_parameter("lm_head.weight"), shard=shard)

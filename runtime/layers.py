@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own abbreviation
@@ -99,15 +99,15 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x_TD: Tensor, batch: MicrobatchTensors) -> Tensor:
         """Hidden states after the layer."""
-        spans, ids, shard = batch.spans, batch.task_ids, self._shard
+        spans, ids, keys_T, shard = batch.spans, batch.task_ids, batch.dropout_keys_T, self._shard
         # What has no name here is freed as soon as nobody needs it.
-        qkv_TF = self.qkv.forward(shared(self.attention_norm.forward(x_TD), shard), spans, ids)
+        qkv_TF = self.qkv.forward(shared(self.attention_norm.forward(x_TD), shard), spans, ids, keys_T)
         attended = causal_attention(qkv_TF, batch.attention, self.heads, self.kv_heads, self.rope, self)
         x_TD, normed_TD = self.mlp_norm.add(
-            x_TD, summed(self.attention_out.forward(attended, spans, ids), shard)
+            x_TD, summed(self.attention_out.forward(attended, spans, ids, keys_T), shard)
         )
-        inner = self.activation(self.mlp_in.forward(shared(normed_TD, shard), spans, ids))
-        return x_TD + summed(self.mlp_out.forward(inner, spans, ids), shard)
+        inner = self.activation(self.mlp_in.forward(shared(normed_TD, shard), spans, ids, keys_T))
+        return x_TD + summed(self.mlp_out.forward(inner, spans, ids, keys_T), shard)
 
 
 class Head(nn.Module):
@@ -143,26 +143,35 @@ class Head(nn.Module):
         return F.cross_entropy(logits_NW, ids_N, reduction="none")
 
 
-def layer_norm(source: nn.LayerNorm) -> LayerNorm:
-    """Copy of a layer norm."""
-    return LayerNorm(source.weight, source.bias, source.eps)
+class Weights(Protocol):
+    """Tensors of a backbone under transformers' names; its whole model is one."""
+
+    def get_parameter(self, target: str, /) -> Tensor:
+        """The tensor of this name, in the backbone's dtype; the caller copies what it keeps."""
 
 
-def shared_linear(spec: ModelSpec, layer: nn.Module, *paths: str, shard: Shard) -> SharedLinear:
-    """The rank's part of the linears at these paths of a transformers layer, which read the same input."""
-    weights: dict[str, Tensor] = {}
+def layer_norm(spec: ModelSpec, weights: Weights, path: str) -> LayerNorm:
+    """Copy of the layer norm at a path of the model."""
+    weight, bias = (weights.get_parameter(f"{path}.{name}") for name in ("weight", "bias"))
+    return LayerNorm(weight, bias, spec.norm_eps)
+
+
+def shared_linear(spec: ModelSpec, weights: Weights, layer: int, *paths: str, shard: Shard) -> SharedLinear:
+    """The rank's part of the linears at these paths of a layer, which read the same input."""
+    parts: dict[str, Tensor] = {}
     biases: list[Tensor] = []
     by_name = {linear.name: linear for linear in spec.linears}
     for path in paths:
-        source: Any = layer.get_submodule(path)
-        outputs, inputs = linear_cuts(spec, by_name[path], shard)
-        # Conv1D keeps [in, out]; the rows of a linear are its outputs.
-        weight_OI = source.weight.detach().t() if spec.transposed_weights else source.weight.detach()
-        weights[path] = inputs.take(outputs.take(weight_OI)).contiguous()
+        source, linear = f"{spec.layer_prefix}.{layer}.{path}", by_name[path]
+        outputs, inputs = linear_cuts(spec, linear, shard)
+        weight_OI = weights.get_parameter(f"{source}.weight").detach()
+        if spec.transposed_weights:  # Conv1D keeps [in, out]; the rows of a linear are its outputs
+            weight_OI = weight_OI.t()
+        parts[path] = inputs.take(outputs.take(weight_OI)).contiguous()
         # Each rank adds it to its own outputs; to outputs that are summed, only the first does.
-        if source.bias is not None and (by_name[path].split_by_outputs or shard.index == 0):
-            biases.append(outputs.take(source.bias.detach()))
-    return SharedLinear(weights, biases)
+        if spec.has_bias(linear) and (linear.split_by_outputs or shard.index == 0):
+            biases.append(outputs.take(weights.get_parameter(f"{source}.bias").detach()))
+    return SharedLinear(parts, biases)
 
 
 def _frozen(tensor: Tensor) -> nn.Parameter:

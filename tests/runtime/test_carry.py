@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from muxtune.alignment import HTaskShape, MicrobatchLayout, Segment, layout_step
-from runtime.attention import attention_reference, build_attention_plan, causal_attention
+from muxtune.attention import DEFAULT_ATTENTION, AttentionName
+from runtime.attention import BACKENDS, build_attention_plan, causal_attention
 from runtime.carry import CarriedKv
-from tests.runtime.test_attention import TOLERANCE, rope_tables
+from tests.runtime.attention.stand_ins import let_every_backend_run
+from tests.runtime.attention.streams import TOLERANCE, attention_definition, rope_tables
 
 CHUNK = 16
 
@@ -59,6 +61,7 @@ def check(
     kv_heads: int = 2,
     rope: bool = True,
     dtype: torch.dtype = torch.float64,
+    backend: AttentionName = DEFAULT_ATTENTION,
 ) -> None:
     torch.manual_seed(0)
     features = (heads + 2 * kv_heads) * 8
@@ -70,7 +73,7 @@ def check(
     x = torch.randn(tokens, features, dtype=dtype, requires_grad=True)
 
     def attend_whole(_layer: str, qkv: Tensor) -> Tensor:
-        return attention_reference(qkv, segments, heads, kv_heads, tables)
+        return attention_definition(qkv, segments, heads, kv_heads, tables)
 
     expected = two_layers(attend_whole, x, weight, heads, kv_heads)
     (expected_gradient,) = torch.autograd.grad(expected, x, sent)
@@ -80,7 +83,9 @@ def check(
     inputs, outputs, grads = [], [], []
     result = torch.zeros_like(expected)
     for number, layout in enumerate(layouts):
-        plan = build_attention_plan(layout.segments, layout.tokens, carried=carried, earlier=layouts[:number])
+        plan = build_attention_plan(
+            layout.segments, layout.tokens, backend=backend, carried=carried, earlier=layouts[:number]
+        )
 
         def attend(layer: str, qkv: Tensor, plan=plan) -> Tensor:
             return causal_attention(qkv, plan, heads, kv_heads, tables, layer)
@@ -117,6 +122,13 @@ def test_a_sequence_of_several_chunks_is_attended_to_as_a_whole(carry, chunks, h
 @pytest.mark.parametrize("carry", [1, 2, 4])
 def test_single_precision_is_as_near_as_its_rounding(carry):
     check([[5 * CHUNK, 3, 40], [2 * CHUNK + 1, CHUNK, 7]], carry, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("backend", sorted(BACKENDS.keys() - {DEFAULT_ATTENTION}))
+@pytest.mark.parametrize(("carry", "rope"), [(1, True), (2, True), (4, False)])
+def test_every_backend_goes_on_with_carried_keys(backend, carry, rope, monkeypatch):
+    let_every_backend_run(monkeypatch)
+    check([[5 * CHUNK, 3, 40], [2 * CHUNK + 1, CHUNK, 7]], carry, rope=rope, backend=backend)
 
 
 @settings(max_examples=40, deadline=None)

@@ -21,6 +21,7 @@ PHASES: tuple[Phase, Phase] = ("fwd", "bwd")
 OPERATOR_DIMS: dict[str, tuple[str, ...]] = {
     "linear": ("in_features", "out_features", "tokens"),
     "lora": ("in_features", "out_features", "r", "tokens"),
+    "dropout": ("features", "tokens"),
     "attention": ("sequences", "length"),
     "norm": ("tokens",),
     "activation": ("tokens",),
@@ -39,6 +40,7 @@ OPERATOR_DIMS: dict[str, tuple[str, ...]] = {
 
 linear     frozen linear; bwd is the gradient of its input only
 lora       one task's low-rank pair on one linear; bwd gives both factors' gradients and the input's
+dropout    masks one task's input of one pair; bwd has the mask again, the input and its gradient
 attention  rotary embedding (Llama), gather, causal attention and scatter of equal-length sequences
 norm       residual addition and norm
 activation activation of the MLP with its gate

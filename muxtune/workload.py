@@ -22,7 +22,8 @@ class LoraSpec(BaseModel):
     alpha: float = Field(gt=0, allow_inf_nan=False)
     targets: tuple[str, ...] = Field(min_length=1)
     """Module names as in PEFT's ``target_modules``, or ``all-linear`` alone."""
-    dropout: float = 0.0
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Probability that a feature of A's input is dropped, as PEFT's ``lora_dropout``."""
 
     @property
     def scale(self) -> float:
@@ -90,8 +91,6 @@ class PeftTask(BaseModel):
         if self.max_length > model.max_positions:
             expected = f"at most {model.max_positions}, the position limit of {model.name}"
             raise SpecError(f"{where}.max_length", self.max_length, expected)
-        if self.peft.dropout:
-            raise SpecError(f"{where}.peft.dropout", self.peft.dropout, "0: dropout is not executed yet")
         targeted = model.targeted_linears(self.peft.targets, f"{where}.peft.targets")
         largest_rank = min(min(linear.in_features, linear.out_features) for linear in targeted)
         if self.peft.r > largest_rank:

@@ -33,7 +33,7 @@ def peft_config(spec: ModelSpec, task: PeftTask) -> LoraConfig:
         r=lora.r,
         lora_alpha=int(lora.alpha) if lora.alpha.is_integer() else lora.alpha,
         target_modules="all-linear" if lora.targets == ("all-linear",) else list(lora.targets),
-        lora_dropout=0.0,
+        lora_dropout=lora.dropout,
         bias="none",
         task_type="CAUSAL_LM",
         fan_in_fan_out=spec.transposed_weights,

@@ -4,17 +4,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from muxtune.alignment import MicrobatchLayout, Segment, Span
+from muxtune.attention import DEFAULT_ATTENTION, AttentionName
 from muxtune.dataset import Example
 from runtime.attention import AttentionPlan, build_attention_plan
 from runtime.carry import CarriedKv
+from runtime.copies import on_device
+from runtime.dropout import sequence_key, token_keys
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +39,9 @@ class MicrobatchTensors:
     """Token ids to predict."""
     target_spans: tuple[tuple[int, int], ...]
     """Targets of each span, as (start, stop) into N."""
+    dropout_keys_T: Tensor | None = None
+    """States of the tokens that masks are computed from (:mod:`runtime.dropout`); anything at padding and at
+    tokens of tasks without dropout, None if no task has it."""
 
 
 def build_microbatch(
@@ -44,8 +50,11 @@ def build_microbatch(
     device: str = "cpu",
     *,
     task_ids: Sequence[str],
+    attention: AttentionName = DEFAULT_ATTENTION,
     carried: CarriedKv | None = None,
     earlier: Sequence[MicrobatchLayout] = (),
+    dropout_seeds: Mapping[int, int] | None = None,
+    step: int = 0,
 ) -> MicrobatchTensors:
     """Fill a layout with examples.
 
@@ -54,8 +63,11 @@ def build_microbatch(
         batches: Per task of the hTask, the examples of its global batch in this step.
         device: Of the tensors.
         task_ids: Per task of the hTask; a stage finds the adapters under these names.
+        attention: Backend that computes it.
         carried: Keys and values of its carry group, if sequences may spread over several micro-batches.
         earlier: Layouts of the carry group's micro-batches before this one.
+        dropout_seeds: Seed of each task of the hTask, by its index, that has dropout.
+        step: Of the optimizer, on which masks of dropout depend.
     """
     tokens = np.zeros(layout.tokens, dtype=np.int64)
     positions = np.zeros(layout.tokens, dtype=np.int64)
@@ -83,14 +95,33 @@ def build_microbatch(
         target_spans.append((before, seen))
     nothing = np.zeros(0, dtype=np.int64)
     return MicrobatchTensors(
-        tokens_T=torch.from_numpy(tokens).to(device),
-        positions_T=torch.from_numpy(positions).to(device),
+        tokens_T=on_device(tokens, device),
+        positions_T=on_device(positions, device),
         spans=layout.spans,
         task_ids=tuple(task_ids[span.task] for span in layout.spans),
         attention=build_attention_plan(
-            layout.segments, layout.tokens, device, carried=carried, earlier=earlier
+            layout.segments, layout.tokens, device, backend=attention, carried=carried, earlier=earlier
         ),
-        target_rows_N=torch.from_numpy(np.concatenate([nothing, *rows])).to(device),
-        target_ids_N=torch.from_numpy(np.concatenate([nothing, *ids])).to(device),
+        target_rows_N=on_device(np.concatenate([nothing, *rows]), device),
+        target_ids_N=on_device(np.concatenate([nothing, *ids]), device),
         target_spans=tuple(target_spans),
+        dropout_keys_T=_dropout_keys(layout, positions, dropout_seeds or {}, step, device),
     )
+
+
+def _dropout_keys(
+    layout: MicrobatchLayout,
+    positions: NDArray[np.int64],
+    seeds: Mapping[int, int],
+    step: int,
+    device: str,
+) -> Tensor | None:
+    """States of all tokens at once; None if no task of the micro-batch has dropout."""
+    segments = [segment for segment in layout.segments if segment.task in seeds]
+    if not segments:
+        return None
+    sequences = np.zeros(layout.tokens, dtype=np.uint64)
+    for segment in segments:
+        key = sequence_key(seeds[segment.task], step, segment.sequence)
+        sequences[segment.start : segment.start + segment.length] = key
+    return on_device(token_keys(sequences, positions).view(np.int64), device)

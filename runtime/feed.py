@@ -45,6 +45,10 @@ class Feed:
         self._replica = replica
         self._data = [[data[task_id] for task_id in htask.task_ids] for htask in plan.htasks]
         self._shapes = [plan.shape(htask.id) for htask in plan.htasks]
+        self._dropout_seeds = [
+            {i: each.task.seed for i, each in enumerate(members) if each.task.peft.dropout}
+            for members in self._data
+        ]
         self._tokens = [_stream_lengths(plan, htask.id, data) for htask in plan.htasks]
         self._current: dict[int, _Step] = {}
         self._carried: dict[int, CarriedKv] = {}
@@ -62,8 +66,11 @@ class Feed:
             current.batches,
             self._device,
             task_ids=task_ids,
+            attention=self._plan.execution.attention,
             carried=self._carried_kv(htask, position),
             earlier=current.layouts[first:position],
+            dropout_seeds=self._dropout_seeds[htask],
+            step=step,
         )
 
     def _carried_kv(self, htask: int, position: int) -> CarriedKv | None:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,16 +13,25 @@ import torch
 from torch import Tensor, nn
 
 from muxtune.alignment import MicrobatchLayout, Segment, row_slots
+from muxtune.attention import DEFAULT_ATTENTION, AttentionName
 from muxtune.dataset import Example
 from muxtune.model import ModelSpec
-from muxtune.operators import FWD_ONLY, Operator, stage_layout
+from muxtune.operators import FWD_ONLY, Operator, Phase, stage_layout
 from muxtune.workload import DatasetSpec, LoraSpec, PeftTask
-from runtime.attention import RopeTables, build_attention_plan, causal_attention
+from runtime.attention import (
+    BACKENDS,
+    RopeTables,
+    attention_site,
+    build_attention_plan,
+    causal_attention,
+    refusals,
+)
 from runtime.backbone import Stage, load_hf_model, torch_dtype
 from runtime.batch import MicrobatchTensors, build_microbatch
+from runtime.dropout import Dropout
 from runtime.elementwise import LayerNorm, RmsNorm, find_activation, find_gated_activation
 from runtime.layers import Embedding, Head, Norm
-from runtime.lora import add_update_, lora_linear, update_gradients
+from runtime.lora import add_input_gradient_, add_update_, kept_input, lora_linear, pair_gradients
 from runtime.optim import build_optimizer
 
 Run = Callable[[], object]
@@ -30,7 +39,14 @@ Built = tuple[Run, Run | None]
 
 
 class TorchOperators:
-    """Operator suite of this runtime (entry point ``torch``)."""
+    """Operator suite of this runtime (entry point ``torch``).
+
+    Args:
+        attention: By which backend attention is computed.
+    """
+
+    def __init__(self, attention: AttentionName = DEFAULT_ATTENTION) -> None:
+        self._attention = attention
 
     def build(self, op: Operator, model: ModelSpec, device: str, *, needs_backward: bool = True) -> Built:
         """Forward and backward of one operator with random content (see ``OperatorSuite``).
@@ -40,8 +56,30 @@ class TorchOperators:
         """
         if op.kind not in _BUILDERS:
             raise ValueError(f"{op} cannot be built on one rank")
-        forward, backward = _BUILDERS[op.kind](_Content(model, device), *op.dims)
+        forward, backward = _BUILDERS[op.kind](_Content(model, device, self._attention), *op.dims)
         return forward, backward if needs_backward and op.kind not in FWD_ONLY else None
+
+    def attention_needs(self, model: ModelSpec, device: str) -> Mapping[AttentionName, str | None]:
+        """What every attention backend lacks there (see ``AttentionSuite``)."""
+        apart = "to keep a NaN in its sequence: tasks that share a micro-batch would share it"
+        needs = refusals(attention_site(model, device))
+        return {
+            name: why if why is not None or BACKENDS[name].isolates else apart for name, why in needs.items()
+        }
+
+    def with_attention(self, backend: AttentionName) -> TorchOperators:
+        """The same with that attention backend."""
+        return TorchOperators(backend)
+
+    def build_attention(
+        self, lengths: Sequence[int], model: ModelSpec, device: str
+    ) -> dict[Phase, Callable[[], object]]:
+        """Attention of sequences that lie one after the other in a stream (see ``AttentionSuite``)."""
+        starts = np.cumsum([0, *lengths[:-1]]).tolist()
+        segments = [Segment(0, i, starts[i], length, length) for i, length in enumerate(lengths)]
+        forward, backward = _attend(_Content(model, device, self._attention), segments, sum(lengths))
+        assert backward is not None
+        return {"fwd": forward, "bwd": backward}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +88,7 @@ class _Content:
 
     model: ModelSpec
     device: str
+    attention: AttentionName
 
     def normal(self, *shape: int, requires_grad: bool = False) -> Tensor:
         generator = torch.Generator().manual_seed(0)
@@ -111,7 +150,8 @@ def _lora(content: _Content, in_features: int, out_features: int, r: int, tokens
         return add_update_(y_TO, x_TI, a_RI, b_OR, 1.0)
 
     def backward() -> object:
-        grads = update_gradients(grad_TO, x_TI, dx_TI, a_RI, b_OR, down_Rt, 1.0)
+        ddown_Rt = add_input_gradient_(grad_TO, dx_TI, a_RI, b_OR, 1.0)
+        grads = pair_gradients(grad_TO, x_TI, down_Rt, ddown_Rt)
         for total, grad in zip(sums, grads, strict=True):
             total.add_(grad)  # as autograd does over the micro-batches
         return sums
@@ -119,16 +159,38 @@ def _lora(content: _Content, in_features: int, out_features: int, r: int, tokens
     return forward, backward
 
 
+def _dropout(content: _Content, features: int, tokens: int) -> Built:
+    x_tI, dx_tI = content.normal(tokens, features), content.normal(tokens, features)
+    share_tI = x_tI.to(torch.promote_types(x_tI.dtype, torch.float32))  # of the pair, in its dtype
+    dropout = Dropout(0.1, linear=0)
+    keys_t = torch.arange(tokens, device=content.device)
+
+    def forward() -> object:
+        return kept_input(x_tI, dropout.keep(keys_t, features))
+
+    def backward() -> object:
+        keep_tI = dropout.keep(keys_t, features)
+        return kept_input(x_tI, keep_tI), dx_tI.add_(share_tI.mul_(keep_tI))
+
+    return forward, backward
+
+
 def _attention(content: _Content, sequences: int, length: int) -> Built:
-    model, tokens = content.model, sequences * length
+    tokens = sequences * length
     # Last sequence first: rows that lie as in the stream would need no gather.
     segments = [Segment(0, i, (sequences - 1 - i) * length, length, length) for i in range(sequences)]
-    plan = build_attention_plan(segments, tokens, content.device)
+    return _attend(content, segments, tokens)
+
+
+def _attend(content: _Content, segments: Sequence[Segment], tokens: int) -> Built:
+    model = content.model
+    plan = build_attention_plan(segments, tokens, content.device, backend=content.attention)
     features = (model.heads + 2 * model.kv_heads) * model.head_dim
     qkv_TF = content.normal(tokens, features, requires_grad=True)
     rope = None
     if not model.learned_positions:
-        angles = content.normal(row_slots(length), model.head_dim)
+        longest = max(segment.row_tokens for segment in segments)
+        angles = content.normal(row_slots(longest), model.head_dim)
         rope = RopeTables.build(angles.cos(), angles.sin())
     return _recorded(lambda: (causal_attention(qkv_TF, plan, model.heads, model.kv_heads, rope),), qkv_TF)
 
@@ -219,7 +281,9 @@ def _microbatch_builder(content: _Content, layout: MicrobatchLayout) -> Callable
         [Example(np.zeros(s.length, dtype=np.int64), 1) for s in layout.segments if s.task == task]
         for task in range(len(task_ids))
     ]
-    return lambda: build_microbatch(layout, examples, content.device, task_ids=task_ids)
+    return lambda: build_microbatch(
+        layout, examples, content.device, task_ids=task_ids, attention=content.attention
+    )
 
 
 def _task_ids(layout: MicrobatchLayout) -> list[str]:
@@ -253,6 +317,7 @@ def _random_adapter(content: _Content, spec: ModelSpec, r: int) -> dict[str, Ten
 _BUILDERS: dict[str, Callable[..., Built]] = {
     "linear": _linear,
     "lora": _lora,
+    "dropout": _dropout,
     "attention": _attention,
     "norm": _norm,
     "activation": _activation,

@@ -1,6 +1,7 @@
 """Reference: one task alone, with Hugging Face transformers and peft and nothing of our own execution.
 
-Shares with the runtime only what a task means: its examples, their order, and its initial adapter's seed.
+Shares with the runtime only what a task means: its examples, their order, its initial adapter's seed and its
+masks of dropout.
 """
 
 # B sequences of a padded batch, S its length
@@ -20,6 +21,7 @@ from muxtune.model import ModelSpec
 from muxtune.workload import PeftTask
 from runtime.adapters import quiet_peft
 from runtime.backbone import load_hf_model
+from runtime.solo_dropout import SoloDropout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -57,6 +59,7 @@ def train_solo(model: ModelSpec, data: TaskData, steps: int) -> SoloResult:
     optimizer = torch.optim.AdamW(
         parameters, lr=task.learning_rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=task.weight_decay
     )
+    dropout = SoloDropout(peft_model, task)
     name = "constant_with_warmup" if task.lr_schedule == "constant" else task.lr_schedule
     scheduler = get_scheduler(
         name, optimizer, num_warmup_steps=task.warmup_steps, num_training_steps=task.steps
@@ -68,7 +71,9 @@ def train_solo(model: ModelSpec, data: TaskData, steps: int) -> SoloResult:
         targets = max(sum(example.target_tokens for example in batch), 1)
         total = 0.0
         for start in range(0, len(batch), task.micro_batch_size):
-            loss = _nll_sum(peft_model, batch[start : start + task.micro_batch_size]) / targets
+            examples = batch[start : start + task.micro_batch_size]
+            dropout.enter(step, start, [len(example.tokens) for example in examples])
+            loss = _nll_sum(peft_model, examples) / targets
             loss.backward()
             total += float(loss.detach())
         if task.max_grad_norm is not None:

@@ -4,6 +4,8 @@ What an operator of :data:`muxtune.operators.OPERATOR_DIMS` runs on a GPU, and w
 
 linear      one product; the backward is the input's gradient, a product with the two widths exchanged
 lora        one task's pair in the grouped kernels (or as torch operations), see :mod:`muxtune.costs.adapters`
+dropout     torch operations on 64-bit integers, each for four features; the pair then runs as such operations
+            too, for which the grouped kernels' price stands
 attention   rotation of queries and keys in place, and FlashAttention on sequences where they lie in the
             stream
 norm        residual addition and a fused norm; backward: fused, and the addition of the residual's gradient
@@ -62,6 +64,11 @@ _DTYPES = ("bfloat16", "float32")
 _FLOAT32_BYTES = 4
 _ADAMW_STREAMS = 7
 """Parameter, gradient and two moments are read; parameter and moments are written."""
+_MASK_KERNELS = 28
+_MASK_STREAMS = 29
+_WORD_BYTES, _FEATURES_PER_WORD = 8, 4
+"""Of a mask of dropout: kernels of torch's integer operations, half of them on tokens alone, and the arrays
+of 64-bit words that the other half reads and writes before it writes a byte per feature."""
 _TENSORS_PER_LAUNCH = 36
 """That torch's multi-tensor kernels take at once with four lists."""
 
@@ -106,6 +113,7 @@ class AnalyticCosts(CostModel):
         self._shards: dict[int, AnalyticCosts] = {1: self}
         self._on_device: dict[str, Callable[[tuple[int, ...], Phase], Priced]] = {
             "linear": self._linear,
+            "dropout": self._dropout,
             "attention": self._attention,
             "carried_attention": self._carried_attention,
             "norm": self._norm,
@@ -215,6 +223,18 @@ class AnalyticCosts(CostModel):
         """A bias is added in the product's epilogue."""
         i, o, tokens = dims
         return (self._product_s(tokens, o, i) if phase == "fwd" else self._product_s(tokens, i, o)), 1
+
+    def _dropout(self, dims: tuple[int, ...], phase: Phase) -> Priced:
+        """The chain of integer operations by bytes, comparison and product; backward: and a masked sum."""
+        elements = dims[0] * dims[1]
+        mask_bytes = (_MASK_STREAMS * _WORD_BYTES // _FEATURES_PER_WORD + 1) * elements
+        input_bytes = (2 * self.model.dtype_bytes + 1) * elements
+        if phase == "fwd":
+            return self.gpu.stream_s(mask_bytes + input_bytes, launches=_MASK_KERNELS + 1), _MASK_KERNELS + 1
+        # The product with A is written, masked in place, and added to the gradient of the frozen product.
+        gradient_bytes = (3 * FACTOR_BYTES + 1 + FACTOR_BYTES + 2 * self.model.dtype_bytes) * elements
+        kernels = _MASK_KERNELS + 3
+        return self.gpu.stream_s(mask_bytes + input_bytes + gradient_bytes, launches=kernels), kernels
 
     def _lora_s(self, op: Operator, phase: Phase) -> float:
         pair = _pair(op)

@@ -43,6 +43,19 @@ def _lora(dims: tuple[int, ...], phase: Phase, model: ModelSpec) -> OperatorWork
     return OperatorWork(2 * flops, model.dtype_bytes * (3 * weights + tokens * (3 * i + 4 * r + 2 * o)), 8)
 
 
+def _dropout(dims: tuple[int, ...], phase: Phase, model: ModelSpec) -> OperatorWork:
+    """Mask, and the masked input; backward: both again, and the masked gradient, which is added.
+
+    A mask is one byte per feature, computed from 64-bit numbers, each for four features, in pieces that stay
+    in the cache.
+    """
+    elements = float(dims[0] * dims[1])
+    moved = 2 if phase == "fwd" else 7
+    return OperatorWork(
+        3.0 * elements, (model.dtype_bytes * moved + 3) * elements, 15 if phase == "fwd" else 17
+    )
+
+
 def _attention(dims: tuple[int, ...], phase: Phase, model: ModelSpec) -> OperatorWork:
     """Two causal batched GEMMs forward and five backward; queries, keys, values are moved several times."""
     sequences, length = dims
@@ -122,6 +135,7 @@ def _all_reduce(dims: tuple[int, ...], phase: Phase, model: ModelSpec) -> Operat
 _WORK: dict[str, Callable[[tuple[int, ...], Phase, ModelSpec], OperatorWork]] = {
     "linear": _linear,
     "lora": _lora,
+    "dropout": _dropout,
     "attention": _attention,
     "carried_attention": _carried_attention,
     "norm": _norm,

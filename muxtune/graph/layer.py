@@ -2,7 +2,8 @@
 
 A layer is four blocks: norm and attention's inputs; attention and its output; norm and the MLP's inputs;
 activation and the MLP's output. Linears that read the same input (queries, keys and values; gate and up) run
-as one product. An adapter reads what its linear reads, and whoever reads the linear waits for it too.
+as one product. An adapter reads what its linear reads, and whoever reads the linear waits for it too. Dropout
+stands between the two: forward it masks what the adapter reads, backward the gradient that the adapter gives.
 
 **Tensor parallelism** (arXiv 1909.08053). The first and third block's linears are split by their outputs: the
 forward has their input whole, the backward sums the input's gradient over the ranks. The second and fourth
@@ -89,20 +90,29 @@ def layer_graph(
     """
     shard = model.shard(tp)
     adapted: dict[int, list[tuple[int, Attachment]]] = {}
+    dropping: set[int] = set()
     for task, lora in enumerate(work.loras):
         for attachment in attachments(shard, lora):
             adapted.setdefault(attachment.base.position, []).append((task, attachment))
-    slots = _slots(shard, tuple(sorted(adapted)), phase, tp, input_gradient or phase == "fwd")
+            if attachment.dispatch.dropout:
+                dropping.add(attachment.base.position)
+    places = tuple(sorted(adapted)), tuple(sorted(dropping))
+    slots = _slots(shard, *places, phase, tp, input_gradient or phase == "fwd")
     return _filled(slots, work, adapted, adapters)
 
 
 @lru_cache(maxsize=4096)  # the hTasks of a search differ in sizes, rarely in what is adapted
 def _slots(
-    model: ModelSpec, positions: tuple[int, ...], phase: Phase, tp: int, input_gradient: bool
+    model: ModelSpec,
+    positions: tuple[int, ...],
+    dropping: tuple[int, ...],
+    phase: Phase,
+    tp: int,
+    input_gradient: bool,
 ) -> tuple[_Slot, ...]:
-    """Of a layer whose linears at these positions have adapters."""
+    """Of a layer whose linears at these positions have adapters, some with dropout."""
     adapted = [base_ops(model)[position] for position in positions]
-    slots = _forward(model, adapted, tp)
+    slots = _forward(model, adapted, dropping, tp)
     if phase == "bwd":
         slots = _turned_around(slots)
     slots = _keep(slots, lambda slot: slot.phase in {None, phase})
@@ -113,7 +123,9 @@ def _slots(
     return _halved(slots, first) if tp > 1 else slots
 
 
-def _forward(model: ModelSpec, adapted: Sequence[BaseOp], tp: int) -> tuple[_Slot, ...]:
+def _forward(
+    model: ModelSpec, adapted: Sequence[BaseOp], dropping: Sequence[int], tp: int
+) -> tuple[_Slot, ...]:
     """Forward with the collectives of both phases at the places where they belong."""
     sums = (model.hidden * model.dtype_bytes, tp)
     slots: list[_Slot] = []
@@ -132,7 +144,9 @@ def _forward(model: ModelSpec, adapted: Sequence[BaseOp], tp: int) -> tuple[_Slo
         ends = put(_Slot("linear", block, read, shape))
         for base in adapted:
             if base.block == block:
-                ends += put(_Slot("lora", block, read, base=base))
+                masked = base.position in dropping
+                dropout = put(_Slot("dropout", block, read, base=base)) if masked else ()
+                ends += put(_Slot("lora", block, read + dropout, base=base))
         if tp > 1 and not split_by_outputs:
             ends = put(_Slot("all_reduce", block, ends, sums, phase="fwd"))
     return tuple(slots)
@@ -165,15 +179,20 @@ def _halved(slots: Iterable[_Slot], first: int) -> tuple[_Slot, ...]:
     """Backward of adapters as two halves: the input's gradient, and those of the factors.
 
     Both take the same floating-point operations, ``2 r (in + out)`` per token. In block ``first`` nobody
-    needs the input's.
+    needs the input's. Dropout goes on with the input's.
     """
+    slots = list(slots)
+    masked = {slot.base for slot in slots if slot.kind == "dropout"}
     halves: list[_Slot] = []
     stands_for: list[int] = []
     for slot in slots:
         moved = replace(slot, deps=tuple(stands_for[dep] for dep in slot.deps))
         stands_for.append(len(halves))
-        if slot.base is None or slot.block == first:
-            halves.append(replace(moved, leaf=slot.base is not None))
+        if slot.kind == "dropout" or slot.base is None:
+            halves.append(replace(moved, leaf=slot.kind == "dropout" and slot.block == first))
+            continue
+        if slot.block == first:
+            halves.append(replace(moved, leaf=slot.base not in masked))
             continue
         halves.append(replace(moved, share=0.5))
         halves.append(replace(slot, deps=(len(halves) - 1,), share=0.5, leaf=True, along=True))
@@ -192,7 +211,20 @@ def _filled(
     for slot in slots:
         deps = tuple([place for dep in slot.deps for place in places[dep]])
         start = len(nodes)
-        if slot.base is not None:
+        if slot.kind == "dropout":
+            assert slot.base is not None
+            nodes += [
+                Node(
+                    each.dispatch.operator(slot.base, work.task_tokens[task]),
+                    "adapter",
+                    deps,
+                    task=task,
+                    leaf=slot.leaf,
+                )
+                for task, each in adapted[slot.base.position]
+                if each.dispatch.dropout
+            ]
+        elif slot.base is not None:
             nodes += _adapter_nodes(slot, slot.base, work, adapted[slot.base.position], deps, adapters)
         elif slot.kind == "attention":
             nodes += [
@@ -220,14 +252,18 @@ def _adapter_nodes(
     deps: tuple[int, ...],
     adapters: Launching,
 ) -> list[Node]:
-    """One for all tasks, or one for each; a half that goes on with another goes on task by task."""
+    """One for all tasks, or one for each, as always with dropout.
+
+    A half that goes on with another does so node by node.
+    """
     operators = [
-        (task, attachment.adapter.operator(base, work.task_tokens[task])) for task, attachment in attached
+        (task, each.adapter.operator(base, work.task_tokens[task]), bool(each.dispatch.dropout))
+        for task, each in attached
     ]
-    if adapters == "grouped" and len(operators) > 1:
-        group = tuple(op for _, op in operators)
-        return [Node(group[0], "adapter", deps, slot.share, group=group, leaf=slot.leaf)]
-    return [
-        Node(op, "adapter", (deps[i],) if slot.along else deps, slot.share, task=task, leaf=slot.leaf)
-        for i, (task, op) in enumerate(operators)
-    ]
+    group = [op for _, op, masked in operators if adapters == "grouped" and not masked]
+    alone = [(task, op) for task, op, masked in operators if masked or len(group) <= 1]
+    nodes = [Node(op, "adapter", count=slot.share, task=task, leaf=slot.leaf) for task, op in alone]
+    if len(group) > 1:
+        shared = Node(group[0], "adapter", count=slot.share, group=tuple(group), leaf=slot.leaf)
+        nodes.insert(0, shared)
+    return [node.after((deps[i],) if slot.along else deps) for i, node in enumerate(nodes)]

@@ -1,7 +1,7 @@
 """One representation of every parameter-efficient method: what a task adds to a frozen operator.
 
 base op    the frozen operator that something is attached to; it runs once for all tasks of an hTask
-dispatch   what the adapter reads
+dispatch   what the adapter reads, with or without dropout
 adapter    the trained part; it runs for its task's tokens, alone or in one launch with those of other tasks
 aggregate  how its result joins that of the base op
 
@@ -42,6 +42,13 @@ class Dispatch:
     """What an adapter reads: its task's tokens of a tensor."""
 
     reads: Literal["base input"] = "base input"
+    dropout: float = 0.0
+    """Probability that a feature is dropped. Where it is above 0, an operator of its own masks the tokens,
+    and the adapter shares its launch with no other task's."""
+
+    def operator(self, base: BaseOp, tokens: int) -> Operator:
+        """Dropout of its task's tokens."""
+        return operator("dropout", base.in_features, tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +116,8 @@ def attachments(model: ModelSpec, peft: LoraSpec) -> tuple[Attachment, ...]:
         SpecError: A target matches nothing.
     """
     adapted = {linear.name for linear in model.targeted_linears(peft.targets, "targets")}
+    dispatch = Dispatch(dropout=peft.dropout)
     adapter, aggregate = Adapter(peft.r), Aggregate(peft.scale)
     return tuple(
-        Attachment(base, Dispatch(), adapter, aggregate) for base in base_ops(model) if base.name in adapted
+        Attachment(base, dispatch, adapter, aggregate) for base in base_ops(model) if base.name in adapted
     )

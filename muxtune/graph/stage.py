@@ -15,8 +15,13 @@ from muxtune.work import MicrobatchWork
 Part = Literal["feed", "receive", "embedding", "layer", "first layer", "head", "send"]
 """``first layer`` is the backward of the first layer of all; in the forward it is a layer like all others."""
 
-_LOSS_SUMS = 3
-"""Over a vocabulary that is split: largest logit, sum of exponentials, and the target's logit."""
+_ALMOST_NONE = 1e-9
+"""Targets; they cost nothing."""
+
+_LOSS_NUMBERS = 3
+"""Over a vocabulary that is split: largest logit, then sum of exponentials and the target's logit."""
+_LOSS_CALLS = 2
+"""Collectives that they take."""
 
 
 def stage_parts(layers: int, *, first: bool, last: bool, phase: Phase) -> tuple[tuple[Part, int], ...]:
@@ -107,12 +112,16 @@ def _with_sum(node: Node, bytes_: int, tp: int) -> tuple[Node, ...]:
 
 def _head(model: ModelSpec, targets: float, phase: Phase, tp: int) -> tuple[Node, ...]:
     """Forward and loss, or the gradient of the hidden states; the vocabulary is split."""
-    head = _mixed("head", targets)
     if tp == 1:
-        return head
+        return _mixed("head", targets)
+    # Ranks meet for the loss also where nothing is predicted: what is launched does not depend on the data.
+    targets = max(targets, _ALMOST_NONE)
+    head = _mixed("head", targets)
     # Loss in float32 or better; gradients of the targets' hidden states in the backbone's dtype.
     loss_bytes = max(model.dtype_bytes, DTYPE_BYTES["float32"])
-    each, times = (loss_bytes, _LOSS_SUMS) if phase == "fwd" else (model.hidden * model.dtype_bytes, 1)
+    each, times = model.hidden * model.dtype_bytes, 1
+    if phase == "fwd":
+        each, times = loss_bytes * _LOSS_NUMBERS // _LOSS_CALLS, _LOSS_CALLS
     deps = tuple(range(len(head)))
     sums = _mixed("all_reduce", targets, each, (tp,), role="communication")
     return head + tuple(Node(node.op, node.role, deps, times * node.count) for node in sums)

@@ -10,6 +10,9 @@ from muxtune.costs.compose import MicrobatchWork
 from muxtune.memory.weights import FLOAT32_BYTES, WHOLE, Sharding, adapter_dtype_bytes, targeted
 from muxtune.model import LAYER_INPUTS, LayerInput, ModelSpec
 
+DROPOUT_KEY_BYTES = 8
+"""Per token: the state from which all its masks are computed."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MlpWidths:
@@ -75,6 +78,8 @@ def kept_bytes(
     total += model.dtype_bytes * sum(
         calls * sequences * queries * keys for calls, sequences, queries, keys in work.carried_attention
     )
+    if any(lora.dropout for lora in work.loras):
+        total += work.tokens * DROPOUT_KEY_BYTES  # which the layers share; masks are computed again
     if not last:
         total += message  # the output, which the backward starts from
     if not first and model.rms_norm and model.dtype_bytes != FLOAT32_BYTES:
@@ -129,6 +134,18 @@ def rows_are_stream(work: MicrobatchWork) -> bool:
 def adapted_inputs(model: ModelSpec, work: MicrobatchWork) -> set[LayerInput]:
     """What the linears read that have an adapter of any task."""
     return {linear.reads for lora in work.loras for linear in model.targeted_linears(lora.targets, "targets")}
+
+
+def dropping_tokens(model: ModelSpec, work: MicrobatchWork, reads: LayerInput) -> int:
+    """Longest span of a task that has dropout on a linear with this input; 0 if none has."""
+    return max(
+        (
+            tokens
+            for lora, tokens in zip(work.loras, work.task_tokens, strict=True)
+            if lora.dropout and any(linear.reads == reads for linear in targeted(model, lora.targets))
+        ),
+        default=0,
+    )
 
 
 def norm_bytes_per_token(model: ModelSpec) -> int:

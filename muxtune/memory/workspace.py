@@ -11,6 +11,7 @@ from muxtune.costs.compose import MicrobatchWork
 from muxtune.memory.kept import (
     adapted_inputs,
     attention_rows,
+    dropping_tokens,
     logit_bytes,
     mlp_widths,
     norm_bytes_per_token,
@@ -23,6 +24,9 @@ DeviceKind = Literal["cpu", "cuda"]
 
 _ADDITION_COPIES: dict[DeviceKind, int] = {"cpu": 2, "cuda": 0}
 """Copies that torch makes to add a tensor in place to one of less precision; GPU kernels cast on the fly."""
+
+_MASK_BYTES: dict[DeviceKind, int] = {"cpu": 1, "cuda": 6}
+"""Of a mask of dropout per feature while it is computed: a GPU has all its numbers at once, three times."""
 
 
 def forward_workspace_bytes(
@@ -52,6 +56,11 @@ def forward_workspace_bytes(
     if "inner" in adapted and adapter_dtype_bytes(model) > model.dtype_bytes:
         width = max(sharding.ffn_width(model), (1 + _ADDITION_COPIES[device]) * model.hidden)
         moments.append(end - output + max(work.task_tokens) * width * adapter_dtype_bytes(model))
+    masked = dropping_tokens(model, work, "inner") * sharding.ffn_width(model)
+    if masked:
+        copied = adapter_dtype_bytes(model) if adapter_dtype_bytes(model) > model.dtype_bytes else 0
+        held = max(_MASK_BYTES[device], 1 + model.dtype_bytes, model.dtype_bytes + copied)
+        moments.append(end - output + masked * held)
     if not last:
         return round(max(moments))
     logits = logit_bytes(model, work, sharding)
@@ -78,9 +87,18 @@ def backward_workspace_bytes(
     gradient = hidden if last else 0.0  # other stages have it as a message
     moments: list[float] = []
     if "inner" in adapted and adapter_dtype_bytes(model) > b:
-        # In the adapters' precision for one task: gradient of the output, input, gradient of the input.
-        width = model.hidden + (2 + _ADDITION_COPIES[device]) * sharding.ffn_width(model)
+        # In the adapters' precision for one task: its share of the input's gradient, and copies for the
+        # addition; later, for the gradients of the factors, the gradient of the output and the input.
+        own = sharding.ffn_width(model)
+        width = max((1 + _ADDITION_COPIES[device]) * own, model.hidden + own)
         moments.append(ffn + max(work.task_tokens) * width * adapter_dtype_bytes(model))
+    masked = dropping_tokens(model, work, "inner") * sharding.ffn_width(model)
+    if masked:
+        # Mask, and what the adapter adds to the gradient; on a CPU also the mask in its dtype, or copies for
+        # the addition. The masked input comes later.
+        copies = _ADDITION_COPIES[device] if adapter_dtype_bytes(model) > b else device == "cpu"
+        held = max(_MASK_BYTES[device], 1 + (1 + copies) * adapter_dtype_bytes(model))
+        moments.append(ffn + masked * held)
     # The last linear is behind it, and so is the input that it kept for an adapter.
     inner_freed = ffn * ("inner" in adapted and not mlp.saves_output)
     moments.append(mlp.backward * ffn - inner_freed)

@@ -68,47 +68,64 @@ def add_updates_(y_TO: Tensor, x_TI: Tensor, pieces: Sequence[Piece], factors: S
     return down_n
 
 
-def update_gradients(
+def add_input_gradients_(
+    grad_TO: Tensor, dx_TI: Tensor | None, pieces: Sequence[Piece], factors: Sequence[Tensor]
+) -> Tensor:
+    """Add the updates' share to the gradient of the input, in place.
+
+    Args:
+        grad_TO: Gradient of the output.
+        dx_TI: Gradient of the input so far. None if nobody needs it.
+        pieces: Of the forward.
+        factors: Of the forward.
+
+    Returns:
+        What :func:`factor_gradients` needs.
+    """
+    factors = _dense(factors)
+    layout = _layout(pieces, factors, grad_TO)
+    with torch.cuda.device_of(grad_TO):
+        ddown_n = _launch_shrink(grad_TO, layout, layout.outputs, factors[1::2])
+        if dx_TI is not None:
+            _launch_expand(dx_TI, layout.inputs, factors[0::2], ddown_n)
+    return ddown_n
+
+
+def factor_gradients(
     grad_TO: Tensor,
     x_TI: Tensor,
-    dx_TI: Tensor | None,
     pieces: Sequence[Piece],
     factors: Sequence[Tensor],
     down_n: Tensor,
+    ddown_n: Tensor,
 ) -> list[Tensor]:
-    """Gradients of all pieces.
+    """Gradients of the factors of all pieces, in their order.
 
     Args:
         grad_TO: Gradient of the output.
         x_TI: Input of the forward.
-        dx_TI: Gradient of the input so far; the updates' share is added in place. None if nobody needs it.
         pieces: Of the forward.
         factors: Of the forward.
         down_n: What :func:`add_updates_` returned.
-
-    Returns:
-        Gradients of the factors, in their order.
+        ddown_n: What :func:`add_input_gradients_` returned.
     """
     factors = _dense(factors)
     layout = _layout(pieces, factors, x_TI)
+    grads: list[Tensor] = [factors[0]] * len(factors)
     with torch.cuda.device_of(x_TI):
-        ddown_n = _launch_shrink(grad_TO, layout, layout.outputs, factors[1::2])
-        if dx_TI is not None:
-            _launch_expand(dx_TI, layout.inputs, factors[0::2], ddown_n)
-        grads: list[Tensor] = [factors[0]] * len(factors)
         grads[0::2] = _launch_outer(x_TI, layout, layout.inputs, factors[0::2], ddown_n)
         grads[1::2] = _launch_outer(grad_TO, layout, layout.outputs, factors[1::2], down_n)
     return grads
 
 
-def _layout(pieces: Sequence[Piece], factors: Sequence[Tensor], x_TI: Tensor) -> Layout:
+def _layout(pieces: Sequence[Piece], factors: Sequence[Tensor], like: Tensor) -> Layout:
     dtypes = {factor.dtype for factor in factors}
-    if len(dtypes) > 1 or not dtypes <= {x_TI.dtype, torch.float32}:
+    if len(dtypes) > 1 or not dtypes <= {like.dtype, torch.float32}:
         raise ValueError(
-            f"factors of {dtypes} for inputs of {x_TI.dtype}: expected one dtype, that or float32"
+            f"factors of {dtypes} for inputs of {like.dtype}: expected one dtype, that or float32"
         )
     ranks = tuple(len(a_RI) for a_RI in factors[0::2])
-    return build_layout(tuple(pieces), ranks, x_TI.shape[1], x_TI.device)
+    return build_layout(tuple(pieces), ranks, factors[0].shape[1], like.device)
 
 
 def _dense(factors: Sequence[Tensor]) -> list[Tensor]:

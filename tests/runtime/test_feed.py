@@ -84,3 +84,14 @@ def test_a_stream_too_short_for_its_sequences_is_refused(plan):
     changed = plan.model_copy(update={"htasks": (short,)})
     with pytest.raises(SpecError, match=r"plan: htasks\[0\].tokens_per_microbatch = \d+: expected at least"):
         check_room(changed, load_plan_data(plan), "plan")
+
+
+def test_attention_is_by_the_backend_of_the_plan(plan):
+    execution = plan.execution.model_copy(update={"attention": "loop"})
+    data = load_plan_data(plan)
+    groups = {}
+    for each in (plan, plan.model_copy(update={"execution": execution})):
+        batch = Feed(each, data).microbatch(0, 0)
+        groups[each.execution.attention] = batch.attention.placement.layout.groups
+    assert all(group.rows == 1 for group in groups["loop"])
+    assert len(groups["loop"]) > len(groups["grouped"])

@@ -4,13 +4,17 @@ import pytest
 import torch
 
 from muxtune.alignment import Span
+from runtime.dropout import Dropout
 from runtime.lora import LoraPair, SharedLinear, lora_linear, lora_linear_reference
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}  # relative to the largest element
 
 
-def random_case(dtype, tokens, ranks, features=(48, 40)):
-    """Tasks of equal spans, one pair per task over all outputs; rank 0 is a task without an adapter."""
+def random_case(dtype, tokens, ranks, features=(48, 40), rates=()):
+    """Tasks of equal spans, one pair per task over all outputs; rank 0 is a task without an adapter.
+
+    ``rates`` are those of the first tasks' dropout.
+    """
     torch.manual_seed(0)
     width, outputs = features
     x = torch.randn(tokens * len(ranks), width, dtype=dtype)
@@ -23,6 +27,7 @@ def random_case(dtype, tokens, ranks, features=(48, 40)):
                 torch.randn(outputs, r, dtype=dtype).requires_grad_(),
                 0.5 + i,
                 (0, outputs),
+                Dropout(rates[i], 40 + i) if i < len(rates) and rates[i] else None,
             )
         ]
         if r
@@ -32,10 +37,14 @@ def random_case(dtype, tokens, ranks, features=(48, 40)):
     return x, weight, bias, spans, adapters
 
 
+def keys_of(x):
+    return torch.arange(len(x), dtype=torch.int64) * 982_451_653
+
+
 def run(function, x, weight, bias, spans, adapters):
     x = x.clone().requires_grad_()
     factors = [t for pairs in adapters for pair in pairs for t in (pair.a_RI, pair.b_OR)]
-    y = function(x, weight, bias, spans, adapters)
+    y = function(x, weight, bias, spans, adapters, dropout_keys_T=keys_of(x))
     torch.manual_seed(1)
     return [y, *torch.autograd.grad(y, [x, *factors], torch.randn_like(y))]
 
@@ -56,6 +65,43 @@ def test_output_and_all_gradients_equal_the_reference(dtype, with_bias, tokens, 
     case = (x, weight, bias if with_bias else None, spans, adapters)
     # Both sum in another order; float32 carries 24 bits through sums of up to 688 terms.
     assert_close(run(lora_linear, *case), run(lora_linear_reference, *case), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(
+    ("tokens", "ranks", "rates", "features"),
+    [
+        (7, (1, 3, 0, 8), (0.1, 0.0, 0.3, 0.5), (48, 40)),
+        (5, (4,), (0.9,), (9, 8)),
+        (400, (64, 8), (0.0, 0.1), (256, 688)),
+    ],
+)
+def test_with_dropout_output_and_all_gradients_equal_the_reference(dtype, tokens, ranks, rates, features):
+    case = random_case(dtype, tokens, ranks, features, rates)
+    assert_close(run(lora_linear, *case), run(lora_linear_reference, *case), TOLERANCE[dtype])
+    without = random_case(dtype, tokens, ranks, features)
+    assert not torch.allclose(run(lora_linear, *case)[0], run(lora_linear, *without)[0])
+
+
+def test_numeric_gradients_through_dropout():
+    x, weight, bias, spans, adapters = random_case(torch.float64, 3, (2, 3, 1), (6, 5), (0.4, 0.0, 0.5))
+    factors = [t for pairs in adapters for pair in pairs for t in (pair.a_RI, pair.b_OR)]
+
+    def function(x, *_):
+        return lora_linear(x, weight, bias, spans, adapters, dropout_keys_T=keys_of(x))
+
+    assert torch.autograd.gradcheck(function, (x.requires_grad_(), *factors))
+
+
+def test_dropout_keeps_no_mask_and_costs_nothing_where_there_is_none():
+    def kept(rates):
+        x, weight, bias, spans, adapters = random_case(torch.float32, 6, (4, 2), rates=rates)
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.nbytes) or t, lambda t: t):
+            lora_linear(x.requires_grad_(), weight, bias, spans, adapters, dropout_keys_T=keys_of(x))
+        return sum(sizes)
+
+    assert kept((0.1, 0.1)) == kept(()) + 12 * 8  # the states of its tokens
 
 
 def test_numeric_gradients():
@@ -120,6 +166,29 @@ def test_shared_linear_equals_its_linears_one_by_one():
         dim=1,
     )
     torch.testing.assert_close(shared.forward(x, spans, ("a", "b")), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_dropout_beside_a_bfloat16_backbone_equals_pefts_order_of_operations():
+    x, weight, bias, spans, adapters = random_case(torch.bfloat16, 6, (4,), rates=(0.25,))
+    given = adapters[0][0]
+    a, b = (t.float().detach().requires_grad_() for t in (given.a_RI, given.b_OR))
+    y = lora_linear(
+        x.requires_grad_(),
+        weight,
+        bias,
+        spans,
+        [[LoraPair(a, b, 0.5, (0, 40), given.dropout)]],
+        dropout_keys_T=keys_of(x),
+    )
+    mask = given.dropout.keep(keys_of(x), 48)
+    base = torch.nn.functional.linear(x, weight, bias)
+    expected = (base + (x.float() * mask / 0.75 @ a.T @ b.T) * 0.5).to(torch.bfloat16)
+    torch.testing.assert_close(y, expected, rtol=0.008, atol=0.01)  # one unit in the last place of bfloat16
+    grads = torch.autograd.grad(y.float().sum(), [x, a, b])
+    expected_grads = torch.autograd.grad(expected.float().sum(), [x, a, b])
+    assert [g.dtype for g in grads] == [torch.bfloat16, torch.float32, torch.float32]
+    for grad, other in zip(grads, expected_grads, strict=True):
+        torch.testing.assert_close(grad, other, rtol=0.02, atol=0.02)
 
 
 def test_adapters_of_a_bfloat16_backbone_compute_in_float32_as_peft_does():

@@ -50,10 +50,14 @@ def measure(
     first: bool,
     last: bool,
     targets_per_sequence: int = 2,
+    rates: tuple[float, float] = (0.0, 0.0),
 ) -> tuple[Bytes, Bytes]:
     """Measured and modelled bytes of one micro-batch of two tasks."""
     loras = {"method": "lora", "alpha": 8, "targets": targets}
-    tasks = [make_task("a", peft=loras | {"r": 4}), make_task("b", peft=loras | {"r": 16})]
+    tasks = [
+        make_task(name, peft=loras | {"r": r, "dropout": rate})
+        for name, r, rate in zip("ab", (4, 16), rates, strict=True)
+    ]
     stage = Stage(model, range(model.layers), first=first, last=last, weights=load_hf_model(model))
     for task in tasks:
         initial_adapter(model, task, tmp_path / task.id)
@@ -66,7 +70,12 @@ def measure(
     batches = [
         [Example(np.ones(n, dtype=np.int64), n - targets_per_sequence) for n in each] for each in lengths
     ]
-    batch = build_microbatch(layout, batches, task_ids=["a", "b"])
+    batch = build_microbatch(
+        layout,
+        batches,
+        task_ids=["a", "b"],
+        dropout_seeds={i: 0 for i, rate in enumerate(rates) if rate},
+    )
     dtype = getattr(torch, model.dtype)
     hidden = None if first else torch.randn(tokens, model.hidden, dtype=dtype, requires_grad=True)
     with SavedBytes(stage) as saved:
@@ -130,6 +139,32 @@ def test_what_is_kept_and_allocated_is_modelled_within_2_percent(
         model, tmp_path, targets=targets, lengths=lengths, alignment=alignment, first=first, last=last
     )
     assert_close(modelled, measured, rel=0.02)
+
+
+@pytest.mark.parametrize(("first", "last"), [(True, False), (False, True)])
+@pytest.mark.parametrize(
+    ("name", "dtype", "targets"),
+    [
+        ("llama-tiny", "float32", ALL),
+        ("llama-tiny", "float32", ("q_proj", "v_proj")),
+        ("llama-tiny", "bfloat16", ALL),
+        ("gpt2-tiny", "float32", ALL),
+        ("opt-tiny", "float32", ("fc2",)),
+    ],
+)
+def test_with_dropout_it_is_modelled_within_3_percent(name, dtype, targets, first, last, tmp_path):
+    model = PRESETS[name].model_copy(update={"layers": 2, "dtype": dtype})
+    measured, modelled = measure(
+        model,
+        tmp_path,
+        targets=targets,
+        lengths=[[64, 50, 40, 31, 60], [33]],
+        alignment="pack",
+        first=first,
+        last=last,
+        rates=(0.1, 0.0),
+    )
+    assert_close(modelled, measured, rel=0.03)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])

@@ -5,6 +5,7 @@ import torch
 
 from muxtune.model import PRESETS
 from muxtune.operators import FWD_ONLY, LINK_KINDS, OPERATOR_DIMS, OPERATOR_SUITES, Operator
+from runtime.attention import BACKENDS
 from runtime.operators import TorchOperators
 from tests.helpers import TINY_PRESETS
 
@@ -51,3 +52,21 @@ def test_building_leaves_the_global_generator_alone():
     state = torch.random.get_rng_state()
     TorchOperators().build(Operator("stage", (1, 1, 2, 1, 4)), PRESETS["llama-tiny"], "cpu")
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("name", ["grouped", "loop", "masked"])
+def test_attention_and_stages_are_built_with_the_backend_of_the_suite(name, monkeypatch):
+    used = []
+    place = BACKENDS[name].place
+    monkeypatch.setattr(BACKENDS[name], "place", lambda *arguments: used.append(name) or place(*arguments))
+    suite, model = TorchOperators().with_attention(name), PRESETS["llama-tiny"]
+    for build in (
+        lambda: suite.build(Operator("attention", (3, 5)), model, "cpu"),
+        lambda: suite.build(Operator("stage", (1, 1, 2, 2, 5)), model, "cpu"),
+        lambda: tuple(suite.build_attention((4, 17, 1), model, "cpu").values()),
+    ):
+        used.clear()
+        forward, backward = build()
+        forward()
+        backward()
+        assert used

@@ -29,6 +29,7 @@ def operators(model: ModelSpec = MODEL) -> list[Operator]:
     grid = [Operator("linear", (*shape, n)) for shape in frozen_products(model) for n in TOKENS]
     shapes = sorted({(linear.in_features, linear.out_features) for linear in model.linears})
     grid += [Operator("lora", (i, o, r, n)) for i, o in shapes for r in (1, 8, 64) for n in TOKENS]
+    grid += [Operator("dropout", (i, n)) for i in sorted({i for i, _ in shapes}) for n in TOKENS]
     lengths = {8: (1, 4, 16, 64), 64: (1, 4, 16, 64), 256: (1, 4, 16), 1024: (1, 4)}
     grid += [Operator("attention", (s, length)) for length, counts in lengths.items() for s in counts]
     grid += [Operator(kind, (n,)) for kind in ("norm", "activation", "embedding") for n in TOKENS]

@@ -52,7 +52,17 @@ def test_sums_of_a_whole_backbone():
         for node in stage_graph(LLAMA, 1, first=False, last=True, work=micro, phase="fwd", tp=4).expand()
         if node.role == "communication"
     ][-1]
-    assert (loss.op.dims, loss.count) == ((8 * 4, 4), 3.0)
+    assert (loss.op.dims, loss.count) == ((8 * 6, 4), 2.0)  # three numbers per target, in two calls
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_ranks_meet_for_the_loss_also_where_nothing_is_predicted(phase):
+    def count(targets):
+        micro = work(lora("q_proj"), targets=targets)
+        graph = stage_graph(LLAMA, 1, first=False, last=True, work=micro, phase=phase, tp=2)
+        return sum(node.role == "communication" for node in graph.expand())
+
+    assert count(0) == count(8)
 
 
 @pytest.mark.parametrize("adapters", ["grouped", "separate"])

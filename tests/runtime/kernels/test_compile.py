@@ -99,7 +99,8 @@ def compile_kernels(capability: int, dtype: torch.dtype, features: int) -> list[
     for (_, _, first, last, _), rank in zip(pieces, (8, 64, 3), strict=True):
         factors += [torch.empty(rank, features), torch.empty(last - first, rank)]
     down = grouped_lora.add_updates_(y, x, pieces, factors)
-    grouped_lora.update_gradients(y, x, x.clone(), pieces, factors, down)
+    ddown = grouped_lora.add_input_gradients_(y, x.clone(), pieces, factors)
+    grouped_lora.factor_gradients(y, x, pieces, factors, down, ddown)
     weight = torch.empty(features, dtype=dtype)
     total, normed = rms_norm.triton_add_rms_norm(x.requires_grad_(), x.detach(), weight, 1e-5)
     (total.sum() + normed.sum()).backward()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from muxtune.alignment import Span
+from runtime.dropout import Dropout
 from runtime.kernels import kernels
 from runtime.lora import LoraPair, lora_linear, lora_linear_reference
 
@@ -84,11 +85,12 @@ def draw(case: Case):
 
 
 def run_kernels(case: Case) -> Gradients:
-    from runtime.kernels.grouped_lora import add_updates_, update_gradients
+    from runtime.kernels.grouped_lora import add_input_gradients_, add_updates_, factor_gradients
 
     x, y, grad, dx, pieces, factors = draw(case)
     down = add_updates_(y, x, pieces, factors)
-    return Gradients(y, dx, update_gradients(grad, x, dx, pieces, factors, down))
+    ddown = add_input_gradients_(grad, dx, pieces, factors)
+    return Gradients(y, dx, factor_gradients(grad, x, pieces, factors, down, ddown))
 
 
 def run_formula(case: Case) -> Gradients:
@@ -139,7 +141,7 @@ def test_what_a_task_holds_reaches_no_other(interpreted, dtype):
 
 
 def run_alone_and_together() -> list[tuple[Tensor, Tensor]]:
-    from runtime.kernels.grouped_lora import add_updates_, update_gradients
+    from runtime.kernels.grouped_lora import add_input_gradients_, add_updates_, factor_gradients
 
     case = replace(RAGGED, in_features=1100)
     results = []
@@ -148,7 +150,8 @@ def run_alone_and_together() -> list[tuple[Tensor, Tensor]]:
         if keep != slice(None):
             pieces, factors = pieces[4:6], factors[8:12]
         down = add_updates_(y, x, pieces, factors)
-        grads = update_gradients(grad, x, dx, pieces, factors, down)
+        ddown = add_input_gradients_(grad, dx, pieces, factors)
+        grads = factor_gradients(grad, x, pieces, factors, down, ddown)
         start, stop = case.spans[3]
         results.append([y[start:stop], dx[start:stop], *(grads if len(grads) == 4 else grads[8:12])])
     return list(zip(*results, strict=True))
@@ -159,7 +162,7 @@ def test_a_task_is_bitwise_the_same_alone_and_in_company(interpreted):
         assert torch.equal(together, alone)
 
 
-def run_linear(mode: str, dtype: torch.dtype, needs_input_gradient: bool):
+def run_linear(mode: str, dtype: torch.dtype, needs_input_gradient: bool, dropping: tuple[int, ...] = ()):
     """A frozen linear with adapters, as a stage calls it; the frozen product is the same in both modes."""
     torch.manual_seed(0)
     spans = [Span(0, 0, 30), Span(1, 30, 30), Span(2, 30, 101), Span(3, 101, 110)]
@@ -185,12 +188,17 @@ def run_linear(mode: str, dtype: torch.dtype, needs_input_gradient: bool):
     factors = [t for span, pairs in zip(spans, adapters, strict=True) if span.start < span.stop
                for pair in pairs for t in (pair.a_RI, pair.b_OR)]  # fmt: skip
     wanted = [x, *factors] if needs_input_gradient else factors
+    keys = torch.arange(len(x), dtype=torch.int64)
+    for task in dropping:
+        adapters[task] = [
+            replace(pair, dropout=Dropout(0.3, 10 * task + i)) for i, pair in enumerate(adapters[task])
+        ]
     if mode == "reference":
-        y = lora_linear_reference(x, weight, bias, spans[:3], adapters[:3])
+        y = lora_linear_reference(x, weight, bias, spans[:3], adapters[:3], keys)
         y = torch.cat((y, torch.nn.functional.linear(x[101:], weight, bias)))
         return [y.detach(), *torch.autograd.grad(y.sum(), wanted)]
     with kernels(mode):
-        y = lora_linear(x, weight, bias, spans, adapters)
+        y = lora_linear(x, weight, bias, spans, adapters, dropout_keys_T=keys)
     # The gradient of a sum is broadcast: it has no memory of its own.
     return [y.detach(), *torch.autograd.grad(y.sum(), wanted)]
 
@@ -198,6 +206,15 @@ def run_linear(mode: str, dtype: torch.dtype, needs_input_gradient: bool):
 @pytest.mark.parametrize("needs_input_gradient", [True, False])
 def test_a_linear_takes_the_kernels_and_equals_its_reference(interpreted, needs_input_gradient):
     arguments = (torch.float32, needs_input_gradient)
+    actual = interpreted(run_linear, "triton", *arguments)
+    for a, b in zip(actual, run_linear("reference", *arguments), strict=True):
+        assert_close(a, b, 1e-5)
+
+
+@pytest.mark.parametrize("dropping", [(2,), (0, 2)])
+def test_adapters_with_dropout_run_beside_the_kernels(interpreted, dropping):
+    """One by one; those of the other tasks share launches as ever."""
+    arguments = (torch.float32, True, dropping)
     actual = interpreted(run_linear, "triton", *arguments)
     for a, b in zip(actual, run_linear("reference", *arguments), strict=True):
         assert_close(a, b, 1e-5)

@@ -184,7 +184,7 @@ def _build_lora(case: LoraCase, device: str, way: Way | Literal["exact"]) -> _Ru
     import torch
 
     from runtime.kernels.tables import Piece
-    from runtime.lora import add_updates_, factor_gradients
+    from runtime.lora import add_input_gradients_, add_updates_, factor_gradients
 
     generator = torch.Generator().manual_seed(0)
 
@@ -212,7 +212,8 @@ def _build_lora(case: LoraCase, device: str, way: Way | Literal["exact"]) -> _Ru
         downs[:] = add_updates_(y, x, pieces, factors, grouped=grouped)
 
     def backward() -> list[Tensor]:
-        return factor_gradients(grad, x, dx, pieces, factors, downs, grouped=grouped)
+        ddowns = add_input_gradients_(grad, dx, pieces, factors, grouped=grouped)
+        return factor_gradients(grad, x, pieces, factors, downs, ddowns, grouped=grouped)
 
     def results() -> dict[str, list[Tensor]]:
         forward()

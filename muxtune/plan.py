@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -12,11 +12,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from muxtune.alignment import Alignment, HTaskShape
 from muxtune.alignment_report import AlignmentReport
+from muxtune.attention import DEFAULT_ATTENTION, AttentionName
 from muxtune.cluster import ClusterSpec
 from muxtune.errors import SpecError, UserError, naming, spec_error_from
 from muxtune.files import write_text_atomically
 from muxtune.injection import clocks_in_flight
+from muxtune.launches import ClockLaunches
 from muxtune.model import ModelSpec
+from muxtune.operators import Phase
+from muxtune.orchestration import Cut, LaunchOrder, action_cut, check_order, left_of
 from muxtune.schedule import Action, Kind, Template, clocks_of
 from muxtune.schedule_check import check_schedule
 from muxtune.workload import PeftTask
@@ -92,11 +96,23 @@ class Orchestration(BaseModel):
     """While computation and communication run at once, each runs at the rate 1 / (1 + contention)."""
     adapters: Literal["grouped", "separate"] = "grouped"
     """Adapters of one hTask at one base operator: a single kernel call, or one call per task."""
+    launches: tuple[ClockLaunches, ...] = ()
+    """Of every kind of clock that is played with overlap; empty where nothing overlaps. A plan without them
+    is executed without overlap."""
 
     @property
     def shares_clocks(self) -> bool:
         """Whether the hTasks of a bucket share clocks."""
         return self.mode in {"round-robin", "interleaved"}
+
+
+class Execution(BaseModel):
+    """With which of its means the runtime executes the plan."""
+
+    model_config = _STRICT
+
+    attention: AttentionName = DEFAULT_ATTENTION
+    """Backend of attention, by the contest of the profile."""
 
 
 class ClockSeconds(BaseModel):
@@ -165,6 +181,7 @@ class Plan(BaseModel):
     schedule: tuple[tuple[tuple[Kind, int, int], ...], ...]
     """Per stage, actions ["F", hTask, micro-batch], ["B", ...], ["STEP", hTask, step]."""
     orchestration: Orchestration = Orchestration()
+    execution: Execution = Execution()
     predicted: Predicted
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Plan:
@@ -209,6 +226,54 @@ class Plan(BaseModel):
             return clocks  # each counted once per hTask
         return clocks * max(len(bucket) for bucket in self.shared_buckets or ((0,),))
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether stages may compute while they communicate."""
+        return self.parallelism.tp > 1 and self.orchestration.mode != "sequential"
+
+    @property
+    def clock_kinds(self) -> list[tuple[Kind, tuple[int, ...]]]:
+        """Kinds of the schedule's clocks, as direction and hTasks; steps are none."""
+        clocks = clocks_of(self.actions[0], self.microbatches, self.shared_buckets)
+        kinds = ((clock[0].kind, tuple(action.htask for action in clock)) for clock in clocks)
+        return list(dict.fromkeys(kind for kind in kinds if kind[0] != "STEP"))
+
+    def launch_order(self, stage: int, phase: Phase, htasks: tuple[int, ...]) -> LaunchOrder | None:
+        """In what order a stage launches the subgraphs of a kind of clock; None if the plan does not say."""
+        kind = _KINDS[phase]
+        for clock in self.orchestration.launches:
+            if (clock.kind, clock.htasks) == (kind, htasks):
+                return clock.on_stage(stage)
+        return None
+
+    def remaining_order(self, stage: int, phase: Phase, htasks: tuple[int, ...]) -> LaunchOrder | None:
+        """The same where hTasks of a clock may have finished: what is left of the smallest that has these."""
+        kind = _KINDS[phase]
+        larger = [
+            clock
+            for clock in self.orchestration.launches
+            if clock.kind == kind and set(htasks) <= set(clock.htasks)
+        ]
+        if not larger:
+            return None
+        clock = min(larger, key=lambda each: len(each.htasks))
+        return left_of(clock.on_stage(stage), clock.htasks, htasks)
+
+    def action_cut(self, stage: int, phase: Phase, htask: int) -> Cut:
+        """The subgraphs of an hTask's action on a stage."""
+        p = self.parallelism
+        return action_cut(
+            self.model,
+            p.layers_per_stage[stage],
+            first=stage == 0,
+            last=stage == p.pp - 1,
+            loras=tuple(task.peft for task in self.htask_tasks(htask)),
+            tokens=self.htasks[htask].tokens_per_microbatch,
+            phase=phase,
+            tp=p.tp,
+            adapters=self.orchestration.adapters,
+        )
+
     @cached_property
     def tasks_by_id(self) -> dict[str, PeftTask]:
         """Tasks under their ids."""
@@ -242,6 +307,10 @@ class Plan(BaseModel):
         """Backbone layers that a stage holds."""
         before = sum(self.parallelism.layers_per_stage[:stage])
         return range(before, before + self.parallelism.layers_per_stage[stage])
+
+
+_KINDS: dict[Phase, Literal["F", "B"]] = {"fwd": "F", "bwd": "B"}
+_PHASES: dict[Kind, Phase] = {"F": "fwd", "B": "bwd"}
 
 
 def check_plan(plan: Plan, where: str = "plan") -> None:
@@ -288,6 +357,37 @@ def check_plan(plan: Plan, where: str = "plan") -> None:
         expected = "at least one step of every hTask"
         raise SpecError(f"{where}: schedule", f"no action of hTask {min(missing)}", expected)
     _check_predicted(plan, where)
+    _check_launches(plan, where)
+
+
+def _check_launches(plan: Plan, where: str) -> None:
+    """What stands there is the order of every clock that overlaps, on every stage."""
+    launches = plan.orchestration.launches
+    if not launches:
+        return
+    field = f"{where}: orchestration.launches"
+    listed = [(clock.kind, clock.htasks) for clock in launches]
+    if not plan.overlaps:
+        expected = f"nothing: no clock overlaps (tp {plan.parallelism.tp}, {plan.orchestration.mode})"
+        raise SpecError(field, _named(listed), expected)
+    if sorted(listed) != sorted(plan.clock_kinds):
+        expected = f"nothing, or {', '.join(_named(plan.clock_kinds))}, once each"
+        raise SpecError(field, _named(listed), expected)
+    for position, clock in enumerate(launches):
+        of_clock = f"{field}[{position}].orders"
+        stages = [stage for each in clock.orders for stage in each.stages]
+        if sorted(stages) != list(range(plan.parallelism.pp)):
+            expected = f"every stage from 0 to {plan.parallelism.pp - 1} once"
+            raise SpecError(f"{of_clock}.stages", stages, expected)
+        for number, each in enumerate(clock.orders):
+            for stage in each.stages:
+                cuts = [plan.action_cut(stage, _PHASES[clock.kind], h) for h in clock.htasks]
+                with naming(f"{of_clock}[{number}]"):
+                    check_order(cuts, each.order)
+
+
+def _named(kinds: Iterable[tuple[Kind, tuple[int, ...]]]) -> list[str]:
+    return [f"{kind} of {list(htasks)}" for kind, htasks in kinds]
 
 
 def _check_htasks(plan: Plan, where: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Literal
 
 from muxtune.costs.base import CostModel
 from muxtune.costs.compose import MicrobatchWork, p2p_seconds, step_seconds
@@ -11,7 +12,7 @@ from muxtune.dataset import load_task_data
 from muxtune.graph import StageGraph, TimedNode, stage_graph, time_graph
 from muxtune.injection import shared_clocks
 from muxtune.operators import Phase
-from muxtune.orchestration import launch_graph, schedule_clock
+from muxtune.orchestration import LaunchOrder, launch_graph, replay_clock, schedule_clock
 from muxtune.plan import Plan
 from muxtune.planning.structure import HTaskChoice
 from muxtune.planning.works import sample_works
@@ -22,12 +23,16 @@ from sim.orchestrated import orchestrated_program
 from sim.program import Program
 from sim.streams import program_seconds
 
+_PHASES: dict[Literal["F", "B"], Phase] = {"F": "fwd", "B": "bwd"}
+
 StageKind = tuple[int, bool, bool]
 """Layers, and whether it is the first or the last one; most stages of a long pipeline are alike."""
 
 
 class PlanPrograms:
     """Programs of a plan, built when they are first asked for. Reads the datasets.
+
+    The plan's launch orders are replayed; clocks that it has none of are scheduled as the planner does it.
 
     Args:
         plan: Checked.
@@ -51,12 +56,13 @@ class PlanPrograms:
         layers = plan.parallelism.layers_per_stage
         last = len(layers) - 1
         self._kinds: list[StageKind] = [(n, stage == 0, stage == last) for stage, n in enumerate(layers)]
-        self._program = lru_cache(maxsize=None)(self._build)
+        self._program = lru_cache(maxsize=None)(self._find)
+        self._alike = lru_cache(maxsize=None)(self._build)
         self._graph = lru_cache(maxsize=None)(self._time)
 
     def __call__(self, stage: int, clock: Clock) -> Program:
         """What a stage runs in a clock."""
-        return self._program(self._kinds[stage], (clock_kind(clock), clock_htasks(clock)))
+        return self._program(stage, (clock_kind(clock), clock_htasks(clock)))
 
     def times(self) -> StageTimes:
         """What whole clocks take when their programs are played one by one."""
@@ -85,32 +91,41 @@ class PlanPrograms:
 
     def _clock_s(self, kind: ClockKind) -> list[float]:
         contention = self._plan.orchestration.contention
-        seconds = {
-            stage_kind: program_seconds(self._program(stage_kind, kind), contention)
-            for stage_kind in dict.fromkeys(self._kinds)
-        }
-        return [seconds[stage_kind] for stage_kind in self._kinds]
+        programs = [self._program(stage, kind) for stage in range(len(self._kinds))]
+        seconds = {id(each): program_seconds(each, contention) for each in programs}
+        return [seconds[id(each)] for each in programs]
 
     def _p2p_s(self, htask: int) -> float:
         if len(self._kinds) == 1:
             return 0.0
         return p2p_seconds(self._costs, self._plan.model, self._works[htask].tokens)
 
-    def _build(self, stage: StageKind, kind: ClockKind) -> Program:
+    def _find(self, stage: int, kind: ClockKind) -> Program:
+        """Stages of one kind with one order share a program."""
         direction, htasks = kind
-        phase: Phase = "fwd" if direction == "F" else "bwd"
-        program = self._orchestrate([self._graph(stage, phase, h) for h in htasks], htasks)
+        order = self._plan.launch_order(stage, _PHASES[direction], htasks)
+        return self._alike(self._kinds[stage], kind, order)
+
+    def _build(self, stage: StageKind, kind: ClockKind, order: LaunchOrder | None) -> Program:
+        direction, htasks = kind
+        graphs = [self._graph(stage, _PHASES[direction], h) for h in htasks]
+        program = self._orchestrate(graphs, htasks, order)
         if direction == "F":
             return program
         return program.then(Program.in_turn((h, self._step_share(stage[0], h)) for h in htasks))
 
-    def _orchestrate(self, graphs: Sequence[StageGraph[TimedNode]], htasks: Sequence[int]) -> Program:
+    def _orchestrate(
+        self, graphs: Sequence[StageGraph[TimedNode]], htasks: Sequence[int], order: LaunchOrder | None
+    ) -> Program:
         orchestration = self._plan.orchestration
         nodes = [graph.expand() for graph in graphs]
         if orchestration.mode == "sequential":
             return Program.in_turn(zip(htasks, nodes, strict=True))
         cuts = [launch_graph(graph, orchestration.adapters) for graph in graphs]
-        schedule = schedule_clock(cuts, orchestration.mode, orchestration.contention)
+        if order is None:
+            schedule = schedule_clock(cuts, orchestration.mode, orchestration.contention)
+        else:
+            schedule = replay_clock(cuts, order, orchestration.mode, orchestration.contention)
         return orchestrated_program(schedule, [graph.cut for graph in cuts], nodes, htasks)
 
     def _time(self, stage: StageKind, phase: Phase, htask: int) -> StageGraph[TimedNode]:

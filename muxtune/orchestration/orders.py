@@ -7,15 +7,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 
-from muxtune.errors import UserError
-from muxtune.orchestration.launches import Clock
+from muxtune.errors import SpecError
+from muxtune.orchestration.launches import Clock, LaunchGraph
 from muxtune.orchestration.streams import Barrier
-from muxtune.orchestration.subgraphs import COMMUNICATION, COMPUTE
+from muxtune.orchestration.subgraphs import COMMUNICATION, COMPUTE, Cut
 
 Turn = tuple[int, int]
 """An hTask by its position in the clock, and which of its subgraphs on that stream."""
 
-_RUN = re.compile(r"(\d+):(\d+)(?:-(\d+))?", re.ASCII)
+_RUN = re.compile(r"(\d{1,6}):(\d{1,6})(?:-(\d{1,6}))?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +44,13 @@ def decode_turns(text: str) -> tuple[Turn, ...]:
     """Turns from what :func:`encode_turns` wrote.
 
     Raises:
-        UserError: It is something else.
+        SpecError: It is something else.
     """
     turns: list[Turn] = []
     for word in text.split():
         run = _RUN.fullmatch(word)
         if run is None:
-            raise UserError(f"launch order: {word!r}: expected HTASK:NUMBER or HTASK:FIRST-LAST")
+            raise SpecError("launch order", word, "HTASK:NUMBER or HTASK:FIRST-LAST")
         first = int(run[2])
         turns += [(int(run[1]), number) for number in range(first, int(run[3] or first) + 1)]
     return tuple(turns)
@@ -90,7 +90,7 @@ def items_of(clock: Clock, order: LaunchOrder) -> list[int]:
     """The subgraphs of turns, each after all that it waits for.
 
     Raises:
-        UserError: The turns are not those of these hTasks, or the streams would wait for each other for ever.
+        SpecError: The turns are not those of these hTasks, or the streams would wait for each other for ever.
     """
     queues = [
         _stream_items(clock, order.compute, COMPUTE),
@@ -109,16 +109,29 @@ def items_of(clock: Clock, order: LaunchOrder) -> list[int]:
                 for follower in clock.followers[item]:
                     waiting[follower] -= 1
         if len(items) == before:
-            where = " and ".join(f"{name} {taken[i]}" for i, name in enumerate(_NAMES))
-            raise UserError(f"launch order: {where} wait for each other: expected an order that can run")
+            where = " and ".join(f"{name} turn {taken[i]}" for i, name in enumerate(_NAMES))
+            raise SpecError("launch order", f"{where} wait for each other", "an order that can run")
     if order.barrier == "none":
         return items
     for queue, name in zip(queues, _NAMES, strict=True):
         owners = [clock.owners[item] for item in queue]
         if owners != sorted(owners):
-            expected = f"one after the other with barrier {order.barrier}"
-            raise UserError(f"launch order: {name} mixes hTasks: expected {expected}")
+            expected = f"one hTask after the other, with barrier {order.barrier}"
+            raise SpecError(
+                name,
+                encode_turns(order.compute if name == _NAMES[COMPUTE] else order.communication),
+                expected,
+            )
     return sorted(items, key=clock.owners.__getitem__)
+
+
+def check_order(cuts: Sequence[Cut], order: LaunchOrder) -> None:
+    """Whether an order is one of these hTasks and can run, whatever their subgraphs take.
+
+    Raises:
+        SpecError: It is not.
+    """
+    items_of(Clock([LaunchGraph(cut, (0.0,) * len(cut.subgraphs), 0.0) for cut in cuts]), order)
 
 
 _NAMES = ("compute", "communication")
@@ -129,8 +142,6 @@ def _stream_items(clock: Clock, turns: Sequence[Turn], stream: int) -> list[int]
     own = [clock.on_stream(position, stream) for position in range(len(clock.graphs))]
     expected = [(position, number) for position, items in enumerate(own) for number in range(len(items))]
     if sorted(turns) != expected:
-        counts = [len(items) for items in own]
-        raise UserError(
-            f"launch order: {_NAMES[stream]} has {len(turns)} turns: expected each of {counts} subgraphs once"
-        )
+        counts = ", ".join(f"{len(items)} of hTask {position}" for position, items in enumerate(own))
+        raise SpecError(_NAMES[stream], encode_turns(turns), f"every subgraph once: {counts}")
     return [own[position][number] for position, number in turns]

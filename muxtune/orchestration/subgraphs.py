@@ -43,6 +43,8 @@ class Cut:
     subgraphs: tuple[Subgraph, ...]
     deps: tuple[tuple[int, ...], ...]
     """Of the expanded graph's nodes."""
+    leaves: tuple[bool, ...]
+    """Of the same nodes: whether nothing of the action waits for their results."""
 
     @cached_property
     def streams(self) -> tuple[int, ...]:
@@ -110,7 +112,7 @@ def _cut(graph: StageGraph[_Shape], adapters: Launching) -> Cut:
         for group in _batches(members, nodes):
             single = adapters == "separate" and nodes[group[0]].sort == "adapter"
             groups += [[node] for node in group] if single else [group]
-    return Cut(_in_order(groups, nodes), deps)
+    return Cut(_in_order(groups, nodes), deps, tuple(node.leaf for node in nodes))
 
 
 def _across(deps: Sequence[Sequence[int]], on_link: Sequence[bool], *, backwards: bool = False) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from muxtune.dataset import with_digest
 from muxtune.injection import inject
-from muxtune.plan import SCHEMA_VERSION, HTask, Parallelism, Plan, check_plan
+from muxtune.plan import SCHEMA_VERSION, Execution, HTask, Parallelism, Plan, check_plan
 from muxtune.planning.problem import PlanningProblem
 from muxtune.planning.structure import HTaskChoice, PlanStructure
 from muxtune.prediction import predict, theoretical_bubble_fraction
@@ -88,7 +88,8 @@ def assemble_plan(problem: PlanningProblem, structure: PlanStructure, policy: st
         htasks=tuple(_htask(i, choice) for i, choice in enumerate(structure.htasks)),
         buckets=structure.buckets,
         template=structure.template,
-        orchestration=structure.orchestration,
+        orchestration=structure.orchestration.model_copy(update={"launches": problem.launches(structure)}),
+        execution=Execution(attention=problem.costs.attention),
         schedule=tuple(tuple((a.kind, a.htask, a.number) for a in stage) for stage in actions),
         predicted=predicted,
     )

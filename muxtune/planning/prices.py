@@ -11,9 +11,10 @@ from muxtune.costs.base import CostModel
 from muxtune.costs.compose import ActionPrices, p2p_seconds, step_seconds
 from muxtune.graph import stage_graph, time_graph
 from muxtune.injection import iteration_clocks
+from muxtune.launches import ClockLaunches, clock_launches
 from muxtune.model import ModelSpec
 from muxtune.operators import PHASES, Phase
-from muxtune.orchestration import LaunchGraph, launch_graph, schedule_clock
+from muxtune.orchestration import ClockSchedule, LaunchGraph, launch_graph, schedule_clock
 from muxtune.plan import Orchestration
 from muxtune.planning.structure import SEQUENTIAL, HTaskChoice, Mesh, PlanStructure
 from muxtune.timeline import ClockKind, ClockTimes, StageTimes
@@ -21,6 +22,10 @@ from muxtune.work import MicrobatchWork
 
 StageKind = tuple[int, bool, bool]
 """Layers, and whether the stage is the first and the last; stages of one kind cost the same."""
+
+
+DIRECTIONS: tuple[tuple[Literal["F", "B"], Phase], ...] = (("F", "fwd"), ("B", "bwd"))
+"""Kinds of actions and their phases."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +85,26 @@ class StructurePrices:
             clocks=self._clock_times(structure) if orchestration.shares_clocks else None,
         )
 
+    def launches(self, structure: PlanStructure) -> tuple[ClockLaunches, ...]:
+        """Launch orders of the structure's clocks, as far as they overlap."""
+        mesh, orchestration = structure.mesh, structure.orchestration
+        if not overlaps(mesh, orchestration):
+            return ()
+        rotation = iteration_clocks(
+            structure.buckets, structure.microbatches, co_scheduled=orchestration.shares_clocks
+        )
+        found: list[ClockLaunches] = []
+        for members in dict.fromkeys(htasks for _, htasks in rotation):
+            chosen = tuple(structure.htasks[h] for h in members)
+            for direction, phase in DIRECTIONS:
+                order_of = {
+                    kind: self._schedule(chosen, kind, phase, mesh.tp, orchestration).order
+                    for kind in dict.fromkeys(stage_kinds(mesh))
+                }
+                orders = [order_of[kind] for kind in stage_kinds(mesh)]
+                found.append(clock_launches(direction, members, orders))
+        return tuple(found)
+
     def _clock_times(self, structure: PlanStructure) -> ClockTimes:
         rotation = iteration_clocks(structure.buckets, structure.microbatches, co_scheduled=True)
         seconds: dict[ClockKind, Sequence[float]] = {}
@@ -107,7 +132,7 @@ class StructurePrices:
     def _action_s(
         self, htask: HTaskChoice, kind: StageKind, mesh: Mesh, orchestration: Orchestration
     ) -> tuple[float, float]:
-        if mesh.tp == 1 or orchestration.mode == "sequential":
+        if not overlaps(mesh, orchestration):
             fwd, bwd = (self._serial_s(htask, kind, phase, mesh.tp, orchestration) for phase in PHASES)
         else:
             fwd, bwd = (self._clock_s((htask,), kind, phase, mesh.tp, orchestration) for phase in PHASES)
@@ -134,8 +159,18 @@ class StructurePrices:
         tp: int,
         orchestration: Orchestration,
     ) -> float:
+        return self._schedule(htasks, kind, phase, tp, orchestration).seconds
+
+    def _schedule(
+        self,
+        htasks: tuple[HTaskChoice, ...],
+        kind: StageKind,
+        phase: Phase,
+        tp: int,
+        orchestration: Orchestration,
+    ) -> ClockSchedule:
         graphs = [self._launch_graph(htask, kind, phase, tp, orchestration.adapters) for htask in htasks]
-        return schedule_clock(graphs, orchestration.mode, orchestration.contention).seconds
+        return schedule_clock(graphs, orchestration.mode, orchestration.contention)
 
     def _build_graph(
         self,
@@ -164,6 +199,11 @@ class StructurePrices:
     def _price_step(self, htask: HTaskChoice, layers: int, tp: int, dp: int) -> float:
         loras = self._mean_work(htask).loras
         return sum(step_seconds(self._costs, self._model, layers, lora, tp=tp, dp=dp) for lora in loras)
+
+
+def overlaps(mesh: Mesh, orchestration: Orchestration) -> bool:
+    """Whether stages may compute while they communicate."""
+    return mesh.tp > 1 and orchestration.mode != "sequential"
 
 
 def stage_kinds(mesh: Mesh) -> list[StageKind]:

@@ -216,7 +216,7 @@ class _Refinement:
     def _bound_s(self, groups: Groups) -> float:
         if groups not in self.met:
             self._groups_left -= sum(mask not in self._table for mask in groups)
-            exceeds = self._table.surely_exceeds(groups)
+            exceeds = self._appraiser.surely_exceeds(groups)
             self.met[groups] = math.inf if exceeds else self._appraiser.bound_s(groups)
         return self.met[groups]
 

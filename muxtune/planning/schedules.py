@@ -11,6 +11,7 @@ from muxtune.orchestration import Mode
 from muxtune.plan import Orchestration
 from muxtune.planning.assemble import structure_iteration_s
 from muxtune.planning.grouping import balanced_buckets
+from muxtune.planning.options import PlanOptions
 from muxtune.planning.problem import PlanningProblem
 from muxtune.planning.structure import SEQUENTIAL, HTaskChoice, Mesh, PlanStructure
 from muxtune.schedule import Template
@@ -30,8 +31,34 @@ SecondsOf = Callable[[PlanningProblem, PlanStructure], float]
 """Iteration time of a structure."""
 
 
+def modes_to_try(problem: PlanningProblem, options: PlanOptions) -> tuple[Mode, ...]:
+    """What stages with several ranks may overlap with, beside ``sequential``.
+
+    On a CPU, communication takes computing time from the same cores: it is only tried where somebody has
+    measured how much. From contention 1 on, overlap is worth nothing.
+    """
+    if options.orchestration is not None:
+        return () if options.orchestration == "sequential" else (options.orchestration,)
+    if "orchestration" in options.without:
+        return ()
+    contention = problem.costs.contention
+    if contention is None:
+        return () if problem.cluster.device.kind == "cpu" else MODES
+    return MODES if contention < 1 else ()
+
+
+def overlapping(problem: PlanningProblem, mode: Mode) -> Orchestration:
+    """A mode on the problem's devices."""
+    if mode == "sequential":
+        return SEQUENTIAL
+    return Orchestration(mode=mode, contention=problem.costs.contention or 0.0)
+
+
 def orchestrated(
-    structures: Sequence[PlanStructure], latency_s: Sequence[float], modes: Sequence[Mode]
+    problem: PlanningProblem,
+    structures: Sequence[PlanStructure],
+    latency_s: Sequence[float],
+    modes: Sequence[Mode],
 ) -> Iterator[PlanStructure]:
     """Schedules whose stages overlap communication with computation.
 
@@ -42,11 +69,20 @@ def orchestrated(
     known: dict[PlanStructure, None] = {}
     for structure in structures:
         for mode in modes:
-            orchestration = Orchestration(mode=mode)
+            orchestration = overlapping(problem, mode)
             known[replace(structure, orchestration=orchestration)] = None
             if orchestration.shares_clocks:
                 known[replace(structure, buckets=pairs, orchestration=orchestration)] = None
     yield from known
+
+
+def in_mode(
+    problem: PlanningProblem, structures: Sequence[PlanStructure], latency_s: Sequence[float], mode: Mode
+) -> list[PlanStructure]:
+    """The same schedules in a mode that is asked for: one that shares clocks shares some, if it can."""
+    found = list(orchestrated(problem, structures, latency_s, [mode]))
+    sharing = [s for s in found if s.orchestration.shares_clocks and max(map(len, s.buckets)) > 1]
+    return sharing or found
 
 
 def fastest_schedule(

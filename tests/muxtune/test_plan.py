@@ -5,15 +5,17 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from muxtune.alignment_report import AlignmentReport, TokenCounts
+from muxtune.attention import DEFAULT_ATTENTION
 from muxtune.errors import SpecError, UserError
 from muxtune.plan import Orchestration, Plan, check_plan, load_plan, save_plan
 from muxtune.schedule import Action
 from tests.plans import make_plan
 
 TEMPLATES = ("flush", "continuous", "gpipe", "lorapp")
+OPTIONAL = {"orchestration", "execution"}
 SHARED = Orchestration(mode="interleaved", contention=0.25, adapters="separate")
 
 
@@ -59,7 +61,7 @@ def test_a_plan_whose_parts_were_looked_at_is_still_equal_to_its_copy():
 def test_the_keys_are_those_of_the_design(content):
     assert list(content) == (
         "schema_version model cluster costs policy parallelism tasks htasks buckets template schedule "
-        "orchestration predicted".split()
+        "orchestration execution predicted".split()
     )
     assert list(content["parallelism"]) == ["tp", "pp", "dp", "layers_per_stage"]
     assert content["schedule"][0][0] == ["F", 1, 0]
@@ -69,7 +71,15 @@ def test_the_json_schema_can_be_produced_and_describes_every_key(content):
     schema = json.loads(json.dumps(Plan.model_json_schema()))
     assert set(schema["properties"]) == set(content)
     assert schema["additionalProperties"] is False
-    assert set(schema["required"]) == set(content) - {"orchestration"}
+    assert set(schema["required"]) == set(content) - OPTIONAL
+
+
+def test_attention_is_by_the_default_where_a_plan_does_not_say(content):
+    del content["execution"]
+    assert Plan.model_validate(content).execution.attention == DEFAULT_ATTENTION
+    content["execution"] = {"attention": "lopp"}
+    with pytest.raises(ValidationError, match="'grouped', 'loop', 'varlen', 'flex' or 'masked'"):
+        Plan.model_validate(content)
 
 
 def test_a_plan_answers_what_simulator_and_runtime_ask():
@@ -340,7 +350,7 @@ def test_a_contradiction_is_refused_with_field_and_value(tmp_path, content, path
 
 
 @pytest.mark.parametrize(
-    "key", [key for key in json.loads(make_plan().model_dump_json()) if key != "orchestration"]
+    "key", [key for key in json.loads(make_plan().model_dump_json()) if key not in OPTIONAL]
 )
 def test_every_key_is_required(tmp_path, content, key):
     del content[key]

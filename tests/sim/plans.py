@@ -8,7 +8,7 @@ from muxtune.cluster import load_cluster
 from muxtune.costs import AnalyticCosts
 from muxtune.costs.collectives import interconnect_of
 from muxtune.costs.compose import step_seconds
-from muxtune.graph import stage_graph, time_graph
+from muxtune.graph import Launching, stage_graph, time_graph
 from muxtune.injection import Template, shared_clocks
 from muxtune.model import PRESETS
 from muxtune.operators import Phase
@@ -91,6 +91,22 @@ def orchestrated_plan(
     plan = plan.model_copy(update={"predicted": predict_plan(plan, timeline)})
     check_plan(plan)
     return plan
+
+
+@cache
+def launched_plan(
+    mode: Mode, *, pp: int = 2, contention: float = 0.2, adapters: Launching = "grouped"
+) -> Plan:
+    """The same as the planner makes it, with launch orders."""
+    groups = (("t0", "t3"), ("t1",), ("t2", "t4"))
+    structure = PlanStructure(
+        htasks=tuple(HTaskChoice(task_ids=ids, shape=problem().shape(ids, "pack")) for ids in groups),
+        buckets=BUCKETS,
+        template="flush",
+        mesh=Mesh((MODEL.layers // pp,) * pp, tp=2),
+        orchestration=Orchestration(mode=mode, contention=contention, adapters=adapters),
+    )
+    return assemble_plan(problem(), structure, "muxtune")
 
 
 def _clock_s(structure: PlanStructure, stage: int, kind: ClockKind, orchestration: Orchestration) -> float:

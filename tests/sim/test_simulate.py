@@ -10,7 +10,8 @@ import pytest
 
 from muxtune.costs import save_profile
 from muxtune.errors import SpecError
-from muxtune.plan import Predicted
+from muxtune.orchestration import decode_turns, encode_turns
+from muxtune.plan import Predicted, check_plan
 from muxtune.planning.assemble import assemble_plan
 from muxtune.planning.structure import HTaskChoice, Mesh, PlanStructure
 from muxtune.prediction import stage_times
@@ -22,7 +23,7 @@ from tests.muxtune.costs.synthetic import analytic_law, make_profile, operators
 from tests.muxtune.planning.problems import make_problem
 from tests.perfetto import perfetto_stacks
 from tests.plans import make_plan
-from tests.sim.plans import costs, orchestrated_plan
+from tests.sim.plans import costs, launched_plan, orchestrated_plan
 
 RELATIVE = 1e-9  # only the order of additions may differ
 
@@ -183,3 +184,30 @@ def test_a_cpu_plan_needs_its_profile(tmp_path):
     save_profile(make_profile(analytic_law(), operators()), path)
     with pytest.raises(SpecError, match="expected made-up, which the plan was made with"):
         plan_costs(plan, path)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("pp", [1, 2])
+def test_the_launch_order_of_a_plan_is_played(mode, pp):
+    plan = launched_plan(mode, pp=pp)
+    played = simulate_operators(plan, costs()).predicted
+    assert played.iteration_s == pytest.approx(plan.predicted.iteration_s, rel=RELATIVE)
+    assert np.asarray(played.bwd_s) == pytest.approx(np.asarray(plan.predicted.bwd_s), rel=RELATIVE)
+
+
+def test_another_launch_order_in_the_plan_is_another_simulation():
+    plan = launched_plan("interleaved", pp=1)
+    edited = []
+    for clock in plan.orchestration.launches:  # one hTask after the other, and one kernel after the other
+        (order,) = clock.orders
+        turns = {name: decode_turns(getattr(order, name)) for name in ("compute", "communication")}
+        texts = {name: encode_turns(sorted(each)) for name, each in turns.items()}
+        orders = (order.model_copy(update={"barrier": "launch", **texts}),)
+        edited.append(clock.model_copy(update={"orders": orders}))
+    orchestration = plan.orchestration.model_copy(update={"launches": tuple(edited)})
+    slow = plan.model_copy(update={"orchestration": orchestration})
+    check_plan(slow)
+    sequential = simulate_operators(launched_plan("sequential", pp=1), costs()).predicted.iteration_s
+    played = simulate_operators(slow, costs()).predicted.iteration_s
+    assert played == pytest.approx(sequential, rel=RELATIVE)
+    assert played > 1.02 * plan.predicted.iteration_s

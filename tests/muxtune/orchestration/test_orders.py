@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from muxtune.errors import UserError
+from muxtune.errors import SpecError
 from muxtune.orchestration import (
     MODES,
     LaunchOrder,
@@ -49,22 +49,34 @@ def test_an_order_gives_its_schedule_again(graphs, mode, contention):
     [("0:0 x", "'x'"), ("0*3", "'0*3'"), ("0:-1", "'0:-1'"), ("0:1-", "'0:1-'")],
 )
 def test_other_texts_are_refused(text, message):
-    with pytest.raises(UserError, match=re.escape(f"launch order: {message}: expected HTASK:NUMBER")):
+    with pytest.raises(SpecError, match=re.escape(f"launch order = {message}: expected HTASK:NUMBER")):
         decode_turns(text)
 
 
 @pytest.mark.parametrize(
     ("order", "message"),
     [
-        (LaunchOrder("none", ((0, 0), (0, 1)), ((0, 0), (1, 0))), "compute has 2 turns"),
-        (LaunchOrder("none", ((0, 0), (0, 1), (0, 1)), ((0, 0), (1, 0))), "compute has 3 turns"),
-        (LaunchOrder("none", ((0, 0), (0, 1), (2, 0)), ((0, 0), (1, 0))), "compute has 3 turns"),
-        (LaunchOrder("none", ((0, 0), (0, 1), (1, 0)), ()), "communication has 0 turns"),
-        (LaunchOrder("none", ((0, 1), (0, 0), (1, 0)), ((0, 0), (1, 0))), "compute 0 and communication 0"),
-        (LaunchOrder("htask", ((0, 0), (1, 0), (0, 1)), ((0, 0), (1, 0))), "compute mixes hTasks"),
+        (
+            LaunchOrder("none", ((0, 0), (0, 1)), ((0, 0), (1, 0))),
+            "compute = '0:0-1': expected every subgraph once: 2 of hTask 0, 1 of hTask 1",
+        ),
+        (LaunchOrder("none", ((0, 0), (0, 1), (0, 1)), ((0, 0), (1, 0))), "compute = '0:0-1 0:1'"),
+        (LaunchOrder("none", ((0, 0), (0, 1), (2, 0)), ((0, 0), (1, 0))), "compute = '0:0-1 2:0'"),
+        (
+            LaunchOrder("none", ((0, 0), (0, 1), (1, 0)), ()),
+            "communication = '': expected every subgraph once",
+        ),
+        (
+            LaunchOrder("none", ((0, 1), (0, 0), (1, 0)), ((0, 0), (1, 0))),
+            "compute turn 0 and communication turn 0 wait",
+        ),
+        (
+            LaunchOrder("htask", ((0, 0), (1, 0), (0, 1)), ((0, 0), (1, 0))),
+            "compute = '0:0 1:0 0:1': expected one hTask after the other",
+        ),
     ],
     ids=str,
 )
 def test_orders_of_other_graphs_are_refused(order, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(SpecError, match=message):
         replay_clock(TWO, order, "interleaved")

@@ -77,8 +77,10 @@ def alignment_report(
             known = (shape.alignment, shape.row_tokens) == (alignment, length) or (
                 shape.alignment == alignment == "pad"
             )
-            tokens = shape.tokens if known else count(ids, alignment, length, shape.groups)
-            total += shape.groups * tokens
+            if known:
+                total += shape.groups * shape.tokens
+            else:  # a carry group is cut out of one micro-batch
+                total += shape.carry_groups * count(ids, alignment, length, shape.carry_groups)
         return counts(total)
 
     return AlignmentReport(

@@ -24,6 +24,7 @@ from muxtune.cli.options import (
 from muxtune.cli.output import check_writable, emit, planning_bar, stdout_kept_clean
 from muxtune.cli.summary import explanation_table, plan_summary, predicted_table
 from muxtune.errors import SpecError
+from muxtune.orchestration import Mode
 from muxtune.plan import Plan, load_plan, save_plan
 from muxtune.schedule import Template
 
@@ -45,7 +46,18 @@ def plan(  # noqa: PLR0913, PLR0917  # an argument per option
     ] = None,
     alignment: Annotated[Alignment | None, typer.Option(help="Fix the alignment.")] = None,
     chunk_tokens: Annotated[int | None, typer.Option(min=1, help="Fix the chunk length.")] = None,
+    carry: Annotated[
+        int | None,
+        typer.Option(min=1, help="Fix over how many micro-batches sequences are cut; 1 for none."),
+    ] = None,
     template: Annotated[Template | None, typer.Option(help="Fix the pipeline template.")] = None,
+    orchestration: Annotated[
+        Mode | None,
+        typer.Option(
+            help="Fix how hTasks share a stage: sequential (nothing overlaps), intra (each overlaps by "
+            "itself), round-robin (subgraphs take turns) or interleaved (list scheduling)."
+        ),
+    ] = None,
     tp: Annotated[int | None, typer.Option(min=1, help="Ranks that share a stage.")] = None,
     pp: Annotated[int | None, typer.Option(min=1, help="Pipeline stages.")] = None,
     dp: Annotated[int | None, typer.Option(min=1, help="Replicas that share the data.")] = None,
@@ -86,7 +98,9 @@ def plan(  # noqa: PLR0913, PLR0917  # an argument per option
         partition=partition,
         alignment=alignment,
         chunk_tokens=chunk_tokens,
+        carry=carry,
         template=template,
+        orchestration=orchestration,
         tp=tp,
         pp=pp,
         dp=dp,

@@ -130,7 +130,10 @@ def _htask_table(plan: Plan) -> str:
 
 
 def _alignment(htask: HTask) -> str:
-    return f"chunk {htask.chunk_tokens}" if htask.alignment == "chunk" else htask.alignment
+    if htask.alignment != "chunk":
+        return htask.alignment
+    carried = f" over {htask.carry_microbatches}" if htask.carry_microbatches > 1 else ""
+    return f"chunk {htask.chunk_tokens}{carried}"
 
 
 def _effective_tokens(plan: Plan) -> dict[str, float]:

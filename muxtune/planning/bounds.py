@@ -5,7 +5,8 @@ With ``w`` seconds of a micro-batch of hTask ``H`` on stage ``s``, forward and b
 way back, transfers included:
 
 load      sum over H of m w                                     a stage does one action at a time
-window    sum over H of m (w + what lies behind s) / (pp - s)   at most pp - s micro-batches are open
+window    sum over H of m (w + what lies behind s) / (pp - s)   at most pp - s micro-batches are open; with
+                                                                carry groups of up to g, pp - s - 1 + g
 chain     way(s) + m w                                          H's step ends before its next one starts
 drain     least way(s) there and least back of all H + load     under flush
 
@@ -42,13 +43,16 @@ class IterationBounds:
         return min(self.continuous_s if each == "continuous" else self.flush_s for each in templates)
 
 
-def iteration_bounds(work_s_sh: Floats, microbatches_h: Floats, p2p_s_h: Floats) -> IterationBounds:
+def iteration_bounds(
+    work_s_sh: Floats, microbatches_h: Floats, p2p_s_h: Floats, run: int = 1
+) -> IterationBounds:
     """Bounds of a partition.
 
     Args:
         work_s_sh: Forward and backward of a micro-batch on each stage.
         microbatches_h: Per iteration.
         p2p_s_h: Of a transfer.
+        run: Micro-batches of the longest carry group.
     """
     stages = np.arange(len(work_s_sh))[:, None]
     through = np.cumsum(work_s_sh, axis=0)
@@ -56,15 +60,17 @@ def iteration_bounds(work_s_sh: Floats, microbatches_h: Floats, p2p_s_h: Floats)
     behind_s = through[-1] - through + 2 * (len(work_s_sh) - 1 - stages) * p2p_s_h
     load_s_sh = microbatches_h * work_s_sh
     load_s = load_s_sh.sum(axis=1)
-    window_s = (microbatches_h * (work_s_sh + behind_s)).sum(axis=1) / (len(work_s_sh) - stages[:, 0])
+    window_s = (microbatches_h * (work_s_sh + behind_s)).sum(axis=1) / (
+        len(work_s_sh) - 1 - stages[:, 0] + run
+    )
     chain_s = (before_s + load_s_sh).max()
     steady_s = float(max(load_s.max(), window_s.max(), chain_s))
     drained_s = float((before_s.min(axis=1) + load_s).max())
     return IterationBounds(float(load_s.max()), steady_s, max(steady_s, drained_s))
 
 
-def exact_bounds(times: Sequence[HTaskTimes], microbatches: Sequence[int]) -> IterationBounds:
-    """Bounds of priced hTasks.
+def exact_bounds(times: Sequence[HTaskTimes], microbatches: Sequence[int], run: int = 1) -> IterationBounds:
+    """Bounds of priced hTasks, whose longest carry group has ``run`` micro-batches.
 
     One hTask may be first on the way there and another last on the way back, so the drain takes the least of
     each way; :func:`iteration_bounds` knows only both ways together, and is an estimate there.
@@ -72,7 +78,7 @@ def exact_bounds(times: Sequence[HTaskTimes], microbatches: Sequence[int]) -> It
     fwd_s, bwd_s = (np.array([getattr(each, name) for each in times]).T for name in ("fwd_s", "bwd_s"))
     p2p_s = np.array([each.p2p_s for each in times])
     m = np.array(microbatches, dtype=np.float64)
-    bounds = iteration_bounds(fwd_s + bwd_s, m, p2p_s)
+    bounds = iteration_bounds(fwd_s + bwd_s, m, p2p_s, run)
     hops_s = np.arange(len(fwd_s))[:, None] * p2p_s
     ways_s = [(np.cumsum(each, axis=0) - each + hops_s).min(axis=1) for each in (fwd_s, bwd_s)]
     drained_s = float((ways_s[0] + (m * (fwd_s + bwd_s)).sum(axis=1) + ways_s[1]).max())

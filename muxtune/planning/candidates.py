@@ -3,24 +3,41 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
-from typing import cast
+from typing import Generic, TypeVar, cast
 
+import numpy as np
+
+from muxtune.alignment import ROW_MULTIPLE
 from muxtune.costs.base import CostModel
 from muxtune.model import ModelSpec
-from muxtune.planning.fusion import alignment_candidates, sort_by_tokens
+from muxtune.planning.carrying import CARRIES, CUTS, carries_at, may_carry
+from muxtune.planning.curves import Floats
+from muxtune.planning.fusion import CARRIED_CHUNKS, CHUNK_CANDIDATES, alignment_candidates, sort_by_tokens
 from muxtune.planning.meshes import MeshShape, candidate_meshes
 from muxtune.planning.options import PlanOptions
 from muxtune.planning.pricing import StagePrices
 from muxtune.planning.problem import PlanningProblem
-from muxtune.planning.proposals import MeshProposals, propose_on_mesh
-from muxtune.planning.ranking import GroupBands, GroupPrices, Layout, price_groups
+from muxtune.planning.proposals import MeshProposals, Proposal, propose_on_mesh, stage_work_s
+from muxtune.planning.ranking import GroupBands, GroupPrices, join_prices, price_groups
 from muxtune.planning.schedules import TEMPLATES
 from muxtune.planning.sets import MOST_TASKS, RankedMesh, SetBands, propose_sets, rank_on_mesh
+from muxtune.planning.structure import Layout, Mesh
 
 WIDEST_GROUP = 256
 """Tasks of an hTask at most, where there are more than 512; as a cap, not by a bound."""
+
+WORTH_CUTTING = 0.98
+"""Of the best iteration that is expected without cut micro-batches: where no stage has less work on a mesh,
+nothing is cut there."""
+
+CUT_FREELY = 64
+"""Of more tasks, micro-batches are cut only where a single task's are among the longest."""
+
+PACED_BY_ONE = 0.7
+"""Of the longest micro-batch, a single task's."""
 
 Progress = Callable[[int, int], None]
 """Called with how many steps are done, and of how many."""
@@ -29,41 +46,127 @@ Progress = Callable[[int, int], None]
 def propose(
     problem: PlanningProblem, options: PlanOptions, report: Progress = lambda done, of: None
 ) -> list[MeshProposals]:
-    """Partitions worth a look by estimate, mesh by mesh."""
+    """Partitions worth a look by estimate, mesh by mesh; with long micro-batches cut, where that may help."""
     shapes = candidate_meshes(problem.model, problem.cluster, options)
-    templates = options.templates(TEMPLATES)
     by_tokens = sort_by_tokens(problem)
     wanted = layouts(problem, by_tokens, options)
+    if may_carry(options):
+        wanted += [Layout("chunk", CARRIED_CHUNKS[0], carry) for carry in CARRIES[1:]]
     if len(by_tokens) <= MOST_TASKS:
-        sets = SetBands(problem, by_tokens, wanted)
-        ranked: list[RankedMesh] = []
-        for shape, prices in _priced(sets, shapes):
-            overlaps = shape.tp > 1 and "orchestration" not in options.without
-            ranked += rank_on_mesh(sets, prices, shape, templates, overlaps=overlaps)
-            report(len(ranked), 4 * len(shapes))
-        return propose_sets(sets, ranked, templates)
+        estimates = _Estimates(SetBands(problem, by_tokens, wanted), report)
+        return _distinct(_propose_sets(estimates, shapes, options))
     orders = [by_tokens, sorted(by_tokens, key=lambda t: problem.data[t].task.declared_microbatches)]
     width = len(by_tokens) if len(by_tokens) <= 2 * WIDEST_GROUP else WIDEST_GROUP
     found: list[MeshProposals] = []
     for task_ids in orders if orders[0] != orders[1] else orders[:1]:
         bands = GroupBands(problem, task_ids, width, wanted)
-        for shape, prices in _priced(bands, shapes):
-            found.append(propose_on_mesh(bands, prices, shape, templates))
-            report(len(found), 4 * len(shapes))
+        found += _propose_contiguous(_Estimates(bands, report), shapes, options)
+    return _distinct(found)
+
+
+def _propose_sets(
+    estimates: _Estimates[SetBands], shapes: Sequence[MeshShape], options: PlanOptions
+) -> list[MeshProposals]:
+    bands, templates = estimates.bands, options.templates(TEMPLATES)
+    ranked: list[RankedMesh] = []
+    for shape in shapes:
+        overlaps = shape.tp > 1 and "orchestration" not in options.without
+        ranked += rank_on_mesh(bands, estimates.prices(shape), shape, templates, overlaps=overlaps)
+        estimates.report(len(ranked), 4 * len(shapes))
+    best_s = min(float(np.where(each.safe_p, each.guess_s_p, np.inf).min()) for each in ranked)
+    for each in list(ranked):
+        if float(each.load_s_p.min()) < WORTH_CUTTING * best_s:
+            for prices in estimates.cut(each.shape, each.mesh):
+                ranked += rank_on_mesh(bands, prices, each.shape, templates, overlaps=each.overlaps)
+    return propose_sets(bands, ranked, templates)
+
+
+def _propose_contiguous(
+    estimates: _Estimates[GroupBands], shapes: Sequence[MeshShape], options: PlanOptions
+) -> list[MeshProposals]:
+    bands, templates = estimates.bands, options.templates(TEMPLATES)
+    found: list[MeshProposals] = []
+    for shape in shapes:
+        found.append(propose_on_mesh(bands, estimates.prices(shape), shape, templates))
+        estimates.report(len(found), 4 * len(shapes))
+    fit = [proposal for each in found for proposal in each.proposals if proposal.has_room]
+    best = min(fit, key=lambda proposal: proposal.expected_s, default=None)
+    best_s = np.inf if best is None else best.expected_s
+    if best is not None and len(bands.tasks) > CUT_FREELY and not estimates.is_paced_by_one(best):
+        return found
+    for each in list(found):
+        if min((proposal.load_s for proposal in each.proposals), default=0.0) < WORTH_CUTTING * best_s:
+            for prices in estimates.cut(each.shape, each.mesh):
+                found.append(propose_on_mesh(bands, prices, each.shape, templates))
     return found
 
 
-def _priced(bands: GroupBands, shapes: Sequence[MeshShape]) -> Iterator[tuple[MeshShape, GroupPrices]]:
-    """Shapes with estimates of all groups; of shapes that differ in ``pp`` alone these are the same."""
-    problem = bands.problem
-    largest = 4 ** math.ceil(math.log(bands.most_tokens, 4))  # problems of about a size share their curves
-    per_tp: dict[int, StagePrices] = {}
-    for tp, dp in dict.fromkeys((shape.tp, shape.dp) for shape in shapes):
-        if tp not in per_tp:
-            per_tp[tp] = _stage_prices(cast("Hashable", problem.costs), problem.model, tp, largest)
-            per_tp[tp].place_between(bands.loras, bands.typical_tokens)  # for these tasks
-        prices = price_groups(bands, per_tp[tp], dp)
-        yield from ((shape, prices) for shape in shapes if (shape.tp, shape.dp) == (tp, dp))
+def _distinct(meshes: Iterable[MeshProposals]) -> list[MeshProposals]:
+    """Without repetitions: several paces may cut a partition in the same way."""
+    known: set[tuple[object, ...]] = set()
+    found = []
+    for each in meshes:
+        new = []
+        for proposal in each.proposals:
+            places = tuple(rows.tobytes() for rows in proposal.places)
+            key = (id(proposal.bands), proposal.mesh, places, proposal.layout_h)
+            if key not in known:
+                known.add(key)
+                new.append(proposal)
+        found.append(replace(each, proposals=tuple(new)))
+    return found
+
+
+Bands = TypeVar("Bands", bound=GroupBands)
+
+
+class _Estimates(Generic[Bands]):
+    """Estimates of all groups on meshes; of meshes that differ in ``pp`` alone these are the same."""
+
+    def __init__(self, bands: Bands, report: Progress) -> None:
+        self.bands = bands
+        self.report = report
+        self._per_tp: dict[int, StagePrices] = {}
+        self._known: dict[tuple[int, int, int], GroupPrices] = {}
+
+    def prices(self, shape: MeshShape, carry: int | None = None) -> GroupPrices:
+        """On a mesh; see :func:`muxtune.planning.ranking.price_groups`."""
+        bands, tp = self.bands, shape.tp
+        key = (tp, shape.dp, carry or bands.carry)
+        if key not in self._known:
+            if tp not in self._per_tp:
+                # Problems of about a size share their curves.
+                largest = 4 ** math.ceil(math.log(bands.most_tokens, 4))
+                costs = cast("Hashable", bands.problem.costs)
+                self._per_tp[tp] = _stage_prices(costs, bands.problem.model, tp, largest)
+                self._per_tp[tp].place_between(bands.loras, bands.typical_tokens)  # for these tasks
+            self._known[key] = price_groups(bands, self._per_tp[tp], shape.dp, carry)
+        return self._known[key]
+
+    def cut(self, shape: MeshShape, mesh: Mesh) -> Iterator[GroupPrices]:
+        """With long micro-batches cut, for each of the paces that are tried."""
+        carries = sorted({layout.carry for layout in self.bands.layouts})
+        if mesh.pp == 1 or len(carries) == 1:
+            return
+        whole = self.prices(shape)
+        slot_s = self._slots_s(shape, mesh)
+        slowest_s = float(slot_s[self.bands.alone].max())
+        known: set[bytes] = set()
+        for cut in CUTS:
+            wanted = carries_at(slowest_s / cut, slot_s, whole.tokens_nw)
+            if wanted.max() > 1 and wanted.tobytes() not in known:
+                known.add(wanted.tobytes())
+                alternatives = [self.prices(shape, carry) for carry in carries]
+                yield join_prices(alternatives, np.searchsorted(carries, wanted))
+
+    def is_paced_by_one(self, proposal: Proposal) -> bool:
+        """Whether a single task's micro-batches are about the longest; fusing less does not shorten them."""
+        mesh = proposal.mesh
+        slot_s = self._slots_s(MeshShape(mesh.tp, mesh.pp, mesh.dp), mesh)
+        return bool(slot_s[self.bands.alone].max() > PACED_BY_ONE * slot_s[proposal.places].max())
+
+    def _slots_s(self, shape: MeshShape, mesh: Mesh) -> Floats:
+        return np.asarray(np.max(stage_work_s(self.bands, self.prices(shape), mesh), axis=0))
 
 
 @lru_cache(maxsize=32)
@@ -81,12 +184,12 @@ def layouts(problem: PlanningProblem, task_ids: Sequence[str], options: PlanOpti
     Raises:
         SpecError: A chunk length is given for another alignment.
     """
-    wanted = alignment_candidates(problem, task_ids, options.alignment, options.chunk_tokens)
-    if any(alignment == "pack" for alignment, _ in wanted):
-        return [layout for layout in wanted if layout[0] != "chunk"]
-    if options.alignment == "chunk" and options.chunk_tokens is None:
+    wanted = alignment_candidates(problem, task_ids, options)
+    if any(layout.alignment == "pack" for layout in wanted):
+        return [layout for layout in wanted if layout.alignment != "chunk"]
+    if options.alignment == "chunk" and options.chunk_tokens is None and (options.carry or 1) == 1:
         shortest = min(problem.longest_sequence([task_id]) for task_id in task_ids)
-        largest = max(chunk or 0 for _, chunk in wanted)
-        lengths = [1 << i for i in range((shortest - 1).bit_length(), largest.bit_length())]
-        return [("chunk", length) for length in lengths]
-    return list(wanted)
+        largest = max(layout.chunk_tokens or 0 for layout in wanted)
+        smallest = max(1 << (shortest - 1).bit_length() >> CHUNK_CANDIDATES, ROW_MULTIPLE)
+        return [Layout("chunk", 1 << i) for i in range(smallest.bit_length() - 1, largest.bit_length())]
+    return wanted

@@ -22,13 +22,13 @@ from dataclasses import asdict, dataclass, replace
 from muxtune.graph import node_seconds, stage_graph, step_graph
 from muxtune.injection import iteration_clocks
 from muxtune.operators import LINK_KINDS, PHASES
-from muxtune.plan import Orchestration
 from muxtune.planning.assemble import structure_iteration_s, structure_schedule
 from muxtune.planning.fusion import alignment_candidates
+from muxtune.planning.options import PlanOptions
 from muxtune.planning.partitions import fits
 from muxtune.planning.prices import StageKind, stage_kinds
 from muxtune.planning.problem import PlanningProblem
-from muxtune.planning.schedules import MODES, TEMPLATES, fastest_schedule
+from muxtune.planning.schedules import MODES, TEMPLATES, fastest_schedule, overlapping
 from muxtune.planning.search import SearchRecord
 from muxtune.planning.structure import SEQUENTIAL, HTaskChoice, PlanStructure
 from muxtune.planning.works import sample_works
@@ -171,7 +171,7 @@ def _busy_s(problem: PlanningProblem, structure: PlanStructure) -> float:
 
 def describe(structure: PlanStructure) -> str:
     """A structure in words."""
-    alignments = ", ".join(dict.fromkeys(_alignment(htask) for htask in structure.htasks))
+    alignments = ", ".join(dict.fromkeys(str(htask.layout) for htask in structure.htasks))
     count = len(structure.htasks)
     mode = structure.orchestration.mode
     inside = "" if mode == SEQUENTIAL.mode else f", {mode}"
@@ -248,7 +248,7 @@ def _others(
             yield "template", template, fastest_schedule(problem, best.htasks, best.mesh, [template])
     for mode in ("sequential", *MODES) if best.mesh.tp > 1 else ():
         if mode != best.orchestration.mode:
-            yield "orchestration", mode, replace(best, orchestration=Orchestration(mode=mode))
+            yield "orchestration", mode, replace(best, orchestration=overlapping(problem, mode))
 
 
 def _best_elsewhere(
@@ -283,15 +283,10 @@ def _realigned(problem: PlanningProblem, best: PlanStructure) -> Iterator[tuple[
     for alignment in ("pack", "pad", "chunk"):
         htasks = []
         for htask in best.htasks:
-            wanted = alignment_candidates(problem, htask.task_ids, alignment)
-            shapes = [problem.shape(htask.task_ids, kind, chunk, dp=dp) for kind, chunk in wanted]
+            wanted = alignment_candidates(problem, htask.task_ids, PlanOptions(alignment=alignment))
+            shapes = [problem.shape(htask.task_ids, *layout, dp=dp) for layout in wanted]
             choices = [replace(htask, shape=shape) for shape in shapes]
             htasks.append(min(choices, key=lambda c: problem.htask_times(c, best.mesh, SEQUENTIAL).slowest_s))
         if tuple(htasks) != best.htasks:
             structure = fastest_schedule(problem, htasks, best.mesh, [best.template])
             yield "alignment", f"all {alignment}", structure
-
-
-def _alignment(htask: HTaskChoice) -> str:
-    shape = htask.shape
-    return shape.alignment if shape.alignment != "chunk" else f"chunks of {shape.row_tokens}"

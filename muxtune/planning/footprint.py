@@ -123,5 +123,8 @@ def plan_memory(plan: Plan) -> tuple[StageMemory, ...]:
         orchestration=plan.orchestration,
         mesh=Mesh(plan.parallelism.layers_per_stage, plan.parallelism.tp, plan.parallelism.dp),
     )
-    memory = StructureMemory(plan.model, plan.cluster.device, lambda htask: sample_works(htask, data).largest)
+    attention = plan.execution.attention
+    memory = StructureMemory(
+        plan.model, plan.cluster.device, lambda htask: sample_works(htask, data, attention=attention).largest
+    )
     return memory.stages(structure, plan.actions)

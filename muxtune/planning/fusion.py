@@ -10,18 +10,24 @@ the schedule decides between them: few large groups use operators better, many s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from muxtune.alignment import Alignment
+from muxtune.alignment import ROW_MULTIPLE
 from muxtune.errors import SpecError
+from muxtune.planning.options import PlanOptions
 from muxtune.planning.problem import PlanningProblem
-from muxtune.planning.structure import HTaskChoice, Mesh
+from muxtune.planning.structure import HTaskChoice, Layout, Mesh
 
 CHUNK_CANDIDATES = 3
-"""Chunk lengths tried per group: the smallest power of two that holds every sequence, and its doublings."""
+"""Chunk lengths tried per group: the smallest power of two that holds every sequence, and its doublings;
+if there is no alignment but chunks, as many halves of it too."""
+
+CARRIED_CHUNKS = (16, 64)
+"""Chunk lengths tried where sequences are cut over several micro-batches. What attention reads again depends
+on where micro-batches end, and not on the chunk, so short ones lose least."""
 
 
 def best_cuts(cost_s: NDArray[np.float64]) -> list[tuple[int, ...]]:
@@ -56,52 +62,74 @@ def sort_by_tokens(problem: PlanningProblem) -> list[str]:
 
 
 def cheapest_alignment(
-    problem: PlanningProblem,
-    mesh: Mesh,
-    *,
-    alignment: Alignment | None = None,
-    chunk_tokens: int | None = None,
+    problem: PlanningProblem, mesh: Mesh, options: PlanOptions
 ) -> Callable[[tuple[str, ...]], HTaskChoice]:
     """A function that gives a group the alignment with the least time on the slowest stage.
 
     Args:
         problem: What is planned.
         mesh: Given.
-        alignment: Only this one.
-        chunk_tokens: Only this chunk length.
+        options: May fix the alignment, the chunk length and the carry groups.
     """
 
     def align(task_ids: tuple[str, ...]) -> HTaskChoice:
-        candidates = [
-            HTaskChoice(task_ids=task_ids, shape=problem.shape(task_ids, kind, chunk, dp=mesh.dp))
-            for kind, chunk in alignment_candidates(problem, task_ids, alignment, chunk_tokens)
-        ]
-        return min(candidates, key=lambda c: problem.htask_times(c, mesh).slowest_s)
+        return cheapest_layout(problem, mesh, task_ids, alignment_candidates(problem, task_ids, options))
 
     return align
 
 
+def cheapest_layout(
+    problem: PlanningProblem, mesh: Mesh, task_ids: tuple[str, ...], wanted: Iterable[Layout]
+) -> HTaskChoice:
+    """The group under the layout with the least time on the slowest stage; all have as many micro-batches."""
+    choices = [
+        HTaskChoice(task_ids=task_ids, shape=problem.shape(task_ids, *layout, dp=mesh.dp))
+        for layout in wanted
+    ]
+    return min(choices, key=lambda c: problem.htask_times(c, mesh).slowest_s)
+
+
 def alignment_candidates(
-    problem: PlanningProblem,
-    task_ids: Sequence[str],
-    alignment: Alignment | None = None,
-    chunk_tokens: int | None = None,
-) -> list[tuple[Alignment, int | None]]:
-    """Alignments that are worth pricing, with their chunk lengths.
+    problem: PlanningProblem, task_ids: Sequence[str], options: PlanOptions
+) -> list[Layout]:
+    """Alignments that are worth pricing, with their chunk lengths; all have the carry groups asked for.
+
+    Without ``--carry`` every sequence lies in one micro-batch; see :mod:`muxtune.planning.carrying` for more.
 
     Raises:
-        SpecError: A chunk length is given for another alignment.
+        SpecError: A chunk length or carry groups are given for another alignment.
     """
-    if chunk_tokens is not None:
+    alignment, chunk_tokens, carry = options.alignment, options.chunk_tokens, options.carry or 1
+    asked = ("--chunk-tokens", chunk_tokens) if chunk_tokens is not None else ("--carry", carry)
+    if carry < 1 or carry & (carry - 1):
+        raise SpecError("--carry", carry, "a power of two")
+    if chunk_tokens is not None or carry > 1:
         if alignment not in {None, "chunk"}:
-            raise SpecError("--chunk-tokens", chunk_tokens, f"nothing: the alignment is {alignment}")
-        return [("chunk", chunk_tokens)]
-    candidates: list[tuple[Alignment, int | None]] = []
+            raise SpecError(*asked, f"nothing: the alignment is {alignment}")
+        alignment = "chunk"
+    if chunk_tokens is not None:
+        return [Layout("chunk", chunk_tokens, carry)]
+    longest = problem.longest_sequence(task_ids)
+    if carry > 1:
+        return carried_layouts(longest, carry)
+    candidates: list[Layout] = []
     if alignment in {None, "chunk"}:
-        smallest = 1 << (problem.longest_sequence(task_ids) - 1).bit_length()
-        candidates += [("chunk", smallest << i) for i in range(CHUNK_CANDIDATES)]
+        smallest = 1 << (longest - 1).bit_length()
+        lengths = {smallest << i for i in range(CHUNK_CANDIDATES)}
+        if alignment == "chunk":  # beside pack, which never holds more, shorter ones are no use
+            lengths |= {max(smallest >> i, ROW_MULTIPLE) for i in range(1, CHUNK_CANDIDATES + 1)}
+        candidates += [Layout("chunk", length) for length in sorted(lengths)]
     if alignment in {None, "pack"}:
-        candidates.append(("pack", None))
+        candidates.append(Layout("pack"))
     if alignment in {None, "pad"}:
-        candidates.append(("pad", None))
+        candidates.append(Layout("pad"))
     return candidates
+
+
+def carried_layouts(longest: int, carry: int) -> list[Layout]:
+    """Chunks that cut a sequence of ``longest`` tokens over ``carry`` micro-batches, the longest chunk first.
+
+    Of lengths that cost the same the first is taken, which has fewer chunks to lay out.
+    """
+    lengths = [length for length in CARRIED_CHUNKS if length * carry <= longest] or CARRIED_CHUNKS[:1]
+    return [Layout("chunk", length, carry) for length in sorted(lengths, reverse=True)]

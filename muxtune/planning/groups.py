@@ -10,7 +10,7 @@ on its way back.
 
 load     sum over H of m (f + b): a stage does one action at a time
 window   sum over H of m trip(s) / (pp - s): at most ``pp - s`` micro-batches are open, each of them for at
-         least ``trip(s)``, its way to the last stage and back
+         least ``trip(s)``, its way to the last stage and back; ``pp - s - 1 + g`` with carry groups of ``g``
 chain    head(s) + m (f + b) + tail(s) of any H: its step ends before its next one begins
 drain    least head(s) + load(s) + least tail(s) of all H: under ``flush``
 
@@ -21,16 +21,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from muxtune.injection import inject
 from muxtune.memory import StageMemory
 from muxtune.planning.fusion import sort_by_tokens
 from muxtune.planning.pipeline import in_order
 from muxtune.planning.prices import HTaskTimes
 from muxtune.planning.problem import PlanningProblem
-from muxtune.planning.structure import HTaskChoice, Mesh
+from muxtune.planning.structure import HTaskChoice, Mesh, PlanStructure
 from muxtune.schedule import Action, Template
 
 # S pipeline stages
@@ -81,7 +83,7 @@ class GroupTable:
     Args:
         problem: What is planned.
         mesh: Given.
-        align: Chooses the alignment of a group.
+        align: Chooses the alignment of a group; the carry groups of all are alike.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class GroupTable:
         self._align = align
         self._groups: dict[int, Group] = {}
         self._static = _static_memory(problem, mesh)
+        self._weigh = lru_cache(maxsize=None)(self._measure_bytes)
 
     def masks(self) -> list[int]:
         """Of the groups worked out so far."""
@@ -175,6 +178,28 @@ class GroupTable:
                 return True
         return False
 
+    def surely_exceeds_carrying(self, structure: PlanStructure) -> bool:
+        """Whether some stage surely does in the first iteration of a schedule with carry groups."""
+        limit = self.problem.cluster.device.memory_bytes
+        injection = inject(
+            structure.buckets,
+            structure.microbatches,
+            template=structure.template,
+            steps=[1] * len(structure.htasks),
+            carries=structure.carries,
+        )
+        owner = np.array([clock.htasks[0] for clock in injection.clocks])
+        kept = np.array([self._weigh(choice)[0] for choice in structure.htasks])[owner]
+        opened = np.concatenate([np.zeros((1, self.mesh.pp), dtype=kept.dtype), np.cumsum(kept, axis=0)])
+        closed = np.cumsum(kept[list(injection.backwards)], axis=0)
+        closed = np.concatenate([np.zeros_like(closed[:1]), closed[:-1]])
+        return any(
+            static.bytes_with(int((opened[forwards, stage] - closed[:, stage]).max())) > limit
+            for stage, (static, forwards) in enumerate(
+                zip(self._static, injection.forwards_before(self.mesh.pp), strict=True)
+            )
+        )
+
     def needed_bytes(self, partition: Groups) -> int:
         """What suffices on the fullest stage for any schedule of the partition."""
         structure = in_order(self.htasks(partition), self.mesh, "continuous")
@@ -198,7 +223,7 @@ class GroupTable:
             choice=choice,
             slowest_s=times.slowest_s,
             load_s=m * work_s,
-            window_s=m * trip_s / (behind + 1),
+            window_s=m * trip_s / (behind + choice.shape.carry),
             chain_s=float((head_s + m * work_s + tail_s).max()),
             head_s=head_s,
             tail_s=tail_s,
@@ -207,7 +232,7 @@ class GroupTable:
             least_bytes=least,
         )
 
-    def _weigh(self, choice: HTaskChoice) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    def _measure_bytes(self, choice: HTaskChoice) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         """``kept_bytes``, ``forward_bytes`` and ``least_bytes`` of a group."""
         alone = in_order([choice], self.mesh, "continuous")
         forward = [Action("F", 0, 0)]

@@ -9,6 +9,8 @@ from muxtune.alignment import Alignment
 from muxtune.errors import SpecError
 from muxtune.memory import StageMemory
 from muxtune.planning.assemble import structure_schedule
+from muxtune.planning.carrying import CARRIES
+from muxtune.planning.fusion import CARRIED_CHUNKS
 from muxtune.planning.problem import PlanningProblem
 from muxtune.planning.structure import HTaskChoice, PlanStructure
 from muxtune.tables import show_bytes
@@ -96,6 +98,8 @@ def _variants(problem: PlanningProblem, structure: PlanStructure) -> Iterator[Va
         )
         changes.append("every task in an hTask of its own (policy temporal-only)")
         yield ", ".join(changes), problem, _with_htasks(structure, htasks)
+    if structure.pp > 1 and structure.template != "lorapp":
+        yield from _carried(problem, structure, htasks, changes)
     cap = max(task.micro_batch_size for task in problem.tasks) // 2
     while cap:
         smaller = _with_micro_batches(problem, cap)
@@ -109,6 +113,27 @@ def _variants(problem: PlanningProblem, structure: PlanStructure) -> Iterator[Va
         change = f"micro_batch_size of at most {cap}"
         yield ", ".join([*changes, change]), smaller, _with_htasks(structure, reshaped)
         cap //= 2
+
+
+def _carried(
+    problem: PlanningProblem,
+    structure: PlanStructure,
+    htasks: Sequence[HTaskChoice],
+    changes: Sequence[str],
+) -> Iterator[Variant]:
+    """Micro-batches cut over carry groups."""
+    chunk_tokens = CARRIED_CHUNKS[0]
+    for carry in CARRIES[1:]:
+        cut = tuple(
+            replace(
+                htask,
+                shape=problem.shape(htask.task_ids, "chunk", chunk_tokens, carry, dp=structure.mesh.dp),
+            )
+            for htask in htasks
+        )
+        options = f"--chunk-tokens {chunk_tokens} --carry {carry}"
+        change = f"chunks over {carry} micro-batches ({options})"
+        yield ", ".join([*changes, change]), problem, _with_htasks(structure, cut)
 
 
 def _aligned(

@@ -8,6 +8,7 @@ from typing import Literal
 
 from muxtune.alignment import Alignment
 from muxtune.errors import SpecError
+from muxtune.orchestration import Mode
 from muxtune.schedule import Template
 
 Part = Literal["fusion", "orchestration", "chunking"]
@@ -22,7 +23,11 @@ class PlanOptions:
     """Fusion as ``"a+b,c"``: hTasks {a, b} and {c}."""
     alignment: Alignment | None = None
     chunk_tokens: int | None = None
+    carry: int | None = None
+    """Micro-batches over which sequences are cut; 1 for none."""
     template: Template | None = None
+    orchestration: Mode | None = None
+    """How the hTasks of a clock share a stage."""
     tp: int | None = None
     """Ranks that share a stage."""
     pp: int | None = None
@@ -38,7 +43,7 @@ class PlanOptions:
 
     def padded_by_default(self) -> PlanOptions:
         """The same with ``pad`` where no alignment is asked for: what systems without packing do."""
-        if self.alignment is not None or self.chunk_tokens is not None:
+        if self.alignment is not None or self.chunk_tokens is not None or (self.carry or 1) > 1:
             return self
         return replace(self, alignment="pad")
 

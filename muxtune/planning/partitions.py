@@ -7,11 +7,17 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
 
 from muxtune.injection import injection_order
 from muxtune.planning.assemble import structure_iteration_s, structure_schedule
+from muxtune.planning.bounds import exact_bounds
+from muxtune.planning.carrying import CARRIES, LEAST_TOKENS, cut_choice, cut_variants, may_carry
 from muxtune.planning.fusion import cheapest_alignment
 from muxtune.planning.groups import Groups, GroupTable
 from muxtune.planning.limits import surely_fits
@@ -46,6 +52,7 @@ class Appraiser:
         table: Groups of the problem's tasks.
         templates: That may be used.
         seconds_of: Iteration time of a structure; the recurrence by default.
+        cut: Whether long micro-batches may be cut, too; see :mod:`muxtune.planning.carrying`.
     """
 
     def __init__(
@@ -53,21 +60,47 @@ class Appraiser:
         table: GroupTable,
         templates: Sequence[Template],
         seconds_of: SecondsOf = structure_iteration_s,
+        *,
+        cut: bool = False,
     ) -> None:
         self.table = table
         self.templates = tuple(templates)
         self.appraisals = 0
         """Partitions whose schedules were played."""
         self._seconds_of = seconds_of
+        self.cut = cut and table.mesh.pp > 1
+        self._least_load_s = lru_cache(maxsize=None)(self._least_load)
 
     def bound_s(self, groups: Groups, templates: Sequence[Template] = ()) -> float:
         """What no schedule of the partition is faster than; see :mod:`muxtune.planning.groups`."""
-        return self.table.bound_s(groups, templates or self.templates)
+        bound_s = self.table.bound_s(groups, templates or self.templates)
+        if not self.cut:
+            return bound_s
+        return min(bound_s, float(np.sum([self._least_load_s(mask) for mask in groups], axis=0).max()))
+
+    def surely_exceeds(self, groups: Groups) -> bool:
+        """Whether some stage needs more than its memory under every schedule of the partition."""
+        return not self.cut and self.table.surely_exceeds(groups)
+
+    def _least_load(self, mask: int) -> NDArray[np.float64]:
+        """Work of each stage, with micro-batches cut or not."""
+        group, table = self.table[mask], self.table
+        loads_s = [group.load_s]
+        for carry in CARRIES[1:]:
+            if group.choice.shape.tokens >= carry * LEAST_TOKENS:
+                choice = cut_choice(table.problem, table.mesh, table.members(mask), carry)
+                times = table.problem.htask_times(choice, table.mesh)
+                loads_s.append(choice.shape.microbatches * np.add(times.fwd_s, times.bwd_s))
+        return np.asarray(np.min(loads_s, axis=0))
 
     def structures(self, groups: Groups) -> list[PlanStructure]:
         """All schedules of a partition that are compared."""
         problem, mesh = self.table.problem, self.table.mesh
-        return pipeline_candidates(problem, self.table.htasks(groups), mesh, self.templates)
+        htasks = self.table.htasks(groups)
+        found = pipeline_candidates(problem, htasks, mesh, self.templates)
+        for variant in cut_variants(problem, htasks, mesh) if self.cut else ():
+            found += pipeline_candidates(problem, variant, mesh, self.templates)
+        return found
 
     def least_structures(self, partitions: Iterable[Groups]) -> list[PlanStructure]:
         """All schedules of those partitions that may need least memory, to refuse with."""
@@ -79,30 +112,48 @@ class Appraiser:
 
     def appraise(self, groups: Groups, below_s: float = math.inf) -> Appraised | None:
         """The fastest schedule that fits, if one is faster than ``below_s``."""
-        bound_s = {template: self.bound_s(groups, [template]) for template in self.templates}
-        if min(bound_s.values()) >= below_s or self.table.surely_exceeds(groups):
+        if self.bound_s(groups) >= below_s:
             return None
-        problem = self.table.problem
+        problem, mesh = self.table.problem, self.table.mesh
+        htasks = self.table.htasks(groups)
         timed: list[tuple[float, PlanStructure]] = []
-        played = 0
-        exceeding: dict[tuple[tuple[int, ...], ...], bool] = {}  # by buckets
-        for structure in self.structures(groups):
-            if structure.buckets not in exceeding:
-                exceeding[structure.buckets] = self._surely_exceeds(groups, structure)
-            if exceeding[structure.buckets] or bound_s[structure.template] >= below_s:
-                continue
-            played += 1
-            seconds = self._seconds_of(problem, structure)
-            if seconds < below_s:
-                timed.append((seconds, structure))
-        self.appraisals += bool(played)
+        if not self.table.surely_exceeds(groups):
+            bound_s = {template: self.table.bound_s(groups, [template]) for template in self.templates}
+            timed += self._played(groups, htasks, bound_s, below_s)
+        for variant in cut_variants(problem, htasks, mesh) if self.cut else ():
+            times = [problem.htask_times(htask, mesh) for htask in variant]
+            run = max(htask.shape.carry for htask in variant)
+            bounds = exact_bounds(times, [htask.shape.microbatches for htask in variant], run)
+            timed += self._played(groups, variant, {t: bounds.of([t]) for t in self.templates}, below_s)
+        self.appraisals += bool(timed)
         for seconds, structure in sorted(timed, key=lambda each: each[0]):
+            if seconds >= below_s:
+                break
             if fits(problem, structure):
                 return Appraised(groups, seconds, structure)
         return None
 
+    def _played(
+        self,
+        groups: Groups,
+        htasks: Sequence[HTaskChoice],
+        bound_s: Mapping[Template, float],
+        below_s: float,
+    ) -> Iterator[tuple[float, PlanStructure]]:
+        """Schedules that may be faster than ``below_s``, without those that surely exceed the memory."""
+        problem, mesh = self.table.problem, self.table.mesh
+        exceeding: dict[tuple[tuple[int, ...], ...], bool] = {}  # by buckets, as both templates begin alike
+        templates = [template for template in self.templates if bound_s[template] < below_s]
+        for structure in pipeline_candidates(problem, htasks, mesh, templates) if templates else ():
+            if structure.buckets not in exceeding:
+                exceeding[structure.buckets] = self._surely_exceeds(groups, structure)
+            if not exceeding[structure.buckets]:
+                yield self._seconds_of(problem, structure), structure
+
     def _surely_exceeds(self, groups: Groups, structure: PlanStructure) -> bool:
         """Whether the order of injection alone says that the memory does not suffice."""
+        if max(structure.carries) > 1:  # which go back in another order than they came
+            return self.table.surely_exceeds_carrying(structure)
         order = injection_order(structure.buckets, structure.microbatches)
         return self.table.surely_exceeds_in(groups, [h for h, _ in order])
 
@@ -118,8 +169,9 @@ def task_appraiser(problem: PlanningProblem, options: PlanOptions) -> Appraiser:
         for task_id in problem.data
     ]
     mesh = choose_mesh(problem, alone, options)
-    align = cheapest_alignment(problem, mesh, alignment=options.alignment, chunk_tokens=options.chunk_tokens)
-    return Appraiser(GroupTable(problem, mesh, align), options.templates(("continuous", "flush")))
+    align = cheapest_alignment(problem, mesh, options)
+    templates = options.templates(("continuous", "flush"))
+    return Appraiser(GroupTable(problem, mesh, align), templates, cut=may_carry(options))
 
 
 def fits(problem: PlanningProblem, structure: PlanStructure) -> bool:
@@ -164,7 +216,9 @@ def best_of_all(appraiser: Appraiser, *, keep: int = 1, below_s: float = math.in
     """
     table = appraiser.table
     count = len(table.task_ids)
-    excluded = {mask for mask in range(1, 1 << count) if table.exceeds_alone(mask)}
+    excluded: set[int] = set()
+    if not appraiser.cut:  # cut, a group may fit
+        excluded = {mask for mask in range(1, 1 << count) if table.exceeds_alone(mask)}
     bounds = sorted(
         (appraiser.bound_s(groups), groups) for groups in set_partitions(count) if excluded.isdisjoint(groups)
     )

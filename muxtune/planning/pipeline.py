@@ -23,12 +23,7 @@ def aligned_groups(
     """
     dp = options.dp or 1
     packed = [HTaskChoice(task_ids=group, shape=problem.shape(group, "pack", dp=dp)) for group in groups]
-    align = cheapest_alignment(
-        problem,
-        choose_mesh(problem, packed, options),
-        alignment=options.alignment,
-        chunk_tokens=options.chunk_tokens,
-    )
+    align = cheapest_alignment(problem, choose_mesh(problem, packed, options), options)
     htasks = [align(group) for group in groups]
     return htasks, choose_mesh(problem, htasks, options)
 

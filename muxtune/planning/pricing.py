@@ -180,6 +180,15 @@ class StagePrices:
         share = (np.maximum(rank, 1) - _RANKS[0]) / (_RANKS[1] - _RANKS[0])
         return np.asarray(ops.count * np.maximum(low + share * (high - low), 0.0))
 
+    def dropout_s(self, ops: AdaptedOps, tokens: Floats) -> Floats:
+        """A layer's dropout of one task at alike base ops."""
+
+        def alone_s(size: int) -> float:
+            op = Operator("dropout", (ops.in_features, size))
+            return sum(self._costs.latency_s(op, phase) for phase in PHASES)
+
+        return np.asarray(ops.count * self._curve(("dropout", ops.in_features), alone_s)(tokens))
+
     def place_between(self, loras: Sequence[LoraSpec], tokens: Sequence[int]) -> None:
         """Find out where between its two ends a shared launch lies, by its number of tasks.
 

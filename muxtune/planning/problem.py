@@ -13,6 +13,7 @@ from muxtune.alignment_report import AlignmentReport, alignment_report, effectiv
 from muxtune.cluster import ClusterSpec
 from muxtune.costs.base import CostModel
 from muxtune.dataset import TaskData, load_task_data
+from muxtune.launches import ClockLaunches
 from muxtune.memory import StageMemory
 from muxtune.model import ModelSpec
 from muxtune.planning.footprint import StructureMemory
@@ -64,7 +65,8 @@ class PlanningProblem:
         # Shapes and prices are asked for again and again by every policy; both depend on the arguments alone.
         self._shape = lru_cache(maxsize=None)(self._measure_shape)
         self._group_tokens = lru_cache(maxsize=None)(self._measure_groups)
-        self._works = lru_cache(maxsize=None)(partial(sample_works, data=self.data))
+        works = partial(sample_works, data=self.data, attention=costs.attention)
+        self._works = lru_cache(maxsize=None)(works)
         self._prices = StructurePrices(costs, model, lambda htask: self._works(htask).mean)
         self.htask_times = self._prices.htask_times
         self._memory = StructureMemory(model, cluster.device, lambda htask: self._works(htask).largest)
@@ -83,15 +85,23 @@ class PlanningProblem:
         task_ids: Sequence[str],
         alignment: Alignment,
         chunk_tokens: int | None = None,
+        carry: int = 1,
         *,
         dp: int = 1,
     ) -> HTaskShape:
-        """Smallest static shape of these tasks' fused micro-batches on ``dp`` replicas."""
-        return self._shape(tuple(task_ids), alignment, chunk_tokens, dp)
+        """Smallest static shape of these tasks' fused micro-batches on ``dp`` replicas.
+
+        A carry group has the sequences of a declared micro-batch, cut over its ``carry`` micro-batches.
+        """
+        return self._shape(tuple(task_ids), alignment, chunk_tokens, carry, dp)
 
     def times(self, structure: PlanStructure) -> StageTimes:
         """Durations that the structure's schedule is played with."""
         return self._prices.stage_times(structure)
+
+    def launches(self, structure: PlanStructure) -> tuple[ClockLaunches, ...]:
+        """Launch orders of the structure's clocks, as far as they overlap."""
+        return self._prices.launches(structure)
 
     def price_again(self, structure: PlanStructure) -> None:
         """Ask the costs anew for what the structure needs, so that they say what they did not measure."""
@@ -123,29 +133,40 @@ class PlanningProblem:
     def _stream_tokens(
         self, task_ids: tuple[str, ...], alignment: Alignment, chunk_tokens: int | None, groups: int
     ) -> int:
-        return self._measure_tokens(task_ids, alignment, chunk_tokens, groups)[1]
+        return self._measure_tokens(task_ids, alignment, chunk_tokens, groups, 1)[1]
 
     @cached_property
     def _effective_tokens(self) -> float:
         return effective_tokens(self.data.values())
 
     def _measure_shape(
-        self, task_ids: tuple[str, ...], alignment: Alignment, chunk_tokens: int | None, dp: int
+        self, task_ids: tuple[str, ...], alignment: Alignment, chunk_tokens: int | None, carry: int, dp: int
     ) -> HTaskShape:
-        m = -(-htask_microbatches([self.data[task_id] for task_id in task_ids]) // dp)
-        row_tokens, tokens = self._measure_tokens(task_ids, alignment, chunk_tokens, m * dp)
+        turns = -(-htask_microbatches([self.data[task_id] for task_id in task_ids]) // dp)
+        row_tokens, tokens = self._measure_tokens(task_ids, alignment, chunk_tokens, turns * dp, carry)
         return HTaskShape(
-            alignment=alignment, row_tokens=row_tokens, microbatches=m, replicas=dp, tokens=tokens
+            alignment=alignment,
+            row_tokens=row_tokens,
+            microbatches=turns * carry,
+            replicas=dp,
+            tokens=tokens,
+            carry=carry,
         )
 
     def _measure_tokens(
-        self, task_ids: tuple[str, ...], alignment: Alignment, chunk_tokens: int | None, groups: int
+        self,
+        task_ids: tuple[str, ...],
+        alignment: Alignment,
+        chunk_tokens: int | None,
+        groups: int,
+        carry: int,
     ) -> tuple[int | None, int]:
-        """Row length and length of the stream."""
+        """Row length and length of the stream; ``groups`` are carry groups."""
         members = [self.data[task_id] for task_id in task_ids]
         row_tokens = row_tokens_of(members, alignment, chunk_tokens)
         sizes = [self._group_tokens(task_id, alignment, groups, row_tokens) for task_id in task_ids]
-        return row_tokens, phase_tokens(members, sizes, alignment, phases(members)[0])
+        first = phases(members)[0]
+        return row_tokens, phase_tokens(members, sizes, alignment, first, row_tokens=row_tokens, carry=carry)
 
     def _measure_groups(
         self, task_id: str, alignment: Alignment, microbatches: int, row_tokens: int | None

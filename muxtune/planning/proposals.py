@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from muxtune.planning.bounds import iteration_bounds
+from muxtune.planning.carrying import cut_choice
 from muxtune.planning.curves import Floats
 from muxtune.planning.cuts import Places, cheapest_cuts, paced_cuts
 from muxtune.planning.meshes import MeshShape
@@ -48,6 +49,8 @@ class Proposal:
     places: Places
     bound_s: float
     """That no schedule goes below, if the estimated prices are right."""
+    load_s: float
+    """Work of the busiest stage, of which nothing is gone if micro-batches are cut."""
     expected_s: float
     """Rough guess at the iteration, by which partitions stand in line."""
     least_share: float
@@ -72,8 +75,11 @@ class Proposal:
             alternatives: Whether exact prices decide between alignments that are estimated to cost the same.
         """
 
-        def choice(task_ids: tuple[str, ...], layout: int) -> HTaskChoice:
-            shape = problem.shape(task_ids, *self.bands.layouts[layout], dp=self.mesh.dp)
+        def choice(task_ids: tuple[str, ...], number: int) -> HTaskChoice:
+            layout = self.bands.layouts[number]
+            if layout.carry > self.bands.carry:
+                return cut_choice(problem, self.mesh, task_ids, layout.carry)
+            shape = problem.shape(task_ids, *layout, dp=self.mesh.dp)
             return HTaskChoice(task_ids=task_ids, shape=shape)
 
         found = []
@@ -106,8 +112,9 @@ def propose_on_mesh(
     Layers are balanced for the tasks one by one, then for the best partition, if that says otherwise.
     """
     model = bands.problem.model
-    alone = np.arange(len(bands.task_ids)), np.zeros(len(bands.task_ids), dtype=np.intp)
-    mesh = mesh_of(shape, balanced_layers(model.layers, shape.pp, *loads_s(bands, prices, shape, alone)))
+    mesh = mesh_of(
+        shape, balanced_layers(model.layers, shape.pp, *loads_s(bands, prices, shape, bands.alone))
+    )
     proposals = _proposals(bands, prices, mesh, templates)
     if proposals and shape.pp > 1:
         best = min(proposals, key=lambda each: each.expected_s)
@@ -209,6 +216,21 @@ def _all_cuts(slot_s_nw: Floats, microbatches_nw: Floats, pp: int) -> list[Place
     return found + paced_cuts(slot_s_nw, microbatches_nw, np.tile(paces_s, 2), both)
 
 
+def turnaround(most: Floats, clocks: Floats, pp: int, run: Floats) -> Floats:
+    """How much longer than its clocks an iteration with carry groups is because an hTask waits for its step.
+
+    The step is done ``pp + run - 2`` clocks after the hTask's last one; where all others together have fewer
+    than so many, the pipeline stands still.
+
+    Args:
+        most: Micro-batches of the hTask that has most.
+        clocks: Micro-batches of all.
+        pp: Stages.
+        run: Micro-batches of the longest carry group.
+    """
+    return np.asarray(np.maximum((most + pp + run - 2) / clocks, 1.0))
+
+
 def make_proposal(
     bands: GroupBands,
     prices: GroupPrices,
@@ -234,13 +256,17 @@ def make_proposal(
     """
     m = prices.microbatches_nw[places].astype(np.float64)
     work_s_sh = np.array([each[places] for each in work_s])
-    bounds = iteration_bounds(work_s_sh, m, prices.p2p_s_nw[places] * (mesh.pp > 1))
+    run = int(prices.carry_nw[places].max())
+    bounds = iteration_bounds(work_s_sh, m, prices.p2p_s_nw[places] * (mesh.pp > 1), run)
     slot_s = work_s_sh.max(axis=0)
     uneven_s = UNEVEN * (mesh.pp - 1) * float(slot_s.max() - slot_s.min())
     bound_s = bounds.of(templates)
     least_s_sh = work_s_sh - np.array(mesh.layers_per_stage)[:, None] * prices.hidden_s_nw[places]
     least_share = min(1.0, float((m * least_s_sh).sum(axis=1).max()) / bound_s)
     expected_s = max(bound_s, bounds.load_s + uneven_s)
+    if run > 1:
+        waiting = float(turnaround(m.max(), m.sum(), mesh.pp, np.array(run)))
+        expected_s = max(expected_s, bounds.load_s * waiting)
     if overlaps:  # hTasks that share clocks even out, too
         expected_s = bound_s * (1 - OVERLAPPED * (1 - least_share))
     return Proposal(
@@ -250,6 +276,7 @@ def make_proposal(
         runner_up_h=tuple(prices.runner_up_nw[places].tolist()),
         places=places,
         bound_s=bound_s,
+        load_s=bounds.load_s,
         expected_s=expected_s,
         least_share=least_share,
         has_room=room.suffices(places),

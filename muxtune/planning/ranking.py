@@ -14,19 +14,20 @@ estimate is from it is tested.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from muxtune.alignment import Alignment, group_by_length, row_slots
+from muxtune.alignment import group_by_length, row_slots
 from muxtune.costs.compose import step_seconds
 from muxtune.dataset import TaskData
 from muxtune.planning.curves import Floats, Ints
 from muxtune.planning.cuts import Places
 from muxtune.planning.pricing import StagePrices, adapted_ops
 from muxtune.planning.problem import PlanningProblem
+from muxtune.planning.structure import Layout
 from muxtune.planning.tokens import (
     band_max,
     band_sum,
@@ -42,9 +43,6 @@ from muxtune.shapes import PACKED_MULTIPLE
 
 NEAR = 1.06
 """Estimates of two alignments of a group whose order is not certain, one to the other."""
-
-Layout = tuple[Alignment, int | None]
-"""An alignment; of ``chunk`` the chunk length."""
 
 
 @dataclass(frozen=True)
@@ -80,14 +78,16 @@ class GroupBands:
         self.problem = problem
         self.task_ids = tuple(task_ids)
         self.width = width
-        self.layouts = tuple(layouts)
+        self.layouts = tuple(Layout(*layout) for layout in layouts)
+        self.carry = min(layout.carry for layout in self.layouts)
+        """Of the groups whose micro-batches are not cut."""
         self.tasks: list[TaskData] = [problem.data[task_id] for task_id in task_ids]
         self.batches = load_batches(self.tasks, sampled_steps(self.tasks) if steps is None else steps)
         self._declared = np.array([data.task.declared_microbatches for data in self.tasks])
         self._max_length = np.array([data.task.max_length for data in self.tasks])
         self.loras = [data.task.peft for data in self.tasks]
         self.microbatches_nw = lru_cache(maxsize=None)(self._microbatches)
-        self.layout_bands = lru_cache(maxsize=None)(self._lay_out)
+        self.layout_band = lru_cache(maxsize=None)(self._layout_band)
 
     def sum(self, values_n: Floats) -> Floats:
         """Of the tasks of every group, ``[n, W]`` (and further axes of ``values_n``)."""
@@ -106,20 +106,22 @@ class GroupBands:
         return packed_tokens(sizes_nsg, self.batches.steps_n, wanted_nw=wanted_nw, multiple=multiple)
 
     @cached_property
+    def alone(self) -> Places:
+        """Where the tasks stand as groups of their own."""
+        return np.arange(len(self.tasks)), np.zeros(len(self.tasks), dtype=np.intp)
+
+    @cached_property
     def exists_nw(self) -> NDArray[np.bool_]:
         """Whether there are as many tasks before the end of a group."""
         return np.arange(self.width) <= np.arange(len(self.tasks))[:, None]
 
     def _microbatches(self, dp: int) -> Ints:
-        """On each of ``dp`` replicas."""
+        """On each of ``dp`` replicas; of a carry group only one is counted."""
         return np.maximum(self.max(-(-self._declared // dp)), 1)
 
-    def _lay_out(self, dp: int) -> list[LayoutBand]:
-        """All groups under each of the layouts."""
-        return [self._layout_band(layout, dp) for layout in self.layouts]
-
     def _layout_band(self, layout: Layout, dp: int) -> LayoutBand:
-        alignment, chunk_tokens = layout
+        """All groups under one of the layouts."""
+        alignment, chunk_tokens, carry = layout
         microbatches = self.microbatches_nw(dp)
         tokens = np.zeros(microbatches.shape, dtype=np.int64)
         task_tokens = np.zeros(microbatches.shape)
@@ -136,9 +138,9 @@ class GroupBands:
                 if chunk_tokens is None:
                     sizes, multiple = packed_sizes(dealt), PACKED_MULTIPLE
                 else:
-                    sizes, multiple = chunked_sizes(dealt, chunk_tokens), 1
-                found = self._packed(sizes, wanted, multiple)
-                mean = self.sum(sizes.sum(axis=(1, 2)) / self.batches.steps_n / groups)
+                    sizes, multiple = chunked_sizes(dealt, chunk_tokens), carry * chunk_tokens
+                found = self._packed(sizes, wanted, multiple) // carry
+                mean = self.sum(sizes.sum(axis=(1, 2)) / self.batches.steps_n / (groups * carry))
             tokens[wanted], task_tokens[wanted] = found[wanted], mean[wanted]
         return LayoutBand(layout, tokens, task_tokens)
 
@@ -183,6 +185,8 @@ class GroupPrices:
     """All contiguous groups, each under its cheapest alignment; forward and backward together."""
 
     microbatches_nw: Ints
+    carry_nw: Ints
+    """Micro-batches of a carry group."""
     layout_nw: NDArray[np.intp]
     """Which of the bands' layouts."""
     runner_up_nw: NDArray[np.intp]
@@ -202,26 +206,42 @@ class GroupPrices:
     """For each neighbour."""
     p2p_s_nw: Floats
 
+    @property
+    def run(self) -> int:
+        """Micro-batches of the longest carry group."""
+        return int(self.carry_nw.max())
 
-def price_groups(bands: GroupBands, prices: StagePrices, dp: int) -> GroupPrices:
-    """Estimate all groups on ``dp`` replicas."""
-    microbatches = bands.microbatches_nw(dp)
+
+def price_groups(bands: GroupBands, prices: StagePrices, dp: int, carry: int | None = None) -> GroupPrices:
+    """Estimate all groups on ``dp`` replicas.
+
+    Args:
+        bands: Groups.
+        prices: Of their parts.
+        dp: Replicas.
+        carry: Of the layouts to choose from; the least by default.
+    """
+    carry = carry or bands.carry
+    microbatches = bands.microbatches_nw(dp) * carry
     groups = microbatches * dp
+    numbers = [number for number, layout in enumerate(bands.layouts) if layout.carry == carry]
+    candidates = [bands.layout_band(bands.layouts[number], dp) for number in numbers]
     priced = []
-    for band in bands.layout_bands(dp):
+    for band in candidates:
         layer_s = prices.layer_s(band.tokens_nw)
         layer_s += _adapters_s(bands, prices, band, groups)
         layer_s += _attention_s(bands, prices, band, groups)
         priced.append(np.where(band.tokens_nw > 0, layer_s, np.inf))
     layout = np.argmin(priced, axis=0)
     layer_s = np.min(priced, axis=0)
-    tokens = np.choose(layout, [band.tokens_nw for band in bands.layout_bands(dp)])
+    tokens = np.choose(layout, [band.tokens_nw for band in candidates])
     sizes = tokens.astype(np.float64)
     links_s = prices.links_s(sizes)
     return GroupPrices(
         microbatches_nw=microbatches,
-        layout_nw=layout,
-        runner_up_nw=_runner_up(priced, layout, layer_s),
+        carry_nw=np.full(microbatches.shape, carry),
+        layout_nw=np.array(numbers)[layout],
+        runner_up_nw=np.array(numbers)[_runner_up(priced, layout, layer_s)],
         tokens_nw=tokens,
         layer_s_nw=np.where(bands.exists_nw, layer_s, np.inf),
         hidden_s_nw=np.minimum(links_s, layer_s - links_s),
@@ -230,6 +250,21 @@ def price_groups(bands: GroupBands, prices: StagePrices, dp: int) -> GroupPrices
         action_s_nw=prices.action_s + prices.feed_s(bands.sum(bands.sequences_n) / groups),
         message_s_nw=prices.message_s(sizes),
         p2p_s_nw=prices.p2p_s(sizes),
+    )
+
+
+def join_prices(alternatives: Sequence[GroupPrices], chosen_nw: NDArray[np.intp]) -> GroupPrices:
+    """One of several estimates for every group.
+
+    Args:
+        alternatives: Of the same groups.
+        chosen_nw: Position in these.
+    """
+    return GroupPrices(
+        **{
+            each.name: np.choose(chosen_nw, [getattr(prices, each.name) for prices in alternatives])
+            for each in fields(GroupPrices)
+        }
     )
 
 
@@ -257,14 +292,19 @@ def _adapters_s(bands: GroupBands, prices: StagePrices, band: LayoutBand, groups
     per_share = band.task_tokens_nw / np.maximum(all_shares, 1e-9)
     typical = float(np.median(per_share[bands.exists_nw]))
     rank_n = np.array([lora.r for lora in bands.loras], dtype=np.float64)
+    drops_n = np.array([lora.dropout > 0 for lora in bands.loras])
     seconds = np.zeros(groups.shape)
     for ops in adapted_ops(prices.shard, bands.loras):
         inside_n = share_n * ops.tasks_n
-        tokens = bands.sum(inside_n) * per_share
-        rank = bands.sum(inside_n * rank_n) * per_share / np.maximum(tokens, 1e-9)
+        joint_n = inside_n * ~drops_n
+        tokens = bands.sum(joint_n) * per_share
+        rank = bands.sum(joint_n * rank_n) * per_share / np.maximum(tokens, 1e-9)
         alone_n = prices.pair_s(ops, inside_n * typical, rank_n)
-        tasks = bands.sum(ops.tasks_n.astype(np.float64))
-        seconds += prices.adapters_s(ops, tasks, tokens, rank, bands.sum(alone_n))
+        tasks = bands.sum((ops.tasks_n & ~drops_n).astype(np.float64))
+        seconds += prices.adapters_s(ops, tasks, tokens, rank, bands.sum(alone_n * ~drops_n))
+        if drops_n.any():  # with dropout they share no launch
+            alone_n += prices.dropout_s(ops, inside_n * typical)
+            seconds += bands.sum(alone_n * (ops.tasks_n & drops_n))
     return seconds
 
 

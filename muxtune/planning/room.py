@@ -85,14 +85,15 @@ def room_for_groups(bands: GroupBands, prices: GroupPrices, mesh: Mesh) -> Room:
     targets = bands.sum(bands.batches.targets_n) / (prices.microbatches_nw * mesh.dp)
     stages = []
     for stage in sorted({0, mesh.pp - 1}):
-        probe = _Probe(bands, mesh, stage, sharding)
+        in_flight = mesh.pp - stage - 1 + prices.run
+        probe = _Probe(bands, mesh, stage, in_flight, sharding)
 
         def bytes_nw(slopes: tuple[float, float]) -> Floats:
             return np.asarray(prices.tokens_nw * slopes[0] + targets * slopes[1])
 
         stages.append(
             _StageRoom(
-                in_flight=mesh.pp - stage,
+                in_flight=in_flight,
                 free_bytes=probe.free_bytes(),
                 least_nw=bytes_nw(probe.kept(adapted=False)),
                 kept_nw=bytes_nw(probe.kept(adapted=True)),
@@ -105,13 +106,13 @@ def room_for_groups(bands: GroupBands, prices: GroupPrices, mesh: Mesh) -> Room:
 class _Probe:
     """Reads bytes per token off the memory model of a stage."""
 
-    def __init__(self, bands: GroupBands, mesh: Mesh, stage: int, sharding: Sharding) -> None:
+    def __init__(self, bands: GroupBands, mesh: Mesh, stage: int, in_flight: int, sharding: Sharding) -> None:
         self._problem = bands.problem
         self._model = bands.problem.model
         self._loras = bands.loras
         self._layers = mesh.layers_per_stage[stage]
         self._first, self._last = stage == 0, stage == mesh.pp - 1
-        self._in_flight = mesh.pp - stage
+        self._in_flight = in_flight
         self._sharding = sharding
         attention = self._model.linears[0].name.rsplit(".", 1)[-1]
         self._one = LoraSpec(method="lora", r=1, alpha=1, targets=(attention,))

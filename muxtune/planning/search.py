@@ -17,7 +17,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -25,10 +25,10 @@ from typing import Literal
 import numpy as np
 
 from muxtune.errors import SpecError
-from muxtune.orchestration import Mode
 from muxtune.planning.assemble import structure_iteration_s
 from muxtune.planning.bounds import exact_bounds
 from muxtune.planning.candidates import WIDEST_GROUP, Progress, layouts, propose
+from muxtune.planning.carrying import may_carry
 from muxtune.planning.groups import GroupTable
 from muxtune.planning.limits import fitting
 from muxtune.planning.options import FREE, PlanOptions
@@ -36,19 +36,18 @@ from muxtune.planning.partitions import Appraiser, fits, set_partitions
 from muxtune.planning.pipeline import in_order
 from muxtune.planning.problem import PlanningProblem
 from muxtune.planning.proposals import MeshProposals, Proposal
-from muxtune.planning.ranking import Layout
 from muxtune.planning.refine import Effort, refined_partitions
 from muxtune.planning.schedules import (
-    MODES,
     MOST_ORCHESTRATED,
     TEMPLATES,
     SecondsOf,
+    in_mode,
+    modes_to_try,
     orchestrated,
     schedules,
 )
 from muxtune.planning.sets import MOST_TASKS
-from muxtune.planning.structure import SEQUENTIAL, HTaskChoice, Mesh, PlanStructure
-from muxtune.schedule import Template
+from muxtune.planning.structure import SEQUENTIAL, HTaskChoice, Layout, Mesh, PlanStructure
 
 SLACK = 0.02
 """How far the estimate of a partition may lie above its exact bound; errors of groups even out (tested)."""
@@ -150,17 +149,14 @@ def search_structures(
     meshes = propose(problem, options, report)
     if prune and patience is None and few:
         least, most = PATIENCE_OF_FEW
-        patience = max(least, most * 2 // max(2, len(meshes)))
+        patience = max(least, most * 2 // max(2, len({each.mesh for each in meshes})))
     elif prune and patience is None and len(problem.tasks) >= FEW_TASKS:
         patience = PATIENCE
     proposals = sorted(
         (proposal for each in meshes for proposal in each.proposals),
         key=lambda p: (not p.has_room, p.expected_s),
     )
-    # The runtime on CPUs executes operators one after the other.
-    overlaps = problem.cluster.device.kind != "cpu" and "orchestration" not in options.without
-    modes = MODES if overlaps else ()
-    search = _Search(problem, options.templates(TEMPLATES), modes, seconds_of, prune=prune)
+    search = _Search(problem, options, seconds_of, prune=prune)
     in_vain: Counter[tuple[Mesh | None, bool]] = Counter()
     for number, proposal in enumerate(proposals):
         if prune and search.least_s(proposal, proposal.bound_s) * (1 - slack) >= search.best_s:
@@ -172,11 +168,13 @@ def search_structures(
         search.look_at(proposal)
         in_vain[kind] = 0 if search.best_s < before_s else in_vain[kind] + 1
         report(len(meshes) + number + 1, len(meshes) + len(proposals))
-    if prune and len(problem.tasks) < FEW_TASKS:
+    # Refinement plays stages one operator after the other.
+    sequential = options.orchestration is None or options.orchestration == "sequential"
+    if prune and len(problem.tasks) < FEW_TASKS and sequential:
         near = search.worth_refining(meshes, every=len(problem.tasks) > MOST_TASKS)
         search.refine(near, layouts(problem, list(problem.data), options))
     report(1, 1)
-    if few and not np.isfinite(search.best_s):
+    if few and not np.isfinite(search.best_s) and sequential:
         search.try_least_memory([each.mesh for each in meshes], layouts(problem, list(problem.data), options))
     if not np.isfinite(search.best_s):
         _refuse(problem, meshes, search)
@@ -212,8 +210,8 @@ def _cheapest_layout(
 ) -> HTaskChoice:
     """The group under the alignment with the least time on the slowest stage."""
     possible = [
-        HTaskChoice(task_ids=task_ids, shape=problem.shape(task_ids, alignment, chunk, dp=mesh.dp))
-        for alignment, chunk in wanted
+        HTaskChoice(task_ids=task_ids, shape=problem.shape(task_ids, *layout, dp=mesh.dp))
+        for layout in wanted
     ]
     # Fewer attention calls never make up for many more tokens.
     fewest = min(choice.shape.tokens for choice in possible)
@@ -225,15 +223,16 @@ class _Search:
     def __init__(
         self,
         problem: PlanningProblem,
-        templates: Sequence[Template],
-        modes: Sequence[Mode],
+        options: PlanOptions,
         seconds_of: SecondsOf,
         *,
         prune: bool,
     ) -> None:
         self._problem = problem
-        self._templates = templates
-        self._modes = modes
+        self._templates = options.templates(TEMPLATES)
+        self._modes = modes_to_try(problem, options)
+        self._forced = options.orchestration if self._modes else None
+        self._cut = may_carry(options) and len(problem.tasks) <= MOST_TASKS
         self._seconds_of = seconds_of
         self._prune = prune
         self.best_s = np.inf
@@ -251,7 +250,8 @@ class _Search:
         problem, mesh = self._problem, proposal.mesh
         htasks = proposal.htasks(problem, alternatives=len(problem.data) <= MOST_TASKS)
         times = [problem.htask_times(htask, mesh, SEQUENTIAL) for htask in htasks]
-        bounds = exact_bounds(times, [htask.shape.microbatches for htask in htasks])
+        run = max(htask.shape.carry for htask in htasks)
+        bounds = exact_bounds(times, [htask.shape.microbatches for htask in htasks], run)
         bound_s = self.least_s(proposal, bounds.of(self._templates))
         if self._prune and bound_s >= self.best_s:
             self.outcomes.append(Outcome(proposal, "bound", bound_s))
@@ -264,10 +264,13 @@ class _Search:
             if self._prune and least_s >= min(found_s, self.best_s):
                 continue  # of one template; another may be faster
             played.append((self._seconds_of(problem, structure), structure))
-        if self._overlaps(mesh):
-            fastest = sorted(played, key=lambda each: each[0])[:MOST_ORCHESTRATED]
-            for structure in orchestrated([structure for _, structure in fastest], latency_s, self._modes):
-                played.append((self._seconds_of(problem, structure), structure))
+        fastest = [s for _, s in sorted(played, key=lambda each: each[0])[:MOST_ORCHESTRATED]]
+        overlapping: Iterable[PlanStructure] = ()
+        if self._forced is not None:
+            played, overlapping = [], in_mode(problem, fastest, latency_s, self._forced)
+        elif self._overlaps(mesh):
+            overlapping = orchestrated(problem, fastest, latency_s, self._modes)
+        played += [(self._seconds_of(problem, structure), structure) for structure in overlapping]
         played.sort(key=lambda each: each[0])
         misfit: PlanStructure | None = None
         for seconds, structure in played:
@@ -336,7 +339,8 @@ class _Search:
 
     def _appraiser(self, mesh: Mesh, wanted: Sequence[Layout]) -> Appraiser:
         align = partial(_cheapest_layout, self._problem, mesh, wanted)
-        return Appraiser(GroupTable(self._problem, mesh, align), self._templates, self._seconds_of)
+        table = GroupTable(self._problem, mesh, align)
+        return Appraiser(table, self._templates, self._seconds_of, cut=self._cut)
 
     def ranked(self, keep: int) -> list[Outcome]:
         """All outcomes, fastest first; of the ``keep`` fastest it is known whether they fit."""

@@ -33,10 +33,11 @@ from muxtune.planning.proposals import (
     make_proposal,
     mesh_of,
     stage_work_s,
+    turnaround,
 )
-from muxtune.planning.ranking import GroupBands, GroupPrices, Layout
+from muxtune.planning.ranking import GroupBands, GroupPrices
 from muxtune.planning.room import Room, room_for_groups
-from muxtune.planning.structure import Mesh
+from muxtune.planning.structure import Layout, Mesh
 from muxtune.schedule import Template
 
 MOST_TASKS = 9
@@ -138,6 +139,8 @@ class RankedMesh:
     work_s: list[Floats]
     guess_s_p: Floats
     """At the iteration; infinite where a group has no room."""
+    load_s_p: Floats
+    """Work of the busiest stage; infinite likewise."""
     overlaps: bool
     """Whether operators inside of a stage may overlap."""
     safe_p: NDArray[np.bool_]
@@ -178,7 +181,7 @@ def _rank(
     before_s = through - work_s_sg + hops_s
     slot_s_g = work_s_sg.max(axis=0)
     chain_s_g = (before_s + m_g * work_s_sg).max(axis=0)
-    window_s_g = m_g * (through[-1] + hops_s[-1]) / mesh.pp
+    window_s_g = m_g * (through[-1] + hops_s[-1]) / (mesh.pp - 1 + prices.run)
     rows = _partition_rows(len(bands.tasks))
     load_s = _of_groups(m_g * slot_s_g, rows, 0.0).sum(axis=1)
     guess_s = np.maximum(load_s, _of_groups(window_s_g, rows, 0.0).sum(axis=1))
@@ -186,6 +189,10 @@ def _rank(
     if "continuous" not in templates:
         drain_s_g = before_s[work_s_sg.argmax(axis=0), np.arange(len(m_g))]
         guess_s = np.maximum(guess_s, load_s + _of_groups(drain_s_g, rows, np.inf).min(axis=1))
+    if prices.run > 1:
+        m = _of_groups(m_g, rows, 0.0)
+        runs = _of_groups(prices.carry_nw[:, 0], rows, 1.0).max(axis=1)
+        guess_s = np.maximum(guess_s, load_s * turnaround(m.max(axis=1), m.sum(axis=1), mesh.pp, runs))
     slots_s = _of_groups(slot_s_g, rows, 0.0)
     uneven_s = slots_s.max(axis=1) - np.where(slots_s > 0, slots_s, np.inf).min(axis=1)
     if overlaps:
@@ -196,7 +203,15 @@ def _rank(
     too_large = _of_groups(~room.possible_nw[:, 0], rows, 0.0).any(axis=1)
     safe = _of_groups(room.safe_nw[:, 0], rows, 1.0).all(axis=1)
     return RankedMesh(
-        shape, mesh, prices, room, work_s, np.where(too_large, np.inf, guess_s), overlaps, np.asarray(safe)
+        shape=shape,
+        mesh=mesh,
+        prices=prices,
+        room=room,
+        work_s=work_s,
+        guess_s_p=np.where(too_large, np.inf, guess_s),
+        load_s_p=np.where(too_large, np.inf, load_s),
+        overlaps=overlaps,
+        safe_p=np.asarray(safe),
     )
 
 

@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from muxtune.alignment import HTaskShape
+from muxtune.alignment import Alignment, HTaskShape
 from muxtune.plan import Orchestration
 from muxtune.schedule import Template
 
 SEQUENTIAL = Orchestration()
 """Operators one after the other."""
+
+
+class Layout(NamedTuple):
+    """How the data of an hTask is laid out; with its tasks it says what shape the hTask has."""
+
+    alignment: Alignment
+    chunk_tokens: int | None = None
+    """Of ``chunk``."""
+    carry: int = 1
+    """Micro-batches of a carry group, over which the sequences of a declared micro-batch are cut."""
+
+    def __str__(self) -> str:
+        if self.alignment != "chunk":
+            return self.alignment
+        carried = f" over {self.carry} micro-batches" if self.carry > 1 else ""
+        return f"chunks of {self.chunk_tokens}{carried}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +36,12 @@ class HTaskChoice:
     task_ids: tuple[str, ...]
     shape: HTaskShape
     instance: int = 0
+
+    @property
+    def layout(self) -> Layout:
+        """That led to the shape."""
+        chunk_tokens = self.shape.row_tokens if self.shape.alignment == "chunk" else None
+        return Layout(self.shape.alignment, chunk_tokens, self.shape.carry)
 
 
 @dataclass(frozen=True, slots=True)

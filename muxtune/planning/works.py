@@ -23,6 +23,7 @@ from muxtune.alignment import (
     layout_step,
     place_groups,
 )
+from muxtune.attention import DEFAULT_ATTENTION, AttentionName, kept_calls
 from muxtune.costs.compose import MicrobatchWork
 from muxtune.dataset import TaskData
 from muxtune.memory.kept import attention_rows, gathered_keys
@@ -43,7 +44,9 @@ class HTaskWorks:
     micro-batches form carry groups, with the attention of the fullest group's mean."""
 
 
-def sample_works(htask: HTaskChoice, data: Mapping[str, TaskData]) -> HTaskWorks:
+def sample_works(
+    htask: HTaskChoice, data: Mapping[str, TaskData], *, attention: AttentionName = DEFAULT_ATTENTION
+) -> HTaskWorks:
     """Look at the micro-batches of the sampled steps, as :func:`muxtune.alignment.layout_step` lays them out.
 
     What matters here is which sequences share a micro-batch, not where they lie in it.
@@ -51,12 +54,14 @@ def sample_works(htask: HTaskChoice, data: Mapping[str, TaskData]) -> HTaskWorks
     Args:
         htask: Tasks and alignment.
         data: Per task id.
+        attention: Backend whose slots count for memory; carry groups count as under the default. Prices are
+            for calls of near-equal sequences under each, as a profile has them.
     """
     members = [data[task_id] for task_id in htask.task_ids]
     shape = htask.shape
     if shape.carry > 1:
         return _sample_layouts(members, shape)
-    calls: list[list[tuple[int, int]]] = []
+    rows: list[list[int]] = []
     targets: list[int] = []
     task_tokens = np.zeros(len(members), dtype=np.int64)
     for step in _sampled_steps(members):
@@ -65,9 +70,10 @@ def sample_works(htask: HTaskChoice, data: Mapping[str, TaskData]) -> HTaskWorks
         placed = [each[0].tolist() for each in place_groups(sizes, shape.alignment)]
         for microbatch in range(shape.groups):
             groups = [dealt[task][placed[task][microbatch]] for task in range(len(members))]
-            calls.append(batched_calls(list(chain.from_iterable(group.rows for group in groups))))
+            rows.append(list(chain.from_iterable(group.rows for group in groups)))
             targets.append(sum(group.targets for group in groups))
         task_tokens += [int(each.sum()) for each in sizes]
+    calls = [batched_calls(each) for each in rows]
     share = 1 / len(calls)
     mean = MicrobatchWork(
         tokens=shape.tokens,
@@ -76,7 +82,8 @@ def sample_works(htask: HTaskChoice, data: Mapping[str, TaskData]) -> HTaskWorks
         attention=tuple((n * share, *call) for call, n in sorted(Counter(chain(*calls)).items())),
         targets=sum(targets) * share,
     )
-    most_slots = max(calls, key=lambda each: sum(sequences * slots for sequences, slots in each))
+    kept = calls if attention == DEFAULT_ATTENTION else [kept_calls(each, attention) for each in rows]
+    most_slots = max(kept, key=lambda each: sum(sequences * slots for sequences, slots in each))
     return HTaskWorks(
         mean=mean,
         largest=replace(

@@ -54,6 +54,8 @@ class LoraFusion:
         if options.alignment not in {None, "pack"} or options.chunk_tokens is not None:
             asked = options.alignment if options.chunk_tokens is None else "chunk"
             raise SpecError("--alignment", asked, "pack: lorafusion packs micro-batches")
+        if (options.carry or 1) > 1:
+            raise SpecError("--carry", options.carry, "nothing: lorafusion cuts no sequences")
         packer = Packer(problem)
         return on_every_mesh(problem, options, lambda fixed: _structures(problem, fixed, packer))
 

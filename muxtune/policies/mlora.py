@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+from muxtune.errors import SpecError
 from muxtune.planning.meshes import on_every_mesh
 from muxtune.planning.options import PlanOptions
 from muxtune.planning.pipeline import aligned_groups
@@ -32,6 +33,8 @@ class MLora:
     def propose(self, problem: PlanningProblem, options: PlanOptions) -> list[PlanStructure]:
         """For every number of batches and every mesh, one structure per order of injection."""
         refuse_partition(options, "mlora")
+        if (options.carry or 1) > 1 and options.template in {None, "lorapp"}:
+            raise SpecError("--carry", options.carry, "nothing: an hTask has one micro-batch on its way")
 
         def build(fixed: PlanOptions) -> list[PlanStructure]:
             structures = []

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from muxtune.errors import SpecError
+from muxtune.planning.carrying import cut_variants, may_carry
 from muxtune.planning.meshes import on_every_mesh
 from muxtune.planning.options import PlanOptions
 from muxtune.planning.pipeline import aligned_groups, in_order, pipeline_candidates
 from muxtune.planning.problem import PlanningProblem
+from muxtune.planning.schedules import in_mode
 from muxtune.planning.structure import PlanStructure
 from muxtune.policies.base import POLICIES
 
@@ -69,12 +71,21 @@ def fixed_partition(
 ) -> list[PlanStructure]:
     """All meshes, groupings and templates for a given fusion, with the cheapest alignments; those that fit.
 
+    Long micro-batches are cut, too, unless the options say how they are laid out.
+
     Raises:
         SpecError: The partition does not fit the memory.
     """
 
     def build(fixed: PlanOptions) -> list[PlanStructure]:
         htasks, mesh = aligned_groups(problem, fixed, groups)
-        return pipeline_candidates(problem, htasks, mesh, fixed.templates(("continuous", "flush")))
+        templates = fixed.templates(("continuous", "flush"))
+        structures = pipeline_candidates(problem, htasks, mesh, templates)
+        for variant in cut_variants(problem, htasks, mesh) if may_carry(fixed) else ():
+            structures += pipeline_candidates(problem, variant, mesh, templates)
+        if fixed.orchestration is None or fixed.orchestration == "sequential":
+            return structures
+        latency_s = [problem.htask_times(htask, mesh).slowest_s for htask in htasks]
+        return in_mode(problem, structures, latency_s, fixed.orchestration)
 
     return on_every_mesh(problem, options, build)

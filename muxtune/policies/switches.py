@@ -57,6 +57,8 @@ def decided(options: PlanOptions, task_ids: Iterable[str]) -> PlanOptions:
             asked = options.alignment or f"--chunk-tokens {options.chunk_tokens}"
             raise SpecError("--alignment", asked, "nothing beside --no-chunking, which pads")
         options = replace(options, alignment="pad")
+    if "orchestration" in options.without and options.orchestration not in {None, "sequential"}:
+        raise SpecError("--orchestration", options.orchestration, "nothing beside --no-orchestration")
     return options
 
 
@@ -71,6 +73,9 @@ def refuse_switches(policy: str, options: PlanOptions) -> None:
     Raises:
         SpecError: Names the first switch.
     """
+    if options.orchestration is not None and not policy.startswith(_SWITCHED):
+        expected = f"policy {_SWITCHED}; {policy} has an order of its own"
+        raise SpecError("--orchestration", options.orchestration, expected)
     for part in _PARTS:
         if part in options.without and policy != _SWITCHED:
             raise SpecError(f"--no-{part}", True, f"policy {_SWITCHED}; {policy} has no such switch")

@@ -57,6 +57,10 @@ def test_the_schema_in_the_documentation_is_current():
             ["--alignment", "chunk", "--chunk-tokens", "8"],
             lambda plan: {h.chunk_tokens for h in plan.htasks} == {8},
         ),
+        (
+            ["--tp", "2", "--orchestration", "round-robin"],
+            lambda plan: plan.orchestration.mode == "round-robin" and plan.orchestration.launches,
+        ),
         (["--pp", "1"], lambda plan: plan.parallelism.pp == 1),
         (["--no-fusion"], lambda plan: {len(h.task_ids) for h in plan.htasks} == {1}),
         (["--no-chunking"], lambda plan: {h.alignment for h in plan.htasks} == {"pad"}),

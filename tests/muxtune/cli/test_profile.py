@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from muxtune.attention import AttentionContest, AttentionTime
 from muxtune.costs.measurements import load_measurements
 from muxtune.costs.profile import load_profile, save_profile
 from tests.muxtune.costs.synthetic import analytic_law, make_profile, operators
@@ -38,6 +40,26 @@ def test_profile_prints_a_table_for_people(cli, measured, tmp_path):
     result = cli("profile", "--out", tmp_path / "p.parquet", "--model", "llama-tiny")
     assert result.code == 0, result.err
     assert "| linear " in result.out
+
+
+def test_profile_says_which_attention_has_won(cli, monkeypatch, tmp_path):
+    contest = AttentionContest(
+        streams=((8, 16),),
+        times=(
+            AttentionTime(backend="grouped", fwd_s=(0.2,), bwd_s=(0.4,)),
+            AttentionTime(backend="loop", fwd_s=(0.1,), bwd_s=(0.2,)),
+            AttentionTime(backend="varlen", missing="a CUDA device"),
+        ),
+        chosen="loop",
+    )
+    profile = make_profile(analytic_law(), operators())
+    profile = replace(profile, provenance=profile.provenance.model_copy(update={"attention": contest}))
+    monkeypatch.setattr("profiler.profile_model", lambda model, **options: profile)
+    arguments = ("profile", "--out", tmp_path / "p.parquet", "--model", "llama-tiny")
+    result = cli(*arguments)
+    assert "attention by loop (times relative to grouped: grouped 1.00x, loop 0.50x)" in result.out
+    told = cli(*arguments, "--json").json["provenance"]["attention"]
+    assert [each["missing"] for each in told["times"]] == [None, None, "a CUDA device"]
 
 
 @pytest.mark.parametrize(

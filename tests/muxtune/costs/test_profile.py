@@ -1,12 +1,15 @@
 """A profile survives its file, and everything that is not a profile is refused in one line."""
 
 import json
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from muxtune.costs import load_profile, save_profile
+from muxtune.attention import AttentionContest, AttentionTime
+from muxtune.costs import ProfiledCosts, load_profile, save_profile
+from muxtune.costs.profile import Overlap, Overlaps
 from muxtune.errors import UserError
 from muxtune.operators import Operator
 from tests.muxtune.costs.synthetic import analytic_law, make_profile, operators
@@ -25,6 +28,33 @@ def test_round_trip_keeps_everything(profile, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["p.parquet"]
 
 
+def test_overlaps_are_kept_and_belong_to_the_content(profile, tmp_path):
+    rounds = tuple(
+        Overlap(tokens=tokens, calls=2, compute_s=2e-3, communication_s=1e-3, both_s=both_s)
+        for tokens, both_s in ((64, 2.5e-3), (256, 2.2e-3), (1024, 4.1e-3), (64, 1.9e-3))
+    )
+    assert [each.contention for each in rounds] == pytest.approx([0.5, 0.2, 2.1, 0.0])
+    measured = replace(profile, overlaps=Overlaps(ranks=2, rounds=rounds))
+    save_profile(measured, tmp_path / "p.parquet")
+    assert load_profile(tmp_path / "p.parquet") == measured
+    assert measured.digest != profile.digest
+    assert ProfiledCosts(measured, profile.model).contention == pytest.approx(
+        0.675
+    )  # of all seconds together
+    assert ProfiledCosts(measured, profile.model).shard(2).contention == pytest.approx(
+        0.675
+    )  # of all seconds together
+    assert ProfiledCosts(profile, profile.model).contention is None
+
+
+def test_senseless_overlaps_are_refused(profile, tmp_path):
+    def edit(table):
+        overlaps = b'{"ranks": 1, "rounds": []}'
+        return table.replace_schema_metadata(table.schema.metadata | {b"muxtune.overlaps": overlaps})
+
+    _refused(_edited(profile, tmp_path, edit), "p.parquet: overlaps: ranks = 1: expected greater than 1")
+
+
 def test_table_is_readable_without_us(profile, tmp_path):
     save_profile(profile, tmp_path / "p.parquet")
     rows = pq.read_table(tmp_path / "p.parquet").to_pylist()
@@ -39,6 +69,24 @@ def test_digest_follows_the_content(profile):
     slower = make_profile(lambda op, phase: 1.001 * law(op, phase), [m.op for m in profile.measurements])
     assert slower.digest != profile.digest
     assert profile.profile_id == f"cpu-llama-tiny-float32-{profile.digest[:12]}"
+
+
+def test_the_choice_of_attention_survives_and_is_part_of_the_identity(profile, tmp_path):
+    contest = AttentionContest(
+        streams=((8, 16),),
+        times=(
+            AttentionTime(backend="grouped", fwd_s=(0.2,), bwd_s=(0.4,)),
+            AttentionTime(backend="loop", fwd_s=(0.1,), bwd_s=(0.3,)),
+        ),
+        chosen="loop",
+    )
+    chosen = replace(profile, provenance=profile.provenance.model_copy(update={"attention": contest}))
+    save_profile(chosen, tmp_path / "p.parquet")
+    assert load_profile(tmp_path / "p.parquet") == chosen
+    assert (profile.attention, chosen.attention) == ("grouped", "loop")
+    assert chosen.digest != profile.digest
+    costs = ProfiledCosts(chosen, chosen.model)
+    assert costs.attention == costs.shard(2).attention == "loop"
 
 
 def _refused(path, match):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 import pytest
 
@@ -44,14 +45,34 @@ def test_a_padded_batch_is_told_to_pack():
     assert refusal("sl-peft", needed_bytes("sl-peft") - 1).endswith("packed sequences (--alignment pack)")
 
 
+def promised_bytes(message: str) -> int:
+    return int(re.search(r"nearest that fits needs (\d+)", message)[1])
+
+
+def refusals(policy: str) -> Iterator[tuple[int, str]]:
+    """Memory, and what is said about it: always a byte less than the nearest that fits."""
+    limit = int(re.search(r"expected at least (\d+)", refusal(policy, 10**6))[1]) - 1
+    while "nearest that fits" in (message := refusal(policy, limit)):
+        yield limit, message
+        limit = promised_bytes(message) - 1
+
+
+def test_the_cut_micro_batches_that_are_proposed_do_fit():
+    limit, message = next(each for each in refusals("temporal-only") if "--carry" in each[1])
+    chunk, carry = map(int, re.search(r"--chunk-tokens (\d+) --carry (\d)\)$", message).groups())
+    assert promised_bytes(message) <= limit
+    # Layers and order of the hTasks are chosen anew for cut micro-batches, which moves some bytes.
+    near = make_problem(memory_bytes=round(1.1 * limit))
+    cut = PlanOptions(carry=carry, chunk_tokens=chunk)
+    assert set(plan_problem(near, policy="temporal-only", options=cut)[0].carries) == {carry}
+    with pytest.raises(SpecError):
+        plan_problem(make_problem(memory_bytes=limit), policy="temporal-only", options=PlanOptions(carry=1))
+
+
 def test_the_smaller_micro_batches_that_are_proposed_do_fit():
-    limit = int(re.search(r"expected at least (\d+)", refusal("temporal-only", 10**6))[1]) - 1
-    message = refusal("temporal-only", limit)
-    cap, promised = (
-        int(message.rsplit(" ", 1)[1]),
-        int(re.search(r"nearest that fits needs (\d+)", message)[1]),
-    )
-    assert promised <= limit
+    limit, message = next(each for each in refusals("temporal-only") if "micro_batch_size" in each[1])
+    cap = int(message.rsplit(" ", 1)[1])
+    assert promised_bytes(message) <= limit
     smaller = [
         task | {"micro_batch_size": min(cap, int(str(task.get("micro_batch_size", 4))))} for task in MIXED
     ]

@@ -147,7 +147,7 @@ def test_if_nothing_fits_the_structures_are_among_those_that_need_least():
 
 def test_effort_limits_what_is_priced_and_played():
     problem = make_problem([*MIXED, *ALIKE])
-    appraiser = task_appraiser(problem, FREE)
+    appraiser = task_appraiser(problem, PlanOptions(carry=1))
     effort = Effort(orders=1, starts=1, neighbours=8, new_groups=40, appraisals=3, rounds=1)
     dp_starts(appraiser.table, 1)
     before = len(appraiser.table.masks())

@@ -7,6 +7,7 @@ import pytest
 
 from muxtune.planning.problem import PlanningProblem
 from muxtune.planning.ranking import GroupBands
+from muxtune.planning.structure import Layout
 from muxtune.planning.tokens import (
     SAMPLED_STEPS,
     band_max,
@@ -30,24 +31,35 @@ UNEVEN = (
 """Tasks that differ in steps, batches, micro-batches and lengths."""
 
 
+LAYOUTS = [
+    Layout("pack"),
+    Layout("pad"),
+    Layout("chunk", 32),
+    Layout("chunk", 256),
+    Layout("chunk", 16, 2),
+    Layout("chunk", 64, 4),
+]
+
+
 def all_steps(problem: PlanningProblem) -> np.ndarray:
     return np.arange(max(task.steps for task in problem.tasks))
 
 
 @pytest.mark.parametrize("dp", [1, 2, 3, 8])
-@pytest.mark.parametrize("layout", [("pack", None), ("pad", None), ("chunk", 32), ("chunk", 256)], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_tokens_of_every_group_equal_its_shape(layout, dp):
     problem = make_problem(UNEVEN)
     order = list(problem.data)
     bands = GroupBands(problem, order, len(order), [layout], all_steps(problem))
-    (band,) = bands.layout_bands(dp)
+    band = bands.layout_band(bands.layouts[0], dp)
     microbatches = bands.microbatches_nw(dp)
     seen = 0
     for end in range(len(order)):
         for w in range(end + 1):
             group = order[end - w : end + 1]
             shape = problem.shape(group, *layout, dp=dp)
-            assert (band.tokens_nw[end, w], microbatches[end, w]) == (shape.tokens, shape.microbatches)
+            assert band.tokens_nw[end, w] == shape.tokens
+            assert microbatches[end, w] * shape.carry == shape.microbatches
             seen += 1
     assert seen >= len(order)
 
@@ -55,8 +67,9 @@ def test_tokens_of_every_group_equal_its_shape(layout, dp):
 def test_bands_end_at_the_widest_group():
     problem = make_problem(UNEVEN)
     order = list(problem.data)
-    whole = GroupBands(problem, order, len(order), [("pack", None)]).layout_bands(1)[0]
-    narrow = GroupBands(problem, order, 3, [("pack", None)]).layout_bands(1)[0]
+    pack = Layout("pack")
+    whole = GroupBands(problem, order, len(order), [pack]).layout_band(pack, 1)
+    narrow = GroupBands(problem, order, 3, [pack]).layout_band(pack, 1)
     assert narrow.tokens_nw.shape == (6, 3)
     np.testing.assert_array_equal(narrow.tokens_nw, whole.tokens_nw[:, :3])
 

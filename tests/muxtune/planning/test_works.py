@@ -7,10 +7,12 @@ from itertools import chain
 
 import pytest
 
-from muxtune.alignment import attention_calls, layout_step
-from muxtune.planning.structure import HTaskChoice
+from muxtune.alignment import attention_calls, layout_step, sequence_rows
+from muxtune.planning.assemble import assemble_plan
+from muxtune.planning.footprint import plan_memory
+from muxtune.planning.structure import HTaskChoice, Mesh, PlanStructure
 from muxtune.planning.works import sample_works
-from tests.muxtune.planning.problems import make_problem
+from tests.muxtune.planning.problems import FakeCosts, make_problem
 from tests.muxtune.planning.test_tokens import UNEVEN
 
 
@@ -43,3 +45,38 @@ def test_works_are_those_of_the_layouts(layout, dp):
         assert works.largest.targets == max(targets)
         slots = [sum(sequences * row for sequences, row in each) for each in calls]
         assert sum(sequences * row for _, sequences, row in works.largest.attention) == max(slots)
+
+
+def test_memory_counts_the_slots_of_the_backend_and_prices_do_not_change():
+    problem = make_problem(UNEVEN)
+    htask = HTaskChoice(task_ids=("t1", "t3"), shape=problem.shape(("t1", "t3"), "pack"))
+    default = sample_works(htask, problem.data)
+    members = [problem.data[task_id] for task_id in htask.task_ids]
+    steps = min(each.task.steps for each in members)
+    most = max(
+        sum(row.tokens for row in sequence_rows(layout.segments))
+        for step in {0, round((steps - 1) / 2), steps - 1}
+        for layout in layout_step(htask.shape, [data.batch_lengths(step) for data in members])
+    )
+    for attention in ("loop", "varlen"):
+        works = sample_works(htask, problem.data, attention=attention)
+        assert works.mean == default.mean
+        slots = sum(sequences * row for _, sequences, row in works.largest.attention)
+        assert slots == most
+        assert slots < sum(sequences * row for _, sequences, row in default.largest.attention)
+
+
+def test_a_plan_has_the_backend_that_its_costs_were_measured_with():
+    class Looping(FakeCosts):
+        attention = "loop"
+
+    plans = {}
+    for costs in (FakeCosts(), Looping()):
+        problem = make_problem(UNEVEN[:2], costs=costs)
+        htask = HTaskChoice(task_ids=("t0", "t1"), shape=problem.shape(("t0", "t1"), "pack"))
+        structure = PlanStructure(htasks=(htask,), buckets=((0,),), template="flush", mesh=Mesh((2, 2)))
+        plan = assemble_plan(problem, structure, "made-by-hand")
+        plans[plan.execution.attention] = plan
+        memory = [stage.total_bytes for stage in plan_memory(plan)]
+        assert memory == list(plan.predicted.peak_memory_bytes)
+    assert plans["loop"].predicted.peak_memory_bytes < plans["grouped"].predicted.peak_memory_bytes

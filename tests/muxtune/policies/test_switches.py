@@ -74,6 +74,27 @@ def test_only_muxtune_has_switches(policy):
         plan_problem(make_problem(), policy=policy, options=without("chunking"))
 
 
+@pytest.mark.parametrize(
+    ("policy", "options", "message"),
+    [
+        (
+            "nemo",
+            PlanOptions(orchestration="intra"),
+            "--orchestration = 'intra': expected policy muxtune; nemo has an order",
+        ),
+        (
+            "muxtune",
+            PlanOptions(orchestration="intra", without=("orchestration",)),
+            "--orchestration = 'intra': expected nothing beside --no-orchestration",
+        ),
+    ],
+    ids=["policy", "switch"],
+)
+def test_an_order_inside_of_stages_is_forced_on_muxtune_alone(policy, options, message):
+    with pytest.raises(SpecError, match=message):
+        plan_problem(make_problem(), policy=policy, options=options)
+
+
 def test_names_list_parts_in_one_order():
     assert label("muxtune", without("chunking", "orchestration", "fusion")) == (
         "muxtune-no-fusion-no-orchestration-no-chunking"

@@ -49,8 +49,6 @@ class Device(ABC):
     """Whether ranks that use the same device can communicate."""
     group_per_direction: ClassVar[bool]
     """Whether messages back need a group of their own, because what a pair of ranks posts goes in order."""
-    calls_per_timing: ClassVar[int]
-    """Collectives that are timed together, so that it does not count how far apart the ranks start."""
 
     name: str
     """For torch: ``cpu``, ``cuda:1``."""
@@ -94,7 +92,6 @@ class CpuDevice(Device):
     backend = "gloo"
     shared_by_ranks = True
     group_per_direction = False  # in 4 KB each way, two groups take 42 instead of 37 us
-    calls_per_timing = 1
     _COLD_BYTES = 8 << 20
     """An operator runs on so much memory before it comes back to the same: more than a core's caches hold."""
     _MAX_COPIES = 4
@@ -175,7 +172,6 @@ class CudaDevice(Device):
     backend = "nccl"
     shared_by_ranks = False  # NCCL refuses two ranks on one GPU
     group_per_direction = True  # a receive that waits would hold up the send behind it
-    calls_per_timing = 8
 
     def __init__(self, rank: int) -> None:
         import torch

@@ -14,6 +14,9 @@ MAX_TOKENS = 4096
 """Of one micro-batch; larger ones are priced as at this edge."""
 
 
+_LOSS_BYTES = (64, 512)
+
+
 def operator_grid(model: ModelSpec, *, quick: bool, group_sizes: Sequence[int] = (2,)) -> list[Operator]:
     """Every operator to measure, transfers and collectives included.
 
@@ -33,6 +36,9 @@ def operator_grid(model: ModelSpec, *, quick: bool, group_sizes: Sequence[int] =
     for i, o in adapted:
         fitting = sorted({min(r, i, o) for r in ranks})
         grid += [Operator("lora", (i, o, r, n)) for r, n in product(fitting, lora_tokens)]
+    widths = sorted({i for i, _ in adapted})
+    dropped_tokens = powers(16, MAX_TOKENS, 16 if quick else 4)
+    grid += [Operator("dropout", (i, n)) for i, n in product(widths, dropped_tokens)]
     grid += _attention(model, quick=quick)
     grid += [Operator(kind, (n,)) for kind, n in product(("norm", "activation"), tokens)]
     grid += [Operator("embedding", (n,)) for n in powers(16, MAX_TOKENS, 4)]
@@ -48,6 +54,8 @@ def operator_grid(model: ModelSpec, *, quick: bool, group_sizes: Sequence[int] =
         for kind in sorted(COLLECTIVE_KINDS)
         for dims in product(sizes_bytes, group_sizes)
     ]
+    # The losses of a micro-batch over a split vocabulary are a few numbers for each target.
+    grid += [Operator("all_reduce", dims) for dims in product(_LOSS_BYTES, group_sizes)]
     grid += _stages(model, quick=quick)
     return grid
 

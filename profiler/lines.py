@@ -1,11 +1,12 @@
-"""What a measuring process tells the session: a line of JSON for each reading, description or clock."""
+"""What a measuring process tells the session: a line of JSON for each thing."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
 
-from muxtune.costs.profile import ClockReading
+from muxtune.attention import AttentionContest
+from muxtune.costs.profile import ClockReading, Overlap
 from muxtune.operators import Operator, Phase
 from profiler.devices import Description
 from profiler.timing import Sample
@@ -20,7 +21,15 @@ class Reading:
     sample: Sample
 
 
-Line = Reading | Description | ClockReading
+Line = Reading | Overlap | Description | ClockReading | AttentionContest
+
+
+_MODELS: dict[str, type[Overlap | Description | ClockReading | AttentionContest]] = {
+    "overlap": Overlap,
+    "description": Description,
+    "clocks": ClockReading,
+    "attention": AttentionContest,
+}
 
 
 def write_line(line: Line) -> str:
@@ -28,16 +37,14 @@ def write_line(line: Line) -> str:
     if isinstance(line, Reading):
         op = {"kind": line.op.kind, "dims": line.op.dims}
         return json.dumps({"reading": {**op, "phase": line.phase, **asdict(line.sample)}})
-    name = "description" if isinstance(line, Description) else "clocks"
+    name = next(name for name, kind in _MODELS.items() if isinstance(line, kind))
     return json.dumps({name: line.model_dump(mode="json")})
 
 
 def read_line(text: str) -> Line:
     """Inverse of :func:`write_line`."""
     ((name, content),) = json.loads(text).items()
-    if name == "description":
-        return Description.model_validate(content)
-    if name == "clocks":
-        return ClockReading.model_validate(content)
+    if name in _MODELS:
+        return _MODELS[name].model_validate(content)
     op = Operator(content.pop("kind"), tuple(content.pop("dims")))
     return Reading(op, content.pop("phase"), Sample(**content))

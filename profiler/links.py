@@ -5,11 +5,16 @@ Messages go as the runtime sends them: isend, and irecv posted beforehand.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
+from muxtune.costs.profile import Overlap
 from muxtune.model import ModelSpec
 from muxtune.operators import Operator
 from profiler.devices import Device
@@ -21,6 +26,14 @@ if TYPE_CHECKING:
 
 _MAX_REPETITIONS = 200
 _WARM_UP = 3
+_COMPUTE_SHARE = 2
+"""Computing beside an all-reduce, in times of the all-reduce."""
+_ROW = 8
+"""Collectives per timing. Now and then one takes ten times as long, when a rank or its messages wait for a
+processor; a stage, which waits for hundreds, pays their mean, and a median of single ones would not show it.
+"""
+_SHORTEST_S = 1e-7
+"""What a collective adds to computing, at least."""
 _TIMEOUT = timedelta(seconds=60)
 
 
@@ -65,7 +78,8 @@ class RankGroup:
         Yields:
             What was measured, on rank 0; nothing elsewhere. A ``p2p`` is half a round trip, until the
             receiver has the message; a ``message`` the processor time of rank 0 for one that it sends or
-            receives. A collective's calls follow each other, so all ranks come to each at the same time.
+            receives. A collective is what it adds to a stage that computes before and after it: one call
+            after the other, without anything in between, takes half as long.
         """
         if op.kind == "p2p":
             if self._rank not in _PAIR:
@@ -78,12 +92,83 @@ class RankGroup:
             if self._rank >= size:
                 return
             trip = self._collective(op.kind, bytes_, size, model)
-            group, share = self._groups[size], self._device.calls_per_timing
+            group, share = self._groups[size], 1
             measured = [op]
         times_s = self._repeat(trip, group, limit_s)
         if self._rank == 0:
             for column, each in zip(zip(*times_s, strict=True), measured, strict=False):
                 yield each, summarize([seconds / share for seconds in column])
+
+    def overlap(
+        self, tokens: int, compute: Callable[[], object], model: ModelSpec, limit_s: float
+    ) -> Overlap | None:
+        """Measure what an all-reduce of all ranks and a computation cost each other.
+
+        The computation is repeated until it takes twice as long as the all-reduce, as in a stage that
+        computes more than it communicates; then all of the all-reduce runs beside it, and
+        ``both_s = compute_s + contention * communication_s``.
+
+        Args:
+            tokens: The all-reduce is of hidden states of as many.
+            compute: A call on this rank's device.
+            model: The backbone.
+            limit_s: Seconds for the repetitions.
+
+        Returns:
+            On rank 0; None elsewhere.
+        """
+        import torch
+
+        dist, device = self._dist, self._device
+        hidden = torch.zeros(tokens * model.hidden, dtype=getattr(torch, model.dtype), device=device.name)
+        token = torch.zeros(1, device=device.name)
+
+        def row_s(call: Callable[[], object]) -> float:
+            dist.all_reduce(token)  # meet
+            return device.link_timer.call_s(lambda: [call() for _ in range(_ROW)]) / _ROW
+
+        def communicate() -> None:
+            dist.all_reduce(hidden)
+
+        def one_of_each() -> None:
+            compute()
+            communicate()
+
+        warm_s = [(row_s(compute), row_s(one_of_each)) for _ in range(2 * _WARM_UP)][_WARM_UP:]
+        call_s, apart_s = (fmean(column) for column in zip(*warm_s, strict=True))
+        communication_s = max(apart_s - call_s, _SHORTEST_S)
+        calls = max(1, math.ceil(_COMPUTE_SHARE * communication_s / max(call_s, 1e-9)))
+        trial_s = _ROW * (2 * communication_s + 3 * calls * call_s)
+        repetitions = max(MIN_REPETITIONS, min(_MAX_REPETITIONS, int(limit_s / max(trial_s, 1e-9))))
+        agreed = torch.tensor([calls, repetitions], device=device.name)
+        dist.broadcast(agreed, 0)
+        calls, repetitions = (int(each) for each in agreed)
+
+        def compute_all() -> None:
+            for _ in range(calls):
+                compute()
+
+        def apart() -> None:
+            compute_all()
+            communicate()
+
+        def both() -> None:
+            work = dist.all_reduce(hidden, async_op=True)
+            compute_all()
+            work.wait()
+
+        trials = ((compute_all, apart, both) for _ in range(repetitions))
+        times_s = [[row_s(call) for call in trial] for trial in trials]
+        if self._rank != 0:
+            return None
+        compute_s, apart_s, both_s = (summarize(each).median_s for each in zip(*times_s, strict=True))
+        return Overlap(
+            tokens=tokens,
+            calls=calls,
+            compute_s=compute_s,
+            communication_s=max(apart_s - compute_s, _SHORTEST_S),
+            both_s=both_s,
+        )
 
     def _pair_group(self) -> ProcessGroup:
         group: ProcessGroup = self._dist.new_group(list(_PAIR))
@@ -103,7 +188,11 @@ class RankGroup:
         """As often as the limit allows by rank 0's clock, equally often on all ranks."""
         import torch
 
-        warm_s = [call()[0] for _ in range(_WARM_UP)]
+        warm_s = []
+        for _ in range(_WARM_UP):
+            start_s = time.perf_counter()
+            call()
+            warm_s.append(time.perf_counter() - start_s)
         affordable = int(limit_s / max(min(warm_s), 1e-9))
         repetitions = max(MIN_REPETITIONS, min(_MAX_REPETITIONS, affordable))
         count = torch.tensor([repetitions], device=self._device.name)
@@ -155,12 +244,25 @@ class RankGroup:
             "reduce_scatter": lambda: reduce_scatter(part, whole, group=group),
         }
         call = calls[kind]
+        # About what a stage computes between two sums: a linear of its tokens.
+        tokens = max(1, elements * size // model.hidden)
+        inputs = torch.zeros(tokens, model.hidden, dtype=dtype, device=self._device.name)
+        linear = partial(torch.mm, inputs, inputs.new_zeros(model.hidden, model.ffn))
 
-        def several() -> None:
-            for _ in range(self._device.calls_per_timing):
+        def compute() -> None:
+            for _ in range(_ROW):
+                linear()
+
+        def apart() -> None:
+            for _ in range(_ROW):
+                linear()
                 call()
 
-        return lambda: (self._device.link_timer.call_s(several), 0.0)
+        def added() -> tuple[float, float]:
+            compute_s, apart_s = (self._device.link_timer.call_s(each) for each in (compute, apart))
+            return max((apart_s - compute_s) / _ROW, _SHORTEST_S), 0.0
+
+        return added
 
     def _send(self, tensor: Tensor) -> Work:
         work = self._dist.isend(tensor, 1 - self._rank, group=self._directions[self._rank])

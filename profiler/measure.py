@@ -46,15 +46,15 @@ def measure_operator(
     backwards = [backward for _, backward in built if backward is not None]
     if op.kind == "stage":  # in turn, as the runtime plays them, which leaves each less in the caches
         pairs = list(zip(forwards, backwards, strict=True))
-        yield from zip(PHASES, _time_together(pairs, device.timer, rendezvous, limit_s), strict=True)
+        yield from zip(PHASES, time_together(pairs, device.timer, rendezvous, limit_s), strict=True)
         return
     for phase, calls in zip(PHASES, (forwards, backwards), strict=True):
         if calls:
-            (sample,) = _time_together([(call,) for call in calls], device.timer, rendezvous, limit_s)
+            (sample,) = time_together([(call,) for call in calls], device.timer, rendezvous, limit_s)
             yield phase, sample
 
 
-def _time_together(
+def time_together(
     copies: Sequence[Sequence[Callable[[], object]]], timer: Timer, rendezvous: Rendezvous, limit_s: float
 ) -> list[Sample]:
     """Start together; who is done first keeps its core and the memory busy for the others."""

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
 
+from muxtune.attention import AttentionContest
 from muxtune.costs.profile import ClockReading, Provenance
 from profiler.devices import DEVICES, Description
 from profiler.worker import Job
@@ -16,7 +17,11 @@ _SAME_CLOCK = 0.05
 
 
 def build_provenance(
-    job: Job, description: Description, clocks: Iterable[ClockReading], devices: int
+    job: Job,
+    description: Description,
+    clocks: Iterable[ClockReading],
+    devices: int,
+    attention: AttentionContest | None = None,
 ) -> Provenance:
     """Provenance of a session that is over.
 
@@ -25,6 +30,7 @@ def build_provenance(
         description: Of rank 0's device.
         clocks: Of every process, before and after.
         devices: Of the job's kind, that the machine has.
+        attention: What the choice of an attention backend came from, if there was one.
     """
     clocks = tuple(sorted(clocks, key=lambda reading: (reading.rank, reading.moment == "after")))
     kind = DEVICES[job.device]
@@ -41,6 +47,7 @@ def build_provenance(
         backend=kind.backend if job.links else None,
         settings=description.settings,
         clocks=clocks,
+        attention=attention,
         notes=(*_sharing_notes(job, devices), *_clock_notes(clocks)),
     )
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, cast
 
+from muxtune.attention import AttentionContest
 from muxtune.cluster import load_cluster
-from muxtune.costs.profile import ClockReading, Measurement, Profile, save_profile
+from muxtune.costs.profile import ClockReading, Measurement, Overlap, Overlaps, Profile, save_profile
 from muxtune.errors import RunError, SpecError, UserError, unknown_name
 from muxtune.model import ModelSpec
 from muxtune.operators import COLLECTIVE_KINDS, FWD_ONLY, LINK_KINDS, Operator, Phase
@@ -38,6 +39,9 @@ _ROUNDS, _QUICK_ROUNDS = 2, 1
 _TRANSFER_ROUNDS = 3
 _COLLECTIVE_ROUNDS = 2
 
+_OVERLAP_TOKENS = (64, 256, 1024)
+"""Of a linear beside an all-reduce: small, usual and large micro-batches."""
+
 _SILENCE_S = 600.0
 """A session that hears nothing for so long has lost a process."""
 
@@ -58,7 +62,7 @@ def profile_model(
     Ranks of a real run share caches and memory bandwidth, so several processes measure the same operator at
     the same time; the profile has the median over them. Transfers are measured between two processes, and
     collectives of 2, 4, ... and all ranks; GPUs must not be shared for that, so one GPU alone has neither, as
-    the provenance then says.
+    the provenance then says. Several ranks also measure what they lose that compute beside a collective.
 
     Args:
         model: The backbone.
@@ -85,7 +89,10 @@ def profile_model(
     (description,) = (line for line in lines if isinstance(line, Description))
     clocks = [line for line in lines if isinstance(line, ClockReading)]
     measurements = _merge([line for line in lines if isinstance(line, Reading)])
-    profile = Profile(measurements, build_provenance(job, description, clocks, available))
+    overlaps = _overlaps(job, [line for line in lines if isinstance(line, Overlap)])
+    contest = next((line for line in lines if isinstance(line, AttentionContest)), None)
+    provenance = build_provenance(job, description, clocks, available, contest)
+    profile = Profile(measurements, provenance, overlaps)
     if out is not None:
         save_profile(profile, out)
     return profile
@@ -132,7 +139,8 @@ def _plan_job(model: ModelSpec, device: str, ranks: int, *, link_ranks: int, qui
     links = transfers * _TRANSFER_ROUNDS + collectives * _COLLECTIVE_ROUNDS if link_ranks else []
     order = random.Random(0)  # load that comes and goes must not follow an axis of the grid
     operators: list[Operator] = []
-    for _ in range(_QUICK_ROUNDS if quick else _ROUNDS):
+    rounds = _QUICK_ROUNDS if quick else _ROUNDS
+    for _ in range(rounds):
         operators += order.sample(compute, len(compute))
     return Job(
         model=model,
@@ -143,6 +151,7 @@ def _plan_job(model: ModelSpec, device: str, ranks: int, *, link_ranks: int, qui
         operators=tuple((op.kind, op.dims) for op in operators),
         link_ranks=link_ranks,
         links=tuple((op.kind, op.dims) for op in links),
+        overlaps=_OVERLAP_TOKENS * rounds if link_ranks and ranks > 1 else (),
         limit_s=_QUICK_LIMIT_S if quick else _LIMIT_S,
     )
 
@@ -150,6 +159,7 @@ def _plan_job(model: ModelSpec, device: str, ranks: int, *, link_ranks: int, qui
 def _measure(job: Job, *, progress: bool) -> list[Line]:
     phases = sum(1 if kind in FWD_ONLY else 2 for kind, _ in job.operators)
     link_readings = sum(2 if kind == "p2p" else 1 for kind, _ in job.links)
+    link_readings += len(job.overlaps)
     total = job.ranks * phases + link_readings + 1 + 2 * job.processes  # a description, clocks twice
     with TemporaryDirectory(prefix="muxtune-profile-") as name:
         folder = Path(name)
@@ -239,6 +249,10 @@ def _with_progress(lines: Iterator[str], total: int, title: str) -> Iterator[str
         for line in lines:
             bar.advance(task)
             yield line
+
+
+def _overlaps(job: Job, rounds: Sequence[Overlap]) -> Overlaps | None:
+    return Overlaps(ranks=job.link_ranks, rounds=tuple(rounds)) if rounds else None
 
 
 def _merge(readings: Sequence[Reading]) -> tuple[Measurement, ...]:

@@ -15,9 +15,12 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from muxtune.allocator import keep_freed_memory
+from muxtune.attention import AttentionSuite
+from muxtune.graph import frozen_products
 from muxtune.model import ModelSpec
 from muxtune.operators import COLLECTIVE_KINDS, OPERATOR_SUITES, Operator
 from muxtune.processes import end_process
+from profiler.attention import hold_contest
 from profiler.devices import DEVICES, Device
 from profiler.lines import Line, Reading, write_line
 from profiler.links import RankGroup
@@ -27,6 +30,9 @@ from profiler.rendezvous import OrphanedError, Rendezvous
 JOB_FILE = "job.json"
 RENDEZVOUS_FILE = "rendezvous"
 _STORE_FILE = "store"
+
+_OVERLAP_LIMITS = 8
+"""An overlap is three timings, of which the other ranks disturb each."""
 
 
 class Job(BaseModel):
@@ -47,6 +53,8 @@ class Job(BaseModel):
     """Processes that communicate; 0 if none do."""
     links: tuple[tuple[str, tuple[int, ...]], ...]
     """Collectives and transfers, likewise; those come first."""
+    overlaps: tuple[int, ...] = ()
+    """Tokens of a linear beside an all-reduce of all processes that communicate, likewise."""
     limit_s: float
     """Per operator and phase, each time."""
 
@@ -80,12 +88,32 @@ def _measure_links(job: Job, device: Device, folder: Path, say: Callable[[Line],
     for kind, dims in job.links:
         for op, sample in group.measure(Operator(kind, dims), job.model, job.limit_s):
             say(Reading(op, "fwd", sample))
+    suite = OPERATOR_SUITES.get(job.suite)
+    for tokens in job.overlaps:
+        op = Operator("linear", (*frozen_products(job.model)[0], tokens))
+        forward, _ = suite.build(op, job.model, device.name, needs_backward=False)
+        found = group.overlap(tokens, forward, job.model, _OVERLAP_LIMITS * job.limit_s)
+        if found is not None:
+            say(found)
     group.close()
 
 
 def _measure_operators(job: Job, device: Device, folder: Path, say: Callable[[Line], None]) -> None:
     rendezvous = Rendezvous(folder / RENDEZVOUS_FILE, device.rank, job.ranks, job.parent)
     suite = OPERATOR_SUITES.get(job.suite)
+    if isinstance(suite, AttentionSuite):
+        contest = hold_contest(
+            suite,
+            job.model,
+            device,
+            rendezvous=rendezvous,
+            ranks=job.ranks,
+            folder=folder,
+            limit_s=job.limit_s,
+        )
+        suite = suite.with_attention(contest.chosen)
+        if device.rank == 0:
+            say(contest)
     for kind, dims in job.operators:
         op = Operator(kind, dims)
         readings = measure_operator(op, job.model, suite, device, rendezvous=rendezvous, limit_s=job.limit_s)

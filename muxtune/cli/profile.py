@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 from pydantic import BaseModel
 
+from muxtune.attention import DEFAULT_ATTENTION, AttentionContest
 from muxtune.cli.options import JsonFlag
 from muxtune.cli.output import check_writable, emit, stdout_kept_clean
 from muxtune.costs.measurements import MeasurementsProvenance
@@ -28,6 +29,8 @@ class ProfileSummary(BaseModel):
     digest: str
     measurements: dict[str, int]
     """Per operator kind."""
+    contention: float | None
+    """Computing beside a collective slows both to the rate ``1 / (1 + contention)``; null if not measured."""
     provenance: Provenance
 
 
@@ -84,9 +87,15 @@ def profile(
         profile_id=measured.profile_id,
         digest=measured.digest,
         measurements={kind: sum(1 for _ in measured.of_kind(kind)) for kind in kinds},
+        contention=None if measured.overlaps is None else measured.overlaps.contention,
         provenance=measured.provenance,
     )
-    emit(summary, f"{measured.profile_id} in {out}\n\n{_table(measured, kinds)}", as_json=as_json)
+    text = f"{measured.profile_id} in {out}\n\n{_table(measured, kinds)}"
+    if measured.provenance.attention is not None:
+        text += f"\n\n{_contest(measured.provenance.attention)}"
+    if summary.contention is not None:
+        text += f"\n\ncomputing beside an all-reduce: each at rate 1 / (1 + {summary.contention:.2f})"
+    emit(summary, text, as_json=as_json)
 
 
 @_import_app.command()
@@ -117,6 +126,12 @@ def vidur(
     if provenance.below_resolution:
         lines.append(f"  {provenance.below_resolution:,} measurements of 0 ms left out")
     emit(ImportSummary(out=out, provenance=provenance), "\n".join(lines), as_json=as_json)
+
+
+def _contest(contest: AttentionContest) -> str:
+    ratios = ((each.backend, contest.ratio(each.backend)) for each in contest.times)
+    tried = ", ".join(f"{backend} {ratio:.2f}x" for backend, ratio in ratios if ratio is not None)
+    return f"attention by {contest.chosen} (times relative to {DEFAULT_ATTENTION}: {tried})"
 
 
 def _table(profile: Profile, kinds: list[str]) -> str:

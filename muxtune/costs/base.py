@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol, Self
 
+from muxtune.attention import DEFAULT_ATTENTION, AttentionName
 from muxtune.graph.layer import Launching
 from muxtune.operators import Operator, Phase
 from muxtune.plan import CostsRef
@@ -21,6 +22,19 @@ class CostModel(Protocol):
     def ref(self) -> CostsRef:
         """Identity of these costs, for the plan."""
         ...
+
+    @property
+    def contention(self) -> float | None:
+        """While a rank computes and communicates, each runs at rate ``1 / (1 + contention)``.
+
+        None if nobody measured it on this device.
+        """
+        return None
+
+    @property
+    def attention(self) -> AttentionName:
+        """Backend of attention that a run should use, and that attention is priced with."""
+        return DEFAULT_ATTENTION
 
     def latency_s(self, op: Operator, phase: Phase) -> float:
         """Seconds of one operator."""

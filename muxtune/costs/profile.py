@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from muxtune.attention import DEFAULT_ATTENTION, AttentionContest, AttentionName
 from muxtune.errors import UserError, spec_error_from
 from muxtune.files import write_atomically
 from muxtune.model import ModelSpec
@@ -18,6 +19,7 @@ from muxtune.operators import OPERATOR_DIMS, PHASES, Operator, Phase, dimensions
 from muxtune.plan import CostsRef
 
 _METADATA_KEY = b"muxtune.profile"
+_OVERLAPS_KEY = b"muxtune.overlaps"
 _DIM_COLUMNS = tuple(f"d{i}" for i in range(max(map(len, OPERATOR_DIMS.values()))))
 _COLUMNS = (
     *("device", "dtype", "model", "kind", *_DIM_COLUMNS, "dims", "phase"),
@@ -76,8 +78,55 @@ class Provenance(BaseModel):
     settings: dict[str, str] = {}
     """Of the device, as far as it tells: power limit, frequency governor, instruction set."""
     clocks: tuple[ClockReading, ...] = ()
+    attention: AttentionContest | None = None
+    """Which attention backend was measured, and why; None of a suite that has one only."""
     notes: tuple[str, ...] = ()
     """Sentences: what was left out and why, clocks that fell."""
+
+
+class Overlap(BaseModel):
+    """A frozen linear beside an asynchronous all-reduce, in one round.
+
+    Seconds are medians over rows of repetitions, each divided by the length of a row.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tokens: int = Field(gt=0)
+    """Of the linear's input; the all-reduce is of hidden states of as many."""
+    calls: int = Field(gt=0)
+    """Of the linear, one after the other, so that they take longer than the all-reduce."""
+    compute_s: float = Field(gt=0)
+    """Alone."""
+    communication_s: float = Field(gt=0)
+    """What the all-reduce adds to it, one after the other."""
+    both_s: float = Field(gt=0)
+    """Until both have ended that started together."""
+
+    @property
+    def contention(self) -> float:
+        """From ``both_s = compute_s + contention * communication_s``."""
+        return max(0.0, (self.both_s - self.compute_s) / self.communication_s)
+
+
+class Overlaps(BaseModel):
+    """What computing and communicating at once costs the ranks of a device."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ranks: int = Field(gt=1)
+    """That took part in each all-reduce."""
+    rounds: tuple[Overlap, ...] = Field(min_length=1)
+    """Sizes, as often as they were measured."""
+
+    @property
+    def contention(self) -> float:
+        """Of all sizes and rounds together: what computing was held up, per second of communication.
+
+        A mean, because collectives that take ten times as long now and then are what a stage pays for.
+        """
+        held_up_s = sum(each.both_s - each.compute_s for each in self.rounds)
+        return max(0.0, held_up_s / sum(each.communication_s for each in self.rounds))
 
 
 @dataclass(frozen=True)
@@ -86,11 +135,19 @@ class Profile:
 
     measurements: tuple[Measurement, ...]
     provenance: Provenance
+    overlaps: Overlaps | None = None
+    """None of a profile of one rank, or from before it was measured."""
 
     @property
     def model(self) -> ModelSpec:
         """Backbone whose operators were measured."""
         return self.provenance.model
+
+    @property
+    def attention(self) -> AttentionName:
+        """Attention backend that was measured."""
+        contest = self.provenance.attention
+        return DEFAULT_ATTENTION if contest is None else contest.chosen
 
     @property
     def profile_id(self) -> str:
@@ -100,12 +157,16 @@ class Profile:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the measurements and the backbone's shapes."""
+        """SHA-256 of all that was measured and the backbone's shapes."""
         hasher = hashlib.sha256(self.model.model_dump_json().encode())
+        if self.attention != DEFAULT_ATTENTION:
+            hasher.update(self.attention.encode())
         for m in self.measurements:
             hasher.update(
                 f"{m.op} {m.phase} {m.median_s!r} {m.p10_s!r} {m.p90_s!r} {m.repetitions}\n".encode()
             )
+        if self.overlaps is not None:
+            hasher.update(self.overlaps.model_dump_json().encode())
         return hasher.hexdigest()
 
     @property
@@ -135,10 +196,10 @@ def save_profile(profile: Profile, path: Path) -> None:
     rows = [_row(m, profile.provenance) for m in profile.measurements]
     types = {"repetitions": pa.int64()} | dict.fromkeys(_DIM_COLUMNS, pa.int64())
     types |= dict.fromkeys(("median_s", "p10_s", "p90_s"), pa.float64())
-    schema = pa.schema(
-        [(name, types.get(name, pa.string())) for name in _COLUMNS],
-        metadata={_METADATA_KEY: profile.provenance.model_dump_json().encode()},
-    )
+    metadata = {_METADATA_KEY: profile.provenance.model_dump_json().encode()}
+    if profile.overlaps is not None:
+        metadata[_OVERLAPS_KEY] = profile.overlaps.model_dump_json().encode()
+    schema = pa.schema([(name, types.get(name, pa.string())) for name in _COLUMNS], metadata=metadata)
     table = pa.Table.from_pylist(rows, schema=schema)
     try:
         write_atomically(path, lambda temporary: pq.write_table(table, temporary))
@@ -162,18 +223,22 @@ def load_profile(path: Path) -> Profile:
         raise UserError(f"{path} is not a whole Parquet file: {first_line}") from error
     except OSError as error:
         raise UserError(f"cannot read the profile {path}: {error.strerror or error}") from error
-    metadata = (table.schema.metadata or {}).get(_METADATA_KEY)
-    if metadata is None:
+    metadata = table.schema.metadata or {}
+    if _METADATA_KEY not in metadata:
         raise UserError(f"{path} is not a profile of ours: it has no provenance (muxtune profile writes one)")
     missing = [name for name in _COLUMNS if name not in table.column_names]
     if missing:
         raise UserError(f"{path}: expected the columns {', '.join(missing)}, which are missing")
+    overlaps = None
     try:
-        provenance = Provenance.model_validate_json(metadata)
+        provenance = Provenance.model_validate_json(metadata[_METADATA_KEY])
+        if _OVERLAPS_KEY in metadata:
+            overlaps = Overlaps.model_validate_json(metadata[_OVERLAPS_KEY])
     except ValidationError as error:
-        raise spec_error_from(error, f"{path}: provenance") from error
+        raise spec_error_from(error, f"{path}: {error.title.lower()}") from error
     rows = enumerate(table.to_pylist())
-    return Profile(tuple(_measurement(row, f"{path}: row {number}") for number, row in rows), provenance)
+    measurements = tuple(_measurement(row, f"{path}: row {number}") for number, row in rows)
+    return Profile(measurements, provenance, overlaps)
 
 
 def _row(m: Measurement, provenance: Provenance) -> dict[str, object]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from muxtune.attention import AttentionName
 from muxtune.costs.base import CostModel
 from muxtune.costs.interpolation import RatioTable
 from muxtune.costs.overhead import ActionOverhead, StageSum, fit_overhead, sum_stages
@@ -89,6 +90,16 @@ class ProfiledCosts(CostModel):
     def ref(self) -> CostsRef:
         """Identity of the profile, for a plan."""
         return self.profile.ref
+
+    @property
+    def contention(self) -> float | None:
+        """As measured; None if the profile has nothing of the kind."""
+        return None if self.profile.overlaps is None else self.profile.overlaps.contention
+
+    @property
+    def attention(self) -> AttentionName:
+        """The profile's choice."""
+        return self.profile.attention
 
     def latency_s(self, op: Operator, phase: Phase) -> float:
         """Seconds of one operator between others; nothing to do costs nothing.

@@ -21,7 +21,6 @@ class FakeDevice(Device):
     backend = "gloo"
     shared_by_ranks = True
     group_per_direction = False
-    calls_per_timing = 1
     name = "cpu"  # where torch puts the tensors
 
     def __init__(self, rank=0, *, copies=1):

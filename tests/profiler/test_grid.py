@@ -48,6 +48,24 @@ def test_every_linear_and_adapter_of_a_stage_is_in_it(model):
             assert (op.kind, op.dims[:2]) in measured
 
 
+@pytest.mark.parametrize("quick", [False, True])
+def test_sums_of_a_tensor_parallel_stage_lie_inside_the_measured_ones(quick):
+    model = PRESETS["llama-tiny"]
+    lora = LoraSpec(method="lora", r=8, alpha=8, targets=("all-linear",))
+    measured = [op.dims[0] for op in operator_grid(model, quick=quick) if op.kind == "all_reduce"]
+    for tokens, targets in ((16, 16), (MAX_TOKENS, 1024)):
+        calls = ((1.0, 1, tokens),)
+        work = MicrobatchWork(
+            tokens=tokens, task_tokens=(tokens,), loras=(lora,), attention=calls, targets=targets
+        )
+        for phase in ("fwd", "bwd"):
+            operators = stage_operators(model, 2, first=True, last=True, work=work, phase=phase, tp=2)
+            sizes = [op.dims[0] for op, _ in operators if op.kind == "all_reduce"]
+            assert sizes
+            assert min(measured) <= min(sizes)
+            assert max(sizes) <= max(measured)
+
+
 def test_quick_is_less_than_the_half():
     model = PRESETS["llama-tiny"]
     assert 2 * len(operator_grid(model, quick=True)) < 1.1 * len(operator_grid(model, quick=False))

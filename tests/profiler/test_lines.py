@@ -2,7 +2,8 @@
 
 import pytest
 
-from muxtune.costs.profile import ClockReading
+from muxtune.attention import AttentionContest, AttentionTime
+from muxtune.costs.profile import ClockReading, Overlap
 from muxtune.operators import Operator
 from profiler.devices import Description
 from profiler.lines import Reading, read_line, write_line
@@ -11,7 +12,16 @@ from profiler.timing import Sample
 LINES = [
     Reading(Operator("linear", (256, 512, 64)), "bwd", Sample(1.25e-3, 1e-3, 0.1 + 0.2, 17)),
     Description(processor="a\nb", versions={"mkl": "2024"}, settings={}),
+    Overlap(tokens=64, calls=3, compute_s=0.1 + 0.2, communication_s=0.1, both_s=0.37),
     ClockReading(rank=3, moment="after", mhz={"sm": 1410.5}, throttled_by=("power cap",)),
+    AttentionContest(
+        streams=((8, 16), (32,)),
+        times=(
+            AttentionTime(backend="grouped", fwd_s=(0.1, 0.2), bwd_s=(0.3, 0.1 + 0.2)),
+            AttentionTime(backend="varlen", missing="a CUDA device"),
+        ),
+        chosen="grouped",
+    ),
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import time
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
@@ -17,10 +18,9 @@ MODEL = PRESETS["llama-tiny"]
 
 
 class TwoWays(CpuDevice):
-    """A core whose messages go as a GPU's: a group per direction, several collectives per timing."""
+    """A core whose messages go as a GPU's: a group per direction."""
 
     group_per_direction = True
-    calls_per_timing = 3
 
 
 def measure(device_class, path, ranks, rank, ops, dtype):
@@ -32,6 +32,37 @@ def measure(device_class, path, ranks, rank, ops, dtype):
     measured = [reading for op in ops for reading in group.measure(op, model, 0.01)]
     group.close()
     return measured
+
+
+def measure_overlap(device, path, ranks, rank, tokens, compute):
+    """One rank's overlap, with a computation that the test gives."""
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    group = RankGroup(device(rank), path, ranks, [])
+    found = group.overlap(tokens, compute, MODEL, 0.1)
+    group.close()
+    return found
+
+
+def wait_a_millisecond():
+    time.sleep(1e-3)
+
+
+@pytest.mark.integration
+def test_what_leaves_the_processor_alone_overlaps(tmp_path):
+    """Sleeping takes no processor time, so that the all-reduce runs beside it for nearly nothing."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, mp_context=context) as pool:
+        ranks = [
+            pool.submit(measure_overlap, CpuDevice, tmp_path / "store", 2, rank, 4096, wait_a_millisecond)
+            for rank in range(2)
+        ]
+        found, nothing = [rank.result(60) for rank in ranks]
+    assert nothing is None  # rank 0 speaks for all
+    assert found.tokens == 4096
+    assert found.compute_s > 1e-3 * found.calls
+    assert found.both_s > found.compute_s - 1e-3
+    # One after the other would be 1.0.
+    assert found.contention < 1.0
 
 
 def on_ranks(tmp_path, ops, *, ranks=2, device_class=CpuDevice, dtype="float32"):

@@ -83,6 +83,9 @@ def test_a_session_of_two_ranks_measures_collectives_too(monkeypatch, tmp_path):
         (m,) = profile.of_kind(kind)
         assert costs.latency_s(m.op, "fwd") == pytest.approx(m.median_s)
         assert costs.latency_s(Operator(kind, (4096, 1)), "fwd") == 0.0
+    assert profile.overlaps.ranks == 2
+    assert [each.tokens for each in profile.overlaps.rounds] == [64, 256, 1024]
+    assert costs.contention == profile.overlaps.contention >= 0
     provenance = profile.provenance
     assert provenance.backend == "gloo"
     assert {"torch", "python"} < set(provenance.versions)
@@ -105,6 +108,7 @@ def test_so_many_ranks_communicate(device, ranks, available, communicating):
     assert link_ranks == communicating
     job = profiler.session._plan_job(SMALL, device, ranks, link_ranks=link_ranks, quick=True)
     assert job.processes == max(ranks, communicating)
+    assert bool(job.overlaps) == (ranks > 1 and communicating > 0)
     assert {kind for kind, _ in job.operators} == set(OPERATOR_DIMS) - LINK_KINDS
     kinds = {kind for kind, _ in job.links}
     assert kinds == ({"p2p"} | COLLECTIVE_KINDS if communicating else set())

@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from muxtune.attention import AttentionContest
 from muxtune.costs.profile import ClockReading
 from muxtune.model import PRESETS
 from muxtune.operators import OPERATOR_SUITES
@@ -12,6 +13,7 @@ from profiler.lines import Reading
 from profiler.rendezvous import create_rendezvous
 from profiler.worker import RENDEZVOUS_FILE, Job, measure_job
 from tests.profiler.fakes import CountingSuite, FakeDevice
+from tests.profiler.test_attention import ThreeBackends
 
 OPERATORS = (("norm", (64,)), ("embedding", (64,)), ("norm", (64,)))
 
@@ -20,8 +22,9 @@ OPERATORS = (("norm", (64,)), ("embedding", (64,)), ("norm", (64,)))
 def say_all(monkeypatch, tmp_path):
     """What a process says that measures ``OPERATORS`` with a suite that counts."""
 
-    def run(device, *, ranks=1):
-        monkeypatch.setattr(OPERATOR_SUITES, "get", lambda name: CountingSuite(device))
+    def run(device, *, ranks=1, suite=None):
+        suite = suite or CountingSuite(device)
+        monkeypatch.setattr(OPERATOR_SUITES, "get", lambda name: suite)
         create_rendezvous(tmp_path / RENDEZVOUS_FILE, ranks)
         job = Job(
             model=PRESETS["llama-tiny"],
@@ -63,3 +66,20 @@ def test_only_rank_0_describes_the_device(say_all):
     said = say_all(FakeDevice(rank=1), ranks=1)  # beyond the measuring ranks
     assert [type(line) for line in said] == [ClockReading, ClockReading]
     assert {line.rank for line in said} == {1}
+
+
+def test_operators_are_measured_with_the_attention_that_has_won(say_all):
+    device, built = FakeDevice(), []
+
+    class Recording(ThreeBackends):
+        def with_attention(self, backend):
+            return Recording(self.device, backend)
+
+        def build(self, op, model, device, *, needs_backward=True):
+            built.append(self.backend)
+            return super().build(op, model, device, needs_backward=needs_backward)
+
+    said = say_all(device, suite=Recording(device))
+    (contest,) = (line for line in said if isinstance(line, AttentionContest))
+    assert contest.chosen == "loop"
+    assert set(built) == {"loop"}

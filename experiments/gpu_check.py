@@ -3,7 +3,7 @@
     python -m experiments.gpu_check --out docs/gpu-report.md
 
 Every part runs in a process of its own, under a time limit: a kernel that writes where it must not leaves a
-process without its GPU, and a part that hangs would hide the others. All take at most eight minutes.
+process without its GPU, and a part that hangs would hide the others. All take at most twelve minutes.
 
 Exit code 0 if all is well, 1 if something differs or a part failed (the report is written all the same), 2
 without a CUDA device.
@@ -23,9 +23,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from experiments.gpu_attention import attention_section
 from experiments.gpu_kernels import kernel_section
 from experiments.gpu_parity import MODELS, parity_section
 from experiments.gpu_report import Section, write_report
+from experiments.gpu_runs import runs_section
 from muxtune.costs import Measurement, Profile
 from muxtune.costs.profile import describe_dims
 from muxtune.costs.work import operator_work
@@ -67,6 +69,8 @@ GFLOP/s and GB/s are the forward's, with its work counted as in `muxtune/costs/w
 
 PARTS = {
     "parity": Part("Parity with the CPU", parity_section, 120),
+    "attention": Part("Attention backends", attention_section, 120),
+    "runs": Part("Runs against the CPU", runs_section, 120),
     "kernels": Part("Triton kernels", kernel_section, 120),
     "profile": Part("Operators", profile_section, 240),
 }

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,9 @@ from muxtune.errors import SpecError
 from muxtune.model import ModelSpec
 from muxtune.workload import PeftTask
 from runtime.batch import MicrobatchTensors
+from runtime.dropout import Dropout, linear_key
 from runtime.gpt2 import gpt2_embedding, gpt2_head, gpt2_layer
-from runtime.layers import DecoderLayer, Embedding, Head
+from runtime.layers import DecoderLayer, Embedding, Head, Weights
 from runtime.llama import llama_embedding, llama_head, llama_layer, llama_rope
 from runtime.opt import opt_embedding, opt_head, opt_layer
 from runtime.sharding import WHOLE, Cut, Shard, linear_cuts
@@ -147,7 +149,7 @@ class Stage(nn.Module):
         layers: Which layers.
         first: Whether the stage embeds the tokens.
         last: Whether it has the head and computes losses.
-        weights: The whole backbone; what the stage needs is copied.
+        weights: Of the backbone; the stage asks for what it needs, tensor by tensor, and copies its part.
         device: Where the stage lives.
         shard: Which part of it, if several ranks share it; :func:`runtime.sharding.check_sharding` holds.
     """
@@ -159,7 +161,7 @@ class Stage(nn.Module):
         *,
         first: bool,
         last: bool,
-        weights: PreTrainedModel,
+        weights: Weights,
         device: str = "cpu",
         shard: Shard = WHOLE,
     ) -> None:
@@ -170,31 +172,35 @@ class Stage(nn.Module):
         self._layer_numbers = layers
         self.embedding: Embedding | None = None
         self.head: Head | None = None
-        source: Any = weights
         if spec.family == "llama":
-            rope = llama_rope(spec, source, device)
-            built = [llama_layer(spec, source, i, rope, shard) for i in layers]
-            self.embedding = llama_embedding(source, shard) if first else None
-            self.head = llama_head(spec, source, shard) if last else None
+            rope = llama_rope(spec, hf_config(spec), device)
+            built = [llama_layer(spec, weights, i, rope, shard) for i in layers]
+            self.embedding = llama_embedding(weights, shard) if first else None
+            self.head = llama_head(spec, weights, shard) if last else None
         elif spec.family == "opt":
-            built = [opt_layer(spec, source, i, shard) for i in layers]
-            self.embedding = opt_embedding(spec, source, shard) if first else None
-            self.head = opt_head(source, shard) if last else None
+            built = [opt_layer(spec, weights, i, shard) for i in layers]
+            self.embedding = opt_embedding(spec, weights, shard) if first else None
+            self.head = opt_head(spec, weights, shard) if last else None
         else:
-            built = [gpt2_layer(spec, source, i, shard) for i in layers]
-            self.embedding = gpt2_embedding(source, shard) if first else None
-            self.head = gpt2_head(source, shard) if last else None
+            built = [gpt2_layer(spec, weights, i, shard) for i in layers]
+            self.embedding = gpt2_embedding(weights, shard) if first else None
+            self.head = gpt2_head(spec, weights, shard) if last else None
         self.layers = nn.ModuleList(built)
         self._layers: list[DecoderLayer] = built
         self._task_parameters: dict[str, dict[str, nn.Parameter]] = {}
         self._task_cuts: dict[str, dict[str, Cut]] = {}
         self.to(device)
 
+    def copy(self) -> Stage:
+        """Another copy of the frozen weights; no task has been added yet."""
+        assert not self._task_parameters, "tasks are of one copy"
+        return copy.deepcopy(self, {id(self._shard): self._shard})  # with whom it sums is not copied
+
     def add_task(self, task: PeftTask, adapter: Mapping[str, Tensor]) -> None:
         """Attach the adapter of a task.
 
         Args:
-            task: Its rank, scale and targets.
+            task: Its rank, scale, targets and dropout.
             adapter: PEFT state dict of the whole model, e.g. with
                 ``base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight``; what belongs to the layers
                 of this stage, and to its shard, is copied.
@@ -222,8 +228,17 @@ class Stage(nn.Module):
                     own = cut.take(tensor.detach()).clone(memory_format=torch.contiguous_format)
                     pair.append(nn.Parameter(own.to(self._device)))
                     parameters[key], cuts[key] = pair[-1], cut
+                dropout = None
+                if task.peft.dropout:
+                    linear = linear_key(f"{self._spec.layer_prefix}.{number}.{target.name}")
+                    dropout = Dropout(task.peft.dropout, linear, first_feature=inputs.ranges[0][0])
                 layer.linears[target.name].attach(
-                    task.id, target.name, a_RI=pair[0], b_OR=pair[1], scale=task.peft.scale
+                    task.id,
+                    target.name,
+                    a_RI=pair[0],
+                    b_OR=pair[1],
+                    scale=task.peft.scale,
+                    dropout=dropout,
                 )
         self._task_parameters[task.id], self._task_cuts[task.id] = parameters, cuts
 

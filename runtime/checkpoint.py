@@ -21,7 +21,7 @@ import torch
 
 from muxtune.files import write_atomically
 from muxtune.plan import Plan
-from runtime.runner import StepLoss
+from runtime.losses import StepLoss
 from runtime.tenant import Tenant, TenantSnapshot
 
 
@@ -120,7 +120,8 @@ def newest_checkpoint(folder: Path, ranks: int) -> int | None:
 
 def load_rank_state(folder: Path, step: int, rank: int) -> RankState:
     """Read one rank's file of a complete checkpoint."""
-    state: RankState = torch.load(folder / _step_name(step) / _rank_name(rank), weights_only=True)
+    path = folder / _step_name(step) / _rank_name(rank)
+    state: RankState = torch.load(path, map_location="cpu", weights_only=True)
     return state
 
 

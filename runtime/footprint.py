@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict
 
 from muxtune.schedule import Action
+from runtime.process_memory import process_peak_bytes
 
 if TYPE_CHECKING:
     from runtime.tenant import Tenant
@@ -35,8 +34,13 @@ class StageMemory(BaseModel):
     """Temporaries of the action that has most of them."""
     peak_bytes: int
     """All of it at the fullest point of the schedule, with the adapters' gradients."""
-    process_peak_rss_bytes: int
-    """What the operating system saw; includes Python, libraries and loading."""
+    process_peak_bytes: int
+    """What the operating system saw at most; includes Python, libraries and loading."""
+    process_start_bytes: int
+    """Right before the rank built its stage, with the libraries loaded."""
+    device_peak_bytes: int | None = None
+    """What torch's allocator had given out at most on the rank's GPU; null on CPU, where tensors are the
+    process's own memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +66,8 @@ def measure_memory(
     table_bytes: int,
     htask_tenants: Sequence[Iterable[Tenant]],
     seen: ActionBytes,
+    process_start_bytes: int,
+    device_peak_bytes: int | None = None,
 ) -> StageMemory:
     """Add up what a stage held in a run.
 
@@ -72,6 +78,8 @@ def measure_memory(
         table_bytes: Likewise.
         htask_tenants: Tasks of each hTask.
         seen: Of the actions.
+        process_start_bytes: Of the process, right before the stage was built.
+        device_peak_bytes: Most that the rank's GPU had given out.
     """
     adapters = [sum(tenant.adapter_bytes for tenant in tenants) for tenants in htask_tenants]
     optimizers = sum(tenant.optimizer_bytes for tenants in htask_tenants for tenant in tenants)
@@ -85,7 +93,9 @@ def measure_memory(
         message_peak_bytes=max(seen.messages, default=0),
         workspace_peak_bytes=max(*seen.forward_workspace.values(), *seen.backward_workspace.values(), 0, 0),
         peak_bytes=backbone_bytes + table_bytes + sum(adapters) + optimizers + everything,
-        process_peak_rss_bytes=_peak_rss_bytes(),
+        process_peak_bytes=process_peak_bytes(),
+        process_start_bytes=process_start_bytes,
+        device_peak_bytes=device_peak_bytes,
     )
 
 
@@ -120,8 +130,3 @@ def peaks(
             gradients[h] = gradient_bytes[h]
             everything = max(everything, open_bytes + sum(gradients.values()) + message)
     return alone, everything
-
-
-def _peak_rss_bytes() -> int:
-    unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts bytes there, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from itertools import accumulate
 from types import TracebackType
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -76,35 +78,57 @@ class SavedBytes:
         self._storages.clear()  # the hooks refer to us, so only a garbage collection would free them
 
 
-class AllocationTrace:
-    """Follows every allocation on CPU inside of the ``with`` block, temporaries inside of operators included.
+class MemoryTrace(ABC):
+    """Follows what is allocated inside of the ``with`` block, temporaries inside of operators included."""
+
+    def __init__(self) -> None:
+        self.peak_bytes = 0
+        """Most that was allocated at once, beyond what was at the start."""
+        self.net_bytes = 0
+        """What was allocated at the end beyond what was at the start; less than 0 if more was freed."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Begin to count."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Set the numbers."""
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+class AllocationTrace(MemoryTrace):
+    """Follows allocations on CPU; of those that go, only tensors that a trace has seen come.
 
     Torch's profiler notes them; starting and stopping it takes about three milliseconds. Inside of another
     profile it stays off, and both numbers are 0.
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self._profile: profile | None = None
-        self.peak_bytes = 0
-        """Most that was allocated at once, beyond what was at the start."""
-        self.net_bytes = 0
-        """What was allocated at the end beyond what was at the start; less than 0 if more was freed. Only
-        tensors that a trace has seen come can be seen to go."""
 
-    def __enter__(self) -> AllocationTrace:
+    def start(self) -> None:
+        """Begin to count."""
         if not profiler._is_profiler_enabled:
             # The profiler's library would write a line per start to stderr; it reads this when it first logs.
             os.environ.setdefault("KINETO_LOG_LEVEL", "99")
             self._profile = profile(use_cpu=True, profile_memory=True, use_kineto=True)
             self._profile.__enter__()
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def stop(self) -> None:
+        """Set the numbers."""
         if self._profile is None:
             return
-        self._profile.__exit__(kind, error, trace)
+        self._profile.__exit__(None, None, None)
         live = [0, *(live_bytes for _, live_bytes in allocation_curve(self._profile))]
         self.peak_bytes, self.net_bytes = max(live), live[-1]
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import nn
 
 from muxtune.schedule import Action
 from runtime.footprint import ActionBytes
-from runtime.memory import AllocationTrace, SavedBytes
+from runtime.memory import AllocationTrace, MemoryTrace, SavedBytes
 
 
 class ActionMeter:
@@ -21,9 +21,16 @@ class ActionMeter:
     Args:
         microbatches: Per hTask and step.
         steps: First steps of each hTask to count.
+        new_trace: Makes what follows the device's allocations.
     """
 
-    def __init__(self, microbatches: Sequence[int], steps: int = 1) -> None:
+    def __init__(
+        self,
+        microbatches: Sequence[int],
+        steps: int = 1,
+        new_trace: Callable[[], MemoryTrace] = AllocationTrace,
+    ) -> None:
+        self._new_trace = new_trace
         self._to_count = [m * steps for m in microbatches]
         self._kept: dict[tuple[int, int], int] = {}
         self._workspace: dict[str, dict[int, int]] = {"F": {}, "B": {}}
@@ -60,7 +67,7 @@ class ActionMeter:
             with saved:
                 yield saved
         else:
-            with AllocationTrace() as trace, saved:
+            with self._new_trace() as trace, saved:
                 yield saved
             self._workspace["F"][h] = trace.peak_bytes - trace.net_bytes
         self._kept[h, action.number] = saved.bytes
@@ -71,6 +78,6 @@ class ActionMeter:
         if action.htask in self._workspace["B"]:
             yield
             return
-        with AllocationTrace() as trace:
+        with self._new_trace() as trace:
             yield
         self._workspace["B"][action.htask] = trace.peak_bytes

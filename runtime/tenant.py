@@ -41,13 +41,18 @@ class Tenant:
         self.cuts = {key: Cut.all_of(p) for key, p in parameters.items()} if cuts is None else dict(cuts)
         self.optimizer = build_optimizer(list(self.parameters.values()), task)
 
-    def squared_gradient_norm(self) -> float:
-        """Sum of squares of this rank's gradients; its share of what other ranks of the stage have too."""
-        return sum(
-            float(parameter.grad.double().square().sum()) / self.cuts[key].holders
-            for key, parameter in self.parameters.items()
-            if parameter.grad is not None
-        )
+    def squared_gradient_norm(self) -> Tensor:
+        """Sum of squares of this rank's gradients; its share of what other ranks of the stage have too.
+
+        Returns:
+            A float64 number on their device; nothing waits for it.
+        """
+        some = next(iter(self.parameters.values()))
+        total = some.new_zeros((), dtype=torch.float64)
+        for key, parameter in self.parameters.items():
+            if parameter.grad is not None:
+                total += parameter.grad.double().square().sum() / self.cuts[key].holders
+        return total
 
     def step(self, step: int, gradient_norm: float | None) -> None:
         """Optimizer step ``step`` (from 0), clipped as ``torch.nn.utils.clip_grad_norm_`` does.
@@ -69,8 +74,8 @@ class Tenant:
         self.optimizer.zero_grad(set_to_none=True)
 
     def snapshot(self) -> TenantSnapshot:
-        """Copy of adapter and optimizer state."""
-        adapter = {key: parameter.detach().clone() for key, parameter in self.parameters.items()}
+        """Copy of adapter and optimizer state, on CPU."""
+        adapter = {key: _on_cpu(parameter) for key, parameter in self.parameters.items()}
         return TenantSnapshot(adapter=adapter, optimizer=_cloned(self.optimizer.state_dict()))
 
     def restore(self, snapshot: TenantSnapshot) -> None:
@@ -93,15 +98,20 @@ class Tenant:
 
 
 def _cloned(state: dict[str, object]) -> dict[str, object]:
-    """Deep copy of an optimizer's ``state_dict``, whose tensors alias the live ones."""
+    """Deep copy of an optimizer's ``state_dict``, whose tensors alias the live ones, on CPU."""
     return {key: _clone(value) for key, value in state.items()}
 
 
 def _clone(value: object) -> object:
     if isinstance(value, Tensor):
-        return value.detach().clone()
+        return _on_cpu(value)
     if isinstance(value, dict):
         return {key: _clone(each) for key, each in value.items()}
     if isinstance(value, list):
         return [_clone(each) for each in value]
     return value
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    """A copy, wherever the tensor lives."""
+    return tensor.detach().to("cpu", copy=True)

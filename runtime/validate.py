@@ -57,6 +57,9 @@ class ValidationReport(BaseModel):
 
     model_config = _STRICT
 
+    comparable: bool
+    """Whether it ran on the kind of device that it was planned for; else its times say nothing of the
+    prediction."""
     predicted_iteration_s: float
     measured_iteration_s: float
     iteration_error: float
@@ -111,6 +114,7 @@ def validate_run(plan: Plan | Path, run_dir: Path, *, solo_steps: int | None = N
     tasks = _validate_tasks(plan, run_dir, solo_steps)
     differences = [task.loss_difference for task in tasks if task.loss_difference is not None]
     return ValidationReport(
+        comparable=report.device == plan.cluster.device.kind,
         predicted_iteration_s=predicted.iteration_s,
         measured_iteration_s=report.median_iteration_s,
         iteration_error=predicted.iteration_s / report.median_iteration_s - 1,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -29,6 +29,10 @@ def run(
     peer_timeout_s: Annotated[
         float, typer.Option("--peer-timeout", help="Seconds after which a rank that does not answer hangs.")
     ] = 1800.0,
+    device: Annotated[
+        Literal["cpu", "cuda"] | None,
+        typer.Option(help="Compute on these instead of what the plan is for; times are then not comparable."),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Execute a plan with torch, on ranks that it starts itself or under torchrun."""
@@ -41,7 +45,13 @@ def run(
     try:
         with stdout_kept_clean():
             report = run_plan(
-                plan, out, steps=steps, resume=resume, progress=True, peer_timeout_s=peer_timeout_s
+                plan,
+                out,
+                steps=steps,
+                resume=resume,
+                progress=True,
+                peer_timeout_s=peer_timeout_s,
+                device=device,
             )
     except PeerLostError:  # only under torchrun, which says what this rank knows; another one has the cause
         end_process(PEER_LOST_EXIT_CODE)

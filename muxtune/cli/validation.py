@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 _SMALL_SHARE = 0.005
 """Of the measured iteration: parts below that are shown as one."""
 
+_NOT_COMPARABLE = (
+    "The run was not on the kind of device that the plan is for: its times are not what was predicted."
+)
+
 _PLACES = {"in": "in", "before": "before", "message": "on the way of the message for"}
 
 
@@ -32,6 +36,8 @@ def validation_table(report: ValidationReport, *, details: bool = False) -> str:
         details: Also rows per hTask and per iteration.
     """
     tables = [_totals(report), _stage_table(report.stages)]
+    if not report.comparable:
+        tables.insert(0, _NOT_COMPARABLE)
     if details:
         tables += [_class_table(report.classes), _iteration_table(report.iterations)]
     tables += [explanation_text(report.explanation, report.slowest_iteration), _task_table(report)]

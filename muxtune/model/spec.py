@@ -173,6 +173,10 @@ class ModelSpec(BaseModel):
         shares = {name: -(-getattr(self, name) // tp) for name in ("heads", "kv_heads", "ffn", "vocab")}
         return self.model_copy(update=shares)
 
+    def has_bias(self, linear: LinearSpec) -> bool:
+        """Whether a linear of a layer adds a bias."""
+        return self.attention_bias if linear.reads in {"attention", "attended"} else self.mlp_bias
+
     @property
     def norm_parameters(self) -> int:
         """Parameters of one norm."""
@@ -182,11 +186,7 @@ class ModelSpec(BaseModel):
     def layer_parameters(self) -> int:
         """Parameters of one layer."""
         weights = sum(linear.in_features * linear.out_features for linear in self.linears)
-        biases = sum(
-            linear.out_features
-            for linear in self.linears
-            if (self.attention_bias if linear.reads in {"attention", "attended"} else self.mlp_bias)
-        )
+        biases = sum(linear.out_features for linear in self.linears if self.has_bias(linear))
         return weights + biases + 2 * self.norm_parameters
 
     @property

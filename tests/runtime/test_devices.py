@@ -1,0 +1,137 @@
+"""Which device a rank gets, what is refused, and what a GPU's memory says; torch's CUDA calls are faked."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from muxtune.errors import SpecError
+from runtime.devices import CPU, Cuda, check_devices, rank_device
+from runtime.memory import AllocationTrace
+from runtime.stopwatch import EventStopwatch, HostStopwatch
+
+MIB = 2**20
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine with two GPUs and NCCL."""
+
+    def has(count: int, *, nccl: bool = True) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(dist, "is_nccl_available", lambda: nccl)
+
+    has(2)
+    return has
+
+
+@pytest.fixture
+def torchrun(monkeypatch):
+    """Rank 5 of 8 on two nodes of four."""
+    names = {"RANK": 5, "WORLD_SIZE": 8, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 4, "MASTER_ADDR": "node-0"}
+    for name, value in names.items():
+        monkeypatch.setenv(name, str(value))
+
+
+def test_on_one_machine_a_rank_has_the_gpu_of_its_number():
+    assert [rank_device("cuda", rank).name for rank in range(3)] == ["cuda:0", "cuda:1", "cuda:2"]
+    assert rank_device("cpu", 2) is CPU
+
+
+def test_under_torchrun_the_number_is_that_on_the_node(torchrun):
+    assert rank_device("cuda", 5).name == "cuda:1"
+    assert rank_device("cpu", 5).name == "cpu"
+
+
+def test_enough_gpus_are_accepted_and_a_cpu_always(machine):
+    check_devices("cuda", 2, "plan: cluster.device.kind")
+    machine(0)
+    check_devices("cpu", 64, "plan: cluster.device.kind")
+
+
+@pytest.mark.parametrize(
+    ("count", "nccl", "found"),
+    [(0, True, "this torch finds none"), (1, True, "this machine has 1"), (2, False, "torch has no NCCL")],
+)
+def test_what_is_missing_is_named(machine, count, nccl, found):
+    machine(count, nccl=nccl)
+    message = rf"^plan: kind = 'cuda': expected 2 CUDA devices on .*, and .*{found}.*; --device cpu tries"
+    with pytest.raises(SpecError, match=message):
+        check_devices("cuda", 2, "plan: kind")
+
+
+def test_a_single_rank_needs_no_nccl(machine):
+    machine(1, nccl=False)
+    check_devices("cuda", 1, "plan: kind")
+
+
+def test_a_node_of_torchrun_needs_gpus_for_its_own_ranks(machine, torchrun):
+    machine(4)
+    check_devices("cuda", 8, "plan: kind")
+    machine(3)
+    with pytest.raises(SpecError, match=r"expected 4 CUDA devices on .*, and this machine has 3"):
+        check_devices("cuda", 8, "plan: kind")
+
+
+def test_a_gpu_becomes_the_one_of_each_thread_that_computes(monkeypatch):
+    entered = []
+    monkeypatch.setattr(
+        torch.cuda, "set_device", lambda index: entered.append((threading.current_thread().name, index))
+    )
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    monkeypatch.delenv("CUDA_DEVICE_MAX_CONNECTIONS", raising=False)
+    device = Cuda(1)
+    device.enter()
+    other = threading.Thread(target=device.enter, name="relay")
+    other.start()
+    other.join()
+    assert entered == [("MainThread", 1), ("relay", 1)]
+    monkeypatch.delenv("CUDA_DEVICE_MAX_CONNECTIONS")
+    CPU.enter()  # nothing to do
+
+
+def test_each_device_reads_time_and_memory_in_its_own_way():
+    assert isinstance(CPU.stopwatch(), HostStopwatch)
+    assert isinstance(CPU.memory_trace(), AllocationTrace)
+    assert CPU.peak_bytes() is None
+    assert isinstance(Cuda(0).stopwatch(), EventStopwatch)
+
+
+@dataclass
+class FakeAllocator:
+    """Counts like torch's caching allocator."""
+
+    now: int = 0
+    peak: int = 0
+
+    def take(self, bytes_: int) -> None:
+        self.now += bytes_
+        self.peak = max(self.peak, self.now)
+
+    def install(self, monkeypatch) -> None:
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda index: self.now)
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda index: self.peak)
+        monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda index: self.restart())
+
+    def restart(self) -> None:
+        self.peak = self.now
+
+
+def test_a_gpus_trace_counts_what_comes_and_goes_inside_of_it(monkeypatch):
+    gpu = FakeAllocator()
+    gpu.install(monkeypatch)
+    device = Cuda(0)
+    gpu.take(100 * MIB)
+    gpu.take(-40 * MIB)
+    with device.memory_trace() as trace:
+        gpu.take(30 * MIB)
+        gpu.take(-20 * MIB)
+    assert (trace.peak_bytes, trace.net_bytes) == (30 * MIB, 10 * MIB)
+    assert device.peak_bytes() == 100 * MIB  # of before the trace, which the allocator has forgotten
+    gpu.take(80 * MIB)
+    assert device.peak_bytes() == 150 * MIB

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from muxtune.errors import UserError
 from muxtune.files import write_text_atomically
 from muxtune.workload import PeftTask
-from runtime.runner import StepLoss
+from runtime.losses import StepLoss
 
 ADAPTER = "adapter"
 ADAPTER_INIT = "adapter-init"

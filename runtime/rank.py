@@ -23,19 +23,23 @@ from muxtune.processes import end_process
 from muxtune.schedule_extension import extend_schedule
 from muxtune.trace import save_trace
 from runtime.adapters import initial_adapter, load_adapter, save_adapter
-from runtime.backbone import Stage, load_hf_model
+from runtime.backbone import Stage
 from runtime.checkpoint import CheckpointWriter, load_rank_state, writing_ranks
+from runtime.devices import DeviceKind, rank_device
 from runtime.feed import Feed, load_plan_data
 from runtime.footprint import measure_memory
+from runtime.losses import NonFiniteLossError, StepLoss
 from runtime.memory import parameter_bytes, rotary_table_bytes
 from runtime.mesh import RankMesh
 from runtime.outputs import ADAPTER, ADAPTER_INIT, save_progress, task_folder
 from runtime.peers import PeerLostError
+from runtime.process_memory import process_bytes
 from runtime.report import StageRecord, build_report, save_report, stage_records
-from runtime.runner import NonFiniteLossError, StageRunner, StepLoss
+from runtime.runner import StageRunner
 from runtime.sharding import Part, assemble
 from runtime.tenant import Tenant
 from runtime.transport import common_origin_ns, gather, meet
+from runtime.weights import open_weights
 
 PEER_LOST_EXIT_CODE = 75
 """Exit code of a rank whose neighbour died; the neighbour has the real cause."""
@@ -62,6 +66,8 @@ class RunJob(BaseModel):
     checkpoint_every: int
     metered_steps: int = 1
     """First steps of each hTask in which the bytes of every micro-batch are counted."""
+    device: DeviceKind = "cpu"
+    """That all ranks compute on."""
     peer_timeout_s: float = PEER_TIMEOUT_S
     """A rank that keeps another one waiting for longer is taken to hang."""
 
@@ -83,8 +89,10 @@ class RankRun:
         self._job = job
         self._rank = rank
         self._progress = progress
-        self._mesh = RankMesh(plan.parallelism, rank, job.peer_timeout_s)
-        self._feed = Feed(plan, load_plan_data(plan), replica=self._mesh.replica)
+        self._device = rank_device(job.device, rank)
+        self._device.enter()
+        self._mesh = RankMesh(plan.parallelism, rank, job.peer_timeout_s, self._device)
+        self._feed = Feed(plan, load_plan_data(plan), self._device.name, replica=self._mesh.replica)
         self._actions = extend_schedule(plan, job.steps, first=job.first_step)[self._mesh.stage]
         self._steps_to_come = Counter(a.number for a in self._actions if a.kind == "STEP")
         self._stages = self._build_stages()
@@ -126,18 +134,19 @@ class RankRun:
     def _build_stages(self) -> dict[int, Stage]:
         """A copy of the stage for each instance: policies without a shared backbone pay for theirs."""
         plan, mesh = self._plan, self._mesh
-        weights = load_hf_model(plan.model)
-        return {
-            instance: Stage(
-                plan.model,
-                plan.stage_layers(mesh.stage),
-                first=mesh.first,
-                last=mesh.last,
-                weights=weights,
-                shard=mesh.shard,
-            )
-            for instance in sorted({htask.instance for htask in plan.htasks})
-        }
+        weights = open_weights(plan.model)
+        self._process_start_bytes = process_bytes()  # the libraries have been loaded
+        stage = Stage(
+            plan.model,
+            plan.stage_layers(mesh.stage),
+            first=mesh.first,
+            last=mesh.last,
+            weights=weights,
+            device=self._device.name,
+            shard=mesh.shard,
+        )
+        first, *others = sorted({htask.instance for htask in plan.htasks})
+        return {first: stage} | {instance: stage.copy() for instance in others}
 
     def _add_tasks(self) -> dict[str, Tenant]:
         plan, out_dir = self._plan, self._job.out_dir
@@ -200,18 +209,26 @@ class RankRun:
             table_bytes=sum(rotary_table_bytes(stage) for stage in self._stages.values()),
             htask_tenants=[[self._tenants[task_id] for task_id in htask.task_ids] for htask in plan.htasks],
             seen=runner.meter.seen,
+            process_start_bytes=self._process_start_bytes,
+            device_peak_bytes=self._device.peak_bytes(),
         )
-        spans = runner.spans if self._mesh.speaks else []
-        records = stage_records(gather(StageRecord(spans=spans, memory=memory)), plan.parallelism)
+        record = StageRecord(spans=[], memory=memory)
+        if self._mesh.speaks:
+            record = StageRecord(
+                spans=runner.spans, memory=memory, operators=runner.operators, exposed_s=runner.exposed_s
+            )
+        records = stage_records(gather(record), plan.parallelism)
         if self._rank == 0:
             spans = [span for record in records for span in record.spans]
-            save_trace(job.out_dir / "trace.json", spans, "runtime")
+            operators = [operator for record in records for operator in record.operators]
+            save_trace(job.out_dir / "trace.json", spans, "runtime", operators)
             report = build_report(
                 plan,
                 steps=job.steps,
                 first_step=job.first_step,
                 records=records,
                 tokens=[self._feed.step_tokens(k) for k in range(job.first_step, job.steps)],
+                device=job.device,
             )
             save_report(report, job.out_dir / "run.json")
         meet()
@@ -221,7 +238,7 @@ class RankRun:
         if self._mesh.replica:
             return {}
         tenant = self._tenants[task_id]
-        return {key: (tenant.cuts[key], p.detach()) for key, p in tenant.parameters.items()}
+        return {key: (tenant.cuts[key], p.detach().cpu()) for key, p in tenant.parameters.items()}
 
 
 def main() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import platform
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -19,7 +19,8 @@ from muxtune.files import write_text_atomically
 from muxtune.plan import Parallelism, Plan
 from muxtune.prediction import IterationTokens
 from muxtune.schedule import Action
-from muxtune.trace import COMPUTE, Span, iteration_ends_s
+from muxtune.trace import COMPUTE, OperatorSpan, Span, iteration_ends_s
+from runtime.devices import DeviceKind
 from runtime.footprint import StageMemory
 
 _STRICT = ConfigDict(frozen=True, extra="forbid")
@@ -56,6 +57,8 @@ class RunReport(BaseModel):
 
     schema_version: Literal[1] = 1
     policy: str
+    device: DeviceKind = "cpu"
+    """That the ranks computed on; the plan may be for another kind."""
     steps: int
     """Iterations of the whole run."""
     first_step: int
@@ -80,6 +83,8 @@ class RunReport(BaseModel):
     """[stage][hTask], median per optimizer step, without waiting for other stages."""
     wait_s: tuple[float, ...]
     """Per stage, waiting for tensors in one steady iteration."""
+    exposed_communication_s: tuple[float, ...]
+    """Per stage, waits of its actions for sums over its ranks in one steady iteration; part of ``busy_s``."""
     tokens: TokenTotals
     memory: tuple[StageMemory, ...]
     """Per stage, of that of its ranks that held most."""
@@ -93,6 +98,10 @@ class StageRecord:
 
     spans: list[Span]
     memory: StageMemory
+    operators: list[OperatorSpan] = field(default_factory=list)
+    """Collectives that are traced."""
+    exposed_s: dict[Action, float] = field(default_factory=dict)
+    """Of each action, the wait for the collectives in it."""
 
 
 def stage_records(ranks: Sequence[StageRecord], parallelism: Parallelism) -> list[StageRecord]:
@@ -106,7 +115,7 @@ def stage_records(ranks: Sequence[StageRecord], parallelism: Parallelism) -> lis
             record for rank, record in enumerate(ranks) if rank // parallelism.tp % parallelism.pp == stage
         ]
         fullest = max(own, key=lambda record: record.memory.peak_bytes)
-        records.append(StageRecord(spans=own[0].spans, memory=fullest.memory))
+        records.append(replace(own[0], memory=fullest.memory))
     return records
 
 
@@ -117,6 +126,7 @@ def build_report(
     first_step: int,
     records: Sequence[StageRecord],
     tokens: Sequence[IterationTokens],
+    device: DeviceKind = "cpu",
 ) -> RunReport:
     """Turn measurements into a report.
 
@@ -126,6 +136,7 @@ def build_report(
         first_step: Iterations done before.
         records: Per stage.
         tokens: Per iteration from ``first_step`` on.
+        device: That the ranks computed on.
     """
     spans = [span for record in records for span in record.spans]
     ends = iteration_ends_s(spans)
@@ -140,6 +151,7 @@ def build_report(
     classes = _class_medians(plan, spans, set(steady))
     return RunReport(
         policy=plan.policy,
+        device=device,
         steps=steps,
         first_step=first_step,
         steady_steps=tuple(steady),
@@ -151,6 +163,9 @@ def build_report(
         busy_s=tuple(seconds / len(steady) for seconds in busy),
         busy_fraction=tuple(seconds / window_s for seconds in busy),
         wait_s=tuple(seconds / len(steady) for seconds in wait),
+        exposed_communication_s=tuple(
+            _seconds_in_steps(plan, record.exposed_s, set(steady)) / len(steady) for record in records
+        ),
         fwd_s=classes["F"],
         bwd_s=classes["B"],
         step_s=classes["STEP"],
@@ -207,6 +222,11 @@ def _seconds_within(spans: Sequence[Span], stream: str | None, start_s: float, e
         for span in spans
         if stream is None or span.stream == stream
     )
+
+
+def _seconds_in_steps(plan: Plan, seconds: Mapping[Action, float], steps: set[int]) -> float:
+    """Of the forwards and backwards of these steps."""
+    return sum(s for a, s in seconds.items() if a.number // plan.microbatches[a.htask] in steps)
 
 
 def _class_medians(

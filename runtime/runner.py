@@ -4,55 +4,31 @@
 
 from __future__ import annotations
 
-import math
-import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from muxtune.errors import RunError
+from muxtune.orchestration import clock_segments
 from muxtune.plan import Plan
-from muxtune.schedule import Action
-from muxtune.trace import COMMUNICATION, COMPUTE, Span
+from muxtune.schedule import Action, clocks_of
+from muxtune.trace import COMMUNICATION, COMPUTE, OperatorSpan, Span
 from runtime.backbone import Stage, torch_dtype
+from runtime.batch import MicrobatchTensors
 from runtime.feed import Feed
 from runtime.gradients import sum_over_replicas, sum_over_shards
+from runtime.losses import LossLedger, StepLoss, step_losses
 from runtime.mesh import RankMesh
 from runtime.meter import ActionMeter
+from runtime.overlap import Overlap
+from runtime.relay import Body
 from runtime.tenant import Tenant
 from runtime.transport import Inbox, Outbox
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class StepLoss:
-    """Loss of one optimizer step of one task."""
-
-    step: int
-    """From 0."""
-    loss: float
-    """Token-mean negative log-likelihood over the targets of the global batch, before the step."""
-    target_tokens: int
-    wall_s: float
-    """Seconds from the start of the run to the end of the step on the last stage."""
-
-
-class NonFiniteLossError(RunError):
-    """A task's loss is NaN or infinite."""
-
-    def __init__(self, task_id: str, step: int, loss: float) -> None:
-        super().__init__(task_id, step, loss)
-        self.task_id = task_id
-
-    def __str__(self) -> str:
-        task_id, step, loss = self.args
-        return f"task {task_id}, step {step}: the loss is {loss}"
 
 
 class StageRunner:
@@ -88,15 +64,19 @@ class StageRunner:
         self._backbones = [stages[htask.instance] for htask in plan.htasks]
         self._tenants = [[tenants[task_id] for task_id in htask.task_ids] for htask in plan.htasks]
         self._on_step = on_step
-        self._origin_ns = 0
+        self._stopwatch = mesh.stopwatch
         self._elapsed_s = 0.0
         self._open: dict[tuple[int, int], tuple[Tensor | None, Tensor]] = {}
-        self._targets: dict[tuple[int, int], dict[str, int]] = {}
-        self._nll: dict[tuple[int, int], Tensor] = {}
+        self._ledger = LossLedger(feed, plan.microbatches)
+        record = partial(self._record, COMPUTE)
+        self._overlap = None if mesh.team is None else Overlap(mesh.team, record, mesh.device)
+        self._segments = lru_cache(maxsize=None)(partial(clock_segments, plan, mesh.stage))
         self.spans: list[Span] = []
+        self._unread: deque[tuple[str, Action, int, int]] = deque()
+        """Spans whose marks may not have passed."""
         self.losses: dict[str, list[StepLoss]] = defaultdict(list)
         """Per task id, of all replicas; on the last stage only."""
-        self.meter = ActionMeter(plan.microbatches, metered_steps)
+        self.meter = ActionMeter(plan.microbatches, metered_steps, mesh.device.memory_trace)
         """What the actions held."""
 
     def run(self, origin_ns: int, elapsed_s: float = 0.0) -> None:
@@ -110,74 +90,137 @@ class StageRunner:
             NonFiniteLossError: Of the first task that has one.
             PeerLostError: A neighbouring rank is gone.
         """
-        self._origin_ns = origin_ns
+        self._stopwatch.begin(origin_ns)
         self._elapsed_s = elapsed_s
         hidden, dtype = self._plan.model.hidden, torch_dtype(self._plan.model)
         mesh, open_limit = self._mesh, self._plan.open_limit
-        previous, following = mesh.neighbour(mesh.stage - 1), mesh.neighbour(mesh.stage + 1)
-        self._activations = None if mesh.first else Inbox(previous, self._sizes("F"), hidden, dtype)
-        self._gradients = None if mesh.last else Inbox(following, self._sizes("B"), hidden, dtype)
-        self._to_next = None if mesh.last else Outbox(following, room=open_limit(mesh.stage))
-        self._to_previous = None if mesh.first else Outbox(previous, room=open_limit(mesh.stage - 1))
-        play = {"F": self._forward, "B": self._backward, "STEP": self._step}
-        for action in self._actions:
-            play[action.kind](action)
+        previous, following = mesh.stage - 1, mesh.stage + 1
+        self._activations = self._gradients = self._to_next = self._to_previous = None
+        if not mesh.first:
+            self._activations = Inbox(mesh.link("F", previous), self._sizes("F"), hidden, dtype)
+            self._to_previous = Outbox(mesh.link("B", previous), room=open_limit(previous))
+        if not mesh.last:
+            self._gradients = Inbox(mesh.link("B", following), self._sizes("B"), hidden, dtype)
+            self._to_next = Outbox(mesh.link("F", following), room=open_limit(mesh.stage))
+        for clock in clocks_of(self._actions, self._plan.microbatches, self._plan.shared_buckets):
+            self._play(clock)
         for outbox in (self._to_next, self._to_previous):
             if outbox is not None:
                 outbox.flush()
+        self._read_spans(wait=True)
+
+    @property
+    def operators(self) -> list[OperatorSpan]:
+        """Sums over the ranks of the stage, as long as they are traced, and the waits for them."""
+        team, stage = self._mesh.team, self._mesh.stage
+        spans = []
+        for action, *from_marks, done in team.collectives if team is not None else ():
+            for stream, label, start in zip(
+                (COMMUNICATION, COMPUTE), ("all_reduce", "wait"), from_marks, strict=True
+            ):
+                start_s, end_s = self._stopwatch.seconds(start), self._stopwatch.seconds(done)
+                spans.append(OperatorSpan(stage, stream, action, label, "communication", start_s, end_s))
+        return spans
+
+    @property
+    def exposed_s(self) -> dict[Action, float]:
+        """How long actions waited for sums over the ranks of the stage."""
+        team = self._mesh.team
+        return {} if team is None else {action: ns / 1e9 for action, ns in team.exposed_ns.items()}
 
     def _sizes(self, kind: str) -> list[int]:
         m = self._plan.microbatches
         return [self._feed.tokens(a.htask, a.number // m[a.htask]) for a in self._actions if a.kind == kind]
 
-    def _forward(self, action: Action) -> None:
-        h = action.htask
-        start_ns = time.perf_counter_ns()
-        batch = self._feed.microbatch(h, action.number)
-        self._record(COMPUTE, action, start_ns)
+    def _play(self, clock: Sequence[Action]) -> None:
+        """Play a clock: as one where the plan has a launch order for it, else action by action."""
+        if clock[0].kind == "STEP":
+            for action in clock:
+                self._step(action)
+            return
+        begin, end = (
+            (self._begin_forward, self._end_forward)
+            if clock[0].kind == "F"
+            else (self._begin_backward, self._end_backward)
+        )
+        segments = self._segments("fwd" if clock[0].kind == "F" else "bwd", tuple(a.htask for a in clock))
+        if segments is None or self._overlap is None:
+            for action in clock:
+                body = begin(action)
+                start = self._stopwatch.now()
+                self._run_alone(action, body)
+                end(action)
+                self._record(COMPUTE, action, start)
+            return
+        self._overlap.play({action: begin(action) for action in clock}, segments)
+        for action in clock:
+            start = self._stopwatch.now()
+            end(action)
+            self._record(COMPUTE, action, start)
+
+    def _run_alone(self, action: Action, body: Body) -> None:
+        team = self._mesh.team
+        if team is None:
+            body()
+            return
+        team.action = action
+        body()
+        team.action = None
+
+    def _begin_forward(self, action: Action) -> Body:
+        """Get what a forward needs.
+
+        Returns:
+            The forward.
+        """
+        start = self._stopwatch.now()
+        batch = self._feed.microbatch(action.htask, action.number)
+        self._record(COMPUTE, action, start)
         hidden_TD = None
         if self._activations is not None:
             hidden_TD = self._wait(action, self._activations.receive).requires_grad_()
-        start_ns = time.perf_counter_ns()
+        return partial(self._forward, action, batch, hidden_TD)
+
+    def _forward(self, action: Action, batch: MicrobatchTensors, hidden_TD: Tensor | None) -> None:
+        backbone = self._backbones[action.htask]
         self.meter.note_messages(self._message_bytes())
-        with self.meter.forward(action, self._backbones[h]) as counted:
-            output = self._backbones[h].forward(batch, hidden_TD)
+        with self.meter.forward(action, backbone) as counted:
+            output = backbone.forward(batch, hidden_TD)
             if self._mesh.last:
-                output = self._loss(action, output)
+                output = self._ledger.add(action, output)
             if counted is not None:
                 counted.hold(hidden_TD, output)
-        self._open[h, action.number] = (hidden_TD, output)
+        self._open[action.htask, action.number] = (hidden_TD, output)
+
+    def _end_forward(self, action: Action) -> None:
         if self._to_next is not None:
+            _, output = self._open[action.htask, action.number]
             self._to_next.send(output.detach())
-        self._record(COMPUTE, action, start_ns)
 
-    def _loss(self, action: Action, nll_K: Tensor) -> Tensor:
-        """Share of a micro-batch in the sum of all tasks' losses; their gradients do not touch."""
-        step = action.number // self._plan.microbatches[action.htask]
-        key = (action.htask, step)
-        if key not in self._targets:
-            self._targets[key] = self._feed.target_tokens(action.htask, step)
-            self._nll[key] = torch.zeros(len(self._targets[key]), dtype=torch.float64)
-        self._nll[key] += nll_K.detach()
-        # A global batch whose sequences are all cut to their first token has nothing to learn: loss 0.
-        targets_K = torch.tensor([max(n, 1) for n in self._targets[key].values()], dtype=nll_K.dtype)
-        return (nll_K / targets_K).sum()
+    def _begin_backward(self, action: Action) -> Body:
+        """Get what a backward needs.
 
-    def _backward(self, action: Action) -> None:
-        hidden_TD, output = self._open.pop((action.htask, action.number))
+        Returns:
+            The backward.
+        """
         gradient = None if self._gradients is None else self._wait(action, self._gradients.receive)
-        start_ns = time.perf_counter_ns()
+        return partial(self._backward, action, gradient)
+
+    def _backward(self, action: Action, gradient: Tensor | None) -> None:
+        _, output = self._open[action.htask, action.number]
         self.meter.note_messages(self._message_bytes() + (0 if gradient is None else gradient.nbytes))
         # A micro-batch may have no sequence at all, after a task with more of them has finished; it then
         # touches no adapter and has no graph, but its neighbours wait for a gradient all the same.
         if output.requires_grad:
             with self.meter.backward(action):
                 torch.autograd.backward(output, gradient)
+
+    def _end_backward(self, action: Action) -> None:
+        hidden_TD, _ = self._open.pop((action.htask, action.number))
         if self._to_previous is not None:
             assert hidden_TD is not None
             sent_TD = torch.zeros_like(hidden_TD) if hidden_TD.grad is None else hidden_TD.grad
             self._to_previous.send(sent_TD)
-        self._record(COMPUTE, action, start_ns)
 
     def _step(self, action: Action) -> None:
         h, step = action.htask, action.number
@@ -185,29 +228,23 @@ class StageRunner:
         active = [tenant for tenant in self._tenants[h] if step < tenant.task.steps]
         self._sum_gradients(action, active)
         norms = self._gradient_norms(action, active)
-        start_ns = time.perf_counter_ns()
+        start = self._stopwatch.now()
         for tenant in active:
             tenant.step(step, norms.get(tenant.task.id))
-        self._record(COMPUTE, action, start_ns)
-        wall_s = self._elapsed_s + self.spans[-1].end_s
+        self._record(COMPUTE, action, start)
+        *_, end = self._unread[-1]
+        self._read_spans()
+        wall_s = self._elapsed_s + (self._stopwatch.seconds(end) if losses else 0.0)
         for task_id, (loss, targets) in losses.items():
             self.losses[task_id].append(StepLoss(step, loss, targets, wall_s))
         self._on_step(h, step)
 
     def _step_losses(self, action: Action) -> dict[str, tuple[float, int]]:
-        key = (action.htask, action.number)
-        targets, nll_K = self._targets.pop(key), self._nll.pop(key)
+        targets, nll_K = self._ledger.close(action)
         replicas = self._mesh.replicas
         if replicas is not None:
             self._wait(action, partial(replicas.sum_, nll_K))
-        losses = {}
-        for (task_id, n), nll in zip(targets.items(), nll_K.tolist(), strict=True):
-            loss = nll / max(n, 1)
-            # One rank says so, and it also writes the task's status; the others lose it and stop.
-            if self._mesh.speaks and not math.isfinite(loss):
-                raise NonFiniteLossError(task_id, action.number, loss)
-            losses[task_id] = (loss, n)
-        return losses
+        return step_losses(action.number, targets, nll_K, refuse=self._mesh.speaks)
 
     def _sum_gradients(self, action: Action, active: Sequence[Tenant]) -> None:
         """Give all ranks that hold a parameter its whole gradient, so that they step it alike."""
@@ -222,9 +259,9 @@ class StageRunner:
         clipping = [tenant for tenant in active if tenant.task.max_grad_norm is not None]
         if not clipping:
             return {}
-        start_ns = time.perf_counter_ns()
-        squared_K = torch.tensor([t.squared_gradient_norm() for t in clipping], dtype=torch.float64)
-        self._record(COMPUTE, action, start_ns)
+        start = self._stopwatch.now()
+        squared_K = torch.stack([t.squared_gradient_norm() for t in clipping])
+        self._record(COMPUTE, action, start)
         for team in (self._mesh.shard.team, self._mesh.stages):
             if team is not None:
                 self._wait(action, partial(team.sum_, squared_K))
@@ -237,12 +274,21 @@ class StageRunner:
         return posted + (0 if self._to_previous is None else self._to_previous.kept_bytes)
 
     def _wait(self, action: Action, receive: Callable[[], T]) -> T:
-        start_ns = time.perf_counter_ns()
+        start = self._stopwatch.now()
         result = receive()
-        self._record(COMMUNICATION, action, start_ns)
+        self._record(COMMUNICATION, action, start)
         return result
 
-    def _record(self, stream: str, action: Action, start_ns: int) -> None:
-        end_ns = time.perf_counter_ns()
-        start_s, end_s = (start_ns - self._origin_ns) / 1e9, (end_ns - self._origin_ns) / 1e9
-        self.spans.append(Span(self._mesh.stage, stream, action, start_s, end_s))
+    def _record(self, stream: str, action: Action, start: int) -> None:
+        self._unread.append((stream, action, start, self._stopwatch.now()))
+
+    def _read_spans(self, *, wait: bool = False) -> None:
+        """Take over the spans that have passed, or all."""
+        watch = self._stopwatch
+        watch.settle()
+        while self._unread and (wait or watch.has_passed(self._unread[0][-1])):
+            stream, action, start, end = self._unread.popleft()
+            start_s, end_s = watch.seconds(start), watch.seconds(end)
+            self.spans.append(Span(self._mesh.stage, stream, action, start_s, end_s))
+        if self._mesh.team is not None:
+            self._mesh.team.settle(wait=wait)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections import defaultdict, deque
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import NamedTuple, Protocol
 
 import torch.distributed as dist
 from torch import Tensor
 
+from muxtune.schedule import Action
 from runtime.peers import or_peer_lost
+from runtime.stopwatch import HostStopwatch, Stopwatch
 
 
 class Team(Protocol):
@@ -23,18 +28,103 @@ class Team(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class GroupTeam:
-    """The ranks of a process group; both methods raise :class:`PeerLostError` if one of them is gone."""
+    """The ranks of a process group; all methods raise :class:`PeerLostError` if one of them is gone."""
 
     group: dist.ProcessGroup
 
     def sum_(self, tensor: Tensor) -> None:
         """Add up what all ranks have."""
-        self._combine(tensor, dist.ReduceOp.SUM)
+        self.launch(tensor, dist.ReduceOp.SUM)()
 
     def max_(self, tensor: Tensor) -> None:
         """Take the largest that any rank has."""
-        self._combine(tensor, dist.ReduceOp.MAX)
+        self.launch(tensor, dist.ReduceOp.MAX)()
 
-    def _combine(self, tensor: Tensor, op: dist.ReduceOp.RedOpType) -> None:
-        if tensor.numel():  # a micro-batch may be empty, on all ranks alike
-            or_peer_lost(lambda: dist.all_reduce(tensor, op, group=self.group))
+    def launch(self, tensor: Tensor, op: dist.ReduceOp.RedOpType) -> Callable[[], object]:
+        """Start to combine a tensor, which is not to be touched until the result has been called.
+
+        Returns:
+            Waits for the end. On CUDA it makes the current stream wait, not the host.
+        """
+        if not tensor.numel():  # a micro-batch may be empty, on all ranks alike
+            return _nothing
+        work = or_peer_lost(partial(dist.all_reduce, tensor, op, group=self.group, async_op=True))
+        assert work is not None  # None only for ranks outside of the group
+        return partial(or_peer_lost, work.wait)
+
+
+def _nothing() -> None:
+    """Wait for nothing."""
+
+
+TRACED_COLLECTIVES = 20_000
+"""Of a rank, for its trace; a long run has millions."""
+
+
+class Collective(NamedTuple):
+    """A sum over the ranks of a stage, by marks of a stopwatch."""
+
+    action: Action
+    launched: int
+    waited_from: int
+    """From here on the rank had nothing else to do."""
+    done: int
+
+
+class StageTeam:
+    """The ranks that share a stage; while they sum, another body of a relay may compute.
+
+    Args:
+        team: Who they are.
+        stopwatch: Of the rank; the host's by default.
+    """
+
+    def __init__(self, team: GroupTeam, stopwatch: Stopwatch | None = None) -> None:
+        self._team = team
+        self.stopwatch = HostStopwatch() if stopwatch is None else stopwatch
+        self.pause: Callable[[], None] | None = None
+        """Called between the launch of a sum and the wait for it, where bodies take turns."""
+        self.action: Action | None = None
+        """What the rank is doing; None where sums are nobody's."""
+        self.collectives: list[Collective] = []
+        """The first :data:`TRACED_COLLECTIVES`."""
+        self._waits: deque[Collective] = deque()
+        self._exposed_ns: defaultdict[Action, int] = defaultdict(int)
+
+    @property
+    def exposed_ns(self) -> dict[Action, int]:
+        """How long each action waited for sums; waits for them."""
+        self.settle(wait=True)
+        return self._exposed_ns
+
+    def settle(self, *, wait: bool = False) -> None:
+        """Add up the waits that have passed, or all."""
+        watch = self.stopwatch
+        while self._waits and (wait or watch.has_passed(self._waits[0].done)):
+            action, _, waited_from, done = self._waits.popleft()
+            self._exposed_ns[action] += round((watch.seconds(done) - watch.seconds(waited_from)) * 1e9)
+
+    def sum_(self, tensor: Tensor) -> None:
+        """Add up what all ranks have; others may get a turn meanwhile."""
+        self._combine(tensor, dist.ReduceOp.SUM, self.pause)
+
+    def max_(self, tensor: Tensor) -> None:
+        """Take the largest that any rank has; a few numbers, nobody gets a turn for them."""
+        self._combine(tensor, dist.ReduceOp.MAX, None)
+
+    def _combine(self, tensor: Tensor, op: dist.ReduceOp.RedOpType, pause: Callable[[], None] | None) -> None:
+        if not tensor.numel():  # a micro-batch may be empty, on all ranks alike
+            return
+        action = self.action
+        launched = self.stopwatch.now()
+        wait = self._team.launch(tensor, op)
+        if pause is not None:
+            pause()
+        waited_from = self.stopwatch.now()
+        wait()
+        if action is None:
+            return
+        collective = Collective(action, launched, waited_from, self.stopwatch.now())
+        self._waits.append(collective)
+        if len(self.collectives) < TRACED_COLLECTIVES:
+            self.collectives.append(collective)

@@ -10,7 +10,7 @@ from muxtune.plan import Plan
 from muxtune.schedule_extension import extend_schedule
 from muxtune.workload import PeftTask
 from runtime.checkpoint import CheckpointWriter, load_rank_state, newest_checkpoint
-from runtime.runner import StepLoss
+from runtime.losses import StepLoss
 from runtime.tenant import Tenant
 from tests.plans import make_plan
 
@@ -81,7 +81,7 @@ def test_the_gradient_is_clipped_as_torch_does_it():
     ours, reference = (nn.Parameter(torch.ones(3, dtype=torch.float64)) for _ in range(2))
     tenant = Tenant(task, {"w": ours})
     ours.grad, reference.grad = gradient.clone(), gradient.clone()
-    tenant.step(0, tenant.squared_gradient_norm() ** 0.5)
+    tenant.step(0, float(tenant.squared_gradient_norm()) ** 0.5)
     torch.nn.utils.clip_grad_norm_([reference], 0.5)
     torch.optim.AdamW([reference], lr=task.learning_rate, weight_decay=0.0).step()
     torch.testing.assert_close(ours, reference, rtol=1e-12, atol=1e-12)

@@ -24,7 +24,8 @@ MEMORY = StageMemory(
     message_peak_bytes=6,
     workspace_peak_bytes=7,
     peak_bytes=8,
-    process_peak_rss_bytes=9,
+    process_peak_bytes=9,
+    process_start_bytes=1,
 )
 
 

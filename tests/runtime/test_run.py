@@ -53,10 +53,13 @@ def test_a_truncated_plan(plan, tmp_path):
     _refused(tmp_path / "plan.json", tmp_path / "run", "not a whole JSON file", UserError)
 
 
-def test_a_device_that_we_do_not_run_on(plan, tmp_path):
+def test_devices_that_this_machine_has_not(plan, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     device = plan.cluster.device.model_copy(update={"kind": "cuda"})
     cluster = plan.cluster.model_copy(update={"device": device})
-    _refused(_changed(plan, cluster=cluster), tmp_path / "run", "device.kind = 'cuda': expected cpu")
+    message = r"plan: cluster\.device\.kind = 'cuda': expected 2 CUDA devices on .*torch finds none"
+    _refused(_changed(plan, cluster=cluster), tmp_path / "run", message)
+    _refused(plan, tmp_path / "run", r"^device = 'cuda': expected 2 CUDA devices", device="cuda")
 
 
 def test_shards_that_the_heads_cannot_be_dealt_out_to(plan, tmp_path):
@@ -66,19 +69,19 @@ def test_shards_that_the_heads_cannot_be_dealt_out_to(plan, tmp_path):
     _refused(_changed(plan, parallelism=mesh, cluster=cluster), tmp_path / "run", message)
 
 
+def test_an_attention_backend_that_the_device_cannot_run(plan, tmp_path):
+    execution = plan.execution.model_copy(update={"attention": "varlen"})
+    message = (
+        r"plan: execution\.attention = 'varlen': expected one that trains on this device "
+        r"\(grouped, loop, masked\): varlen needs a CUDA device$"
+    )
+    _refused(_changed(plan, execution=execution), tmp_path / "run", message)
+
+
 def test_a_plan_that_does_not_fit_the_memory(plan, tmp_path):
     predicted = plan.predicted.model_copy(update={"peak_memory_bytes": (1, 2**60)})
     message = r"predicted\.peak_memory_bytes = \d+: expected at most"
     _refused(_changed(plan, predicted=predicted), tmp_path / "run", message)
-
-
-def test_a_backbone_that_no_rank_can_load(tmp_path):
-    task = make_task("a", write_examples(tmp_path / "data" / "a.jsonl", seed=0))
-    plan = make_plan(Workload(tasks=(task,)), PRESETS["llama2-7b"], partition=[["a"]])
-    device = plan.cluster.device.model_copy(update={"memory_bytes": 16 * 2**30})
-    cluster = plan.cluster.model_copy(update={"device": device})
-    message = r"model = 'llama2-7b': expected a backbone that .* needs 25\.1 GiB, cpu has 16\.0 GiB"
-    _refused(_changed(plan, cluster=cluster), tmp_path / "run", message)
 
 
 def test_no_checkpoints_at_all(plan, tmp_path):

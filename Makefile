@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint ruff format-check types imports format notebooks gpu-check schema clean
+.PHONY: help setup demo test parity lint ruff format-check types imports format notebooks gpu-check schema clean
 
 help:  ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,8 +22,13 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup  ## The whole loop on this machine: profile, plan, simulate, run, validate
 	$(BIN)/muxtune demo
 
-test: setup  ## All tests; ARGS go to pytest: make test ARGS="-m 'not slow'"
-	$(BIN)/python -m pytest $(ARGS)
+# Tests that start the processes of a run take turns on one worker (tests/conftest.py), and the rest is played beside
+# them. In the given order, as the turns take longest. A debugger wants one process: make test ARGS="-n 0 ...".
+test: setup  ## All tests but parity; ARGS go to pytest: make test ARGS="-m 'not slow'"
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
+
+parity: setup  ## The whole parity matrix, 756 runs against solo runs; takes an hour
+	$(BIN)/python -m pytest -m parity $(ARGS) tests/integration/test_parity_matrix.py
 
 lint: ruff format-check types imports  ## Rules, format, types, arrows between the rooms
 

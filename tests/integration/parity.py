@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from safetensors.torch import load_file
@@ -14,14 +15,15 @@ from torch import Tensor
 
 from muxtune.alignment import Alignment
 from muxtune.cluster import load_cluster
-from muxtune.model import Dtype, load_model_spec
+from muxtune.model import Dtype, ModelSpec, load_model_spec
 from muxtune.plan import Plan
 from muxtune.planning.options import PlanOptions
 from muxtune.policies import plan_workload
 from muxtune.schedule import Template
-from muxtune.workload import load_workload
+from muxtune.workload import Workload, load_workload
 from runtime import run_plan
-from tests.helpers import TINY_PRESETS
+from tests.helpers import TINY_PRESETS, make_plan
+from tests.integration.differences import Difference, bfloat16_limit, compare_results, float_limit
 from tests.integration.solo_peft import SoloResult, SoloTask, train_solo
 from tests.integration.tiny_models import (
     save_gpt2,
@@ -45,60 +47,33 @@ class Case:
     """A preset, or the name of one of the directories of :class:`ParityBench`."""
     tasks: tuple[str, ...]
     partition: str | None = None
-    policy: str = "muxtune"
+    policy: str | None = "muxtune"
+    """Which one plans it; None if the partition is written into a plan as it stands."""
     template: Template = "continuous"
     alignment: Alignment = "pack"
     chunk_tokens: int | None = None
+    carry: int = 1
+    """Micro-batches over which the chunks of a sequence may spread; more than 1 only without a policy."""
     pp: int = 2
     tp: int = 1
     dp: int = 1
     dtype: Dtype = "float64"
+    dropout: float | None = None
+    """Of all tasks, if not their own."""
 
     def __str__(self) -> str:
         fusion = self.policy if self.partition is None else f"{len(self.partition.split(','))}htasks"
-        mesh = [f"{name}{n}" for name, n in (("tp", self.tp), ("dp", self.dp)) if n > 1]
-        parts = (self.backbone, fusion, self.template, self.alignment, *mesh, f"pp{self.pp}", self.dtype)
-        return "-".join(parts)
+        more = (("carry", self.carry), ("tp", self.tp), ("dp", self.dp))
+        numbers = [f"{name}{n}" for name, n in more if n > 1]
+        parts = [self.backbone, fusion, self.template, self.alignment, *numbers, f"pp{self.pp}", self.dtype]
+        if self.dropout is not None:
+            parts.append(f"dropout{self.dropout}")
+        return "-".join(str(part) for part in parts)
 
     @property
     def ranks(self) -> int:
         """Processes that it takes."""
         return self.tp * self.pp * self.dp
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Difference:
-    """How far a task is from its solo run, or how far it may be."""
-
-    loss: float
-    """|difference| / |loss|, largest over the steps."""
-    update: float
-    """||difference|| / ||final - initial||, over all tensors of the adapter."""
-    element: float
-    """|difference|, largest over all elements of the adapter."""
-
-    def within(self, limit: Difference) -> bool:
-        """Whether every measure is."""
-        return self.loss <= limit.loss and self.update <= limit.update and self.element <= limit.element
-
-
-STRICT = Difference(loss=1e-9, update=1e-9, element=1e-9)
-"""float64: only the order of sums differs.
-
-LlamaRMSNorm rounds its input to float32 in every dtype, so two values 1e-16 apart may come out 6e-8 apart.
-A task that misses the limit by little may have met such a rounding: it depends on the order of sums, and so
-on the processor.
-"""
-
-ROUNDED = Difference(loss=1e-5, update=1e-3, element=float("inf"))
-"""float32: only the order of sums, but AdamW amplifies the rounding of tiny gradients."""
-
-KINKED = Difference(loss=2e-3, update=0.1, element=float("inf"))
-"""float32 and ReLU: rounding puts a unit next to zero on the other side, and its gradient comes or goes.
-
-Peft differs as much from itself: over ten movements of opt-tiny's weights by half a unit in the last place,
-each of twenty steps, losses by up to 2e-4 and updates by up to 2e-2, and by 1e-7 and 1e-5 where none was hit.
-"""
 
 
 class ParityBench:
@@ -112,7 +87,7 @@ class ParityBench:
     def __init__(self, folder: Path, tasks: Mapping[str, TaskFields]) -> None:
         self._folder = folder
         self._tasks = tasks
-        self._solo: dict[tuple[str, str, str], SoloResult] = {}
+        self._solo: dict[SoloTask, SoloResult] = {}
         self._runs: dict[Case, Path] = {}
         write_prompts(folder / "short.jsonl", seed=10, count=24, prompt_words=(1, 9))
         write_prompts(folder / "long.jsonl", seed=20, count=24, prompt_words=(4, 18))
@@ -130,12 +105,30 @@ class ParityBench:
             elif backbone.startswith("opt"):
                 save_opt(folder, plain=backbone == "opt")
             else:
-                save_llama(folder, plain=backbone == "llama")
+                one_kv_head = backbone == "llama-one-kv-head"
+                save_llama(folder, plain=backbone != "llama-biases", kv_heads=1 if one_kv_head else 2)
         return folder
 
-    def solo_task(self, task_id: str, backbone: str, dtype: str) -> SoloTask:
-        """A task in plain numbers."""
+    def fields(self, task_id: str, dropout: float | None = None) -> dict[str, Any]:
+        """A task as in a workload file; with this dropout, if it is given one."""
         fields = dict(self._tasks[task_id])
+        if dropout is not None:
+            fields["peft"] = {**fields["peft"], "dropout": dropout}
+        return fields
+
+    def solo_task(
+        self, task_id: str, backbone: str, dtype: str, dropout: float | None = None, **variant: bool
+    ) -> SoloTask:
+        """A task in plain numbers.
+
+        Args:
+            task_id: Which.
+            backbone: Preset or directory.
+            dtype: Of the backbone.
+            dropout: Instead of its own.
+            variant: ``exact``, ``float32_adapter`` of the :class:`SoloTask`.
+        """
+        fields = self.fields(task_id, dropout)
         peft, dataset = fields.pop("peft"), fields.pop("dataset")
         del fields["micro_batch_size"]  # means nothing for the result
         return SoloTask(
@@ -146,24 +139,31 @@ class ParityBench:
             r=peft["r"],
             alpha=peft["alpha"],
             targets=tuple(peft["targets"]),
+            dropout=peft.get("dropout", 0.0),
             **fields,
+            **variant,
         )
 
-    def solo(self, task_id: str, backbone: str, dtype: str) -> SoloResult:
-        """The task alone."""
-        key = (task_id, backbone, dtype)
-        if key not in self._solo:
-            folder = self._folder / "solo" / "-".join(key)
-            self._solo[key] = train_solo(self.solo_task(*key), folder)
-        return self._solo[key]
+    def solo(
+        self, task_id: str, backbone: str, dtype: str, dropout: float | None = None, **variant: bool
+    ) -> SoloResult:
+        """The task alone; arguments of :meth:`solo_task`."""
+        task = self.solo_task(task_id, backbone, dtype, dropout, **variant)
+        if task not in self._solo:
+            self._solo[task] = train_solo(task, self._folder / "solo" / str(len(self._solo)))
+        return self._solo[task]
 
     def plan(self, case: Case) -> Plan:
         """Plan a case from a workload file, as a user would."""
         backbone = case.backbone if case.backbone in TINY_PRESETS else str(self.directory(case.backbone))
         workload_file = self._folder / "workload.yaml"
-        content = {"dtype": case.dtype, "tasks": [{"id": name, **self._tasks[name]} for name in case.tasks]}
-        workload_file.write_text(yaml.safe_dump({"backbone": backbone, **content}))
+        tasks = [{"id": name, **self.fields(name, case.dropout)} for name in case.tasks]
+        content = {"backbone": backbone, "dtype": case.dtype, "tasks": tasks}
+        workload_file.write_text(yaml.safe_dump(content))
         workload = load_workload(workload_file)
+        model = load_model_spec(backbone, workload.dtype)
+        if case.policy is None:
+            return _plan_as_written(case, workload, model)
         options = PlanOptions(
             partition=case.partition,
             alignment=case.alignment,
@@ -173,7 +173,6 @@ class ParityBench:
             pp=case.pp,
             dp=case.dp,
         )
-        model = load_model_spec(backbone, workload.dtype)
         cluster = load_cluster(f"cpu-{case.ranks}")
         plan = plan_workload(workload, model, cluster, FakeCosts(), policy=case.policy, options=options)[0]
         mesh = plan.parallelism
@@ -190,18 +189,68 @@ class ParityBench:
         return self._runs[case]
 
     def compare(self, case: Case) -> dict[str, Difference]:
-        """Difference of every task of a case to its solo run."""
+        """Difference of every task of a case to its solo run; if that is in bfloat16, to an exact one."""
         self.directory(case.backbone)
         # The run waits for its ranks; the main thread does that, because a deadline interrupts only it.
         with ThreadPoolExecutor(max_workers=1) as beside:
             solos = {
-                task_id: beside.submit(self.solo, task_id, case.backbone, case.dtype)
+                task_id: beside.submit(
+                    self.solo,
+                    task_id,
+                    case.backbone,
+                    case.dtype,
+                    case.dropout,
+                    exact=case.dtype == "bfloat16",
+                )
                 for task_id in case.tasks
             }
             run_dir = self.run(case)
         return {
             task_id: compare_with_solo(run_dir, task_id, solo.result()) for task_id, solo in solos.items()
         }
+
+    def limit(self, case: Case, task_id: str) -> Difference:
+        """What :meth:`compare` may find for a task."""
+        if case.dtype != "bfloat16":
+            return float_limit(case.dtype, case.backbone)
+        return bfloat16_limit(self.bfloat16_error(case, task_id))
+
+    def bfloat16_error(self, case: Case, task_id: str, **variant: bool) -> Difference:
+        """Difference of the solo run in bfloat16, or a variant of it, to the same training in float64."""
+        key = (task_id, case.backbone, "bfloat16", case.dropout)
+        solo, exact = self.solo(*key, **variant), self.solo(*key, exact=True)
+        return compare_results(solo.losses, solo.adapter, exact.losses, exact.adapter, exact.initial_adapter)
+
+    def assert_same(self, differences: Mapping[str, Difference], case: Case) -> None:
+        """All tasks of a run of ``case`` are as near to a reference as its dtype and backbone allow.
+
+        Args:
+            differences: By task id.
+            case: What was run.
+        """
+        limits = {task_id: self.limit(case, task_id) for task_id in differences}
+        beyond = {
+            task_id: f"{each}, expected {limits[task_id]}"
+            for task_id, each in differences.items()
+            if not each.share_of(limits[task_id]) <= 1  # nor may it be a NaN
+        }
+        assert not beyond, f"{case}: {beyond}"
+
+
+def _plan_as_written(case: Case, workload: Workload, model: ModelSpec) -> Plan:
+    assert case.partition is not None, "there is no policy to choose one"
+    return make_plan(
+        workload,
+        model,
+        partition=[group.split("+") for group in case.partition.split(",")],
+        alignment=case.alignment,
+        chunk_tokens=case.chunk_tokens,
+        template=case.template,
+        carry=case.carry,
+        tp=case.tp,
+        pp=case.pp,
+        dp=case.dp,
+    )
 
 
 def read_losses(run_dir: Path, task_id: str) -> tuple[list[float], list[int]]:
@@ -228,39 +277,3 @@ def compare_with_solo(run_dir: Path, task_id: str, solo: SoloResult) -> Differen
         assert initial[key].equal(tensor), f"{task_id}: initial {key}"
     adapter = read_adapter(run_dir, task_id)
     return compare_results(losses, adapter, solo.losses, solo.adapter, initial)
-
-
-def compare_results(
-    losses: list[float],
-    adapter: Mapping[str, Tensor],
-    reference_losses: list[float],
-    reference: Mapping[str, Tensor],
-    initial: Mapping[str, Tensor],
-) -> Difference:
-    """Difference of two trainings of a task that started from the same adapter."""
-    assert adapter.keys() == reference.keys() == initial.keys()
-    apart = [(adapter[key] - tensor).double() for key, tensor in reference.items()]
-    updates = [(tensor - initial[key]).double() for key, tensor in reference.items()]
-    assert all(bool(update.any()) for update in updates), "every tensor of the adapter is trained"
-    return Difference(
-        loss=max(abs(a - b) / abs(b) for a, b in zip(losses, reference_losses, strict=True)),
-        update=_norm(apart) / _norm(updates),
-        element=max(float(each.abs().max()) for each in apart),
-    )
-
-
-def assert_same(differences: Mapping[str, Difference], case: Case) -> None:
-    """All tasks of a run of ``case`` are as near to a reference as its dtype and backbone allow.
-
-    Args:
-        differences: By task id.
-        case: What was run.
-    """
-    in_float32 = KINKED if case.backbone in {"opt", "opt-tiny"} else ROUNDED
-    limit = STRICT if case.dtype == "float64" else in_float32
-    beyond = {task_id: each for task_id, each in differences.items() if not each.within(limit)}
-    assert not beyond, f"{case}: {beyond}"
-
-
-def _norm(tensors: Sequence[Tensor]) -> float:
-    return sum(float(tensor.square().sum()) for tensor in tensors) ** 0.5

@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler
 
+from tests.integration.peft_dropout import PeftDropout
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SoloTask:
@@ -29,6 +31,7 @@ class SoloTask:
     r: int
     alpha: float
     targets: tuple[str, ...]
+    dropout: float = 0.0
     global_batch_size: int
     max_length: int
     learning_rate: float
@@ -39,6 +42,10 @@ class SoloTask:
     shuffle: bool = False
     weight_decay: float = 0.0
     max_grad_norm: float | None = None
+    exact: bool = False
+    """Computed in float64, from weights and an initial adapter as they are in ``dtype``."""
+    float32_adapter: bool = True
+    """PEFT keeps the adapter of a bfloat16 backbone in float32, unless it is told not to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,9 +82,13 @@ def train_solo(task: SoloTask, folder: Path) -> SoloResult:
         r=task.r,
         lora_alpha=task.alpha,
         target_modules="all-linear" if task.targets == ("all-linear",) else list(task.targets),
+        lora_dropout=task.dropout,
     )
-    peft_model = get_peft_model(model, config).train()
+    peft_model = get_peft_model(model, config, autocast_adapter_dtype=task.float32_adapter).train()
+    masks = PeftDropout(peft_model, rate=task.dropout, seed=task.seed)
     initial = _copy_of_adapter(peft_model)
+    if task.exact:
+        peft_model.double()
     parameters = [parameter for parameter in peft_model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
         parameters, lr=task.learning_rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=task.weight_decay
@@ -95,8 +106,11 @@ def train_solo(task: SoloTask, folder: Path) -> SoloResult:
         batch = [examples[i] for i in order[start : start + task.global_batch_size]]
         targets = sum(len(tokens) - first for tokens, first in batch)
         total = 0.0
-        for tokens, first in batch:
+        for sequence, (tokens, first) in enumerate(batch):
+            masks.place = (step, sequence)
             logits = peft_model(input_ids=torch.tensor([tokens])).logits[0]
+            if logits.dtype == torch.bfloat16:
+                logits = logits.float()  # as transformers' own loss does
             nll = cross_entropy(logits[first - 1 : -1], torch.tensor(tokens[first:]), reduction="sum")
             (nll / targets).backward()
             total += nll.item()

@@ -16,7 +16,7 @@ from muxtune.planning.structure import HTaskChoice, Mesh, PlanStructure
 from muxtune.schedule import Template
 from muxtune.shapes import measure_shape
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.usefixtures("quick_ranks")]
 
 STEPS = 2
 

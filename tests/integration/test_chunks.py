@@ -9,25 +9,13 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 
 import pytest
-import torch
-import yaml
 
 from muxtune.alignment import layout_step
-from muxtune.model import load_model_spec
 from muxtune.plan import Plan
-from muxtune.workload import load_workload
-from runtime import run_plan
 from runtime.feed import load_plan_data
-from tests.helpers import make_plan
-from tests.integration.parity import (
-    Case,
-    ParityBench,
-    assert_same,
-    compare_with_solo,
-)
+from tests.integration.parity import Case, ParityBench
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 
@@ -56,60 +44,39 @@ TASKS = {
 CHUNK_TOKENS = 12
 
 LLAMA = Case(
-    backbone="llama", tasks=("long", "down", "text", "alone"), alignment="chunk", chunk_tokens=CHUNK_TOKENS
+    backbone="llama",
+    tasks=("long", "down", "text", "alone"),
+    partition="long+down+text,alone",
+    policy=None,
+    alignment="chunk",
+    chunk_tokens=CHUNK_TOKENS,
 )
-GPT2 = replace(LLAMA, backbone="gpt2", tasks=("gpt2-long", "gpt2-text"))
-PARTITIONS = {"llama": [["long", "down", "text"], ["alone"]], "gpt2": [["gpt2-long", "gpt2-text"]]}
+GPT2 = replace(LLAMA, backbone="gpt2", tasks=("gpt2-long", "gpt2-text"), partition="gpt2-long+gpt2-text")
 
 MATRIX = [
     *(
-        (replace(LLAMA, template=template, pp=pp), carry)
+        replace(LLAMA, template=template, pp=pp, carry=carry)
         for template, pp, carry in product(("flush", "continuous"), (1, 2), (1, 2, 4))
     ),
-    *((replace(GPT2, template=template, pp=pp), 2) for template, pp in (("flush", 2), ("continuous", 1))),
-    (replace(GPT2, pp=2), 4),
-    (replace(LLAMA, pp=3), 2),
-    (replace(LLAMA, tp=2, pp=1), 2),
-    (replace(LLAMA, tp=2, pp=2, template="flush"), 4),
-    (replace(LLAMA, dp=2, pp=1), 2),
-    (replace(LLAMA, dtype="float32"), 4),
-    (replace(GPT2, dtype="float32"), 1),
+    *(replace(GPT2, template=template, pp=pp, carry=2) for template, pp in (("flush", 2), ("continuous", 1))),
+    replace(GPT2, pp=2, carry=4),
+    replace(LLAMA, pp=3, carry=2),
+    replace(LLAMA, tp=2, pp=1, carry=2),
+    replace(LLAMA, tp=2, pp=2, template="flush", carry=4),
+    replace(LLAMA, dp=2, pp=1, carry=2),
+    replace(LLAMA, dtype="float32", carry=4),
+    replace(GPT2, dtype="float32"),
 ]
 
 
-class ChunkBench(ParityBench):
-    """Plans cases with carry groups."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, TASKS)
-        self.folder = folder
-
-    def carried_plan(self, case: Case, carry: int) -> Plan:
-        model_dir = str(self.directory(case.backbone))
-        tasks = [{"id": name, **TASKS[name]} for name in case.tasks]
-        file = self.folder / "chunks.yaml"
-        file.write_text(yaml.safe_dump({"backbone": model_dir, "dtype": case.dtype, "tasks": tasks}))
-        workload = load_workload(file)
-        return make_plan(
-            workload,
-            load_model_spec(model_dir, workload.dtype),
-            partition=PARTITIONS[case.backbone],
-            alignment=case.alignment,
-            chunk_tokens=case.chunk_tokens,
-            template=case.template,
-            pp=case.pp,
-            tp=case.tp,
-            dp=case.dp,
-            carry=carry,
-        )
-
-
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield ChunkBench(tmp_path_factory.mktemp("chunks"))
-    torch.set_num_threads(threads)
+def chunk_bench(tmp_path_factory):
+    return ParityBench(tmp_path_factory.mktemp("chunks"), TASKS)
+
+
+@pytest.fixture
+def bench(chunk_bench, quick_ranks, one_thread):
+    return chunk_bench
 
 
 def chunks_per_sequence(plan: Plan) -> Iterable[tuple[int, int]]:
@@ -127,20 +94,14 @@ def chunks_per_sequence(plan: Plan) -> Iterable[tuple[int, int]]:
             yield from ((chunks[key], microbatches[key]) for key in chunks)
 
 
-@pytest.mark.parametrize(("case", "carry"), MATRIX, ids=str)
-def test_losses_and_adapters_equal_those_of_peft_alone(bench, tmp_path: Path, case: Case, carry: int):
-    run_plan(bench.carried_plan(case, carry), tmp_path / "run")
-    differences = {
-        task_id: compare_with_solo(tmp_path / "run", task_id, bench.solo(task_id, case.backbone, case.dtype))
-        for task_id in case.tasks
-    }
-    assert_same(differences, case)
+@pytest.mark.parametrize("case", MATRIX, ids=str)
+def test_losses_and_adapters_equal_those_of_peft_alone(bench, case: Case):
+    bench.assert_same(bench.compare(case), case)
 
 
-@pytest.mark.parametrize("backbone", ["llama", "gpt2"])
-def test_sequences_have_one_to_five_chunks_in_up_to_three_micro_batches(bench, backbone: str):
-    case = LLAMA if backbone == "llama" else GPT2
+@pytest.mark.parametrize("case", [LLAMA, GPT2], ids=str)
+def test_sequences_have_one_to_five_chunks_in_up_to_three_micro_batches(bench, case: Case):
     for carry, most in ((1, 1), (2, 2), (4, 3)):
-        seen = set(chunks_per_sequence(bench.carried_plan(case, carry)))
+        seen = set(chunks_per_sequence(bench.plan(replace(case, carry=carry))))
         assert {chunks for chunks, _ in seen} >= {1, 2, 3, 4, 5}
         assert {microbatches for _, microbatches in seen} == set(range(1, most + 1))

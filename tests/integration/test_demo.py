@@ -23,7 +23,7 @@ def made_up_profile(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.integration
-def test_demo_runs_the_whole_loop_and_replaces_an_earlier_one(tmp_path, made_up_profile):
+def test_demo_runs_the_whole_loop_and_replaces_an_earlier_one(tmp_path, made_up_profile, quick_ranks):
     out = tmp_path / "demo"
     out.mkdir()
     for left_over in (".muxtune-demo", "stale.json"):

@@ -9,7 +9,7 @@ from benchmarks.memory_trace import traced_peaks
 from muxtune.planning.footprint import plan_memory
 from muxtune.planning.options import PlanOptions
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.usefixtures("quick_ranks")]
 
 STEPS = 2
 

@@ -14,121 +14,13 @@ import pytest
 import torch
 
 from tests.helpers import TINY_PRESETS
-from tests.integration.parity import (
-    Case,
-    ParityBench,
-    assert_same,
-    compare_results,
-    read_adapter,
-    read_losses,
-)
+from tests.integration.differences import compare_results
+from tests.integration.parity import Case, read_adapter, read_losses
+from tests.integration.parity_tasks import TASKS
 from tests.integration.solo_peft import logits_with_adapter
 
 # A run takes seconds. A rank that waits for ever is ended by run_plan, which the deadline interrupts.
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
-
-
-def _lora(r: int, alpha: float, *targets: str) -> dict[str, object]:
-    return {"method": "lora", "r": r, "alpha": alpha, "targets": list(targets)}
-
-
-def _task(path: str, batch: tuple[int, int], peft: dict[str, object], **fields: object) -> dict[str, object]:
-    defaults = {
-        "global_batch_size": batch[0],
-        "micro_batch_size": batch[1],
-        "steps": 20,
-        "learning_rate": 2e-3,
-    }
-    return defaults | {"dataset": {"path": path}, "peft": peft} | fields
-
-
-TASKS = {
-    # prompts that are cut on the left; two micro-batches of four
-    "rank1": _task("long.jsonl", (8, 4), _lora(1, 2, "q_proj", "v_proj"), max_length=24, seed=1),
-    # ten examples: 80 sequences are eight epochs, and every batch takes from two of them
-    "rank3": _task(
-        "few.jsonl", (4, 1), _lora(3, 7, "all-linear"), max_length=48, seed=2**40 + 5, shuffle=True
-    ),
-    # all tokens are targets; gradients are clipped in every step
-    "rank8": _task(
-        "plain.jsonl",
-        (4, 2),
-        _lora(8, 16, "gate_proj", "up_proj", "down_proj"),
-        max_length=40,
-        seed=3,
-        max_grad_norm=0.05,
-    ),
-    # one micro-batch alone: its two sequences leave two of its neighbours' four micro-batches empty
-    "rank64": _task(
-        "long.jsonl",
-        (2, 2),
-        _lora(64, 32, "k_proj", "o_proj"),
-        max_length=64,
-        seed=4,
-        learning_rate=5e-3,
-        weight_decay=0.1,
-        lr_schedule="linear",
-        warmup_steps=4,
-    ),
-    # leaves its hTask after 8 of 20 steps
-    "brief": _task(
-        "short.jsonl",
-        (6, 3),
-        _lora(4, 8, "self_attn.q_proj", "down_proj"),
-        max_length=32,
-        seed=5,
-        steps=8,
-        lr_schedule="cosine",
-        shuffle=True,
-    ),
-    # an hTask that leaves the rotation; clipped, scheduled and decayed at once
-    "aside": _task(
-        "short.jsonl",
-        (4, 4),
-        _lora(2, 4, "all-linear"),
-        max_length=32,
-        seed=6,
-        steps=14,
-        max_grad_norm=0.2,
-        weight_decay=0.05,
-        lr_schedule="cosine",
-        warmup_steps=3,
-    ),
-    # neighbours that no one would want: exploding, and as different from the others as can be
-    "wild": _task(
-        "long.jsonl", (8, 2), _lora(16, 512, "all-linear"), max_length=64, seed=7, learning_rate=10.0
-    ),
-    "tiny": _task("plain.jsonl", (1, 1), _lora(5, 1, "v_proj"), max_length=40, seed=8, learning_rate=1e-6),
-    # for GPT-2, whose linears have other names
-    "fused-qkv": _task(
-        "short.jsonl", (4, 2), _lora(8, 16, "c_attn"), max_length=32, seed=9, max_grad_norm=0.1
-    ),
-    "both-proj": _task("long.jsonl", (6, 2), _lora(3, 6, "c_proj"), max_length=64, seed=10, shuffle=True),
-    "all-gpt2": _task(
-        "plain.jsonl", (2, 1), _lora(16, 16, "all-linear"), max_length=40, seed=11, steps=8, weight_decay=0.1
-    ),
-    # for OPT, whose linears have names of their own
-    "qv-fc1": _task(
-        "short.jsonl",
-        (4, 2),
-        _lora(8, 16, "q_proj", "v_proj", "fc1"),
-        max_length=32,
-        seed=15,
-        max_grad_norm=0.1,
-    ),
-    "out-fc2": _task(
-        "long.jsonl", (6, 2), _lora(3, 6, "self_attn.out_proj", "fc2"), max_length=64, seed=16, shuffle=True
-    ),
-    # bytes are many tokens
-    "bytes-short": _task("short.jsonl", (4, 2), _lora(8, 16, "all-linear"), max_length=40, seed=12),
-    "bytes-long": _task(
-        "long.jsonl", (2, 1), _lora(4, 8, "mlp.down_proj", "q_proj"), max_length=72, seed=13, shuffle=True
-    ),
-    "bytes-gpt2": _task(
-        "long.jsonl", (2, 1), _lora(4, 8, "mlp.c_proj"), max_length=72, seed=14, shuffle=True
-    ),
-    "bytes-opt": _task("long.jsonl", (2, 1), _lora(4, 8, "v_proj", "fc1"), max_length=72, seed=17),
-}
 
 MIXED = Case(
     backbone="llama",
@@ -215,17 +107,9 @@ SINGLE = [
 ]
 
 
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # on tensors this small, more threads only wait for each other
-    yield ParityBench(tmp_path_factory.mktemp("parity"), TASKS)
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.parametrize("case", [*MATRIX, *MESHES, *OTHERS, *SINGLE], ids=str)
 def test_losses_and_adapters_equal_those_of_peft_alone(bench, case):
-    assert_same(bench.compare(case), case)
+    bench.assert_same(bench.compare(case), case)
 
 
 def test_the_workload_is_as_unlike_as_it_claims(bench):
@@ -252,7 +136,7 @@ def test_a_task_does_not_notice_its_neighbours(bench):
         )
         initial = read_adapter(bench.run(other), task_id, "adapter-init")
         differences[task_id] = compare_results(*ours, *usual, initial)
-    assert_same(differences, other)
+    bench.assert_same(differences, other)
 
 
 @pytest.mark.parametrize("case", [replace(MIXED, **CHUNK), replace(MIXED, tp=2), GPT2, OPT], ids=str)

@@ -20,6 +20,7 @@ from muxtune.workload import Workload
 from runtime import run_plan
 from runtime.checkpoint import newest_checkpoint
 from tests.helpers import make_hf_model, make_plan, make_task, write_examples
+from tests.integration.prepared import prepared_ranks
 from tests.integration.processes import rank_pids, wait_until
 
 pytestmark = [
@@ -37,6 +38,9 @@ def _plan(folder: Path, hf_dirs: dict[str, Path], **changes: object) -> Plan:
         make_task(name, write_examples(folder / f"{name}.jsonl", seed=i), **({"steps": steps} | changes))
         for i, (name, steps) in enumerate([("a", STEPS), ("b", STEPS - 7), ("c", 9)])
     )
+    # Masks of dropout have to be those of an undisturbed run, too.
+    dropped = tasks[0].peft.model_copy(update={"dropout": 0.2})
+    tasks = (tasks[0].model_copy(update={"peft": dropped}), *tasks[1:])
     model = load_model_spec(str(hf_dirs["llama"]))
     return make_plan(Workload(tasks=tasks), model, partition=[["a", "c"], ["b"]], template="continuous")
 
@@ -47,7 +51,8 @@ def _adapter(run_dir: Path, task_id: str) -> dict:
 
 def test_after_kill_9_of_a_rank_a_resumed_run_ends_with_the_same_adapters(tmp_path, hf_dirs):
     plan = _plan(tmp_path, hf_dirs)
-    run_plan(plan, tmp_path / "whole", checkpoint_every=EVERY)
+    with prepared_ranks():
+        run_plan(plan, tmp_path / "whole", checkpoint_every=EVERY)
 
     run_dir = tmp_path / "killed"
     checkpoints = run_dir / "checkpoints"

@@ -99,6 +99,7 @@ def _assert_trained_as_alone(plan: Plan, run_dir: Path) -> None:
         assert (status["state"], status["steps_done"]) == ("finished", task.steps)
 
 
+@pytest.mark.usefixtures("quick_ranks")
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_losses_and_adapters_equal_those_of_each_task_trained_alone(case, tmp_path, hf_dirs):
     plan = _plan(case, tmp_path, hf_dirs)
@@ -137,6 +138,7 @@ def _mesh_plan(folder: Path, hf_dirs: dict[str, Path], *, tp: int, dp: int, **ch
     return plan
 
 
+@pytest.mark.usefixtures("quick_ranks")
 def test_a_run_on_a_mesh_writes_everything_once_and_resumes_whole_adapters(tmp_path, hf_dirs):
     plan = _mesh_plan(tmp_path, hf_dirs, tp=2, dp=2)
     run_plan(plan, tmp_path / "run", steps=3, checkpoint_every=2)
@@ -158,6 +160,7 @@ def test_a_run_on_a_mesh_writes_everything_once_and_resumes_whole_adapters(tmp_p
     assert list(dict.fromkeys(s.action for s in sorted(played, key=lambda s: s.start_s))) == actions
 
 
+@pytest.mark.usefixtures("quick_ranks")
 def test_on_a_mesh_one_rank_reports_a_loss_that_is_not_finite(tmp_path, hf_dirs):
     plan = _mesh_plan(tmp_path, hf_dirs, tp=1, dp=2, learning_rate=1e300, max_grad_norm=None)
     with pytest.raises(RunError, match=r"^rank 0: task [abc], step \d+: the loss is (nan|inf)"):

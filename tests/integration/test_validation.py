@@ -15,7 +15,7 @@ from muxtune.workload import Workload
 from runtime import ValidationReport, load_report, run_plan, validate_run
 from tests.helpers import make_plan, make_task, write_examples
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.usefixtures("quick_ranks")]
 
 
 def test_a_real_run_is_explained_whole(tmp_path, hf_dirs):

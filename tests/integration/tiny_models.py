@@ -44,12 +44,13 @@ def _write_lines(path: Path, records: Iterable[dict[str, str]]) -> None:
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
-def save_llama(folder: Path, *, plain: bool) -> Path:
-    """LlamaForCausalLM: 4 layers, 4 heads on 2 key/value heads, heads wider than hidden / heads.
+def save_llama(folder: Path, *, plain: bool, kv_heads: int = 2) -> Path:
+    """LlamaForCausalLM: 4 layers, 4 heads on fewer key/value heads, heads wider than hidden / heads.
 
     Args:
         folder: Is made.
         plain: Head tied to the embedding, no biases, a tokenizer with BOS; or else none of the three.
+        kv_heads: Key/value heads.
     """
     from transformers import LlamaConfig
 
@@ -59,7 +60,7 @@ def save_llama(folder: Path, *, plain: bool) -> Path:
         intermediate_size=96,
         num_hidden_layers=4,
         num_attention_heads=4,
-        num_key_value_heads=2,
+        num_key_value_heads=kv_heads,
         head_dim=32,
         max_position_embeddings=128,
         attention_bias=not plain,

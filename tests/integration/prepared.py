@@ -1,0 +1,85 @@
+"""Ranks that are forked from a process which has imported everything, instead of started from nothing.
+
+A rank spends four seconds of a core on importing torch, transformers and peft, and with the models of these
+tests less than that on its work. What a rank does, and how it is watched over, is the product's own code
+either way. How ranks start and end is tested with real ones (test_launch.py, test_run_faults.py).
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+import pytest
+
+import runtime.launch
+from runtime.rank import RunJob
+
+_RANK_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "GLOO_SOCKET_IFNAME": "lo",
+    # A bar brings a semaphore, which a rank, as it ends, leaves to the tracker that it shares with the tests.
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+"""What the launcher sets, and quiet; the server has to have it before it imports torch."""
+
+
+class PreparedRank:
+    """As much of ``subprocess.Popen`` as the launcher needs."""
+
+    def __init__(self, job: RunJob, rank: int, meeting: Path, logs: Path) -> None:
+        context = multiprocessing.get_context("forkserver")
+        stdin, self._stdin = context.Pipe(duplex=False)
+        words = [job.model_dump_json(), str(rank), str(meeting)]
+        self._process: ForkServerProcess = context.Process(
+            target=_be_rank, args=(words, stdin, logs / f"rank-{rank}.log")
+        )
+        self._process.start()
+        stdin.close()
+
+    def poll(self) -> int | None:
+        """Exit code, once there is one."""
+        return self._process.exitcode
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._process.kill()
+
+    def communicate(self) -> None:
+        """Wait for its end."""
+        self._process.join()
+        self._stdin.close()
+
+
+def _be_rank(words: list[str], stdin: Connection, log: Path) -> None:
+    """Take the place of ``python -c "from runtime.rank import main; main()"``."""
+    from runtime.rank import main
+
+    sys.argv = ["-c", *words]
+    os.dup2(stdin.fileno(), 0)
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    try:
+        main()
+    except Exception:  # multiprocessing would keep it from the hook that the rank has set
+        sys.excepthook(*sys.exc_info())
+
+
+@contextmanager
+def prepared_ranks() -> Iterator[None]:
+    """Inside, :func:`runtime.run_plan` starts its ranks in this way."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([f"{__package__}.rank_imports"])
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in _RANK_ENVIRONMENT.items():
+            patch.setenv(name, value)
+        patch.setattr(runtime.launch, "_start", PreparedRank)
+        yield

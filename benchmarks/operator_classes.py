@@ -29,6 +29,7 @@ from muxtune.allocator import keep_freed_memory
 from muxtune.costs import MicrobatchWork, ProfiledCosts, stage_operators
 from muxtune.operators import PHASES, Phase
 from muxtune.plan import Plan
+from runtime.attention.rows import RowPlacement
 from runtime.backbone import Stage, load_hf_model, torch_dtype
 from runtime.batch import MicrobatchTensors
 from runtime.feed import Feed, load_plan_data
@@ -143,11 +144,13 @@ def _build_stages(plan: Plan, number: int) -> dict[int, Stage]:
 def _work(plan: Plan, htask: int, batch: MicrobatchTensors) -> MicrobatchWork:
     """The very micro-batch; the planner averages over several steps."""
     loras = {task.id: task.peft for task in plan.htask_tasks(htask)}
+    rows = batch.attention.placement
+    assert isinstance(rows, RowPlacement), "the costs know calls of attention by rows and lengths"
     return MicrobatchWork(
         tokens=len(batch.tokens_T),
         task_tokens=tuple(span.stop - span.start for span in batch.spans),
         loras=tuple(loras[task_id] for task_id in batch.task_ids),
-        attention=tuple((1.0, group.rows, group.length) for group in batch.attention.groups),
+        attention=tuple((1.0, group.rows, group.length) for group in rows.layout.groups),
         targets=float(len(batch.target_ids_N)),
     )
 

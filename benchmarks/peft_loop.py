@@ -6,6 +6,7 @@ python -m benchmarks.peft_loop [--steps 12] [--threads 2]      prints effective 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from statistics import median
@@ -21,7 +22,10 @@ WARM_UP_STEPS = 1
 def measure_peft_loop(steps: int, *, threads: int) -> float:
     """Effective tokens per second, in a process of its own, where no number of threads is chosen yet."""
     command = [sys.executable, "-m", "benchmarks.peft_loop", f"--steps={steps}", f"--threads={threads}"]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    # A number of threads that the caller has in its environment is not meant for this loop.
+    environment = dict(os.environ) | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    run = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    return float(run.stdout)
 
 
 def peft_loop_tokens_per_s(steps: int) -> float:

@@ -160,11 +160,13 @@ class _LoraLinear(torch.autograd.Function):
         return dx_TI, *[None] * (5 + count)
 
 
+@torch.no_grad()  # as in a backward
 def _accumulate(parameters: Sequence[Tensor], gradients: Callable[[], Sequence[Tensor]]) -> None:
     """Add gradients to those of earlier micro-batches, as autograd does with what a backward returns."""
     for parameter, gradient in zip(parameters, gradients(), strict=True):
         if parameter.grad is None:
-            parameter.grad = gradient
+            # In the parameter's layout, which a fused optimizer takes for granted.
+            parameter.grad = gradient.contiguous()
         else:
             parameter.grad.add_(gradient)
 

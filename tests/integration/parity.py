@@ -16,6 +16,7 @@ from torch import Tensor
 from muxtune.alignment import Alignment
 from muxtune.cluster import load_cluster
 from muxtune.model import Dtype, ModelSpec, load_model_spec
+from muxtune.orchestration import Mode
 from muxtune.plan import Plan
 from muxtune.planning.options import PlanOptions
 from muxtune.policies import plan_workload
@@ -57,6 +58,7 @@ class Case:
     pp: int = 2
     tp: int = 1
     dp: int = 1
+    orchestration: Mode | None = None
     dtype: Dtype = "float64"
     dropout: float | None = None
     """Of all tasks, if not their own."""
@@ -66,6 +68,8 @@ class Case:
         more = (("carry", self.carry), ("tp", self.tp), ("dp", self.dp))
         numbers = [f"{name}{n}" for name, n in more if n > 1]
         parts = [self.backbone, fusion, self.template, self.alignment, *numbers, f"pp{self.pp}", self.dtype]
+        if self.orchestration is not None:
+            parts.append(self.orchestration)
         if self.dropout is not None:
             parts.append(f"dropout{self.dropout}")
         return "-".join(str(part) for part in parts)
@@ -172,6 +176,7 @@ class ParityBench:
             tp=case.tp,
             pp=case.pp,
             dp=case.dp,
+            orchestration=case.orchestration,
         )
         cluster = load_cluster(f"cpu-{case.ranks}")
         plan = plan_workload(workload, model, cluster, FakeCosts(), policy=case.policy, options=options)[0]

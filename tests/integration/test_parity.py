@@ -48,6 +48,8 @@ MATRIX = [
 
 MESHES = [
     replace(MIXED, tp=2, pp=1, template="flush"),
+    replace(MIXED, tp=2, pp=2, orchestration="interleaved"),
+    replace(MIXED, tp=2, pp=1, template="flush", orchestration="round-robin", **CHUNK),
     replace(MIXED, dp=2, pp=1),
     replace(MIXED, tp=2, pp=2),
     replace(MIXED, dp=2, pp=2, template="flush", alignment="pad"),

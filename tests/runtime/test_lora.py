@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
+from torch import nn
 
 from muxtune.alignment import Span
 from runtime.dropout import Dropout
 from runtime.lora import LoraPair, SharedLinear, lora_linear, lora_linear_reference
+from runtime.side_work import SideWork, collecting
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}  # relative to the largest element
 
@@ -206,3 +210,25 @@ def test_adapters_of_a_bfloat16_backbone_compute_in_float32_as_peft_does():
     y.sum().backward()
     assert x.grad.dtype == torch.bfloat16
     assert pair.a_RI.grad.dtype == torch.float32
+
+
+def test_gradients_of_factors_that_are_put_off_are_those_of_autograd():
+    def trained(put_off: bool) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        a_RI, b_OR = (nn.Parameter(torch.randn(*shape)) for shape in ((3, 8), (6, 3)))
+        weight_OI = torch.randn(6, 8)
+        for _ in range(2):  # micro-batches add up
+            x_TI = torch.randn(5, 8, requires_grad=True)
+            y_TO = lora_linear(x_TI, weight_OI, None, [Span(0, 0, 5)], [[LoraPair(a_RI, b_OR, 2.0, (0, 6))]])
+            side = SideWork()
+            with collecting(side) if put_off else nullcontext():
+                y_TO.square().sum().backward()
+            assert side.waits() == put_off
+            side.run()
+        return [a_RI.grad, b_OR.grad]
+
+    for ours, expected in zip(trained(put_off=True), trained(put_off=False), strict=True):
+        assert torch.equal(ours, expected)
+        # A fused optimizer reads both as they lie in memory.
+        assert ours.stride() == expected.stride()
+        assert not ours.requires_grad

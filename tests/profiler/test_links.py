@@ -92,12 +92,13 @@ def test_a_message_gives_elapsed_and_processor_time_and_collectives_one_each(tmp
 
 
 @pytest.mark.integration
-def test_groups_are_the_first_ranks_and_large_tensors_take_longer(tmp_path):
+def test_groups_are_the_first_ranks(tmp_path):
     ops = [Operator("all_reduce", dims) for dims in ((4096, 2), (4 << 20, 2), (4096, 3))]
     first, *others = on_ranks(tmp_path, ops, ranks=3)
     assert others == [[], []]
     assert [op for op, _ in first] == ops
-    assert first[1][1].median_s > 2 * first[0][1].median_s
+    for _, sample in first:
+        check(sample)
 
 
 @pytest.mark.integration

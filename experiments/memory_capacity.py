@@ -190,7 +190,7 @@ def _process_bytes(setting: CapacitySetting, *, htasks: int, fused: int, instanc
             layers,
             first=first,
             last=last,
-            work=_work(model, setting, fused),
+            works=(_work(model, setting, fused),),
             sharding=sharding,
             device="cuda",
         )

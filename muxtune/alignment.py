@@ -334,12 +334,7 @@ def carried_attention_calls(layout: MicrobatchLayout) -> list[tuple[int, int, in
     Both are slots of a row; the queries are the last tokens of the keys.
     """
     rows = [row for row in sequence_rows(layout.segments) if row.carried]
-    calls = []
-    for group in group_carried_rows(rows):
-        queries = row_slots(max(rows[i].tokens for i in group))
-        keys = row_slots(max(rows[i].carried + rows[i].tokens for i in group))
-        calls.append((len(group), queries, keys))
-    return calls
+    return batched_carried_calls([(row.tokens, row.carried + row.tokens) for row in rows])
 
 
 def carried_out_tokens(layout: MicrobatchLayout) -> int:
@@ -349,9 +344,22 @@ def carried_out_tokens(layout: MicrobatchLayout) -> int:
 
 def group_carried_rows(rows: Sequence[Row]) -> Groups:
     """Rows with keys from earlier micro-batches that share a call: near-equal in keys, and in queries."""
+    return _group_by_both([(row.tokens, row.carried + row.tokens) for row in rows])
+
+
+def batched_carried_calls(rows: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
+    """:func:`carried_attention_calls` of rows of so many tokens, with so many keys."""
+    calls = []
+    for group in _group_by_both(rows):
+        queries, keys = (row_slots(max(each)) for each in zip(*(rows[i] for i in group), strict=True))
+        calls.append((len(group), queries, keys))
+    return calls
+
+
+def _group_by_both(rows: Sequence[tuple[int, int]]) -> Groups:
     groups: Groups = []
-    for near in group_by_length([row.carried + row.tokens for row in rows]):
-        groups += [[near[i] for i in each] for each in group_by_length([rows[i].tokens for i in near])]
+    for near in group_by_length([keys for _, keys in rows]):
+        groups += [[near[i] for i in each] for each in group_by_length([rows[i][0] for i in near])]
     return groups
 
 
@@ -371,7 +379,7 @@ def group_by_length(row_tokens: Sequence[int]) -> Groups:
     """
     groups: Groups = []
     limit = 0.0
-    for index in sorted(range(len(row_tokens)), key=lambda i: (-row_tokens[i], i)):
+    for index in sorted(range(len(row_tokens)), key=row_tokens.__getitem__, reverse=True):  # stable
         length = row_tokens[index]
         if not groups or length < limit:
             groups.append([])

@@ -23,8 +23,8 @@ class MicrobatchWork:
     """Predicted tokens; may be an average too."""
     carried_attention: tuple[tuple[float, int, int, int], ...] = ()
     """Calls for sequences that began in earlier micro-batches, as (how many, sequences, queries, keys)."""
-    carried_tokens: float = 0.0
-    """Of its whole carry group, tokens whose keys and values later micro-batches attend to."""
+    left_tokens: float = 0.0
+    """Whose keys and values later micro-batches attend to."""
 
     @property
     def sequences(self) -> float:

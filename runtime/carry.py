@@ -11,7 +11,8 @@ have added to it. It then enters the earlier graph as one more gradient of the k
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +47,12 @@ class CarriedKv:
     def left(self, layer: object) -> Sequence[Tensor]:
         """What earlier micro-batches have left, in their order; each ``[M, F]``."""
         return self._left[layer]
+
+    def follow(self, note: Callable[[Tensor], None]) -> None:
+        """Have a function told each tensor that has been left so far, whenever a gradient has come to it."""
+        for leaf_MF in chain.from_iterable(self._left.values()):
+            if leaf_MF.requires_grad:
+                leaf_MF.register_post_accumulate_grad_hook(note)
 
 
 class _Collect(autograd.Function):

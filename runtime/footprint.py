@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
@@ -56,12 +56,16 @@ class ActionBytes:
     """Per hTask, most bytes of a backward beyond what was there before."""
     messages: Sequence[int]
     """Per F and B, in the order of the actions."""
+    left_gradients: Mapping[int, int] = field(default_factory=dict)
+    """Per hTask that has carry groups, most bytes of gradients of the keys and values that a group leaves to
+    its later micro-batches."""
 
 
 def measure_memory(
     actions: Sequence[Action],
     *,
     microbatches: Sequence[int],
+    carries: Sequence[int],
     backbone_bytes: int,
     table_bytes: int,
     htask_tenants: Sequence[Iterable[Tenant]],
@@ -74,6 +78,7 @@ def measure_memory(
     Args:
         actions: That the stage played.
         microbatches: Per hTask and step.
+        carries: Per hTask, micro-batches of a carry group.
         backbone_bytes: Of all instances.
         table_bytes: Likewise.
         htask_tenants: Tasks of each hTask.
@@ -83,7 +88,7 @@ def measure_memory(
     """
     adapters = [sum(tenant.adapter_bytes for tenant in tenants) for tenants in htask_tenants]
     optimizers = sum(tenant.optimizer_bytes for tenants in htask_tenants for tenant in tenants)
-    activations, everything = peaks(actions, microbatches, seen, adapters)
+    activations, everything = peaks(actions, microbatches, seen, adapters, carries)
     return StageMemory(
         backbone_bytes=backbone_bytes,
         table_bytes=table_bytes,
@@ -100,14 +105,20 @@ def measure_memory(
 
 
 def peaks(
-    actions: Sequence[Action], microbatches: Sequence[int], seen: ActionBytes, gradient_bytes: Sequence[int]
+    actions: Sequence[Action],
+    microbatches: Sequence[int],
+    seen: ActionBytes,
+    gradient_bytes: Sequence[int],
+    carries: Sequence[int] | None = None,
 ) -> tuple[int, int]:
     """Most bytes over a stage's actions: of open micro-batches alone, and of all that comes and goes.
 
     A micro-batch is open from its F to the end of its B; one that was not counted is taken to keep what the
-    last counted one of its position in a step kept. Gradients live from an hTask's first B to its STEP.
+    last counted one of its position in a step kept. Gradients live from an hTask's first B to its STEP; those
+    of what a carry group has left, from its first B to its last, which is the B of its first micro-batch.
     """
     of_position = {(h, number % microbatches[h]): kept for (h, number), kept in sorted(seen.kept.items())}
+    group = carries or [1] * len(microbatches)
     open_bytes = alone = everything = 0
     gradients: dict[int, int] = {}
     messages = iter(seen.messages)
@@ -128,5 +139,8 @@ def peaks(
         if action.kind == "B":
             open_bytes -= own
             gradients[h] = gradient_bytes[h]
+            position = action.number % group[h]
+            if group[h] > 1 and position in {0, group[h] - 1}:
+                open_bytes += seen.left_gradients.get(h, 0) * (1 if position else -1)
             everything = max(everything, open_bytes + sum(gradients.values()) + message)
     return alone, everything

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from torch import nn
+from torch import Tensor, nn
 
 from muxtune.schedule import Action
+from runtime.carry import CarriedKv
 from runtime.footprint import ActionBytes
 from runtime.memory import AllocationTrace, MemoryTrace, SavedBytes
 
@@ -15,8 +16,9 @@ from runtime.memory import AllocationTrace, MemoryTrace, SavedBytes
 class ActionMeter:
     """Meters the actions of one stage.
 
-    Every micro-batch of an hTask's first steps is counted, and the temporaries of the very first one's
-    actions; the steps after that only note their messages, so that a steady iteration is not slowed.
+    Every micro-batch of an hTask's first steps is counted, and the temporaries of its first backward and of
+    the forwards before it; the steps after that only note their messages, so that a steady iteration is not
+    slowed.
 
     Args:
         microbatches: Per hTask and step.
@@ -35,6 +37,7 @@ class ActionMeter:
         self._kept: dict[tuple[int, int], int] = {}
         self._workspace: dict[str, dict[int, int]] = {"F": {}, "B": {}}
         self._messages: list[int] = []
+        self._left_gradients: list[tuple[int, dict[int, int]]] = []
 
     @property
     def seen(self) -> ActionBytes:
@@ -44,6 +47,10 @@ class ActionMeter:
             forward_workspace=self._workspace["F"],
             backward_workspace=self._workspace["B"],
             messages=self._messages,
+            left_gradients={
+                h: max(sum(each.values()) for htask, each in self._left_gradients if htask == h)
+                for h, _ in self._left_gradients
+            },
         )
 
     def note_messages(self, bytes_: int) -> None:
@@ -63,14 +70,29 @@ class ActionMeter:
             return
         self._to_count[h] -= 1
         saved = SavedBytes(backbone)
-        if h in self._workspace["F"]:
+        if h in self._workspace["B"]:
             with saved:
                 yield saved
-        else:
+        else:  # the first backward may be of any of these, and what it frees must have been seen to come
             with self._new_trace() as trace, saved:
                 yield saved
-            self._workspace["F"][h] = trace.peak_bytes - trace.net_bytes
+            temporary = trace.peak_bytes - trace.net_bytes
+            self._workspace["F"][h] = max(temporary, self._workspace["F"].get(h, 0))
         self._kept[h, action.number] = saved.bytes
+
+    def follow(self, action: Action, carried: CarriedKv | None) -> None:
+        """Count the gradients that will come to what a carry group has left up to a forward."""
+        if carried is None:
+            return
+        storages: dict[int, int] = {}  # bytes by address; all are there at once
+
+        def note(leaf: Tensor) -> None:
+            if leaf.grad is not None:
+                storage = leaf.grad.untyped_storage()
+                storages[storage.data_ptr()] = storage.nbytes()
+
+        self._left_gradients.append((action.htask, storages))
+        carried.follow(note)
 
     @contextmanager
     def backward(self, action: Action) -> Iterator[None]:

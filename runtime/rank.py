@@ -205,6 +205,7 @@ class RankRun:
         memory = measure_memory(
             self._actions,
             microbatches=plan.microbatches,
+            carries=plan.carries,
             backbone_bytes=self._backbone_bytes,
             table_bytes=sum(rotary_table_bytes(stage) for stage in self._stages.values()),
             htask_tenants=[[self._tenants[task_id] for task_id in htask.task_ids] for htask in plan.htasks],

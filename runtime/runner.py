@@ -190,6 +190,7 @@ class StageRunner:
                 output = self._ledger.add(action, output)
             if counted is not None:
                 counted.hold(hidden_TD, output)
+                self.meter.follow(action, batch.attention.carried)
         self._open[action.htask, action.number] = (hidden_TD, output)
 
     def _end_forward(self, action: Action) -> None:

@@ -175,6 +175,8 @@ def on_distinct_shapes(price: Callable[[Floats], Floats], m: ArrayLike, n: Array
     rows = shapes.reshape(-1, 3)
     if wrong := rows[~(rows > 0).all(axis=1)].tolist():
         raise SpecError("(m, n, k)", tuple(wrong[0]), "numbers above 0")
+    if len(rows) == 1:  # as searches ask, again and again
+        return price(rows).reshape(shapes.shape[:-1])
     distinct, inverse = np.unique(rows, axis=0, return_inverse=True)
     prices = [price(distinct[start : start + _CHUNK]) for start in range(0, len(distinct), _CHUNK)]
     return np.concatenate([*prices, np.empty(0)])[inverse].reshape(shapes.shape[:-1])

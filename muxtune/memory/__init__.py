@@ -6,8 +6,9 @@
 * keys and values that sequences carry from chunk to chunk, messages, temporaries, a GPU allocator's gaps
 """
 
-from muxtune.memory.kept import KeptBytes, carried_kv_bytes, kept_bytes, saved_bytes
-from muxtune.memory.loads import HTaskLoad, htask_load
+from muxtune.memory.carried import carried_gradient_bytes, carried_kv_bytes
+from muxtune.memory.kept import KeptBytes, kept_bytes, saved_bytes
+from muxtune.memory.loads import HTaskLoad, MicrobatchLoad, htask_load
 from muxtune.memory.stage import CUDA_ALLOCATOR_FRACTION, StageLoad, StageMemory, stage_load
 from muxtune.memory.weights import Sharding, adapter_parameters, backbone_bytes, table_bytes
 from muxtune.memory.workspace import backward_workspace_bytes, forward_workspace_bytes
@@ -16,12 +17,14 @@ __all__ = [
     "CUDA_ALLOCATOR_FRACTION",
     "HTaskLoad",
     "KeptBytes",
+    "MicrobatchLoad",
     "Sharding",
     "StageLoad",
     "StageMemory",
     "adapter_parameters",
     "backbone_bytes",
     "backward_workspace_bytes",
+    "carried_gradient_bytes",
     "carried_kv_bytes",
     "forward_workspace_bytes",
     "htask_load",

@@ -99,21 +99,6 @@ def saved_bytes(model: ModelSpec, layers: int, *, first: bool, last: bool, work:
     return kept - message * (not first and model.rms_norm and model.dtype_bytes != FLOAT32_BYTES)
 
 
-def carried_kv_bytes(model: ModelSpec, layers: int, *, tokens: float, sharding: Sharding = WHOLE) -> int:
-    """Keys and values, with their gradients, that micro-batches of a carry group leave to later ones.
-
-    The gradients gather in a buffer of the same size.
-
-    Args:
-        model: Backbone.
-        layers: Of the stage.
-        tokens: That are left, of all micro-batches of the group.
-        sharding: Of the stage.
-    """
-    keys_and_values = 2 * sharding.kv_width(model) * model.dtype_bytes
-    return round(2 * layers * tokens * keys_and_values)
-
-
 def attention_rows(work: MicrobatchWork) -> float:
     """Slots of queries that attention works on, padding of its rows included."""
     begun = sum(calls * sequences * length for calls, sequences, length in work.attention)
@@ -127,8 +112,9 @@ def gathered_keys(work: MicrobatchWork) -> float:
 
 def rows_are_stream(work: MicrobatchWork) -> bool:
     """Whether attention works on the stream as it lies, without gathering rows from it."""
-    calls = len(work.attention) + len(work.carried_attention)
-    return calls == 1 and attention_rows(work) == work.tokens
+    # Under a mask, as for carried keys, the result has another order than the stream.
+    one_call = len(work.attention) == 1 and not work.carried_attention
+    return one_call and attention_rows(work) == work.tokens
 
 
 def adapted_inputs(model: ModelSpec, work: MicrobatchWork) -> set[LayerInput]:

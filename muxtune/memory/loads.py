@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from muxtune.costs.compose import MicrobatchWork, message_bytes
-from muxtune.memory.kept import KeptBytes, carried_kv_bytes, kept_bytes
+from muxtune.memory.carried import carried_gradient_bytes, carried_kv_bytes
+from muxtune.memory.kept import KeptBytes, kept_bytes
 from muxtune.memory.weights import WHOLE, Sharding, adapter_dtype_bytes, adapter_parameters
 from muxtune.memory.workspace import DeviceKind, backward_workspace_bytes, forward_workspace_bytes
 from muxtune.model import ModelSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicrobatchLoad:
+    """What a micro-batch puts on one rank of a stage."""
+
+    kept: KeptBytes
+    """While it is in flight."""
+    left_bytes: int = 0
+    """Likewise: keys and values that later micro-batches of its carry group use."""
+    forward_workspace_bytes: int
+    backward_workspace_bytes: int
+
+    @property
+    def open_bytes(self) -> int:
+        """All that it holds while it is in flight."""
+        return self.kept.total_bytes + self.left_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,16 +35,21 @@ class HTaskLoad:
     """What one hTask puts on one rank of a stage."""
 
     adapter_bytes: int
-    kept: KeptBytes
-    """Of each micro-batch in flight."""
-    forward_workspace_bytes: int
-    backward_workspace_bytes: int
+    microbatches: tuple[MicrobatchLoad, ...]
+    """Of a carry group, in order; a single one by default."""
+    left_gradient_bytes: int = 0
+    """Of what a carry group has left, from its first backward to its last."""
     message_bytes: int
     """Hidden states of a micro-batch."""
-    chunk_kv_bytes: int = 0
-    """Of each carry group, while any of its micro-batches is in flight."""
-    carry: int = 1
-    """Micro-batches of a carry group."""
+
+    @property
+    def carry(self) -> int:
+        """Micro-batches of a carry group."""
+        return len(self.microbatches)
+
+    def microbatch(self, number: int) -> MicrobatchLoad:
+        """Of the micro-batch with this number, in whatever step."""
+        return self.microbatches[number % len(self.microbatches)]
 
 
 def htask_load(
@@ -34,10 +58,9 @@ def htask_load(
     *,
     first: bool,
     last: bool,
-    work: MicrobatchWork,
+    works: Sequence[MicrobatchWork],
     sharding: Sharding = WHOLE,
     device: DeviceKind = "cpu",
-    carry: int = 1,
 ) -> HTaskLoad:
     """Measure an hTask by the model.
 
@@ -46,23 +69,28 @@ def htask_load(
         layers: On the stage.
         first: The stage embeds.
         last: The stage has the head.
-        work: Its fullest micro-batch; of a data-parallel replica, its own share.
+        works: Its fullest micro-batch, or the micro-batches of its fullest carry group in their order; of a
+            data-parallel replica, its own share.
         sharding: Over tensor-parallel ranks.
         device: Temporaries differ between kinds.
-        carry: Micro-batches of its carry groups.
     """
-    parameters = sum(adapter_parameters(model, layers, lora, sharding) for lora in work.loras)
-    kept = kept_bytes(model, layers, first=first, last=last, work=work, sharding=sharding)
+    one = works[0]
+    parameters = sum(adapter_parameters(model, layers, lora, sharding) for lora in one.loras)
     return HTaskLoad(
         adapter_bytes=parameters * adapter_dtype_bytes(model),
-        kept=kept,
-        forward_workspace_bytes=forward_workspace_bytes(
-            model, last=last, work=work, sharding=sharding, device=device
+        microbatches=tuple(
+            MicrobatchLoad(
+                kept=kept_bytes(model, layers, first=first, last=last, work=work, sharding=sharding),
+                left_bytes=carried_kv_bytes(model, layers, tokens=work.left_tokens, sharding=sharding),
+                forward_workspace_bytes=forward_workspace_bytes(
+                    model, last=last, work=work, sharding=sharding, device=device
+                ),
+                backward_workspace_bytes=backward_workspace_bytes(
+                    model, last=last, work=work, sharding=sharding, device=device
+                ),
+            )
+            for work in works
         ),
-        backward_workspace_bytes=backward_workspace_bytes(
-            model, last=last, work=work, sharding=sharding, device=device
-        ),
-        message_bytes=message_bytes(model, work.tokens) // sharding.token_ranks,
-        chunk_kv_bytes=carried_kv_bytes(model, layers, tokens=work.carried_tokens, sharding=sharding),
-        carry=carry,
+        left_gradient_bytes=carried_gradient_bytes(model, layers, works=works, sharding=sharding),
+        message_bytes=message_bytes(model, one.tokens) // sharding.token_ranks,
     )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 
 from muxtune.costs.compose import MicrobatchWork
-from muxtune.memory.kept import KeptBytes
 from muxtune.memory.loads import HTaskLoad, htask_load
 from muxtune.memory.walk import POSTED_AHEAD, Variable, fullest_moment
 from muxtune.memory.weights import MOMENTS, WHOLE, Sharding, backbone_bytes, table_bytes
@@ -71,7 +71,13 @@ class StageLoad:
     buckets: tuple[tuple[int, ...], ...] = ()
     """Whose hTasks share clocks; hTasks of no bucket have clocks of their own."""
 
-    def peak(self, actions: Sequence[Action], microbatches: Sequence[int] | None = None) -> StageMemory:
+    def peak(
+        self,
+        actions: Sequence[Action],
+        microbatches: Sequence[int] | None = None,
+        *,
+        give_up_bytes: float = math.inf,
+    ) -> StageMemory:
         """Breakdown at the fullest moment of the stage's actions.
 
         A micro-batch is open from its F to the end of its B; the adapters' gradients live from an hTask's
@@ -82,10 +88,16 @@ class StageLoad:
         Args:
             actions: Of the stage.
             microbatches: Per hTask and step; needed where hTasks share clocks.
+            give_up_bytes: A moment that needs more than these is answered with, though a fuller one may come.
         """
         clocks = clocks_of(actions, microbatches or (), self.buckets or None)
         fullest = fullest_moment(
-            self.htasks, clocks, first=self.first, last=self.last, sent_kept=self.sent_kept
+            self.htasks,
+            clocks,
+            first=self.first,
+            last=self.last,
+            sent_kept=self.sent_kept,
+            give_up_bytes=give_up_bytes - self._memory(Variable()).total_bytes,
         )
         return self._memory(fullest)
 
@@ -95,24 +107,25 @@ class StageLoad:
         Args:
             microbatches: Per hTask and step; more of one hTask can only be open with other hTasks.
         """
-        open_: list[KeptBytes] = []
+        open_: list[Variable] = []
+        left_gradients: list[int] = []
         for clock in self._clocks:
-            kept = [self.htasks[h].kept for h in clock]
-            together = KeptBytes(
-                activation_bytes=sum(each.activation_bytes for each in kept),
-                logit_bytes=sum(each.logit_bytes for each in kept),
-            )
-            open_ += [together] * min(max(microbatches[h] for h in clock), self.in_flight)
-        open_ = sorted(open_, key=lambda kept: -kept.total_bytes)[: self.in_flight]
-        chunk_kv: list[int] = []
-        for clock in self._clocks:
-            carry = min(self.htasks[h].carry for h in clock)
-            groups = max(-(-microbatches[h] // self.htasks[h].carry) for h in clock)
+            run = max(self.htasks[h].carry for h in clock)
+            runs = -(-max(microbatches[h] for h in clock) // run)
             # The oldest may have gone back and the newest may have come in by all micro-batches but one.
-            at_once = min(self.in_flight, 2 + max(self.in_flight - 2, 0) // carry)
-            together_kv = sum(self.htasks[h].chunk_kv_bytes for h in clock)
-            chunk_kv += [together_kv] * min(groups, at_once)
-        chunk_kv.sort(reverse=True)
+            at_once = min(runs, self.in_flight, 2 + max(self.in_flight - 2, 0) // run)
+            for position in range(run):
+                own = [self.htasks[h].microbatch(position) for h in clock]
+                together = Variable(
+                    activations=sum(each.kept.activation_bytes for each in own),
+                    logits=sum(each.kept.logit_bytes for each in own),
+                    chunk_kv=sum(each.left_bytes for each in own),
+                )
+                open_ += [together] * at_once
+            groups = [self.htasks[h].left_gradient_bytes * (run // self.htasks[h].carry) for h in clock]
+            left_gradients += [sum(groups)] * at_once
+        open_ = sorted(open_, key=sum, reverse=True)[: self.in_flight]
+        left_gradients.sort(reverse=True)
         largest = max(h.message_bytes for h in self.htasks)
         received = max(sum(self.htasks[h].message_bytes for h in clock) for clock in self._clocks)
         posted = POSTED_AHEAD * largest
@@ -120,17 +133,11 @@ class StageLoad:
         return self._memory(
             Variable(
                 gradients=self.adapter_bytes,
-                activations=sum(kept.activation_bytes for kept in open_),
-                logits=sum(kept.logit_bytes for kept in open_),
-                chunk_kv=sum(chunk_kv[: self.in_flight]),
+                activations=sum(clock.activations for clock in open_),
+                logits=sum(clock.logits for clock in open_),
+                chunk_kv=sum(clock.chunk_kv for clock in open_) + sum(left_gradients[: self.in_flight]),
                 messages=(posted + sent) * (not self.first) + (posted + received) * (not self.last),
-                workspace=max(
-                    max(
-                        sum(self.htasks[h].forward_workspace_bytes for h in clock),
-                        sum(self.htasks[h].backward_workspace_bytes for h in clock),
-                    )
-                    for clock in self._clocks
-                ),
+                workspace=max(self._workspace_bytes(clock) for clock in self._clocks),
             )
         )
 
@@ -149,6 +156,14 @@ class StageLoad:
     def adapter_bytes(self) -> int:
         """Of all tasks."""
         return sum(h.adapter_bytes for h in self.htasks)
+
+    def _workspace_bytes(self, clock: Sequence[int]) -> int:
+        """No less than the temporaries of a clock."""
+        own = [self.htasks[h].microbatches for h in clock]
+        return max(
+            sum(max(each.forward_workspace_bytes for each in group) for group in own),
+            sum(max(each.backward_workspace_bytes for each in group) for group in own),
+        )
 
     def _memory(self, variable: Variable) -> StageMemory:
         return StageMemory(
@@ -201,7 +216,7 @@ def stage_load(
         backbone_bytes=instances * backbone_bytes(model, layers, first=first, last=last, sharding=sharding),
         table_bytes=instances * table_bytes(model),
         htasks=tuple(
-            htask_load(model, layers, first=first, last=last, work=work, sharding=sharding, device=device)
+            htask_load(model, layers, first=first, last=last, works=(work,), sharding=sharding, device=device)
             for work in works
         ),
     )

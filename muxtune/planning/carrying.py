@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from muxtune.planning.fusion import carried_layouts, cheapest_layout
+from muxtune.planning.fusion import carried_layouts
 from muxtune.planning.options import PlanOptions
 from muxtune.planning.problem import PlanningProblem
 from muxtune.planning.structure import HTaskChoice, Mesh
@@ -55,9 +55,13 @@ def carries_at(pace_s: float, slot_s: NDArray[np.float64], tokens: NDArray[np.in
 
 
 def cut_choice(problem: PlanningProblem, mesh: Mesh, task_ids: tuple[str, ...], carry: int) -> HTaskChoice:
-    """A group whose micro-batches are cut, in the cheapest chunks."""
-    longest = problem.longest_sequence(task_ids)
-    return cheapest_layout(problem, mesh, task_ids, carried_layouts(longest, carry))
+    """A group whose micro-batches are cut, in the chunks that need fewest tokens.
+
+    The rest of their price hardly depends on the chunks, and searches cut many groups.
+    """
+    layouts = carried_layouts(problem.longest_sequence(task_ids), carry)
+    shapes = [problem.shape(task_ids, *layout, dp=mesh.dp) for layout in layouts]
+    return HTaskChoice(task_ids=task_ids, shape=min(shapes, key=lambda shape: shape.tokens))
 
 
 def cut_variants(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
@@ -33,15 +34,18 @@ class StructureMemory:
     Args:
         model: Backbone.
         device: Of every rank.
-        largest_work: The fullest micro-batch of an hTask.
+        fullest_works: The fullest micro-batch of an hTask, or those of its fullest carry group.
     """
 
     def __init__(
-        self, model: ModelSpec, device: DeviceSpec, largest_work: Callable[[HTaskChoice], MicrobatchWork]
+        self,
+        model: ModelSpec,
+        device: DeviceSpec,
+        fullest_works: Callable[[HTaskChoice], Sequence[MicrobatchWork]],
     ) -> None:
         self._model = model
         self._device = device
-        self._largest_work = largest_work
+        self._fullest_works = fullest_works
         self._htask_load = lru_cache(maxsize=None)(self._measure_load)
 
     def stages(
@@ -61,9 +65,40 @@ class StructureMemory:
                 if actions is None
                 else load.peak(actions[stage], structure.microbatches)
             )
-        if self._device.kind == "cuda":
-            return tuple(peak.with_allocator(CUDA_ALLOCATOR_FRACTION) for peak in memory)
-        return tuple(memory)
+        return tuple(peak.with_allocator(self._allocator_fraction) for peak in memory)
+
+    def fullest(
+        self,
+        structure: PlanStructure,
+        actions: Sequence[Sequence[Action]],
+        *,
+        give_up_bytes: float = math.inf,
+    ) -> tuple[int, StageMemory]:
+        """The stage that needs most, and what it needs at its peak.
+
+        Args:
+            structure: What is decided.
+            actions: Its schedule, per stage.
+            give_up_bytes: A stage that needs more than these is answered with, by the first moment that does;
+                it may not be the fullest.
+        """
+        fraction = self._allocator_fraction
+        fullest: tuple[int, StageMemory] | None = None
+        for stage in range(structure.pp):
+            load = self._stage_load(structure, stage)
+            peak = load.peak(
+                actions[stage], structure.microbatches, give_up_bytes=give_up_bytes / (1 + fraction)
+            ).with_allocator(fraction)
+            if fullest is None or peak.total_bytes > fullest[1].total_bytes:
+                fullest = stage, peak
+            if peak.total_bytes > give_up_bytes:
+                break
+        assert fullest is not None, "a mesh has stages"
+        return fullest
+
+    @property
+    def _allocator_fraction(self) -> float:
+        return CUDA_ALLOCATOR_FRACTION if self._device.kind == "cuda" else 0.0
 
     def _stage_load(self, structure: PlanStructure, stage: int) -> StageLoad:
         mesh = structure.mesh
@@ -98,10 +133,9 @@ class StructureMemory:
             layers,
             first=first,
             last=last,
-            work=self._largest_work(htask),
+            works=self._fullest_works(htask),
             sharding=sharding,
             device=self._device.kind,
-            carry=htask.shape.carry,
         )
 
 
@@ -125,6 +159,6 @@ def plan_memory(plan: Plan) -> tuple[StageMemory, ...]:
     )
     attention = plan.execution.attention
     memory = StructureMemory(
-        plan.model, plan.cluster.device, lambda htask: sample_works(htask, data, attention=attention).largest
+        plan.model, plan.cluster.device, lambda htask: sample_works(htask, data, attention=attention).fullest
     )
     return memory.stages(structure, plan.actions)

@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,11 +61,11 @@ class Group:
     tail_s: FloatArray
     """``[S]``."""
     kept_bytes: tuple[int, ...]
-    """``[S]``, by each open micro-batch for its backward."""
+    """``[S]``, by each open micro-batch for its backward; of a carry group, by the one that keeps least."""
     forward_bytes: tuple[int, ...]
-    """``[S]``, temporaries of a forward."""
+    """``[S]``, temporaries of a forward; likewise."""
     least_bytes: tuple[int, ...]
-    """``[S]``, while one of its micro-batches is there alone: no schedule needs less."""
+    """``[S]``, while one of its micro-batches, or carry groups, is there alone: no schedule needs less."""
 
     @property
     def microbatches(self) -> int:
@@ -178,6 +179,32 @@ class GroupTable:
                 return True
         return False
 
+    def surely_exceeds_cut(self, htasks: Sequence[HTaskChoice]) -> bool:
+        """Whether some stage surely does under every schedule of hTasks of which some have carry groups.
+
+        Each carry group is open as a whole at some time in the first iteration, and so many others with it
+        as the limit in flight leaves room for: the smallest at least.
+        """
+        limit = self.problem.cluster.device.memory_bytes
+        weights = [self._weigh(htask) for htask in htasks]
+        if max(max(weight.least) for weight in weights) > limit:
+            return True
+        carry_h = np.array([htask.shape.carry for htask in htasks])
+        groups_h = np.array([htask.shape.microbatches for htask in htasks]) // carry_h
+        for stage, static in enumerate(self._static):
+            in_flight = self.mesh.pp - stage - 1 + int(carry_h.max())
+            kept_of = [weight.kept[:, stage] for weight in weights]
+            copies_h = np.minimum(groups_h, in_flight)
+            kept = np.sort(
+                np.concatenate([np.tile(own, n) for own, n in zip(kept_of, copies_h, strict=True)])
+            )
+            smallest = np.concatenate([[0], np.cumsum(kept)])
+            others_h = np.minimum(in_flight, len(kept)) - carry_h
+            moments = np.array([own.sum() for own in kept_of]) + smallest[others_h]
+            if static.bytes_with(int(moments.max())) > limit:
+                return True
+        return False
+
     def surely_exceeds_carrying(self, structure: PlanStructure) -> bool:
         """Whether some stage surely does in the first iteration of a schedule with carry groups."""
         limit = self.problem.cluster.device.memory_bytes
@@ -188,8 +215,8 @@ class GroupTable:
             steps=[1] * len(structure.htasks),
             carries=structure.carries,
         )
-        owner = np.array([clock.htasks[0] for clock in injection.clocks])
-        kept = np.array([self._weigh(choice)[0] for choice in structure.htasks])[owner]
+        kept_of = [self._weigh(choice).kept for choice in structure.htasks]
+        kept = np.array([kept_of[h][position % len(kept_of[h])] for (h, *_), _, position in injection.clocks])
         opened = np.concatenate([np.zeros((1, self.mesh.pp), dtype=kept.dtype), np.cumsum(kept, axis=0)])
         closed = np.cumsum(kept[list(injection.backwards)], axis=0)
         closed = np.concatenate([np.zeros_like(closed[:1]), closed[:-1]])
@@ -218,7 +245,7 @@ class GroupTable:
         work_s = np.add(times.fwd_s, times.bwd_s)
         behind = np.arange(self.mesh.pp)[::-1]  # stages behind each stage
         trip_s = np.cumsum(work_s[::-1])[::-1] + 2 * behind * times.p2p_s
-        kept, forward, least = self._weigh(choice)
+        weight = self._weigh(choice)
         return Group(
             choice=choice,
             slowest_s=times.slowest_s,
@@ -227,26 +254,37 @@ class GroupTable:
             chain_s=float((head_s + m * work_s + tail_s).max()),
             head_s=head_s,
             tail_s=tail_s,
-            kept_bytes=kept,
-            forward_bytes=forward,
-            least_bytes=least,
+            kept_bytes=tuple(weight.kept.min(axis=0).tolist()),
+            forward_bytes=tuple(weight.forward.min(axis=0).tolist()),
+            least_bytes=weight.least,
         )
 
-    def _measure_bytes(self, choice: HTaskChoice) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        """``kept_bytes``, ``forward_bytes`` and ``least_bytes`` of a group."""
+    def _measure_bytes(self, choice: HTaskChoice) -> _GroupBytes:
         alone = in_order([choice], self.mesh, "continuous")
-        forward = [Action("F", 0, 0)]
-        step = [*forward, Action("B", 0, 0), Action("STEP", 0, 0)]
-        opened = self.problem.memory(alone, [forward] * self.mesh.pp)
+        numbers = range(choice.shape.carry)
+        opened = [self.problem.memory(alone, [[Action("F", 0, n)]] * self.mesh.pp) for n in numbers]
+        backwards = [Action("B", 0, n) for n in reversed(numbers)]
+        step = [*(Action("F", 0, n) for n in numbers), *backwards, Action("STEP", 0, 0)]
         peak = self.problem.memory(alone, [step] * self.mesh.pp)
-        return (
-            tuple(stage.activation_bytes + stage.logit_bytes for stage in opened),
-            tuple(stage.workspace_bytes for stage in opened),
-            tuple(
+        return _GroupBytes(
+            kept=np.array([[_kept(stage) for stage in stages] for stages in opened]),
+            forward=np.array([[stage.workspace_bytes for stage in stages] for stages in opened]),
+            least=tuple(
                 static.bytes_with(_comes_and_goes(stage))
                 for static, stage in zip(self._static, peak, strict=True)
             ),
         )
+
+
+class _GroupBytes(NamedTuple):
+    """What a group needs by itself."""
+
+    kept: NDArray[np.int64]
+    """``[carry, S]``, of each micro-batch of a carry group for its backward."""
+    forward: NDArray[np.int64]
+    """``[carry, S]``, temporaries of its forward."""
+    least: tuple[int, ...]
+    """``[S]``, while one of its carry groups is there alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +311,10 @@ def _static_memory(problem: PlanningProblem, mesh: Mesh) -> tuple[_StaticMemory,
         )
         for stage in problem.memory(in_order(alone, mesh, "continuous"))
     )
+
+
+def _kept(stage: StageMemory) -> int:
+    return stage.activation_bytes + stage.logit_bytes + stage.chunk_kv_bytes
 
 
 def _comes_and_goes(stage: StageMemory) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -33,10 +34,27 @@ def fitting(problem: PlanningProblem, structures: Sequence[PlanStructure]) -> li
         SpecError: None does; has the bytes of the one that needs least, and the nearest change that fits.
     """
     limit = problem.cluster.device.memory_bytes
-    fit = [s for s in structures if surely_fits(problem, s) or _fullest(problem, s)[1].total_bytes <= limit]
+    fit: set[PlanStructure] = set()
+    least: tuple[float, PlanStructure | None] = (math.inf, None)
+    drained: dict[PlanStructure, bool] = {}  # under flush, whether it fits
+    for structure in sorted(structures, key=lambda s: s.template != "flush"):
+        flush = replace(structure, template="flush")
+        if structure.template == "continuous" and not drained.get(flush, True):
+            continue  # it begins alike, and where the other drains, it has more micro-batches open
+        fits = surely_fits(problem, structure)
+        if not fits:
+            # What needs more than another that does not fit is of no interest to anybody.
+            needed = _fullest(problem, structure, give_up_bytes=least[0])[1].total_bytes
+            fits = needed <= limit
+            least = least if fits else min(least, (needed, structure), key=lambda each: each[0])
+        if fits:
+            fit.add(structure)
+        if structure.template == "flush":
+            drained[structure] = fits
     if not fit:
-        raise _refusal(problem, min(structures, key=lambda s: _fullest(problem, s)[1].total_bytes))
-    return fit
+        assert least[1] is not None, "nobody asks about no structures"
+        raise _refusal(problem, least[1])
+    return [structure for structure in structures if structure in fit]
 
 
 def _refusal(problem: PlanningProblem, structure: PlanStructure) -> SpecError:
@@ -46,11 +64,11 @@ def _refusal(problem: PlanningProblem, structure: PlanStructure) -> SpecError:
     return SpecError(field, problem.cluster.device.memory_bytes, f"{needs}; {_advice(problem, structure)}")
 
 
-def _fullest(problem: PlanningProblem, structure: PlanStructure) -> tuple[int, StageMemory]:
+def _fullest(
+    problem: PlanningProblem, structure: PlanStructure, *, give_up_bytes: float = math.inf
+) -> tuple[int, StageMemory]:
     """The stage that needs most, and what it needs."""
-    memory = problem.memory(structure, structure_schedule(structure))
-    stage = max(range(len(memory)), key=lambda s: memory[s].total_bytes)
-    return stage, memory[stage]
+    return problem.fullest_stage(structure, structure_schedule(structure), give_up_bytes=give_up_bytes)
 
 
 def _parts(memory: StageMemory) -> str:

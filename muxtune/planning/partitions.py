@@ -124,7 +124,9 @@ class Appraiser:
             times = [problem.htask_times(htask, mesh) for htask in variant]
             run = max(htask.shape.carry for htask in variant)
             bounds = exact_bounds(times, [htask.shape.microbatches for htask in variant], run)
-            timed += self._played(groups, variant, {t: bounds.of([t]) for t in self.templates}, below_s)
+            bound_s = {template: bounds.of([template]) for template in self.templates}
+            if min(bound_s.values()) < below_s and not self.table.surely_exceeds_cut(variant):
+                timed += self._played(groups, variant, bound_s, below_s)
         self.appraisals += bool(timed)
         for seconds, structure in sorted(timed, key=lambda each: each[0]):
             if seconds >= below_s:
@@ -178,8 +180,9 @@ def fits(problem: PlanningProblem, structure: PlanStructure) -> bool:
     """Whether every stage stays inside its device's memory; by its schedule if the bound does not say so."""
     if surely_fits(problem, structure):
         return True
-    memory = problem.memory(structure, structure_schedule(structure))
-    return max(stage.total_bytes for stage in memory) <= problem.cluster.device.memory_bytes
+    limit = problem.cluster.device.memory_bytes
+    _, memory = problem.fullest_stage(structure, structure_schedule(structure), give_up_bytes=limit)
+    return memory.total_bytes <= limit
 
 
 def set_partitions(count: int) -> Iterator[Groups]:

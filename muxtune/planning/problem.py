@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache, partial
 
@@ -69,7 +70,7 @@ class PlanningProblem:
         self._works = lru_cache(maxsize=None)(works)
         self._prices = StructurePrices(costs, model, lambda htask: self._works(htask).mean)
         self.htask_times = self._prices.htask_times
-        self._memory = StructureMemory(model, cluster.device, lambda htask: self._works(htask).largest)
+        self._memory = StructureMemory(model, cluster.device, lambda htask: self._works(htask).fullest)
 
     @property
     def tasks(self) -> list[PeftTask]:
@@ -113,6 +114,16 @@ class PlanningProblem:
     ) -> tuple[StageMemory, ...]:
         """Bytes that each stage needs at its peak; see :meth:`StructureMemory.stages`."""
         return self._memory.stages(structure, actions)
+
+    def fullest_stage(
+        self,
+        structure: PlanStructure,
+        actions: Sequence[Sequence[Action]],
+        *,
+        give_up_bytes: float = math.inf,
+    ) -> tuple[int, StageMemory]:
+        """The stage that needs most, and what it needs; see :meth:`StructureMemory.fullest`."""
+        return self._memory.fullest(structure, actions, give_up_bytes=give_up_bytes)
 
     def iteration_tokens(self, structure: PlanStructure) -> IterationTokens:
         """Tokens of one iteration; the effective ones are the mean over the steps."""

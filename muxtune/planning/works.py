@@ -13,20 +13,16 @@ import numpy as np
 
 from muxtune.alignment import (
     HTaskShape,
-    MicrobatchLayout,
-    attention_calls,
     batched_calls,
-    carried_attention_calls,
-    carried_out_tokens,
     deal_sequences,
     group_tokens,
-    layout_step,
     place_groups,
 )
 from muxtune.attention import DEFAULT_ATTENTION, AttentionName, kept_calls
 from muxtune.costs.compose import MicrobatchWork
 from muxtune.dataset import TaskData
 from muxtune.memory.kept import attention_rows, gathered_keys
+from muxtune.planning.carried_works import carry_groups
 from muxtune.planning.structure import HTaskChoice
 
 SAMPLED_STEPS = 3
@@ -39,9 +35,10 @@ class HTaskWorks:
 
     mean: MicrobatchWork
     """For prices."""
-    largest: MicrobatchWork
-    """For memory: the mean, but with the most slots of attention and the most targets that one has; where
-    micro-batches form carry groups, with the attention of the fullest group's mean."""
+    fullest: tuple[MicrobatchWork, ...]
+    """For memory: the mean, but with the most slots of attention and the most targets that one has. Where
+    micro-batches form carry groups, those of the fullest group, in order, with the most targets that one of
+    their place in a group has."""
 
 
 def sample_works(
@@ -60,7 +57,7 @@ def sample_works(
     members = [data[task_id] for task_id in htask.task_ids]
     shape = htask.shape
     if shape.carry > 1:
-        return _sample_layouts(members, shape)
+        return _sample_carry_groups(members, shape)
     rows: list[list[int]] = []
     targets: list[int] = []
     task_tokens = np.zeros(len(members), dtype=np.int64)
@@ -86,8 +83,8 @@ def sample_works(
     most_slots = max(kept, key=lambda each: sum(sequences * slots for sequences, slots in each))
     return HTaskWorks(
         mean=mean,
-        largest=replace(
-            mean, attention=tuple((1.0, *call) for call in most_slots), targets=float(max(targets))
+        fullest=(
+            replace(mean, attention=tuple((1.0, *call) for call in most_slots), targets=float(max(targets))),
         ),
     )
 
@@ -97,41 +94,21 @@ def _sampled_steps(members: Sequence[TaskData]) -> set[int]:
     return {round(i * (steps - 1) / max(SAMPLED_STEPS - 1, 1)) for i in range(SAMPLED_STEPS)}
 
 
-def _sample_layouts(members: Sequence[TaskData], shape: HTaskShape) -> HTaskWorks:
+def _sample_carry_groups(members: Sequence[TaskData], shape: HTaskShape) -> HTaskWorks:
     """:func:`sample_works` where sequences spread over micro-batches: it matters where their parts lie."""
-    works: list[MicrobatchWork] = []
-    for step in _sampled_steps(members):
-        layouts = layout_step(shape, [each.batch_lengths(step) for each in members])
-        left = [carried_out_tokens(layout) for layout in layouts]
-        for number, layout in enumerate(layouts):
-            first = number - number % shape.carry
-            works.append(
-                MicrobatchWork(
-                    tokens=shape.tokens,
-                    task_tokens=tuple(span.stop - span.start for span in layout.spans),
-                    loras=tuple(each.task.peft for each in members),
-                    attention=tuple((1.0, *call) for call in attention_calls(layout)),
-                    targets=float(_targets(layout, members, step)),
-                    carried_attention=tuple((1.0, *call) for call in carried_attention_calls(layout)),
-                    carried_tokens=float(sum(left[first : first + shape.carry])),
-                )
-            )
-    mean = _average(works)
+    groups = [group for step in _sampled_steps(members) for group in carry_groups(members, shape, step)]
     # The micro-batches of a carry group are open together, so it is their sum that counts.
-    starts = range(0, len(works), shape.carry)
-    group = max(
-        (works[start : start + shape.carry] for start in starts),
-        key=lambda group: sum(attention_rows(work) + gathered_keys(work) for work in group),
+    fullest = max(
+        groups,
+        key=lambda group: sum(
+            attention_rows(work) + gathered_keys(work) + work.left_tokens for work in group
+        ),
     )
-    fullest = _average(group)
+    most_targets = [max(work.targets for work in place) for place in zip(*groups, strict=True)]
     return HTaskWorks(
-        mean=mean,
-        largest=replace(
-            mean,
-            attention=fullest.attention,
-            carried_attention=fullest.carried_attention,
-            targets=max(work.targets for work in works),
-            carried_tokens=max(work.carried_tokens for work in works),
+        mean=_average(list(chain.from_iterable(groups))),
+        fullest=tuple(
+            replace(work, targets=targets) for work, targets in zip(fullest, most_targets, strict=True)
         ),
     )
 
@@ -148,20 +125,8 @@ def _average(works: Sequence[MicrobatchWork]) -> MicrobatchWork:
         attention=tuple((n * share, *call[1:]) for call, n in sorted(calls.items())),
         targets=share * sum(work.targets for work in works),
         carried_attention=tuple((n * share, *call[1:]) for call, n in sorted(carried.items())),
-        carried_tokens=share * sum(work.carried_tokens for work in works),
+        left_tokens=share * sum(work.left_tokens for work in works),
     )
-
-
-def _targets(layout: MicrobatchLayout, members: Sequence[TaskData], step: int) -> int:
-    """Tokens of a micro-batch that predict a target; those of a sequence are the last but one and before."""
-    targets = [each.targets[each.step_indices(step)] for each in members]
-    count = 0
-    for segment in layout.segments:
-        end = segment.offset + segment.length
-        last = end + segment.after - 1
-        first = last - int(targets[segment.task][segment.sequence])
-        count += max(0, min(end, last) - max(segment.offset, first))
-    return count
 
 
 class _Group(NamedTuple):

@@ -42,10 +42,10 @@ def carrying_plan(model: str, *, carry: int, chunk_tokens: int, pp: int, templat
     ("model", "carry", "chunk_tokens", "pp", "template"),
     [("llama-tiny", 2, 64, 2, "continuous"), ("gpt2-tiny", 4, 32, 1, "flush")],
 )
-def test_the_peak_of_every_stage_is_predicted_within_5_percent(model, carry, chunk_tokens, pp, template):
+def test_the_peak_of_every_stage_is_predicted_within_3_percent(model, carry, chunk_tokens, pp, template):
     plan = carrying_plan(model, carry=carry, chunk_tokens=chunk_tokens, pp=pp, template=template)
     memory = plan_memory(plan)
     assert [each.total_bytes for each in memory] == list(plan.predicted.peak_memory_bytes)
     assert all(each.chunk_kv_bytes > 0 for each in memory)
     counted = [each.peak_bytes for each in count_case(plan, steps=STEPS)]
-    assert counted == pytest.approx(plan.predicted.peak_memory_bytes, rel=0.05)
+    assert counted == pytest.approx(plan.predicted.peak_memory_bytes, rel=0.03)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from muxtune.schedule import Action
 from runtime.footprint import ActionBytes, peaks
 
@@ -45,3 +47,11 @@ def test_messages_and_the_temporaries_of_the_running_action_count():
 def test_later_steps_keep_what_the_same_position_kept():
     actions = _parse("F0.0 F0.1 B0.0 B0.1 STEP0.0 F0.2 F0.3 B0.2 B0.3 STEP0.1")
     assert peaks(actions, [2], _seen({(0, 0): 1, (0, 1): 2}, [0] * 8), [0]) == (3, 3)
+
+
+def test_gradients_of_what_was_left_live_while_their_carry_group_goes_back():
+    actions = _parse("F0.0 F0.1 B0.1 F0.2 B0.0 F0.3 B0.3 B0.2 STEP0.0")
+    seen = replace(_seen({(0, n): 10 for n in range(4)}, [0] * 8), left_gradients={0: 7})
+    assert peaks(actions, [4], seen, [0], [2]) == (27, 27)
+    assert peaks(_parse("F0.0 F0.1 B0.1 B0.0 STEP0.0"), [2], seen, [0], [2]) == (20, 20)
+    assert peaks(_parse("F0.0 F0.1 B0.1 B0.0 STEP0.0"), [2], seen, [4], [2]) == (20, 21)

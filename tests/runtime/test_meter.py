@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from muxtune.schedule import Action
@@ -40,3 +41,24 @@ def test_temporaries_are_those_of_the_first_micro_batch():
     assert 4000 <= seen.backward_workspace[0] <= 3 * 4000 + 100
     _play(meter, 1, 50_000)
     assert meter.seen.backward_workspace == seen.backward_workspace
+
+
+def test_what_the_first_backward_frees_is_known_whichever_micro_batch_it_is_of():
+    """As in a carry group, whose last micro-batch goes back first."""
+
+    def backward_bytes(opened: int) -> int:
+        meter = ActionMeter([opened])
+        x = torch.ones(1000, requires_grad=True)
+        for number in range(opened):
+            with meter.forward(Action("F", 0, number), torch.nn.Identity()):
+                y = x
+                for _ in range(10):
+                    y = (y * 2).square()
+        loss = y.sum()
+        del y
+        with meter.backward(Action("B", 0, opened - 1)):
+            loss.backward()
+        return meter.seen.backward_workspace[0]
+
+    assert backward_bytes(1) < 5 * 4000
+    assert backward_bytes(3) == pytest.approx(backward_bytes(1), abs=100)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from muxtune.costs.compose import MicrobatchWork
-from muxtune.memory import HTaskLoad, KeptBytes
+from muxtune.memory import HTaskLoad, KeptBytes, MicrobatchLoad
 from muxtune.workload import LoraSpec
 
 
@@ -33,16 +35,32 @@ def make_load(
     forward: int = 0,
     backward: int = 0,
     message: int = 0,
-    chunk_kv: int = 0,
-    carry: int = 1,
+    left: Sequence[int] = (0,),
+    left_gradient: int = 0,
 ) -> HTaskLoad:
-    """An hTask's load in round numbers."""
+    """An hTask's load in round numbers.
+
+    Args:
+        adapter: Bytes, as all others.
+        activation: Of each micro-batch.
+        logit: Likewise.
+        forward: Temporaries.
+        backward: Likewise.
+        message: Of a micro-batch.
+        left: By each micro-batch of a carry group.
+        left_gradient: Of a carry group.
+    """
     return HTaskLoad(
         adapter_bytes=adapter,
-        kept=KeptBytes(activation_bytes=activation, logit_bytes=logit),
-        forward_workspace_bytes=forward,
-        backward_workspace_bytes=backward,
+        microbatches=tuple(
+            MicrobatchLoad(
+                kept=KeptBytes(activation_bytes=activation, logit_bytes=logit),
+                left_bytes=bytes_,
+                forward_workspace_bytes=forward,
+                backward_workspace_bytes=backward,
+            )
+            for bytes_ in left
+        ),
+        left_gradient_bytes=left_gradient,
         message_bytes=message,
-        chunk_kv_bytes=chunk_kv,
-        carry=carry,
     )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
-
-from muxtune.memory import Sharding, carried_kv_bytes, forward_workspace_bytes, kept_bytes
+from muxtune.memory import Sharding, forward_workspace_bytes, kept_bytes
 from muxtune.memory.workspace import backward_workspace_bytes
 from muxtune.model import PRESETS
 from tests.muxtune.memory.examples import make_work
@@ -71,11 +69,3 @@ def test_casting_for_wider_adapters_costs_more_on_cpu_than_on_a_gpu():
     assert cpu - gpu == 512 * (3 * 688 - (688 + 256)) * 4
     plain = make_work(adapted=("q_proj",))
     assert backward_workspace_bytes(model, last=False, work=plain) == 4 * 512 * 688 * 2
-
-
-@pytest.mark.parametrize("tokens", [0, 128, 7 * 128])
-def test_what_is_carried_on_are_keys_and_values_with_their_gradients(tokens):
-    per_token = 2 * 4 * 32 * 4  # keys and values of four heads of 32, float32
-    expected = 2 * 3 * tokens * per_token  # values and gradients, three layers
-    assert carried_kv_bytes(LLAMA, 3, tokens=tokens) == expected
-    assert carried_kv_bytes(LLAMA, 3, tokens=tokens, sharding=Sharding(tp=2)) == expected // 2

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muxtune.injection import clocks_in_flight
-from muxtune.memory import HTaskLoad, StageLoad, StageMemory, stage_load
+from muxtune.memory import HTaskLoad, KeptBytes, MicrobatchLoad, StageLoad, StageMemory, stage_load
 from muxtune.model import PRESETS
 from muxtune.schedule import Action
 from tests.muxtune.memory.examples import make_load, make_work
@@ -61,15 +61,19 @@ def test_temporaries_count_in_their_own_action_only():
     assert (m.activation_bytes, m.workspace_bytes) == (100, 0)
 
 
-def test_chunk_kv_is_there_while_any_micro_batch_of_its_carry_group_is_open():
-    m = peak(
-        "F0.0 F0.1 B0.1 B0.0 STEP0.0 F1.0 B1.0 STEP1.0",
-        make_load(activation=10, chunk_kv=5, carry=2),
-        make_load(activation=12),
-    )
-    assert (m.activation_bytes, m.chunk_kv_bytes) == (20, 5)
-    two_groups = "F0.0 F0.1 B0.1 F0.2 B0.0 F0.3 B0.3 B0.2 STEP0.0"
-    assert peak(two_groups, make_load(activation=10, chunk_kv=5, carry=2)).chunk_kv_bytes == 10
+def test_what_is_left_stays_until_its_own_backward_and_its_gradient_until_the_group_is_back():
+    carrying = make_load(activation=10, left=(5, 3), left_gradient=7)
+    m = peak("F0.0 F0.1 B0.1 B0.0 STEP0.0", carrying)
+    assert (m.activation_bytes, m.chunk_kv_bytes) == (20, 5 + 3)
+    m = peak("F0.0 F0.1 B0.1 F0.2 B0.0 F0.3 B0.3 B0.2 STEP0.0", carrying)
+    assert (m.activation_bytes, m.chunk_kv_bytes) == (20, 5 + 7 + 5)  # with micro-batches 0 and 2
+
+
+def test_gradients_of_what_was_left_can_make_the_fullest_moment_a_backward():
+    m = peak("F0.0 F0.1 B0.1 B0.0 STEP0.0", make_load(activation=2, left=(5, 0), left_gradient=7))
+    assert (m.activation_bytes, m.chunk_kv_bytes) == (2, 5 + 7)
+    m = peak("F0.0 F0.1 B0.1 B0.0 STEP0.0", make_load(adapter=1, left=(5, 0), left_gradient=7, backward=2))
+    assert (m.gradient_bytes, m.chunk_kv_bytes, m.workspace_bytes) == (1, 5 + 7, 2)
 
 
 def test_a_middle_stage_has_two_receives_per_direction_what_it_works_on_and_sent_gradients():
@@ -87,7 +91,14 @@ loads = st.builds(
     forward=st.integers(0, 500),
     backward=st.integers(0, 500),
     message=st.integers(0, 50),
-    chunk_kv=st.integers(0, 50),
+    left_gradient=st.integers(0, 50),
+)
+microbatch_loads = st.builds(
+    MicrobatchLoad,
+    kept=st.builds(KeptBytes, activation_bytes=st.integers(0, 1000), logit_bytes=st.integers(0, 1000)),
+    left_bytes=st.integers(0, 50),
+    forward_workspace_bytes=st.integers(0, 500),
+    backward_workspace_bytes=st.integers(0, 500),
 )
 
 
@@ -98,7 +109,10 @@ def test_no_schedule_needs_more_than_the_bound_and_at_least_its_largest_micro_ba
         st.lists(loads, min_size=len(problem.microbatches), max_size=len(problem.microbatches))
     )
     assert problem.carries is not None
-    htasks = [replace(load, carry=carry) for load, carry in zip(htasks, problem.carries, strict=True)]
+    htasks = [
+        replace(load, microbatches=tuple(data.draw(st.lists(microbatch_loads, min_size=n, max_size=n))))
+        for load, n in zip(htasks, problem.carries, strict=True)
+    ]
     stages = problem.build()
     for stage, actions in enumerate(stages):
         first, last = stage == 0, stage == len(stages) - 1
@@ -117,7 +131,9 @@ def test_no_schedule_needs_more_than_the_bound_and_at_least_its_largest_micro_ba
         bound = load.bound(problem.microbatches)
         assert exact.total_bytes <= bound.total_bytes
         largest = max(
-            h.kept.total_bytes + max(h.forward_workspace_bytes, h.backward_workspace_bytes) for h in htasks
+            each.open_bytes + max(each.forward_workspace_bytes, each.backward_workspace_bytes)
+            for h in htasks
+            for each in h.microbatches
         )
         assert exact.total_bytes >= 11 + 3 * load.adapter_bytes + largest
 

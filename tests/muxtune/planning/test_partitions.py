@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from benchmarks.fusion_instances import draw_instance
 from muxtune.errors import SpecError
-from muxtune.planning.assemble import structure_iteration_s
+from muxtune.planning.assemble import structure_iteration_s, structure_schedule
 from muxtune.planning.options import FREE, PlanOptions
 from muxtune.planning.partitions import Appraiser, best_of_all, fits, set_partitions, task_appraiser
 from muxtune.policies import plan_problem
@@ -61,7 +63,28 @@ def test_no_schedule_is_below_the_bounds_of_its_partition(seed):
             assert seconds >= appraiser.bound_s(groups, [structure.template]) * ROUNDING
             cut = max(structure.carries) > 1
             exceeds = table.surely_exceeds_carrying(structure) if cut else whole_exceeds
+            exceeds |= cut and table.surely_exceeds_cut(structure.htasks)
             assert not (exceeds and fits(problem, structure))
+
+
+@pytest.mark.parametrize("seed", SMALL_SEEDS[:12])
+def test_a_continuous_schedule_needs_no_less_than_one_that_drains(seed):
+    """So a refusal need not look at it; and that a schedule does not fit, its first full moment says."""
+    appraiser = appraiser_of(seed)
+    problem = appraiser.table.problem
+    for groups in set_partitions(len(problem.data)):
+        for structure in appraiser.structures(groups):
+            if structure.template != "continuous":
+                continue
+            flush = replace(structure, template="flush")
+            (_, most), (stage, drained) = (
+                problem.fullest_stage(each, structure_schedule(each)) for each in (structure, flush)
+            )
+            assert drained.total_bytes <= most.total_bytes
+            assert problem.memory(flush, structure_schedule(flush))[stage] == drained
+            for limit, exceeds in ((drained.total_bytes, False), (drained.total_bytes - 1, True)):
+                _, met = problem.fullest_stage(flush, structure_schedule(flush), give_up_bytes=limit)
+                assert (met.total_bytes > limit) == exceeds
 
 
 def test_the_bound_of_a_single_htask_is_reached():

@@ -17,7 +17,8 @@ from tempfile import TemporaryDirectory
 import torch.distributed as dist
 from torch.autograd.profiler import profile, record_function
 
-from muxtune.plan import Plan, load_plan, save_plan
+from muxtune.plan import Plan
+from muxtune.plan_file import load_plan, save_plan
 from runtime.memory import allocation_curve
 from runtime.rank import RankRun, RunJob
 

@@ -25,7 +25,8 @@ import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict
 
 from benchmarks.kernel_time import KernelTimes
-from muxtune.plan import Plan, load_plan, save_plan
+from muxtune.plan import Plan
+from muxtune.plan_file import load_plan, save_plan
 from muxtune.schedule import Action
 from muxtune.trace import COMPUTE
 from runtime.rank import RankRun, RunJob

@@ -29,7 +29,8 @@ from muxtune.costs.profiled import ProfiledCosts
 from muxtune.errors import SpecError
 from muxtune.files import write_text_atomically
 from muxtune.model import load_model_spec
-from muxtune.plan import Plan, Predicted, save_plan
+from muxtune.plan import Plan, Predicted
+from muxtune.plan_file import save_plan
 from muxtune.planning.problem import PlanningProblem
 from muxtune.tables import format_table, show_bytes, show_difference, show_rate, show_seconds
 from muxtune.trace import save_trace

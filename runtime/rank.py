@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict
 
 from muxtune.allocator import keep_freed_memory
 from muxtune.errors import MuxTuneError, UserError
-from muxtune.plan import Plan, load_plan
+from muxtune.plan import Plan
+from muxtune.plan_file import load_plan
 from muxtune.processes import end_process
 from muxtune.schedule_extension import extend_schedule
 from muxtune.trace import save_trace

@@ -13,7 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from muxtune.errors import SpecError, UserError, naming
 from muxtune.model import spec_from_hf
-from muxtune.plan import Plan, check_plan, load_plan, save_plan
+from muxtune.plan import Plan
+from muxtune.plan_check import check_plan
+from muxtune.plan_file import load_plan, save_plan
 from muxtune.processes import under_torchrun
 from muxtune.schedule_extension import check_step_meetings, extend_schedule
 from runtime.attention import attention_site, check_attention

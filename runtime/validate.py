@@ -9,7 +9,9 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from muxtune.errors import UserError
-from muxtune.plan import Plan, check_plan, load_plan
+from muxtune.plan import Plan
+from muxtune.plan_check import check_plan
+from muxtune.plan_file import load_plan
 from muxtune.trace import load_trace
 from muxtune.validation import (
     ClassComparison,

@@ -20,7 +20,7 @@ def simulate_plan(plan: Plan, *, iterations: int | None = None) -> SimulationRep
     """Play a plan with the durations that it carries, whole clocks at a time.
 
     Args:
-        plan: Checked, as :func:`muxtune.plan.load_plan` returns it.
+        plan: Checked, as :func:`muxtune.plan_file.load_plan` returns it.
         iterations: Play so many iterations of the plan's template instead of those that it has scheduled.
 
     Returns:
@@ -48,7 +48,7 @@ def simulate_operators(
     :func:`simulate_plan` says.
 
     Args:
-        plan: Checked, as :func:`muxtune.plan.load_plan` returns it.
+        plan: Checked, as :func:`muxtune.plan_file.load_plan` returns it.
         costs: Of the plan's devices, for its whole backbone; see :func:`sim.costs.plan_costs`.
         iterations: As for :func:`simulate_plan`.
         seed: Of the noise.

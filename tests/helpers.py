@@ -11,7 +11,8 @@ from muxtune.alignment import Alignment
 from muxtune.cluster import load_cluster
 from muxtune.dataset import load_task_data, with_digest
 from muxtune.model import ModelSpec
-from muxtune.plan import CostsRef, HTask, Parallelism, Plan, check_plan
+from muxtune.plan import CostsRef, HTask, Parallelism, Plan
+from muxtune.plan_check import check_plan
 from muxtune.prediction import IterationTokens, predict
 from muxtune.schedule import Template, build_schedule
 from muxtune.shapes import htask_microbatches, measure_shape

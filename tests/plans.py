@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from muxtune.cluster import load_cluster
 from muxtune.model import PRESETS
-from muxtune.plan import CostsRef, HTask, Orchestration, Parallelism, Plan, check_plan
+from muxtune.plan import CostsRef, HTask, Orchestration, Parallelism, Plan
+from muxtune.plan_check import check_plan
 from muxtune.prediction import IterationTokens, predict
 from muxtune.schedule import Template, build_schedule
 from muxtune.timeline import ClockTimes, StageTimes, evaluate_schedule

@@ -25,7 +25,8 @@ from muxtune.cli.output import check_writable, emit, planning_bar, stdout_kept_c
 from muxtune.cli.summary import explanation_table, plan_summary, predicted_table
 from muxtune.errors import SpecError
 from muxtune.orchestration import Mode
-from muxtune.plan import Plan, load_plan, save_plan
+from muxtune.plan import Plan
+from muxtune.plan_file import load_plan, save_plan
 from muxtune.schedule import Template
 
 

@@ -11,7 +11,7 @@ import typer
 from muxtune.cli.options import GanttPath, JsonFlag, PlanPath
 from muxtune.cli.output import check_writable, emit, stdout_kept_clean
 from muxtune.cli.validation import validation_table
-from muxtune.plan import load_plan
+from muxtune.plan_file import load_plan
 from muxtune.processes import end_process, under_torchrun
 from muxtune.tables import format_table, show_bytes, show_percent, show_rate, show_seconds
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from muxtune.dataset import with_digest
 from muxtune.injection import inject
-from muxtune.plan import SCHEMA_VERSION, Execution, HTask, Parallelism, Plan, check_plan
+from muxtune.plan import SCHEMA_VERSION, Execution, HTask, Parallelism, Plan
+from muxtune.plan_check import check_plan
 from muxtune.planning.problem import PlanningProblem
 from muxtune.planning.structure import HTaskChoice, PlanStructure
 from muxtune.prediction import predict, theoretical_bubble_fraction
@@ -51,7 +52,7 @@ def assemble_plan(problem: PlanningProblem, structure: PlanStructure, policy: st
     """The plan of a structure, with the recurrence's prediction.
 
     Raises:
-        SpecError: The structure contradicts itself; see :func:`muxtune.plan.check_plan`.
+        SpecError: The structure contradicts itself; see :func:`muxtune.plan_check.check_plan`.
     """
     actions = structure_schedule(structure)
     times = problem.times(structure)

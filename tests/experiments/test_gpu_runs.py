@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from experiments.gpu_runs import CASES, RunCase, check_run, describe_runs, largest_error, make_plan, run_cases
-from muxtune.plan import Plan, check_plan
+from muxtune.plan import Plan
+from muxtune.plan_check import check_plan
 from runtime.adapters import WEIGHTS_FILE
 from runtime.losses import StepLoss
 from runtime.outputs import ADAPTER, ADAPTER_INIT, save_progress, task_folder

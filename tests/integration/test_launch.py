@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from muxtune.model import load_model_spec
-from muxtune.plan import save_plan
+from muxtune.plan_file import save_plan
 from muxtune.workload import Workload
 from runtime import PEER_LOST_EXIT_CODE
 from tests.helpers import make_plan, make_task, write_examples

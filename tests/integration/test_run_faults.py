@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from muxtune.errors import RunError, SpecError, UserError
 from muxtune.model import load_model_spec
-from muxtune.plan import Plan, save_plan
+from muxtune.plan import Plan
+from muxtune.plan_file import save_plan
 from muxtune.workload import Workload
 from runtime import run_plan
 from runtime.checkpoint import newest_checkpoint

@@ -18,7 +18,9 @@ from muxtune.cluster import load_cluster
 from muxtune.dataset import load_task_data
 from muxtune.errors import RunError
 from muxtune.model import load_model_spec
-from muxtune.plan import Parallelism, Plan, check_plan, save_plan
+from muxtune.plan import Parallelism, Plan
+from muxtune.plan_check import check_plan
+from muxtune.plan_file import save_plan
 from muxtune.schedule import Template
 from muxtune.schedule_extension import extend_schedule
 from muxtune.trace import COMPUTE, load_trace

@@ -8,7 +8,9 @@ import pytest
 from muxtune.errors import SpecError
 from muxtune.launches import clock_launches
 from muxtune.orchestration import LaunchOrder
-from muxtune.plan import Plan, check_plan, load_plan, save_plan
+from muxtune.plan import Plan
+from muxtune.plan_check import check_plan
+from muxtune.plan_file import load_plan, save_plan
 from tests.plans import make_plan
 from tests.sim.plans import launched_plan, orchestrated_plan
 

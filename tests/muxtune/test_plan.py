@@ -10,7 +10,9 @@ from pydantic import TypeAdapter, ValidationError
 from muxtune.alignment_report import AlignmentReport, TokenCounts
 from muxtune.attention import DEFAULT_ATTENTION
 from muxtune.errors import SpecError, UserError
-from muxtune.plan import Orchestration, Plan, check_plan, load_plan, save_plan
+from muxtune.plan import Orchestration, Plan
+from muxtune.plan_check import check_plan
+from muxtune.plan_file import load_plan, save_plan
 from muxtune.schedule import Action
 from tests.plans import make_plan
 

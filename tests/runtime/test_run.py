@@ -8,7 +8,8 @@ import pytest
 
 from muxtune.errors import SpecError, UserError
 from muxtune.model import PRESETS, load_model_spec
-from muxtune.plan import Plan, save_plan
+from muxtune.plan import Plan
+from muxtune.plan_file import save_plan
 from muxtune.workload import Workload
 from runtime import run_plan
 from tests.helpers import make_hf_model, make_plan, make_task, write_examples

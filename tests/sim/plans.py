@@ -13,7 +13,8 @@ from muxtune.injection import Template, shared_clocks
 from muxtune.model import PRESETS
 from muxtune.operators import Phase
 from muxtune.orchestration import Mode, launch_graph, schedule_clock
-from muxtune.plan import ClockSeconds, Orchestration, Plan, check_plan
+from muxtune.plan import ClockSeconds, Orchestration, Plan
+from muxtune.plan_check import check_plan
 from muxtune.planning.assemble import assemble_plan
 from muxtune.planning.problem import PlanningProblem
 from muxtune.planning.structure import HTaskChoice, Mesh, PlanStructure

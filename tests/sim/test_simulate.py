@@ -11,7 +11,8 @@ import pytest
 from muxtune.costs import save_profile
 from muxtune.errors import SpecError
 from muxtune.orchestration import decode_turns, encode_turns
-from muxtune.plan import Predicted, check_plan
+from muxtune.plan import Predicted
+from muxtune.plan_check import check_plan
 from muxtune.planning.assemble import assemble_plan
 from muxtune.planning.structure import HTaskChoice, Mesh, PlanStructure
 from muxtune.prediction import stage_times

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from muxtune.plan import Plan, Predicted, load_plan
+from muxtune.plan import Plan, Predicted
+from muxtune.plan_file import load_plan
 from muxtune.trace import load_trace
 from tests.muxtune.cli.conftest import task
 

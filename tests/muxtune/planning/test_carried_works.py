@@ -12,7 +12,7 @@ from muxtune.alignment import (
 )
 from muxtune.errors import SpecError
 from muxtune.memory import carried_gradient_bytes, carried_kv_bytes
-from muxtune.plan import check_plan
+from muxtune.plan_check import check_plan
 from muxtune.planning.assemble import assemble_plan
 from muxtune.planning.carried_works import carry_groups
 from muxtune.planning.structure import HTaskChoice, Mesh, PlanStructure

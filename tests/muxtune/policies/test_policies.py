@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from muxtune.errors import SpecError, UserError
-from muxtune.plan import Plan, check_plan
+from muxtune.plan import Plan
+from muxtune.plan_check import check_plan
 from muxtune.planning.assemble import structure_iteration_s
 from muxtune.planning.options import PlanOptions
 from muxtune.policies import POLICIES, plan_problem

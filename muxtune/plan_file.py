@@ -1,0 +1,42 @@
+"""plan.json: a plan in one versioned file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from muxtune.errors import SpecError, UserError, spec_error_from
+from muxtune.files import write_text_atomically
+from muxtune.plan import SCHEMA_VERSION, Plan
+from muxtune.plan_check import check_plan
+
+
+def load_plan(path: Path) -> Plan:
+    """Read and check a plan.
+
+    Raises:
+        UserError: Missing, truncated, of another version, or inconsistent.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"cannot read the plan {path}: {error.strerror}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a whole JSON file: {error}") from error
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != SCHEMA_VERSION:
+        expected = f"{SCHEMA_VERSION}, the version that this muxtune reads"
+        raise SpecError(f"{path}: schema_version", version, expected)
+    try:
+        plan = Plan.model_validate(content)
+    except ValidationError as error:
+        raise spec_error_from(error, str(path)) from error
+    check_plan(plan, str(path))
+    return plan
+
+
+def save_plan(plan: Plan, path: Path) -> None:
+    """Write a plan; the file is whole or absent."""
+    write_text_atomically(path, plan.model_dump_json(indent=1) + "\n")

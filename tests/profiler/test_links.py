@@ -23,12 +23,12 @@ class TwoWays(CpuDevice):
     group_per_direction = True
 
 
-def measure(device_class, path, ranks, rank, ops, dtype):
+def measure(device_class, path, ranks, rank, ops, changes):
     """One rank; what it measured, and what its collectives did to tensors."""
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     sizes = sorted({op.dims[1] for op in ops if op.kind in COLLECTIVE_KINDS})
     group = RankGroup(device_class(rank), path, ranks, sizes)
-    model = MODEL.model_copy(update={"dtype": dtype})
+    model = MODEL.model_copy(update=changes)
     measured = [reading for op in ops for reading in group.measure(op, model, 0.01)]
     group.close()
     return measured
@@ -65,11 +65,11 @@ def test_what_leaves_the_processor_alone_overlaps(tmp_path):
     assert found.contention < 1.0
 
 
-def on_ranks(tmp_path, ops, *, ranks=2, device_class=CpuDevice, dtype="float32"):
+def on_ranks(tmp_path, ops, *, ranks=2, device_class=CpuDevice, **changes):
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(ranks, mp_context=context) as pool:
         futures = [
-            pool.submit(measure, device_class, tmp_path / "store", ranks, rank, ops, dtype)
+            pool.submit(measure, device_class, tmp_path / "store", ranks, rank, ops, changes)
             for rank in range(ranks)
         ]
         return [future.result(60) for future in futures]
@@ -92,13 +92,14 @@ def test_a_message_gives_elapsed_and_processor_time_and_collectives_one_each(tmp
 
 
 @pytest.mark.integration
-def test_groups_are_the_first_ranks(tmp_path):
+def test_groups_are_the_first_ranks_and_large_tensors_take_longer(tmp_path):
     ops = [Operator("all_reduce", dims) for dims in ((4096, 2), (4 << 20, 2), (4096, 3))]
-    first, *others = on_ranks(tmp_path, ops, ranks=3)
+    first, *others = on_ranks(tmp_path, ops, ranks=3, ffn=1)  # next to nothing is computed in between
     assert others == [[], []]
     assert [op for op, _ in first] == ops
     for _, sample in first:
         check(sample)
+    assert first[1][1].median_s > 2 * first[0][1].median_s
 
 
 @pytest.mark.integration

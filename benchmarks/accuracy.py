@@ -15,15 +15,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.machine import machine_line
+from benchmarks.machine import machine_costs, machine_line
 from benchmarks.operator_classes import CLASSES, class_totals
 from experiments.workloads import random_workload
 from muxtune.cluster import load_cluster
-from muxtune.costs import ProfiledCosts, load_profile
 from muxtune.model import load_model_spec
 from muxtune.plan import Plan
 from muxtune.planning.options import PlanOptions
-from profiler import profile_model
 from runtime import run_plan
 from runtime.report import RunReport
 from sim import search_plan
@@ -79,8 +77,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     model, cluster = load_model_spec("llama-tiny"), load_cluster("cpu-2")
-    profile = load_profile(arguments.profile) if arguments.profile else profile_model(model, progress=True)
-    costs = ProfiledCosts(profile, model)
+    costs = machine_costs(model, arguments.profile)
 
     print(f"machine: {machine_line()}")
     print(

@@ -1,4 +1,4 @@
-"""What a benchmark says about where it ran."""
+"""Where a benchmark runs: what it says of the machine, and what operators cost there."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from pathlib import Path
 
 import torch
 
+from muxtune.costs import ProfiledCosts, load_profile
+from muxtune.model import ModelSpec
+from profiler import profile_model
+
 
 def machine_line() -> str:
     """Processor, cores, system and library versions, in one line."""
@@ -15,6 +19,16 @@ def machine_line() -> str:
         f"{_processor()}, {os.cpu_count()} cores, {platform.system()}, "
         f"Python {platform.python_version()}, torch {torch.__version__}"
     )
+
+
+def machine_costs(model: ModelSpec, path: Path | None) -> ProfiledCosts:
+    """Costs of a backbone's operators on this machine.
+
+    Args:
+        model: The backbone.
+        path: Its profile here; measured now if None.
+    """
+    return ProfiledCosts(load_profile(path) if path else profile_model(model, progress=True), model)
 
 
 def _processor() -> str:

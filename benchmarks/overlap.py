@@ -26,17 +26,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from benchmarks.machine import machine_line
+from benchmarks.machine import machine_costs, machine_line
 from experiments.workloads import mixed_workload
 from muxtune.cluster import load_cluster
-from muxtune.costs import CostModel, ProfiledCosts, load_profile
+from muxtune.costs import CostModel
 from muxtune.model import load_model_spec
 from muxtune.orchestration import MODES
 from muxtune.plan import Plan
 from muxtune.planning.options import PlanOptions
 from muxtune.tables import format_table, show_seconds
 from muxtune.trace import OperatorSpan
-from profiler import profile_model
 from runtime import run_plan
 from sim import search_plan, simulate_operators
 
@@ -61,8 +60,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     model, cluster = load_model_spec("llama-tiny"), load_cluster("cpu-2")
-    profile = load_profile(arguments.profile) if arguments.profile else profile_model(model, progress=True)
-    costs = ProfiledCosts(profile, model)
+    costs = machine_costs(model, arguments.profile)
     workload = mixed_workload(arguments.steps)
     plans = {
         mode: search_plan(

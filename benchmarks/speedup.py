@@ -31,16 +31,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
-from benchmarks.machine import machine_line
+from benchmarks.machine import machine_costs, machine_line
 from benchmarks.peft_loop import measure_peft_loop
 from experiments.workloads import mixed_workload
 from muxtune.cluster import load_cluster
-from muxtune.costs import ProfiledCosts, load_profile
 from muxtune.model import load_model_spec
 from muxtune.plan import Plan
 from muxtune.planning.options import PlanOptions
 from muxtune.tables import format_table, show_bytes, show_rate
-from profiler import profile_model
 from runtime import RunReport, run_plan
 from sim import search_plan
 
@@ -69,8 +67,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     model, cluster = load_model_spec("llama-tiny"), load_cluster("cpu-2")
-    profile = load_profile(arguments.profile) if arguments.profile else profile_model(model, progress=True)
-    costs = ProfiledCosts(profile, model)
+    costs = machine_costs(model, arguments.profile)
     workload = mixed_workload(arguments.steps)
     plans = {
         case: search_plan(workload, model, cluster, costs, policy=policy, options=options)

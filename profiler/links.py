@@ -258,9 +258,12 @@ class RankGroup:
                 linear()
                 call()
 
+        timer = self._device.link_timer
+        least_s = min(timer.call_s(call) for _ in range(_WARM_UP))  # computing before it makes none shorter
+
         def added() -> tuple[float, float]:
-            compute_s, apart_s = (self._device.link_timer.call_s(each) for each in (compute, apart))
-            return max((apart_s - compute_s) / _ROW, _SHORTEST_S), 0.0
+            compute_s, apart_s = timer.call_s(compute), timer.call_s(apart)
+            return max((apart_s - compute_s) / _ROW, least_s), 0.0
 
         return added
 

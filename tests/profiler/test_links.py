@@ -93,7 +93,7 @@ def test_a_message_gives_elapsed_and_processor_time_and_collectives_one_each(tmp
 
 @pytest.mark.integration
 def test_groups_are_the_first_ranks_and_large_tensors_take_longer(tmp_path):
-    ops = [Operator("all_reduce", dims) for dims in ((4096, 2), (4 << 20, 2), (4096, 3))]
+    ops = [Operator("all_reduce", dims) for dims in ((4096, 2), (32 << 20, 2), (4096, 3))]
     first, *others = on_ranks(tmp_path, ops, ranks=3, ffn=1)  # next to nothing is computed in between
     assert others == [[], []]
     assert [op for op, _ in first] == ops

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from functools import partial
@@ -27,7 +28,11 @@ if TYPE_CHECKING:
 _MAX_REPETITIONS = 200
 _WARM_UP = 3
 _COMPUTE_SHARE = 2
-"""Computing beside an all-reduce, in times of the all-reduce."""
+"""Computing between two all-reduces that it hides, in times of an all-reduce."""
+_TURNS = 16
+"""Parts of a computation, with an all-reduce after each."""
+_IN_FLIGHT = 3
+"""All-reduces under way at once: those of the others, when four hTasks take turns."""
 _ROW = 8
 """Collectives per timing. Now and then one takes ten times as long, when a rank or its messages wait for a
 processor; a stage, which waits for hundreds, pays their mean, and a median of single ones would not show it.
@@ -102,63 +107,66 @@ class RankGroup:
     def overlap(
         self, tokens: int, compute: Callable[[], object], model: ModelSpec, limit_s: float
     ) -> Overlap | None:
-        """Measure what an all-reduce of all ranks and a computation cost each other.
+        """Measure what all-reduces of all ranks and a computation cost each other.
 
-        The computation is repeated until it takes twice as long as the all-reduce, as in a stage that
-        computes more than it communicates; then all of the all-reduce runs beside it, and
-        ``both_s = compute_s + contention * communication_s``.
+        A stage whose hTasks take turns has several all-reduces under way and waits for one only when they
+        had time to end. So neither a rank that is late nor the latency of a message holds anybody up, and
+        what is left is the processor or memory that all-reduces take from the computation. It is repeated
+        until it takes twice as long as an all-reduce, as in a stage that computes more than it communicates;
+        then ``both_s = compute_s + contention * communication_s``.
 
         Args:
-            tokens: The all-reduce is of hidden states of as many.
+            tokens: The all-reduces are of hidden states of as many.
             compute: A call on this rank's device.
             model: The backbone.
             limit_s: Seconds for the repetitions.
 
         Returns:
-            On rank 0; None elsewhere.
+            Of one turn, on rank 0; None elsewhere.
         """
         import torch
 
         dist, device = self._dist, self._device
-        hidden = torch.zeros(tokens * model.hidden, dtype=getattr(torch, model.dtype), device=device.name)
+        elements, dtype = tokens * model.hidden, getattr(torch, model.dtype)
+        hidden = [torch.zeros(elements, dtype=dtype, device=device.name) for _ in range(_IN_FLIGHT + 1)]
         token = torch.zeros(1, device=device.name)
 
-        def row_s(call: Callable[[], object]) -> float:
+        def turn_s(row: Callable[[int], None], calls: int) -> float:
             dist.all_reduce(token)  # meet
-            return device.link_timer.call_s(lambda: [call() for _ in range(_ROW)]) / _ROW
+            return device.link_timer.call_s(partial(row, calls)) / _TURNS
 
-        def communicate() -> None:
-            dist.all_reduce(hidden)
+        def alone(calls: int) -> None:
+            for _ in range(_TURNS * calls):
+                compute()
 
-        def one_of_each() -> None:
-            compute()
-            communicate()
+        def apart(calls: int) -> None:
+            for _ in range(_TURNS):
+                for _ in range(calls):
+                    compute()
+                dist.all_reduce(hidden[0])
 
-        warm_s = [(row_s(compute), row_s(one_of_each)) for _ in range(2 * _WARM_UP)][_WARM_UP:]
+        def beside(calls: int) -> None:
+            under_way: deque[Work] = deque()
+            for turn in range(_TURNS):
+                for _ in range(calls):
+                    compute()
+                under_way.append(dist.all_reduce(hidden[turn % len(hidden)], async_op=True))
+                if len(under_way) > _IN_FLIGHT:
+                    under_way.popleft().wait()
+            for work in under_way:
+                work.wait()
+
+        warm_s = [(turn_s(alone, 1), turn_s(apart, 1)) for _ in range(2 * _WARM_UP)][_WARM_UP:]
         call_s, apart_s = (fmean(column) for column in zip(*warm_s, strict=True))
         communication_s = max(apart_s - call_s, _SHORTEST_S)
         calls = max(1, math.ceil(_COMPUTE_SHARE * communication_s / max(call_s, 1e-9)))
-        trial_s = _ROW * (2 * communication_s + 3 * calls * call_s)
+        trial_s = _TURNS * (2 * communication_s + 3 * calls * call_s)
         repetitions = max(MIN_REPETITIONS, min(_MAX_REPETITIONS, int(limit_s / max(trial_s, 1e-9))))
         agreed = torch.tensor([calls, repetitions], device=device.name)
         dist.broadcast(agreed, 0)
         calls, repetitions = (int(each) for each in agreed)
 
-        def compute_all() -> None:
-            for _ in range(calls):
-                compute()
-
-        def apart() -> None:
-            compute_all()
-            communicate()
-
-        def both() -> None:
-            work = dist.all_reduce(hidden, async_op=True)
-            compute_all()
-            work.wait()
-
-        trials = ((compute_all, apart, both) for _ in range(repetitions))
-        times_s = [[row_s(call) for call in trial] for trial in trials]
+        times_s = [[turn_s(row, calls) for row in (alone, apart, beside)] for _ in range(repetitions)]
         if self._rank != 0:
             return None
         compute_s, apart_s, both_s = (summarize(each).median_s for each in zip(*times_s, strict=True))
@@ -244,22 +252,22 @@ class RankGroup:
             "reduce_scatter": lambda: reduce_scatter(part, whole, group=group),
         }
         call = calls[kind]
-        # About what a stage computes between two sums: a linear of its tokens.
+        # A rank is the later, the longer it has computed; so about what a stage computes between two sums.
         tokens = max(1, elements * size // model.hidden)
         inputs = torch.zeros(tokens, model.hidden, dtype=dtype, device=self._device.name)
-        linear = partial(torch.mm, inputs, inputs.new_zeros(model.hidden, model.ffn))
+        up, down = inputs.new_zeros(model.hidden, model.ffn), inputs.new_zeros(model.ffn, model.hidden)
 
         def compute() -> None:
             for _ in range(_ROW):
-                linear()
+                inputs @ up @ down
 
         def apart() -> None:
             for _ in range(_ROW):
-                linear()
+                inputs @ up @ down
                 call()
 
         timer = self._device.link_timer
-        least_s = min(timer.call_s(call) for _ in range(_WARM_UP))  # computing before it makes none shorter
+        least_s = min(timer.call_s(call) for _ in range(2 * _ROW))  # computing before it makes none shorter
 
         def added() -> tuple[float, float]:
             compute_s, apart_s = timer.call_s(compute), timer.call_s(apart)

@@ -85,23 +85,23 @@ class Provenance(BaseModel):
 
 
 class Overlap(BaseModel):
-    """A frozen linear beside an asynchronous all-reduce, in one round.
+    """Computing in parts, with an all-reduce after each, in one round.
 
-    Seconds are medians over rows of repetitions, each divided by the length of a row.
+    Seconds are of one part: medians over rows of parts, each divided by the length of a row.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     tokens: int = Field(gt=0)
-    """Of the linear's input; the all-reduce is of hidden states of as many."""
+    """Of a frozen linear's input; the all-reduce is of hidden states of as many."""
     calls: int = Field(gt=0)
-    """Of the linear, one after the other, so that they take longer than the all-reduce."""
+    """Of the linear in a part, so that it takes longer than the all-reduce."""
     compute_s: float = Field(gt=0)
     """Alone."""
     communication_s: float = Field(gt=0)
-    """What the all-reduce adds to it, one after the other."""
+    """What the all-reduce adds to it, if it is waited for at once."""
     both_s: float = Field(gt=0)
-    """Until both have ended that started together."""
+    """With all-reduces that are not waited for before the next parts are through."""
 
     @property
     def contention(self) -> float:

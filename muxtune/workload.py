@@ -106,7 +106,7 @@ class Workload(BaseModel):
     backbone: str | None = None
     """Preset or directory; ``--model`` overrides it."""
     dtype: Dtype | None = None
-    """Of weights and activations; the backbone's own if absent."""
+    """Of weights and activations; if absent, a preset's own, and float32 for a directory."""
     tasks: tuple[PeftTask, ...] = Field(min_length=1)
 
     @model_validator(mode="after")

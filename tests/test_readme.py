@@ -28,9 +28,7 @@ FENCES = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 SPANS = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL))
 LINES = [line for language, text in FENCES if language == "sh" for line in text.splitlines()]
 COMMANDS = [shlex.split(line, comments=True) for line in LINES] + [
-    span.split()
-    for span in SPANS
-    if span.startswith(("muxtune ", "make ", "python ", "PIP_EXTRA_INDEX_URL="))
+    span.split() for span in SPANS if span.startswith(("muxtune ", "make ", "python "))
 ]
 
 WRITTEN = (".venv/", "runs/", "docs/gpu-report.md")

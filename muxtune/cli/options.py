@@ -12,10 +12,15 @@ ModelName = Annotated[
     str | None,
     typer.Option("--model", help="Preset or Hugging Face directory; the workload's backbone by default."),
 ]
-ClusterName = Annotated[str, typer.Option("--cluster", help="cpu-N, or a YAML file.")]
+ClusterName = Annotated[
+    str, typer.Option("--cluster", help="cpu-N, testbed-a, -b or -c, a100-N, or a YAML file.")
+]
 ProfilePath = Annotated[
     Path | None,
-    typer.Option("--profile", help="Operator costs; by default this machine's, measured once and kept."),
+    typer.Option(
+        "--profile",
+        help="Operator costs; by default a GPU's that ship, or this machine's, measured once and kept.",
+    ),
 ]
 PlanPath = Annotated[Path, typer.Argument(metavar="PLAN", help="A plan.json.", show_default=False)]
 GanttPath = Annotated[

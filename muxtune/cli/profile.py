@@ -54,7 +54,10 @@ def profile(
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Device to measure.")] = "cpu",
     dtype: Annotated[
         Dtype | None,
-        typer.Option(help="Of weights and activations; the backbone's own by default.", show_default=False),
+        typer.Option(
+            help="Of weights and activations; a preset's own by default; float32 for a directory.",
+            show_default=False,
+        ),
     ] = None,
     ranks: Annotated[
         int | None, typer.Option(min=1, help="Processes that measure at the same time; 2 by default.")

@@ -208,7 +208,7 @@ class ModelSpec(BaseModel):
 
     @property
     def loading_bytes(self) -> int:
-        """What a rank needs at once to load the backbone: all of it, and presets are drawn in float32."""
+        """What loading it whole needs (profiler, solo runs); presets are drawn in float32."""
         drawn = DTYPE_BYTES["float32"] if self.source == "preset" else 0
         return self.parameters * max(drawn, self.dtype_bytes)
 

@@ -34,7 +34,7 @@ class Exhaustive:
     group, by the recurrence and within the memory. Only what a bound proves to be no better is left out.
     """
 
-    summary = f"the best of all partitions of at most {MOST_TASKS} tasks, else as muxtune"
+    summary = f"the best of all partitions, of at most {MOST_TASKS} tasks; more are refused"
 
     def propose(self, problem: PlanningProblem, options: PlanOptions) -> list[PlanStructure]:
         """The fastest schedules of the best partitions.

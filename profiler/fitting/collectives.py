@@ -61,7 +61,8 @@ def fit_link(table: pd.DataFrame, source: LinkSource) -> tuple[LinkCoefficients,
     record = FitRecord(
         source=TABLE_SOURCE,
         created=datetime.now(UTC).date().isoformat(),
-        command=f"python -m profiler.fitting collectives --table collectives.parquet --link {source.name}",
+        command="python -m profiler.fitting collectives "
+        f"--table collectives.parquet --link {source.name} --out links",
         rows=len(kept),
         error=round(float(rows.loc[rows["verdict"] == "", "error"].mean()), 4),
         held_out={

@@ -212,7 +212,8 @@ def main(arguments: Sequence[str]) -> None:
     record = FitRecord(
         source=SOURCE,
         created=datetime.now(UTC).date().isoformat(),
-        command=f"{parser.prog} --table {options.table.name} --device {options.device}",
+        command=f"{parser.prog} --table {options.table.name} --device {options.device} "
+        f"--out {options.out.name}",
         rows=len(rows),
         error=round(float(reported["error"].mean()), 4),
         held_out={name: round(error, 4) for name, error in held_out_errors(rows, options.device).items()},

@@ -1,6 +1,6 @@
 """The reference: one task trained alone with transformers and peft, and nothing of ours.
 
-Written from the text "Training semantics" of docs/design.md, sequence by sequence, so that it shares neither
+Written from the text "What a task means" of docs/design.md, sequence by sequence, so that it shares neither
 code nor data structures with what it judges.
 """
 

@@ -135,7 +135,8 @@ def test_the_command_writes_what_the_models_load(tmp_path, capsys):
     shipped_sweeps().to_parquet(path)
     main(["--table", str(path), "--link", "nvlink-all-a100", "--out", str(tmp_path / "links")])
     written = (tmp_path / "links" / "nvlink-all-a100.json").read_text()
-    assert LinkCoefficients.model_validate(json.loads(written)).fit.command.endswith("nvlink-all-a100")
+    fitted = LinkCoefficients.model_validate(json.loads(written))
+    assert fitted.fit.command.endswith("--link nvlink-all-a100 --out links")
     assert "all_reduce 8 ranks, above" in capsys.readouterr().out
 
 

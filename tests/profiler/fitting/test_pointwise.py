@@ -98,7 +98,9 @@ def test_the_command_writes_coefficients_with_their_origin(table_path, tmp_path,
     out = tmp_path / "deep" / "pointwise.json"
     main(["--table", str(table_path()), "--device", "a100", "--out", str(out)])
     fitted = PointwiseCoefficients.model_validate(json.loads(out.read_text()))
-    assert fitted.fit.command == "python -m profiler.fitting pointwise --table table.parquet --device a100"
+    assert fitted.fit.command == (
+        "python -m profiler.fitting pointwise --table table.parquet --device a100 --out pointwise.json"
+    )
     assert fitted.fit.error < 0.01
     assert fitted.sm_count == 108
     assert "held out" in capsys.readouterr().out

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import platform
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Literal
@@ -39,6 +40,8 @@ class RankDevice(ABC):
     """Of process groups whose tensors live here."""
     own_groups: bool
     """Whether every direction between two stages needs a process group of its own."""
+    posts_ahead: bool
+    """Whether receives are posted before they are needed; one that waits must not hold up the device."""
 
     @abstractmethod
     def enter(self) -> None:
@@ -74,6 +77,7 @@ class Cpu(RankDevice):
     name = "cpu"
     backend = "gloo"
     own_groups = False  # gloo tells messages apart by tags
+    posts_ahead = True
 
     def enter(self) -> None:
         """Nothing to do."""
@@ -103,6 +107,8 @@ class Cuda(RankDevice):
     # NCCL knows no tags: what one group carries between two ranks is done in order. A receive that waits for
     # a gradient would hold up the activations that this gradient depends on.
     own_groups = True
+    # A receive is a kernel: while it waits, what it waits for may need kernels that are still to be launched.
+    posts_ahead = False
 
     def __init__(self, index: int) -> None:
         self._index = index
@@ -111,9 +117,7 @@ class Cuda(RankDevice):
 
     def enter(self) -> None:
         """Make it this thread's device; a new thread begins with the first GPU."""
-        # Streams share hardware queues, 8 by default. Where a waiting receive and the kernel that lets the
-        # sender go on share one, neither ends; a rank has a dozen streams.
-        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
+        _set_up_cuda()
         torch.cuda.set_device(self._index)
         torch.cuda.init()
 
@@ -174,6 +178,15 @@ class DeviceTrace(MemoryTrace):
 CPU = Cpu()
 
 
+def _set_up_cuda() -> None:
+    """Settings that the driver reads once, when a process first asks it for anything."""
+    # Streams share hardware queues, 8 by default. Where a waiting receive and the kernel that lets the sender
+    # go on share one, neither ends; a rank has a dozen streams.
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
+    # Loading a kernel at its first call may wait for what is under way; a receive may wait for that kernel.
+    os.environ.setdefault("CUDA_MODULE_LOADING", "EAGER")
+
+
 def rank_device(kind: DeviceKind, rank: int) -> RankDevice:
     """The device of a rank; on CUDA, that of its number on this machine.
 
@@ -199,7 +212,8 @@ def check_devices(kind: DeviceKind, ranks: int, field: str) -> None:
     """
     if kind == "cpu":
         return
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", ranks)) if under_torchrun() else ranks
+    _set_up_cuda()
+    local = len(_ranks_here(ranks))
     if not torch.cuda.is_available():
         found = "this torch finds none"
     elif torch.cuda.device_count() < local:
@@ -210,3 +224,38 @@ def check_devices(kind: DeviceKind, ranks: int, field: str) -> None:
         return
     expected = f"{local} CUDA devices on {platform.node()}, and {found}; --device cpu tries the plan without"
     raise SpecError(field, kind, expected)
+
+
+def check_memory(kind: DeviceKind, needed_bytes: Sequence[int], field: str) -> None:
+    """Refuse what the memory of this machine's devices cannot hold.
+
+    Args:
+        kind: That the run computes on; the devices are there.
+        needed_bytes: Of every rank of the run.
+        field: Where they stand.
+
+    Raises:
+        SpecError: Names the field, and what is here.
+    """
+    here, node = _ranks_here(len(needed_bytes)), platform.node()
+    own = needed_bytes[here.start : here.stop]
+    if kind == "cpu":  # they share one memory, and need not have the same of it
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        memories = [(sum(own), total, f"{node}, for {len(own)} ranks together")]
+    else:
+        gpus = [torch.cuda.get_device_properties(index) for index in range(len(own))]
+        memories = [
+            (needed, gpu.total_memory, f"cuda:{index} on {node}")
+            for index, (needed, gpu) in enumerate(zip(own, gpus, strict=True))
+        ]
+    for needed, total, whose in memories:
+        if needed > total:
+            raise SpecError(field, needed, f"at most {total}, the memory of {whose}")
+
+
+def _ranks_here(ranks: int) -> range:
+    """Those of a run that are on this machine: all, unless torchrun says which."""
+    if not under_torchrun():
+        return range(ranks)
+    first = int(os.environ["RANK"]) - int(os.environ.get("LOCAL_RANK", "0"))
+    return range(first, first + int(os.environ.get("LOCAL_WORLD_SIZE", ranks)))

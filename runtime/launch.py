@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -39,11 +40,21 @@ def launch_ranks(job: RunJob, ranks: int, on_progress: Callable[[int], None]) ->
         try:
             for rank in range(ranks):
                 processes.append(_start(job, rank, meeting, logs))
-            _watch(processes, meeting, logs, on_progress)
+            _watch(job, processes, meeting, logs, on_progress)
         finally:
             for process in processes:
                 process.kill()
+            for process in processes:  # only now: the end of a rank that has a GPU takes seconds
                 process.communicate()
+
+
+class _Rank(subprocess.Popen[bytes]):
+    """A rank in a process group of its own, which has the processes that it started."""
+
+    def kill(self) -> None:
+        """End it and them at once; them even if it has ended."""
+        with suppress(ProcessLookupError, PermissionError):  # macOS: for one that nobody has waited for
+            os.killpg(self.pid, signal.SIGKILL)
 
 
 def _start(job: RunJob, rank: int, meeting: Path, logs: Path) -> subprocess.Popen[bytes]:
@@ -55,14 +66,18 @@ def _start(job: RunJob, rank: int, meeting: Path, logs: Path) -> subprocess.Pope
     command = [sys.executable, "-c", start, job.model_dump_json(), str(rank), str(meeting)]
     with (logs / f"rank-{rank}.log").open("ab") as log:
         # A process group of its own: Ctrl-C reaches only us, and we end the ranks.
-        return subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, process_group=0
-        )
+        return _Rank(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, process_group=0)
 
 
 def _watch(
-    processes: list[subprocess.Popen[bytes]], meeting: Path, logs: Path, on_progress: Callable[[int], None]
+    job: RunJob,
+    processes: list[subprocess.Popen[bytes]],
+    meeting: Path,
+    logs: Path,
+    on_progress: Callable[[int], None],
 ) -> None:
+    # NCCL's watchdog aborts a rank that it finds waiting in vain for another one.
+    consequences = {PEER_LOST_EXIT_CODE} | ({-signal.SIGABRT} if job.device == "cuda" else set())
     shown = 0
     while True:
         codes = [process.poll() for process in processes]
@@ -76,17 +91,21 @@ def _watch(
             return
         time.sleep(_POLL_S)
     deadline = time.monotonic() + _CAUSE_WAIT_S
-    while (rank := _first_cause(processes)) is None and time.monotonic() < deadline:
+    while True:
+        ended = all(process.poll() is not None for process in processes)
+        rank = _first_cause(processes, consequences)
+        if rank is not None or ended or time.monotonic() > deadline:
+            break
         time.sleep(_POLL_S)
     if rank is None:
         raise _error_without_cause(processes, meeting, logs)
     raise _error_of(processes, rank, meeting, logs)
 
 
-def _first_cause(processes: list[subprocess.Popen[bytes]]) -> int | None:
+def _first_cause(processes: list[subprocess.Popen[bytes]], consequences: set[int]) -> int | None:
     """A rank that failed by itself, not because another one was gone."""
     for rank, process in enumerate(processes):
-        if process.poll() not in {None, 0, PEER_LOST_EXIT_CODE}:
+        if process.poll() not in {None, 0, *consequences}:
             return rank
     return None
 
@@ -111,8 +130,11 @@ def _error_without_cause(
     processes: list[subprocess.Popen[bytes]], meeting: Path, logs: Path
 ) -> RunError | UserError:
     """Ranks lost another one, and none has failed: the one that they gave up still lives."""
-    lost = next(rank for rank, process in enumerate(processes) if process.poll())
-    hanging = [str(rank) for rank, process in enumerate(processes) if process.poll() is None]
+    codes = {rank: process.poll() for rank, process in enumerate(processes)}
+    hanging = [str(rank) for rank, code in codes.items() if code is None]
+    # One that lost another says whom; if all have ended, one that was aborted is nearer to the cause.
+    told = [rank for rank, code in codes.items() if code and (code == PEER_LOST_EXIT_CODE) == bool(hanging)]
+    lost = told[0] if told else next(rank for rank, code in codes.items() if code)
     error = _error_of(processes, lost, meeting, logs)
     if not hanging:
         return error

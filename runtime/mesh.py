@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from itertools import product
 from typing import Literal
 
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.distributed_c10d import _get_default_store
 
 from muxtune.plan import Parallelism
 from runtime.devices import CPU, RankDevice
+from runtime.peers import or_peer_lost
 from runtime.sharding import Shard
 from runtime.teams import GroupTeam, StageTeam
 from runtime.transport import Link, open_link
 
 Direction = Literal["F", "B"]
 """Of messages between stages: of forwards, to the next stage; of backwards, to the one before."""
+
+BUILD_TIMEOUT_S = 60.0
+"""How long ranks wait for each other while they build groups, to which they come at the same time."""
 
 
 class RankMesh:
@@ -25,23 +33,28 @@ class RankMesh:
     Args:
         parallelism: How large the mesh is.
         rank: Whose place; torch.distributed is up if there are several.
-        peer_timeout_s: How long a sum waits for a rank; gloo's half an hour by default.
+        peer_timeout_s: How long a sum waits for a rank; half an hour by default, like gloo.
         device: Of the rank.
+
+    Raises:
+        PeerLostError: Another rank is gone; a dead one is noticed after :data:`BUILD_TIMEOUT_S` at most.
     """
 
     def __init__(
         self,
         parallelism: Parallelism,
         rank: int,
-        peer_timeout_s: float | None = None,
+        peer_timeout_s: float = 1800.0,
         device: RankDevice = CPU,
     ) -> None:
         self.device = device
         self._parallelism = parallelism
-        self._peer_timeout_s = peer_timeout_s
+        self._peer_timeout = timedelta(seconds=peer_timeout_s)
+        self._build_timeout_s = min(BUILD_TIMEOUT_S, peer_timeout_s)
         self.replica, within = divmod(rank, parallelism.pp * parallelism.tp)
         self.stage, shard = divmod(within, parallelism.tp)
-        tp, pp, dp = self._build_teams()
+        with self._short_waits():
+            tp, pp, dp = self._build_teams()
         self.stopwatch = device.stopwatch()
         """Of the rank."""
         self.team = None if tp is None else StageTeam(tp, self.stopwatch)
@@ -52,7 +65,22 @@ class RankMesh:
         """The ranks of the same replica and shard; None if there is one stage."""
         self.replicas = dp
         """The ranks of the same stage and shard; None if there is one replica."""
-        self._own_groups = self._build_own_groups() if device.own_groups and dist.is_initialized() else {}
+        with self._short_waits():
+            self._own_groups = self._build_own_groups() if device.own_groups and dist.is_initialized() else {}
+
+    @contextmanager
+    def _short_waits(self) -> Iterator[None]:
+        """Inside, what a rank leaves in the store for others is not waited for longer than a group is."""
+        if not dist.is_initialized():
+            yield
+            return
+        store = _get_default_store()
+        usual: timedelta = store.timeout  # type: ignore[attr-defined]  # not in stub
+        store.set_timeout(timedelta(seconds=self._build_timeout_s))
+        try:
+            yield
+        finally:
+            store.set_timeout(usual)
 
     def _build_teams(self) -> list[GroupTeam | None]:
         """One per dimension: tp, pp, dp."""
@@ -60,16 +88,20 @@ class RankMesh:
         if not dist.is_initialized():
             return [None, None, None]
         device = self.device
-        mesh = init_device_mesh(
+        build = partial(
+            init_device_mesh,
             device.kind,
             tuple(sizes.values()),
             mesh_dim_names=tuple(sizes),
             # Never the default group, which a dimension of all ranks would get: sums must not queue behind
             # the messages between stages, which are under way in that one.
             backend_override={
-                name: (device.backend, device.group_options(self._peer_timeout_s)) for name in sizes
+                name: (device.backend, device.group_options(self._build_timeout_s)) for name in sizes
             },
         )
+        mesh = or_peer_lost(build)
+        for name in sizes:
+            mesh.get_group(name).set_timeout(self._peer_timeout)
         return [GroupTeam(mesh.get_group(name)) if sizes[name] > 1 else None for name in ("tp", "pp", "dp")]
 
     def _build_own_groups(self) -> dict[tuple[Direction, int], dist.ProcessGroup]:
@@ -79,14 +111,15 @@ class RankMesh:
             By direction, and the lower stage of the pair.
         """
         p = self._parallelism
-        timeout = None if self._peer_timeout_s is None else timedelta(seconds=self._peer_timeout_s)
+        timeout = timedelta(seconds=self._build_timeout_s)
         own = {}
         directions: tuple[Direction, ...] = ("F", "B")
         for replica, shard, stage, direction in product(
             range(p.dp), range(p.tp), range(p.pp - 1), directions
         ):
             ranks = [(replica * p.pp + s) * p.tp + shard for s in (stage, stage + 1)]
-            group = dist.new_group(ranks, timeout=timeout, backend=self.device.backend)
+            build = partial(dist.new_group, ranks, timeout=timeout, backend=self.device.backend)
+            group = or_peer_lost(build)
             if (replica, shard) == (self.replica, self.shard.index) and self.stage in {stage, stage + 1}:
                 own[direction, stage] = group
         # NCCL joins two ranks at their first message, and both wait for that: here, where both come to it in
@@ -95,6 +128,7 @@ class RankMesh:
             upper = self.stage == stage + 1
             peer = self.neighbour(stage if upper else stage + 1)
             open_link(Link(peer, self.device, group), sends=(direction == "B") == upper)
+            group.set_timeout(self._peer_timeout)
         return own
 
     @property

@@ -8,6 +8,7 @@ import threading
 import traceback
 from collections import Counter
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
@@ -29,11 +30,12 @@ from runtime.checkpoint import CheckpointWriter, load_rank_state, writing_ranks
 from runtime.devices import DeviceKind, rank_device
 from runtime.feed import Feed, load_plan_data
 from runtime.footprint import measure_memory
+from runtime.join import together
 from runtime.losses import NonFiniteLossError, StepLoss
 from runtime.memory import parameter_bytes, rotary_table_bytes
 from runtime.mesh import RankMesh
 from runtime.outputs import ADAPTER, ADAPTER_INIT, save_progress, task_folder
-from runtime.peers import PeerLostError
+from runtime.peers import PeerLostError, or_peer_lost
 from runtime.process_memory import process_bytes
 from runtime.report import StageRecord, build_report, save_report, stage_records
 from runtime.runner import StageRunner
@@ -52,6 +54,9 @@ USER_ERROR_EXIT_CODE = 2
 
 PEER_TIMEOUT_S = 1800.0
 """How long a rank waits for another one's message; the first wait may last as long as loading a backbone."""
+
+PEER_TIMEOUTS_S = (0.001, 7 * 86400.0)
+"""The shortest and the longest; torch counts milliseconds, and not for months."""
 
 
 class RunJob(BaseModel):
@@ -91,7 +96,7 @@ class RankRun:
         self._rank = rank
         self._progress = progress
         self._device = rank_device(job.device, rank)
-        self._device.enter()
+        together(self._device.enter)  # which takes a while on a GPU; groups wait for others only briefly
         self._mesh = RankMesh(plan.parallelism, rank, job.peer_timeout_s, self._device)
         self._feed = Feed(plan, load_plan_data(plan), self._device.name, replica=self._mesh.replica)
         self._actions = extend_schedule(plan, job.steps, first=job.first_step)[self._mesh.stage]
@@ -214,11 +219,9 @@ class RankRun:
             process_start_bytes=self._process_start_bytes,
             device_peak_bytes=self._device.peak_bytes(),
         )
-        record = StageRecord(spans=[], memory=memory)
-        if self._mesh.speaks:
-            record = StageRecord(
-                spans=runner.spans, memory=memory, operators=runner.operators, exposed_s=runner.exposed_s
-            )
+        record = StageRecord(
+            spans=runner.spans, memory=memory, operators=runner.operators, exposed_s=runner.exposed_s
+        )
         records = stage_records(gather(record), plan.parallelism)
         if self._rank == 0:
             spans = [span for record in records for span in record.spans]
@@ -252,7 +255,10 @@ def main() -> None:
     if plan.parallelism.ranks > 1:
         store = (meeting / "store").as_uri()
         timeout = timedelta(seconds=job.peer_timeout_s)
-        dist.init_process_group("gloo", store, timeout=timeout, rank=rank, world_size=plan.parallelism.ranks)
+        world = plan.parallelism.ranks
+        or_peer_lost(
+            partial(dist.init_process_group, "gloo", store, timeout=timeout, rank=rank, world_size=world)
+        )
     RankRun(plan, job, rank, meeting / "progress" if rank == 0 else None).execute()
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -24,7 +24,7 @@ class Relay:
     the next.
 
     Args:
-        prepare: Called first in each thread, for settings that are a thread's own.
+        prepare: Called in each thread before its first body, for settings that are a thread's own.
     """
 
     def __init__(self, prepare: Body | None = None) -> None:
@@ -50,7 +50,7 @@ class Relay:
             Whether it has more to do; False too if it had already ended.
 
         Raises:
-            BaseException: What the body raised.
+            BaseException: What the body raised, or the preparation of its thread.
         """
         runner = self._runners[place]
         if runner.ended:
@@ -125,14 +125,16 @@ class _Runner:
         self._thread.join()
 
     def _loop(self) -> None:
-        if self._prepare is not None:
-            self._prepare()
+        prepare = self._prepare
         while True:
             self._go.acquire()
             if self._closed:
                 return
             assert self._body is not None
             try:
+                if prepare is not None:
+                    prepare()
+                    prepare = None
                 self._body()
             except BaseException as error:  # whoever resumes it gets it, whatever it is
                 self._error = error

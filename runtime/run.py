@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -20,12 +19,12 @@ from muxtune.processes import under_torchrun
 from muxtune.schedule_extension import check_step_meetings, extend_schedule
 from runtime.attention import attention_site, check_attention
 from runtime.checkpoint import newest_checkpoint, writing_ranks
-from runtime.devices import DeviceKind, check_devices
+from runtime.devices import DeviceKind, check_devices, check_memory, rank_device
 from runtime.feed import check_room, load_plan_data
-from runtime.join import joined, share, together
+from runtime.join import check_node_place, job_place, joined, share, together
 from runtime.kernels import kernel_mode
 from runtime.launch import launch_ranks
-from runtime.rank import PEER_TIMEOUT_S, RankRun, RunJob
+from runtime.rank import PEER_TIMEOUT_S, PEER_TIMEOUTS_S, RankRun, RunJob
 from runtime.report import RunReport, load_report
 from runtime.sharding import check_sharding
 
@@ -52,7 +51,7 @@ def run_plan(
 
     Args:
         plan: A plan or its file.
-        out_dir: Where results go (DESIGN: RUN_DIR); new or empty, unless ``resume``.
+        out_dir: Where results go (RUN_DIR); new or empty, unless ``resume``.
         steps: Iterations; by default until the longest task has done its steps.
         resume: Continue the run in ``out_dir`` from its newest checkpoint; start it if there is none.
         progress: Show a bar on stderr (not under torchrun).
@@ -72,14 +71,14 @@ def run_plan(
     """
     if under_torchrun():
         return _join(
-            partial(_checked, plan, steps, checkpoint_every, peer_timeout_s, device),
+            partial(_checked, plan, steps, checkpoint_every, metered_steps, peer_timeout_s, device),
             out_dir,
             device=device,
             resume=resume,
             checkpoint_every=checkpoint_every,
             peer_timeout_s=peer_timeout_s,
         )
-    plan, iterations = _checked(plan, steps, checkpoint_every, peer_timeout_s, device)
+    plan, iterations = _checked(plan, steps, checkpoint_every, metered_steps, peer_timeout_s, device)
     first_step = _prepare_folder(plan, out_dir, iterations, resume=resume)
     if first_step is None:
         return load_report(out_dir / "run.json")
@@ -101,6 +100,7 @@ def _checked(
     plan: Plan | Path,
     steps: int | None,
     checkpoint_every: int,
+    metered_steps: int,
     peer_timeout_s: float,
     device: DeviceKind | None,
 ) -> tuple[Plan, int]:
@@ -113,8 +113,12 @@ def _checked(
         check_plan(plan)
     if checkpoint_every < 1:
         raise SpecError("checkpoint_every", checkpoint_every, "at least 1")
-    if peer_timeout_s <= 0:
-        raise SpecError("peer_timeout_s", peer_timeout_s, "seconds above 0")
+    if metered_steps < 1:
+        raise SpecError("metered_steps", metered_steps, "at least 1")
+    if not _may_wait(peer_timeout_s):
+        shortest_s, longest_s = PEER_TIMEOUTS_S
+        expected = f"seconds above 0, {shortest_s} to {longest_s:.0f} (a week)"
+        raise SpecError("peer_timeout_s", peer_timeout_s, expected)
     iterations = max(plan.htask_steps()) if steps is None else steps
     kind, field = plan.cluster.device.kind, f"{where}: cluster.device.kind"
     if device is not None:
@@ -124,16 +128,22 @@ def _checked(
     return plan, iterations
 
 
+def _may_wait(peer_timeout_s: float) -> bool:
+    shortest_s, longest_s = PEER_TIMEOUTS_S
+    return shortest_s <= peer_timeout_s <= longest_s  # false for nan, too
+
+
 def _check(plan: Plan, iterations: int, where: str, kind: DeviceKind) -> None:
     kernel_mode()  # refuses a MUXTUNE_KERNELS that means nothing
-    device = plan.cluster.device
+    mesh, peaks_bytes = plan.parallelism, plan.predicted.peak_memory_bytes
     with naming(where):
-        check_sharding(plan.model, plan.parallelism.tp)
-        check_attention(plan.execution.attention, attention_site(plan.model, kind))
-    needed = max(plan.predicted.peak_memory_bytes)
-    if needed > device.memory_bytes:
-        expected = f"at most {device.memory_bytes}, the memory of {device.name}"
-        raise SpecError(f"{where}: predicted.peak_memory_bytes", needed, expected)
+        check_sharding(plan.model, mesh.tp)
+        check_attention(plan.execution.attention, attention_site(plan.model, rank_device(kind, 0).name))
+    planned, field = plan.cluster.device, f"{where}: predicted.peak_memory_bytes"
+    if max(peaks_bytes) > planned.memory_bytes:
+        expected = f"at most {planned.memory_bytes}, the memory of {planned.name}"
+        raise SpecError(field, max(peaks_bytes), expected)
+    check_memory(kind, [peaks_bytes[rank // mesh.tp % mesh.pp] for rank in range(mesh.ranks)], field)
     _check_backbone(plan, where)
     schedule = extend_schedule(plan, iterations)
     clipping = [h.id for h in plan.htasks if any(t.max_grad_norm is not None for t in plan.htask_tasks(h.id))]
@@ -192,9 +202,10 @@ def _join(
     peer_timeout_s: float,
 ) -> RunReport:
     """Be one rank of torchrun's job; rank 0 prepares the folder and tells the others."""
-    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    rank, world = job_place()
 
     def check_world() -> tuple[Plan, int]:
+        check_node_place()
         plan, iterations = check()
         ranks = plan.parallelism.ranks
         if world != ranks:
@@ -203,7 +214,8 @@ def _join(
             )
         return plan, iterations
 
-    with joined(rank, world, peer_timeout_s):
+    # They have to meet before they can refuse together what is no time at all.
+    with joined(rank, world, peer_timeout_s if _may_wait(peer_timeout_s) else PEER_TIMEOUT_S):
         plan, iterations = together(check_world)
         first_step = share(
             together(lambda: None if rank else _prepare_folder(plan, out_dir, iterations, resume=resume))

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import threading
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
 
 from muxtune.errors import SpecError
-from runtime.devices import CPU, Cuda, check_devices, rank_device
+from runtime.devices import CPU, Cuda, check_devices, check_memory, rank_device
 from runtime.memory import AllocationTrace
 from runtime.stopwatch import EventStopwatch, HostStopwatch
 
 MIB = 2**20
+SETTINGS = {"CUDA_DEVICE_MAX_CONNECTIONS": "32", "CUDA_MODULE_LOADING": "EAGER"}
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    """Takes the settings for CUDA back, which are made for good."""
+    for name in SETTINGS:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
 
 
 @pytest.fixture
@@ -78,20 +90,61 @@ def test_a_node_of_torchrun_needs_gpus_for_its_own_ranks(machine, torchrun):
         check_devices("cuda", 8, "plan: kind")
 
 
+def test_cuda_is_set_up_before_anything_asks_it(machine, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(asked.append({**os.environ}) or True))
+    check_devices("cuda", 2, "plan: kind")
+    assert asked[0].items() >= SETTINGS.items()
+
+
+def test_settings_of_the_users_own_stay(machine, monkeypatch):
+    monkeypatch.setenv("CUDA_MODULE_LOADING", "LAZY")
+    check_devices("cuda", 2, "plan: kind")
+    assert os.environ["CUDA_MODULE_LOADING"] == "LAZY"
+
+
+@pytest.fixture
+def sizes(monkeypatch):
+    """A machine with 1000 bytes for its processors, and on GPU i 40 + i."""
+    monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PAGE_SIZE": 10, "SC_PHYS_PAGES": 100}[name])
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda index: SimpleNamespace(total_memory=40 + index)
+    )
+
+
+def test_ranks_on_cpu_share_its_memory_and_what_fits_together_is_accepted(sizes):
+    check_memory("cpu", [900, 100], "plan: peak")  # more than half of it on one
+    whose = f"the memory of {platform.node()}, for 2 ranks together"
+    with pytest.raises(SpecError, match=f"^plan: peak = 1001: expected at most 1000, {whose}"):
+        check_memory("cpu", [900, 101], "plan: peak")
+
+
+def test_each_gpu_must_hold_its_own_rank(sizes):
+    check_memory("cuda", [40, 41, 42], "plan: peak")
+    with pytest.raises(SpecError, match=r"^plan: peak = 42: expected at most 41, the memory of cuda:1 on "):
+        check_memory("cuda", [40, 42, 42], "plan: peak")
+
+
+def test_a_node_of_torchrun_holds_its_own_ranks(sizes, torchrun):
+    check_memory("cuda", [50] * 4 + [40, 41, 42, 43], "plan: peak")
+    check_memory("cpu", [900] * 4 + [250] * 4, "plan: peak")
+    with pytest.raises(SpecError, match=r"= 44: expected at most 42, the memory of cuda:2 on "):
+        check_memory("cuda", [50] * 4 + [40, 41, 44, 43], "plan: peak")
+
+
 def test_a_gpu_becomes_the_one_of_each_thread_that_computes(monkeypatch):
     entered = []
     monkeypatch.setattr(
         torch.cuda, "set_device", lambda index: entered.append((threading.current_thread().name, index))
     )
     monkeypatch.setattr(torch.cuda, "init", lambda: None)
-    monkeypatch.delenv("CUDA_DEVICE_MAX_CONNECTIONS", raising=False)
     device = Cuda(1)
     device.enter()
     other = threading.Thread(target=device.enter, name="relay")
     other.start()
     other.join()
     assert entered == [("MainThread", 1), ("relay", 1)]
-    monkeypatch.delenv("CUDA_DEVICE_MAX_CONNECTIONS")
+    assert os.environ.items() >= SETTINGS.items()
     CPU.enter()  # nothing to do
 
 
@@ -100,6 +153,10 @@ def test_each_device_reads_time_and_memory_in_its_own_way():
     assert isinstance(CPU.memory_trace(), AllocationTrace)
     assert CPU.peak_bytes() is None
     assert isinstance(Cuda(0).stopwatch(), EventStopwatch)
+
+
+def test_on_a_gpu_no_receive_waits_before_it_is_needed():
+    assert (CPU.posts_ahead, Cuda(0).posts_ahead) == (True, False)
 
 
 @dataclass

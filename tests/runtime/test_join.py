@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from multiprocessing import Queue
+from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
 
 from muxtune.errors import RunError, SpecError, UserError
 from runtime import join
-from runtime.join import joined, share, together
-from runtime.peers import PeerLostError
+from runtime.join import check_node_place, job_place, joined, share, together
+from runtime.peers import PeerLostError, or_peer_lost
+from runtime.transport import meet
 
 
 def _refuse() -> None:
@@ -49,3 +59,100 @@ def test_a_lost_peer_is_an_error_where_no_torchrun_listens(monkeypatch):
     ):
         raise PeerLostError("the connection to rank 1 broke")
     assert not isinstance(caught.value, PeerLostError)
+
+
+def test_an_error_of_torch_names_the_rank():
+    with (
+        pytest.raises(RunError, match=r"^rank 3: OutOfMemoryError: CUDA out of memory$"),
+        joined(3, 1, 60),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+PLACE = {
+    "RANK": "5",
+    "WORLD_SIZE": "8",
+    "LOCAL_RANK": "1",
+    "LOCAL_WORLD_SIZE": "4",
+    "MASTER_ADDR": "node-0",
+    "MASTER_PORT": "29500",
+}
+
+
+@pytest.fixture
+def place(monkeypatch):
+    def set_place(**changes: str | None) -> None:
+        for name, value in (PLACE | changes).items():
+            if value is None:
+                monkeypatch.delenv(name, raising=False)
+            else:
+                monkeypatch.setenv(name, value)
+
+    return set_place
+
+
+def test_torchrun_says_which_rank_this_is(place):
+    place()
+    assert job_place() == (5, 8)
+    check_node_place()
+    place(RANK="0", WORLD_SIZE="1", MASTER_PORT=None)
+    assert job_place() == (0, 1)  # alone, and meets nobody
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"RANK": "8"}, r"^RANK = '8': expected the number of this rank, 0 to 7; torchrun sets it"),
+        ({"RANK": "five"}, r"^RANK = 'five': expected the number of this rank"),
+        ({"WORLD_SIZE": ""}, r"^WORLD_SIZE = '': expected the number of ranks"),
+        ({"MASTER_PORT": None}, r"^MASTER_PORT = None: expected a free port"),
+        ({"LOCAL_RANK": None}, r"^LOCAL_RANK = None: expected this rank's number on its machine, 0 to 3"),
+        ({"LOCAL_RANK": "4"}, r"^LOCAL_RANK = '4': expected this rank's number on its machine, 0 to 3"),
+        ({"LOCAL_WORLD_SIZE": None}, r"^LOCAL_WORLD_SIZE = None: expected the number of ranks on this mach"),
+    ],
+    ids=str,
+)
+def test_a_launcher_that_does_not_say_all_is_refused_in_a_line(changes, message, place):
+    place(**changes)
+    with pytest.raises(SpecError, match=message):
+        (job_place(), check_node_place())
+
+
+CHAIN = 5
+
+
+def _link(rank: int, port: int, told: Queue) -> None:
+    """Wait for the rank before; the first one dies. None is ended by a torchrun, or ends by itself."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(CHAIN), "MASTER_ADDR": "127.0.0.1"}
+    os.environ |= {"MASTER_PORT": str(port)}
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo" if Path("/sys/class/net/lo").exists() else "lo0"
+    join.END_WAIT_S = 600.0
+    with joined(rank, CHAIN, 1800.0):
+        meet()
+        if rank == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        work = dist.irecv(torch.zeros(4), rank - 1)
+        try:
+            or_peer_lost(work.wait, rank - 1)
+        except PeerLostError:
+            told.put(rank)
+            raise
+
+
+def test_in_a_chain_of_nodes_all_learn_of_a_death_before_any_has_ended():
+    context = multiprocessing.get_context("fork")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    told = context.Queue()
+    ranks = [context.Process(target=_link, args=(rank, port, told)) for rank in range(CHAIN)]
+    for process in ranks:
+        process.start()
+    try:
+        assert sorted(told.get(timeout=60) for _ in range(CHAIN - 1)) == list(range(1, CHAIN))
+        time.sleep(0.5)  # whatever the closed connections may do to them
+        assert [process.exitcode for process in ranks] == [-signal.SIGKILL] + [None] * (CHAIN - 1)
+    finally:
+        for process in ranks:
+            process.kill()
+            process.join()

@@ -98,3 +98,32 @@ def test_threads_are_prepared():
     relay.resume(0)
     relay.close()
     assert seen == ["relay"]
+
+
+def test_whoever_resumes_a_body_gets_the_error_of_its_threads_preparation():
+    failures = [OSError("no device")]
+
+    def prepare():
+        if failures:
+            raise failures.pop()
+
+    relay = Relay(prepare)
+    done: list[bool] = []
+    seen: list[BaseException] = []
+
+    def resume():
+        try:
+            relay.resume(0)
+        except OSError as error:
+            seen.append(error)
+
+    relay.begin(0, lambda: done.append(True))
+    resuming = threading.Thread(target=resume, daemon=True)  # it must not hang the tests
+    resuming.start()
+    resuming.join(30)
+    assert [str(error) for error in seen] == ["no device"]
+    assert done == []
+    relay.begin(0, lambda: done.append(True))  # prepared by now
+    relay.resume(0)
+    relay.close()
+    assert done == [True]

@@ -11,7 +11,7 @@ from muxtune.model import PRESETS, load_model_spec
 from muxtune.plan import Plan
 from muxtune.plan_file import save_plan
 from muxtune.workload import Workload
-from runtime import run_plan
+from runtime import run, run_plan
 from tests.helpers import make_hf_model, make_plan, make_task, write_examples
 
 
@@ -85,12 +85,44 @@ def test_a_plan_that_does_not_fit_the_memory(plan, tmp_path):
     _refused(_changed(plan, predicted=predicted), tmp_path / "run", message)
 
 
+def test_a_plan_for_larger_devices_than_there_are(plan, tmp_path):
+    """Its own cluster would hold it."""
+    device = plan.cluster.device.model_copy(update={"kind": "cuda", "memory_bytes": 2**61})
+    changes = {
+        "cluster": plan.cluster.model_copy(update={"device": device}),
+        "predicted": plan.predicted.model_copy(update={"peak_memory_bytes": (1, 2**60)}),
+    }
+    message = r"^plan: predicted\.peak_memory_bytes = \d+: expected at most \d+, the memory of .*, for 2 "
+    _refused(_changed(plan, **changes), tmp_path / "run", message, device="cpu")
+
+
+def test_torchrun_asks_about_the_gpu_of_each_rank(plan, monkeypatch):
+    asked = []
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: asked.append(device) or (8, 0))
+    monkeypatch.setattr(run, "check_memory", lambda *arguments: None)
+    names = {"RANK": 1, "WORLD_SIZE": 2, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "node-0"}
+    for name, value in names.items():
+        monkeypatch.setenv(name, str(value))
+    run._check(plan, 1, "plan", "cuda")
+    assert asked == ["cuda:1"]
+
+
 def test_no_checkpoints_at_all(plan, tmp_path):
     _refused(plan, tmp_path / "run", "checkpoint_every = 0: expected at least 1", checkpoint_every=0)
 
 
 def test_a_rank_that_may_never_answer(plan, tmp_path):
     _refused(plan, tmp_path / "run", r"peer_timeout_s = 0\.0: expected seconds above 0", peer_timeout_s=0.0)
+
+
+@pytest.mark.parametrize("timeout_s", [float("inf"), float("nan"), 1e15, -1.0, 1e-9])
+def test_a_timeout_that_torch_cannot_count(plan, tmp_path, timeout_s):
+    message = r"^peer_timeout_s = .*: expected seconds above 0, 0\.001 to 604800 \(a week\)$"
+    _refused(plan, tmp_path / "run", message, peer_timeout_s=timeout_s)
+
+
+def test_a_run_that_counts_no_memory_at_all(plan, tmp_path):
+    _refused(plan, tmp_path / "run", "^metered_steps = 0: expected at least 1$", metered_steps=0)
 
 
 def test_a_folder_that_is_not_empty(plan, tmp_path):
@@ -127,7 +159,29 @@ def test_a_backbone_directory_that_changed_or_went_away(tmp_path):
 
 
 def test_torchrun_with_another_number_of_ranks(plan, tmp_path, monkeypatch):
-    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost"}.items():
-        monkeypatch.setenv(name, value)
+    _be_alone_under_torchrun(monkeypatch)
     message = r"^rank 0: torchrun started 1 ranks \(WORLD_SIZE\); expected 2"
     _refused(plan, tmp_path / "run", message, UserError)
+
+
+def _be_alone_under_torchrun(monkeypatch):
+    names = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "MASTER_ADDR": "localhost"}
+    for name, value in names.items():
+        monkeypatch.setenv(name, str(value))
+
+
+@pytest.mark.parametrize("name", ["LOCAL_RANK", "LOCAL_WORLD_SIZE"])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_launcher_that_does_not_say_which_ranks_are_here(plan, tmp_path, monkeypatch, name, device):
+    _be_alone_under_torchrun(monkeypatch)
+    monkeypatch.delenv(name)
+    message = (
+        rf"^rank 0: {name} = None: expected .*; torchrun sets it beside RANK, WORLD_SIZE and MASTER_ADDR$"
+    )
+    _refused(plan, tmp_path / "run", message, UserError, device=device)
+
+
+def test_a_timeout_that_torch_cannot_count_under_torchrun(plan, tmp_path, monkeypatch):
+    _be_alone_under_torchrun(monkeypatch)
+    message = r"^rank 0: peer_timeout_s = inf: expected seconds above 0"
+    _refused(plan, tmp_path / "run", message, UserError, peer_timeout_s=float("inf"))

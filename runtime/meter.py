@@ -53,6 +53,11 @@ class ActionMeter:
             },
         )
 
+    def traces(self, action: Action) -> bool:
+        """Whether it will follow what the rank allocates during an F or B, whoever does."""
+        unknown = action.htask not in self._workspace["B"]
+        return unknown and (action.kind == "B" or self._to_count[action.htask] > 0)
+
     def note_messages(self, bytes_: int) -> None:
         """Bytes of the messages at hand in the F or B that runs."""
         self._messages.append(bytes_)

@@ -18,6 +18,7 @@ from muxtune.schedule import Action
 from runtime.devices import CPU, RankDevice
 from runtime.relay import Body, Relay
 from runtime.side_work import SideWork, collecting
+from runtime.stopwatch import Mark
 from runtime.teams import StageTeam
 
 
@@ -48,7 +49,7 @@ class Overlap:
     """
 
     def __init__(
-        self, team: StageTeam, record: Callable[[Action, int], None], device: RankDevice = CPU
+        self, team: StageTeam, record: Callable[[Action, Mark], None], device: RankDevice = CPU
     ) -> None:
         self._team = team
         self._record = record

@@ -101,7 +101,7 @@ class StageRecord:
     operators: list[OperatorSpan] = field(default_factory=list)
     """Collectives that are traced."""
     exposed_s: dict[Action, float] = field(default_factory=dict)
-    """Of each action, the wait for the collectives in it."""
+    """What all F, or B, of an hTask's step waited for collectives; by the first of these actions."""
 
 
 def stage_records(ranks: Sequence[StageRecord], parallelism: Parallelism) -> list[StageRecord]:

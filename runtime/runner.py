@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import TypeVar
 
@@ -25,10 +26,14 @@ from runtime.mesh import RankMesh
 from runtime.meter import ActionMeter
 from runtime.overlap import Overlap
 from runtime.relay import Body
+from runtime.stopwatch import Mark
 from runtime.tenant import Tenant
 from runtime.transport import Inbox, Outbox
 
 T = TypeVar("T")
+
+TRACED_SPANS = 20_000
+"""Of a rank; from then on, an action's turns but the first are one span. With many layers it has dozens."""
 
 
 class StageRunner:
@@ -68,12 +73,18 @@ class StageRunner:
         self._elapsed_s = 0.0
         self._open: dict[tuple[int, int], tuple[Tensor | None, Tensor]] = {}
         self._ledger = LossLedger(feed, plan.microbatches)
-        record = partial(self._record, COMPUTE)
-        self._overlap = None if mesh.team is None else Overlap(mesh.team, record, mesh.device)
+        self._overlap = None
+        if mesh.team is not None:
+            mesh.team.noted = mesh.speaks
+            self._overlap = Overlap(mesh.team, partial(self._record, COMPUTE, turn=True), mesh.device)
         self._segments = lru_cache(maxsize=None)(partial(clock_segments, plan, mesh.stage))
-        self.spans: list[Span] = []
-        self._unread: deque[tuple[str, Action, int, int]] = deque()
-        """Spans whose marks may not have passed."""
+        self._spans: list[Span] = []
+        self._turns: dict[Action, Span] = {}
+        """All turns of an action but the first, as long as they are together, up to the end of the last."""
+        self._unread: deque[tuple[str, Action, Mark, Mark, bool]] = deque()
+        """Spans whose marks may not have passed, and whether they are turns."""
+        self.exposed_s: defaultdict[Action, float] = defaultdict(float)
+        """How long all F, or B, of an hTask's step waited for sums over the stage's ranks, by the first."""
         self.losses: dict[str, list[StepLoss]] = defaultdict(list)
         """Per task id, of all replicas; on the last stage only."""
         self.meter = ActionMeter(plan.microbatches, metered_steps, mesh.device.memory_trace)
@@ -107,7 +118,14 @@ class StageRunner:
         for outbox in (self._to_next, self._to_previous):
             if outbox is not None:
                 outbox.flush()
+        if self._overlap is not None:  # not after an error, when a body may hang that would be waited for
+            self._overlap.close()
         self._read_spans(wait=True)
+
+    @property
+    def spans(self) -> list[Span]:
+        """What the rank did and waited for, if it speaks for its stage."""
+        return [*self._spans, *self._turns.values()]
 
     @property
     def operators(self) -> list[OperatorSpan]:
@@ -121,12 +139,6 @@ class StageRunner:
                 start_s, end_s = self._stopwatch.seconds(start), self._stopwatch.seconds(done)
                 spans.append(OperatorSpan(stage, stream, action, label, "communication", start_s, end_s))
         return spans
-
-    @property
-    def exposed_s(self) -> dict[Action, float]:
-        """How long actions waited for sums over the ranks of the stage."""
-        team = self._mesh.team
-        return {} if team is None else {action: ns / 1e9 for action, ns in team.exposed_ns.items()}
 
     def _sizes(self, kind: str) -> list[int]:
         m = self._plan.microbatches
@@ -144,7 +156,8 @@ class StageRunner:
             else (self._begin_backward, self._end_backward)
         )
         segments = self._segments("fwd" if clock[0].kind == "F" else "bwd", tuple(a.htask for a in clock))
-        if segments is None or self._overlap is None:
+        # While allocations are followed nobody else has a turn, or they would count as the other one's.
+        if segments is None or self._overlap is None or any(map(self.meter.traces, clock)):
             for action in clock:
                 body = begin(action)
                 start = self._stopwatch.now()
@@ -225,7 +238,7 @@ class StageRunner:
 
     def _step(self, action: Action) -> None:
         h, step = action.htask, action.number
-        losses = self._step_losses(action) if self._mesh.last else {}
+        sums = self._step_sums(action) if self._mesh.last else None
         active = [tenant for tenant in self._tenants[h] if step < tenant.task.steps]
         self._sum_gradients(action, active)
         norms = self._gradient_norms(action, active)
@@ -233,19 +246,21 @@ class StageRunner:
         for tenant in active:
             tenant.step(step, norms.get(tenant.task.id))
         self._record(COMPUTE, action, start)
-        *_, end = self._unread[-1]
+        if sums is not None:  # at the end, for it stops the host until a GPU has come here
+            wall_s = self._elapsed_s + self._stopwatch.seconds(self._stopwatch.now())
+            losses = step_losses(step, *sums, refuse=self._mesh.speaks)
+            for task_id, (loss, targets) in losses.items():
+                self.losses[task_id].append(StepLoss(step, loss, targets, wall_s))
         self._read_spans()
-        wall_s = self._elapsed_s + (self._stopwatch.seconds(end) if losses else 0.0)
-        for task_id, (loss, targets) in losses.items():
-            self.losses[task_id].append(StepLoss(step, loss, targets, wall_s))
         self._on_step(h, step)
 
-    def _step_losses(self, action: Action) -> dict[str, tuple[float, int]]:
+    def _step_sums(self, action: Action) -> tuple[dict[str, int], Tensor]:
+        """Targets per task id, and the sums ``[K]`` of all replicas."""
         targets, nll_K = self._ledger.close(action)
         replicas = self._mesh.replicas
         if replicas is not None:
             self._wait(action, partial(replicas.sum_, nll_K))
-        return step_losses(action.number, targets, nll_K, refuse=self._mesh.speaks)
+        return targets, nll_K
 
     def _sum_gradients(self, action: Action, active: Sequence[Tenant]) -> None:
         """Give all ranks that hold a parameter its whole gradient, so that they step it alike."""
@@ -280,16 +295,26 @@ class StageRunner:
         self._record(COMMUNICATION, action, start)
         return result
 
-    def _record(self, stream: str, action: Action, start: int) -> None:
-        self._unread.append((stream, action, start, self._stopwatch.now()))
+    def _record(self, stream: str, action: Action, start: Mark, *, turn: bool = False) -> None:
+        if self._mesh.speaks:
+            self._unread.append((stream, action, start, self._stopwatch.now(), turn))
 
     def _read_spans(self, *, wait: bool = False) -> None:
         """Take over the spans that have passed, or all."""
         watch = self._stopwatch
         watch.settle()
-        while self._unread and (wait or watch.has_passed(self._unread[0][-1])):
-            stream, action, start, end = self._unread.popleft()
-            start_s, end_s = watch.seconds(start), watch.seconds(end)
-            self.spans.append(Span(self._mesh.stage, stream, action, start_s, end_s))
-        if self._mesh.team is not None:
-            self._mesh.team.settle(wait=wait)
+        while self._unread and (wait or watch.has_passed(self._unread[0][3])):
+            stream, action, start, end, turn = self._unread.popleft()
+            span = Span(self._mesh.stage, stream, action, watch.seconds(start), watch.seconds(end))
+            if turn and len(self._spans) >= TRACED_SPANS:
+                others = self._turns.get(action)
+                if others is not None:
+                    self._turns[action] = replace(span, start_s=span.start_s - others.duration_s)
+                    continue
+                self._turns[action] = replace(span, start_s=span.end_s)  # none yet; the first has the start
+            self._spans.append(span)
+        if self._mesh.team is None:
+            return
+        for action, ns in self._mesh.team.settle(wait=wait).items():
+            first = action.number - action.number % self._plan.microbatches[action.htask]
+            self.exposed_s[replace(action, number=first)] += ns / 1e9

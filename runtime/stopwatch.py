@@ -9,7 +9,20 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
+
+
+@dataclass(slots=True, eq=False)
+class EventMark:
+    """A moment of a GPU's work, as long as somebody wants to know it."""
+
+    time_s: float | None = None
+    """Once its event has been read."""
+
+
+Mark = int | EventMark
+"""Of a host or of a GPU; only the stopwatch that made it can read it."""
 
 
 class Stopwatch(Protocol):
@@ -18,13 +31,13 @@ class Stopwatch(Protocol):
     def begin(self, origin_ns: int) -> None:
         """Count from this reading of ``time.perf_counter_ns``."""
 
-    def now(self) -> int:
-        """Mark this moment of the work; a number that only this stopwatch can read."""
+    def now(self) -> Mark:
+        """Mark this moment of the work."""
 
-    def has_passed(self, mark: int) -> bool:
+    def has_passed(self, mark: Mark) -> bool:
         """Whether a mark is known to have passed; on a GPU, since the last :meth:`settle`."""
 
-    def seconds(self, mark: int) -> float:
+    def seconds(self, mark: Mark) -> float:
         """Seconds from the origin to a mark; waits if it has not passed."""
 
     def settle(self) -> None:
@@ -45,13 +58,14 @@ class HostStopwatch:
         """Read the clock."""
         return time.perf_counter_ns()
 
-    def has_passed(self, mark: int) -> bool:
+    def has_passed(self, mark: Mark) -> bool:
         """Always: the clock has been read."""
         del mark
         return True
 
-    def seconds(self, mark: int) -> float:
+    def seconds(self, mark: Mark) -> float:
         """Seconds from the origin to a mark."""
+        assert isinstance(mark, int)
         return (mark - self._origin_ns) / 1e9
 
     def settle(self) -> None:
@@ -75,7 +89,7 @@ class Event(Protocol):
 
 
 class EventStopwatch:
-    """Events in the streams of a GPU; a mark is an event's number.
+    """Events in the streams of a GPU.
 
     Args:
         new_event: Makes one that keeps its time.
@@ -87,9 +101,7 @@ class EventStopwatch:
     ) -> None:
         self._new_event = new_event
         self._clock_ns = clock_ns
-        self._times_s: list[float] = []
-        """Of the marks that have been read: the first ones."""
-        self._unread: deque[Event] = deque()
+        self._unread: deque[tuple[EventMark, Event]] = deque()
         self._base: tuple[Event, float] | None = None
 
     def begin(self, origin_ns: int) -> None:
@@ -99,34 +111,35 @@ class EventStopwatch:
         event.synchronize()
         self._base = event, (self._clock_ns() - origin_ns) / 1e9
 
-    def now(self) -> int:
+    def now(self) -> EventMark:
         """Mark this moment of the current stream."""
-        event = self._new_event()
+        mark, event = EventMark(), self._new_event()
         event.record()
-        self._unread.append(event)
-        return len(self._times_s) + len(self._unread) - 1
+        self._unread.append((mark, event))
+        return mark
 
-    def has_passed(self, mark: int) -> bool:
+    def has_passed(self, mark: Mark) -> bool:
         """Whether a mark is known to have passed, since the last :meth:`settle`."""
-        return mark < len(self._times_s)
+        assert isinstance(mark, EventMark)
+        return mark.time_s is not None
 
-    def seconds(self, mark: int) -> float:
+    def seconds(self, mark: Mark) -> float:
         """Seconds from the origin to a mark; waits if it has not passed."""
-        while mark >= len(self._times_s):
-            self._unread[0].synchronize()
+        assert isinstance(mark, EventMark)
+        while mark.time_s is None:
+            self._unread[0][1].synchronize()
             self._read()
-        return self._times_s[mark]
+        return mark.time_s
 
     def settle(self) -> None:
         """Read the marks that have passed, in their order, up to the first that has not."""
-        while self._unread and self._unread[0].query():
+        while self._unread and self._unread[0][1].query():
             self._read()
 
     def _read(self) -> None:
         assert self._base is not None, "begin() comes first"
-        event, (base, base_s) = self._unread.popleft(), self._base
-        time_s = base_s + base.elapsed_time(event) / 1e3
-        self._times_s.append(time_s)
+        (mark, event), (base, base_s) = self._unread.popleft(), self._base
+        time_s = mark.time_s = base_s + base.elapsed_time(event) / 1e3
         # From the newest event on: a difference is a float32, which knows 0.1 ms after half an hour.
         if time_s > base_s:
             self._base = event, time_s

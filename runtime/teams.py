@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, Protocol
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from muxtune.schedule import Action
 from runtime.peers import or_peer_lost
-from runtime.stopwatch import HostStopwatch, Stopwatch
+from runtime.stopwatch import HostStopwatch, Mark, Stopwatch
 
 
 class Team(Protocol):
@@ -31,6 +32,12 @@ class GroupTeam:
     """The ranks of a process group; all methods raise :class:`PeerLostError` if one of them is gone."""
 
     group: dist.ProcessGroup
+
+    def __post_init__(self) -> None:
+        # NCCL joins ranks at their first sum. That stops their GPUs, which must not happen in the middle of a
+        # run, while a receive waits there for what comes later.
+        if dist.get_backend(self.group) == "nccl":
+            self.sum_(torch.zeros(1, device="cuda"))
 
     def sum_(self, tensor: Tensor) -> None:
         """Add up what all ranks have."""
@@ -65,10 +72,10 @@ class Collective(NamedTuple):
     """A sum over the ranks of a stage, by marks of a stopwatch."""
 
     action: Action
-    launched: int
-    waited_from: int
+    launched: Mark
+    waited_from: Mark
     """From here on the rank had nothing else to do."""
-    done: int
+    done: Mark
 
 
 class StageTeam:
@@ -86,23 +93,19 @@ class StageTeam:
         """Called between the launch of a sum and the wait for it, where bodies take turns."""
         self.action: Action | None = None
         """What the rank is doing; None where sums are nobody's."""
+        self.noted = True
+        """Whether sums are; one rank of a stage is enough."""
         self.collectives: list[Collective] = []
         """The first :data:`TRACED_COLLECTIVES`."""
         self._waits: deque[Collective] = deque()
-        self._exposed_ns: defaultdict[Action, int] = defaultdict(int)
 
-    @property
-    def exposed_ns(self) -> dict[Action, int]:
-        """How long each action waited for sums; waits for them."""
-        self.settle(wait=True)
-        return self._exposed_ns
-
-    def settle(self, *, wait: bool = False) -> None:
-        """Add up the waits that have passed, or all."""
-        watch = self.stopwatch
+    def settle(self, *, wait: bool = False) -> dict[Action, int]:
+        """Nanoseconds that actions waited for sums, of waits that have passed since the last call, or all."""
+        watch, exposed_ns = self.stopwatch, defaultdict[Action, int](int)
         while self._waits and (wait or watch.has_passed(self._waits[0].done)):
             action, _, waited_from, done = self._waits.popleft()
-            self._exposed_ns[action] += round((watch.seconds(done) - watch.seconds(waited_from)) * 1e9)
+            exposed_ns[action] += round((watch.seconds(done) - watch.seconds(waited_from)) * 1e9)
+        return exposed_ns
 
     def sum_(self, tensor: Tensor) -> None:
         """Add up what all ranks have; others may get a turn meanwhile."""
@@ -122,7 +125,7 @@ class StageTeam:
             pause()
         waited_from = self.stopwatch.now()
         wait()
-        if action is None:
+        if action is None or not self.noted:
             return
         collective = Collective(action, launched, waited_from, self.stopwatch.now())
         self._waits.append(collective)

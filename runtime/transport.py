@@ -2,7 +2,8 @@
 
 Forward tensors go from stage s to s + 1, gradients back. All stages play the same order of forwards and of
 backwards, so each direction is a queue: nothing carries a name. Gloo and NCCL move data only once the receive
-is posted, so receives are posted ahead of need, and the transfer runs beside the computation.
+is posted, so receives are posted ahead of need where the device allows it, and the transfer runs beside the
+computation.
 """
 
 # T tokens of the micro-batch, D hidden size
@@ -28,11 +29,7 @@ from runtime.peers import or_peer_lost
 T = TypeVar("T")
 
 POSTED_AHEAD = 2
-"""Receives posted per direction. 1F1B lets a neighbour be at most two micro-batches ahead.
-
-On a GPU the first of them is a kernel that waits beside those that compute, and the second stands behind it
-in the same stream.
-"""
+"""Receives posted per direction. 1F1B lets a neighbour be at most two micro-batches ahead."""
 
 _TAGS = 1 << 20
 """Tags repeat after so many messages; far more than are ever under way."""
@@ -68,7 +65,8 @@ class Inbox:
         self._hidden = hidden
         self._dtype = dtype
         self._posted: deque[tuple[Tensor, dist.Work | None]] = deque()
-        for _ in range(POSTED_AHEAD):
+        self._ahead = POSTED_AHEAD if source.device.posts_ahead else 0
+        for _ in range(self._ahead):
             self._post()
 
     @property
@@ -82,10 +80,13 @@ class Inbox:
         Raises:
             PeerLostError: The sender is gone.
         """
+        if not self._ahead:
+            self._post()
         tensor_TD, work = self._posted.popleft()
         if work is not None:
             or_peer_lost(work.wait, self._source.peer)
-        self._post()
+        if self._ahead:
+            self._post()
         return tensor_TD
 
     def _post(self) -> None:

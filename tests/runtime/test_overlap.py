@@ -87,7 +87,9 @@ def test_one_action_computes_while_the_sum_of_the_other_is_under_way(overlap, te
     first, second = team.collectives
     assert (first.action, second.action) == (A, B)
     assert first.launched < second.launched < first.waited_from <= first.done
-    assert dict(team.exposed_ns) == {each.action: each.done - each.waited_from for each in (first, second)}
+    exposed_ns = {each.action: each.done - each.waited_from for each in (first, second)}
+    assert team.settle(wait=True) == exposed_ns
+    assert team.settle(wait=True) == {}  # nothing is kept of what has been told
 
 
 @pytest.mark.parametrize(

@@ -36,10 +36,16 @@ class OwnGroups(Cpu):
     own_groups = True
 
 
-def _pipeline(rank: int, folder: str, results: Queue) -> None:
+class LikeGpu(OwnGroups):
+    """Receives are posted when they are needed."""
+
+    posts_ahead = False
+
+
+def _pipeline(rank: int, folder: str, results: Queue, device: Cpu) -> None:
     """A stage that adds its rank to activations, and multiplies gradients by 10."""
     dist.init_process_group("gloo", Path(folder, "store").as_uri(), rank=rank, world_size=3)
-    mesh = RankMesh(Parallelism(pp=3, tp=1, dp=1, layers_per_stage=(1, 1, 1)), rank, 30.0, OwnGroups())
+    mesh = RankMesh(Parallelism(pp=3, tp=1, dp=1, layers_per_stage=(1, 1, 1)), rank, 30.0, device)
     sizes = [2, 0, 3, 1]  # one micro-batch has no tokens
     seen = []
     inboxes, outboxes = {}, {}
@@ -70,10 +76,12 @@ class _Nowhere:
     send = staticmethod(lambda _: None)
 
 
-def test_directions_with_groups_of_their_own_do_not_hold_each_other_up(tmp_path):
+@pytest.mark.parametrize("device", [OwnGroups(), LikeGpu()], ids=["posted ahead", "posted when needed"])
+def test_directions_with_groups_of_their_own_do_not_hold_each_other_up(tmp_path, device):
     context = multiprocessing.get_context("fork")
     results = context.Queue()
-    ranks = [context.Process(target=_pipeline, args=(rank, str(tmp_path), results)) for rank in range(3)]
+    arguments = [(rank, str(tmp_path), results, device) for rank in range(3)]
+    ranks = [context.Process(target=_pipeline, args=each) for each in arguments]
     for process in ranks:
         process.start()
     found = sorted(results.get(timeout=60) for _ in ranks)
@@ -84,6 +92,26 @@ def test_directions_with_groups_of_their_own_do_not_hold_each_other_up(tmp_path)
     for rank, seen, groups in found:
         assert seen == [[g * 10.0 ** (2 - rank) for g in each] for each in gradients]
         assert groups == (4 if rank == 1 else 2)  # two directions with each neighbour
+
+
+@pytest.mark.parametrize(
+    ("device", "posted"), [(Cpu(), [2, 3, 4, 4, 4]), (LikeGpu(), [0, 1, 2, 3, 4])], ids=["cpu", "like a GPU"]
+)
+def test_receives_are_posted_ahead_where_a_waiting_one_costs_nothing(device, posted, monkeypatch):
+    works: list[FakeWork] = []
+
+    def irecv(tensor: torch.Tensor, source: int, group: None, tag: int) -> FakeWork:
+        works.append(FakeWork())
+        return works[-1]
+
+    monkeypatch.setattr(dist, "irecv", irecv)
+    inbox = Inbox(Link(1, device), [3] * 4, 2, torch.float32)
+    seen = [len(works)]
+    for number in range(4):
+        assert inbox.receive().shape == (3, 2)
+        assert [work.waits for work in works[: number + 1]] == [1] * (number + 1)
+        seen.append(len(works))
+    assert seen == posted
 
 
 def test_an_outbox_keeps_no_more_than_the_receiver_can_have_open(monkeypatch: pytest.MonkeyPatch):

@@ -6,8 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests.helpers import make_hf_model
+
+# No test is about time, and machines are shared.
+settings.register_profile("untimed", settings(), deadline=None)
+settings.load_profile("untimed")
 
 RUNS = "tests/integration/"
 """Where the tests are that start the processes of runs."""

@@ -78,7 +78,7 @@ def steps_of(tasks):
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 @given(tasks=htasks())
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES)
 def test_every_sequence_lies_once_in_its_tasks_span_and_overlaps_no_other(alignment, tasks):
     shape = shape_of(tasks, alignment)
     for lengths, _, layouts in layouts_of(tasks, shape):
@@ -98,7 +98,7 @@ def test_every_sequence_lies_once_in_its_tasks_span_and_overlaps_no_other(alignm
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 @given(tasks=htasks())
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES)
 def test_token_counts_are_static_and_finished_tasks_vanish(alignment, tasks):
     shape = shape_of(tasks, alignment)
     for lengths, tokens, layouts in layouts_of(tasks, shape):
@@ -113,7 +113,7 @@ def test_token_counts_are_static_and_finished_tasks_vanish(alignment, tasks):
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 @given(tasks=htasks())
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES)
 def test_no_task_gets_more_sequences_at_once_than_it_declared(alignment, tasks):
     shape = shape_of(tasks, alignment)
     assert shape.microbatches == max(d.task.global_batch_size // d.task.micro_batch_size for d in tasks)
@@ -124,7 +124,7 @@ def test_no_task_gets_more_sequences_at_once_than_it_declared(alignment, tasks):
 
 
 @given(htasks())
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES)
 def test_a_chunk_belongs_to_one_task_and_no_sequence_crosses_its_end(tasks):
     shape = shape_of(tasks, "chunk")
     assert shape.tokens % CHUNK_TOKENS == 0
@@ -137,7 +137,7 @@ def test_a_chunk_belongs_to_one_task_and_no_sequence_crosses_its_end(tasks):
 
 
 @given(htasks())
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES)
 def test_rows_of_pad_are_as_long_as_the_longest_declared_length(tasks):
     shape = shape_of(tasks, "pad")
     row = max(data.task.max_length for data in tasks)
@@ -149,7 +149,7 @@ def test_rows_of_pad_are_as_long_as_the_longest_declared_length(tasks):
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 @given(tasks=htasks())
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES)
 def test_the_stream_is_the_shortest_that_holds_every_step(alignment, tasks):
     shape = shape_of(tasks, alignment)
     for phase in phases(tasks):
@@ -164,7 +164,7 @@ def test_the_stream_is_the_shortest_that_holds_every_step(alignment, tasks):
 
 
 @given(htasks())
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES)
 def test_groups_of_pack_are_the_smallest_and_a_chunk_of_the_row_length_takes_no_more_than_pad(tasks):
     row = max(data.task.max_length for data in tasks)
     for data in tasks:
@@ -182,7 +182,7 @@ def group_sizes(draw):
 
 
 @given(group_sizes(), st.sampled_from(ALIGNMENTS))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_every_group_of_every_task_goes_into_one_micro_batch(sizes, alignment):
     m = sizes[0].shape[1]
     for placed in place_groups(sizes, alignment):
@@ -191,7 +191,7 @@ def test_every_group_of_every_task_goes_into_one_micro_batch(sizes, alignment):
 
 
 @given(group_sizes())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_streams_differ_by_at_most_the_largest_spread_of_a_task(sizes):
     placed = place_groups(sizes, "pack")
     filled = sum(np.take_along_axis(s, p, axis=1) for s, p in zip(sizes, placed, strict=True))
@@ -201,7 +201,7 @@ def test_streams_differ_by_at_most_the_largest_spread_of_a_task(sizes):
 
 
 @given(st.lists(st.integers(1, 99), min_size=1, max_size=40), st.integers(1, 12), st.sampled_from(ALIGNMENTS))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_sequences_are_divided_evenly_and_deterministically(lengths, microbatches, alignment):
     lengths = np.array(lengths)
     groups = deal_sequences(lengths, alignment, microbatches)
@@ -221,7 +221,7 @@ def test_equal_sequences_beside_one_long_one_are_evened_out():
 
 
 @given(st.lists(st.integers(1, CHUNK_TOKENS), max_size=30))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_no_two_chunks_could_have_been_one(lengths):
     lengths = np.array(lengths, dtype=np.int64)
     bins = pack_chunks(lengths, range(len(lengths)), CHUNK_TOKENS)
@@ -266,7 +266,7 @@ def test_attention_rows_are_filled_up_to_a_multiple_of_16():
 
 
 @given(st.lists(st.integers(1, 300), max_size=60))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_attention_groups_cover_every_index_once_and_hold_near_equal_lengths(lengths):
     groups = group_by_length(lengths)
     assert sorted(i for group in groups for i in group) == list(range(len(lengths)))

@@ -34,7 +34,7 @@ def cut(problem: Problem) -> list[list[tuple[Action, ...]]]:
 
 
 @given(CARRYING)
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES)
 def test_the_checker_accepts_what_the_generator_builds(problem: Problem):
     stages = problem.build()
     check(problem, stages)
@@ -46,7 +46,7 @@ def test_the_checker_accepts_what_the_generator_builds(problem: Problem):
 
 
 @given(CARRYING)
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES)
 def test_a_carry_group_goes_forward_in_order_and_back_in_reverse_on_every_stage(problem: Problem):
     assert problem.carries is not None
     for actions in problem.build():
@@ -62,7 +62,7 @@ def test_a_carry_group_goes_forward_in_order_and_back_in_reverse_on_every_stage(
 
 
 @given(CARRYING)
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES)
 def test_the_limit_in_flight_grows_by_one_less_than_the_largest_group(problem: Problem):
     assert problem.carries is not None
     for stage, clocks in enumerate(cut(problem)):
@@ -79,7 +79,7 @@ def test_the_limit_in_flight_grows_by_one_less_than_the_largest_group(problem: P
 
 
 @given(CARRYING)
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES)
 def test_a_step_stands_between_its_backwards_and_the_next_forwards(problem: Problem):
     for actions in problem.build():
         at = {action: slot for slot, action in enumerate(actions)}
@@ -94,7 +94,7 @@ def test_a_step_stands_between_its_backwards_and_the_next_forwards(problem: Prob
 
 
 @given(CARRYING, st.integers(1, 2))
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES)
 def test_bounded_channels_never_deadlock(problem: Problem, capacity: int):
     find_deadlock(problem.build(), clocks=cut(problem))
     assert problem.carries is not None
@@ -106,7 +106,7 @@ def test_bounded_channels_never_deadlock(problem: Problem, capacity: int):
 
 
 @given(problems(may_carry=True))
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES)
 def test_without_carry_nothing_changes(problem: Problem):
     plain = Problem(
         buckets=problem.buckets,
@@ -129,7 +129,7 @@ def test_without_carry_nothing_changes(problem: Problem):
 
 
 @given(CARRYING, st.randoms(use_true_random=False))
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES)
 def test_a_search_prices_the_schedule_that_is_built(problem: Problem, random):
     stages = problem.build()
     htasks = len(problem.microbatches)

@@ -62,7 +62,7 @@ def test_a_large_epoch_is_torchs_too():
 
 
 @given(st.integers(1, 20), st.integers(1, 9), st.integers(1, 9), st.booleans(), st.integers(0, 2**63 - 1))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_steps_take_the_next_examples_and_wrap_at_the_end_of_an_epoch(n, batch, steps, shuffle, seed):
     task = make_task(
         "t", global_batch_size=batch, micro_batch_size=1, steps=steps, shuffle=shuffle, seed=seed
@@ -126,7 +126,7 @@ def test_without_bos_the_first_token_is_no_target(prompt, completion, max_length
 
 
 @given(st.text(max_size=30), st.text(max_size=30), st.integers(2, 80))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_truncation_keeps_the_completion_as_long_as_it_can(prompt, completion, max_length):
     example = make_example(prompt, completion, ByteTokenizer(), max_length)
     head, targets = list(prompt.encode()), [*completion.encode(), EOS]

@@ -98,7 +98,7 @@ def test_a_plan_answers_what_simulator_and_runtime_ask():
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_truncated_plan_is_refused(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("plan") / "plan.json"
     save_plan(make_plan(), path)

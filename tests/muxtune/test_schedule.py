@@ -42,13 +42,13 @@ def in_flight_after_each_action(actions: list[Action]) -> list[int]:
 
 
 @given(problems())
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES)
 def test_the_checker_accepts_what_the_generator_builds(problem: Problem):
     check(problem, problem.build())
 
 
 @given(problems())
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES)
 def test_every_stage_runs_every_micro_batch_of_every_step_exactly_once(problem: Problem):
     expected = Counter()
     for h, (m, steps) in enumerate(zip(problem.microbatches, problem.steps, strict=True)):
@@ -61,7 +61,7 @@ def test_every_stage_runs_every_micro_batch_of_every_step_exactly_once(problem: 
 
 
 @given(problems())
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES)
 def test_a_stage_keeps_at_most_pp_minus_stage_clocks_in_flight(problem: Problem):
     for stage, clocks in enumerate(cut(problem)):
         # A clock, whoever is in it, is one more or one less.
@@ -73,7 +73,7 @@ def test_a_stage_keeps_at_most_pp_minus_stage_clocks_in_flight(problem: Problem)
 
 
 @given(problems())
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES)
 def test_the_clocks_of_a_list_are_those_of_the_definition(problem: Problem):
     """Kind, iteration, bucket and micro-batch number name a clock; its micro-batches stand in one place."""
     bucket_of = {h: number for number, bucket in enumerate(problem.buckets) for h in bucket}
@@ -95,7 +95,7 @@ def test_the_clocks_of_a_list_are_those_of_the_definition(problem: Problem):
 
 
 @given(problems())
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES)
 def test_all_stages_run_forwards_backwards_and_steps_in_one_order(problem: Problem):
     stages = problem.build()
     for kind in ("F", "B", "STEP"):
@@ -107,7 +107,7 @@ def test_all_stages_run_forwards_backwards_and_steps_in_one_order(problem: Probl
 
 
 @given(problems())
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES)
 def test_a_step_follows_its_backwards_and_precedes_the_forwards_of_the_next(problem: Problem):
     for actions in problem.build():
         at = {action: slot for slot, action in enumerate(actions)}
@@ -123,7 +123,7 @@ def test_a_step_follows_its_backwards_and_precedes_the_forwards_of_the_next(prob
 
 @pytest.mark.parametrize("capacity", [1, 2])
 @given(problem=problems())
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES)
 def test_bounded_channels_never_deadlock(problem: Problem, capacity: int):
     find_deadlock(problem.build(), capacity=capacity, clocks=cut(problem))
     # The tests' own channels hold single tensors, so there must be room for those of a clock.
@@ -133,7 +133,7 @@ def test_bounded_channels_never_deadlock(problem: Problem, capacity: int):
 
 
 @given(problems(templates=["gpipe"]))
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES)
 def test_gpipe_plays_all_forwards_of_an_iteration_then_all_its_backwards(problem: Problem):
     for actions in problem.build():
         played = [a for a in actions if a.kind != "STEP"]
@@ -142,7 +142,7 @@ def test_gpipe_plays_all_forwards_of_an_iteration_then_all_its_backwards(problem
 
 
 @given(problems(templates=["lorapp"], may_share=False))
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES)
 def test_lorapp_has_one_micro_batch_of_an_htask_on_its_way(problem: Problem):
     for actions in problem.build():
         on_the_way: Counter[int] = Counter()
@@ -169,7 +169,7 @@ def test_the_bounded_channels_of_the_tests_do_find_deadlocks():
 
 
 @given(problem=problems(max_pp=6), data=st.data())
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES)
 def test_the_dry_run_agrees_with_the_channels_of_the_tests_on_broken_schedules(problem: Problem, data):
     """Two actions of a stage swapped: the one notices whenever the other does."""
     stages = problem.build()
@@ -185,7 +185,7 @@ def test_the_dry_run_agrees_with_the_channels_of_the_tests_on_broken_schedules(p
 
 
 @given(problems(templates=["flush", "gpipe"]))
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES)
 def test_flush_drains_between_iterations(problem: Problem):
     for actions in problem.build():
         counts = in_flight_after_each_action(actions)
@@ -199,7 +199,7 @@ def test_flush_drains_between_iterations(problem: Problem):
 
 
 @given(problems(templates=["continuous"]))
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES)
 def test_continuous_holds_back_only_for_the_own_step_of_an_htask(problem: Problem):
     """Independent of the generator: a clock goes back only if the next must not go forward.
 
@@ -233,7 +233,7 @@ def others_between_own_steps(order: list[tuple[int, int]], htasks: int) -> int:
 
 
 @given(problems(templates=["continuous"], equal_steps=True, may_share=False, max_pp=8))
-@settings(max_examples=2 * EXAMPLES, deadline=None)
+@settings(max_examples=2 * EXAMPLES)
 def test_continuous_stays_full_where_pp_others_stand_between_two_steps_of_each_htask(problem: Problem):
     """With so many others in between, waiting for the own step never costs a slot: plain 1F1B throughout."""
     order = injection_order(problem.buckets, problem.microbatches)
@@ -404,7 +404,7 @@ def test_a_violation_of_shared_clocks_is_refused(name):
 
 
 @given(problems(equal_steps=True))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_two_swapped_actions_of_which_one_needs_the_other_are_refused(problem: Problem):
     stages = problem.build()
     for stage in (0, problem.pp - 1):
@@ -447,7 +447,7 @@ def test_a_grid_with_a_mark_shows_only_what_leads_there():
 
 
 @given(problems(max_pp=2))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_actions_are_parsed_back_from_their_text(problem: Problem):
     for action in problem.build()[0]:
         assert Action.parse(str(action)) == action

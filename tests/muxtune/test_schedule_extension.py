@@ -87,7 +87,7 @@ def test_steps_beyond_the_longest_task_are_refused(steps):
         extend_schedule(make_plan(), steps)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     steps=st.lists(st.integers(1, 7), min_size=3, max_size=3),
     template=st.sampled_from(["flush", "continuous"]),

@@ -96,7 +96,7 @@ def play_event_by_event(stages, times):
 
 
 @given(timed_problems())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_every_action_runs_when_an_event_loop_runs_it(case):
     problem, times = case
     stages = problem.build()
@@ -109,7 +109,7 @@ def test_every_action_runs_when_an_event_loop_runs_it(case):
 
 
 @given(timed_problems())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_stage_does_one_thing_at_a_time_in_the_order_of_its_list(case):
     problem, times = case
     stages = problem.build()
@@ -122,7 +122,7 @@ def test_a_stage_does_one_thing_at_a_time_in_the_order_of_its_list(case):
 
 
 @given(timed_problems(equal_steps=True))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_no_iteration_is_shorter_than_the_lower_bound(case):
     problem, times = case
     spans = evaluate_schedule(problem.build(), times)
@@ -134,7 +134,7 @@ def test_no_iteration_is_shorter_than_the_lower_bound(case):
 
 
 @given(timed_problems(equal_steps=True))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_the_search_needs_no_lists_of_actions(case):
     problem, times = case
     injection = inject(
@@ -149,7 +149,7 @@ def test_the_search_needs_no_lists_of_actions(case):
 
 
 @given(timed_problems(equal_steps=True))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_clocks_that_take_as_long_as_their_parts_change_no_lower_bound(case):
     """Work is work: only where a clock is faster than its parts may the bound be lower."""
     problem, times = case
@@ -195,7 +195,7 @@ def test_a_shared_clock_waits_for_all_its_tensors_and_sends_at_its_end():
 
 
 @given(timed_problems(templates=["continuous"], may_share=False, max_pp=8), st.integers(3, 5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_three_continuous_iterations_already_show_the_pace_of_many(case, iterations):
     problem, times = case
 
@@ -214,7 +214,7 @@ def test_three_continuous_iterations_already_show_the_pace_of_many(case, iterati
 
 
 @given(st.integers(1, 8), st.integers(1, 20), SECONDS, SECONDS, st.integers(1, 3))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_balanced_1f1b_takes_its_closed_form(pp, m, f, b, iterations):
     """(m + pp - 1) (f + b): a stage works m (f + b) and waits for pp - 1 forwards and backwards of others."""
     stages = build_schedule([[0]], [m], pp=pp, template="flush", steps=[iterations])
@@ -229,7 +229,7 @@ def test_balanced_1f1b_takes_its_closed_form(pp, m, f, b, iterations):
 
 
 @given(st.integers(2, 6), st.integers(2, 8), SECONDS, SECONDS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_balanced_continuous_iterations_have_no_bubble_where_enough_htasks_rotate(pp, extra, f, b):
     htasks = pp + extra
     stages = build_schedule(

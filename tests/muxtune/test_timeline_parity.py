@@ -52,7 +52,7 @@ def reference(stages, times):
     return starts, ends
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(schedules())
 def test_spans_are_those_of_the_definition_bit_by_bit(drawn):
     stages, times = drawn
@@ -65,7 +65,7 @@ def test_spans_are_those_of_the_definition_bit_by_bit(drawn):
         assert [span.action for span in spans if span.stage == stage] == actions
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(schedules())
 def test_the_iteration_time_needs_no_spans(drawn):
     stages, times = drawn

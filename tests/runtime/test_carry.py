@@ -131,7 +131,7 @@ def test_every_backend_goes_on_with_carried_keys(backend, carry, rope, monkeypat
     check([[5 * CHUNK, 3, 40], [2 * CHUNK + 1, CHUNK, 7]], carry, rope=rope, backend=backend)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.lists(st.integers(1, 5 * CHUNK), min_size=1, max_size=6), min_size=1, max_size=3),
     st.sampled_from([1, 2, 4]),

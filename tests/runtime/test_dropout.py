@@ -33,7 +33,7 @@ def test_the_generator_gives_the_published_numbers():
     ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=LARGE,
     step=st.integers(0, 10**6),

@@ -20,7 +20,7 @@ def starts_and_ends(spans):
 
 
 @given(cases(may_contend=False))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_engine_agrees_with_the_recurrence_without_contention(case: Case):
     expected = starts_and_ends(evaluate_schedule(case.stages, case.times))
     simulated = starts_and_ends(simulate_schedule(case.stages, case.times))
@@ -30,7 +30,7 @@ def test_engine_agrees_with_the_recurrence_without_contention(case: Case):
 
 
 @given(cases(may_contend=True))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_contention_never_makes_an_action_earlier(case: Case):
     alone = starts_and_ends(evaluate_schedule(case.stages, case.times))
     for key, (start_s, end_s) in starts_and_ends(simulate_schedule(case.stages, case.times)).items():
@@ -39,7 +39,7 @@ def test_contention_never_makes_an_action_earlier(case: Case):
 
 
 @given(cases(may_contend=True))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_every_tensor_travels_once_and_a_link_carries_one_at_a_time(case: Case):
     transfers = [s for s in simulate_schedule(case.stages, case.times) if s.stream == COMMUNICATION]
     last = len(case.stages) - 1

@@ -21,7 +21,7 @@ from tests.sim.programs import node
 from tests.sim.strategies import Case, OperatorCase, operator_cases
 
 RELATIVE = 1e-9  # only the order of additions may differ
-SLOW_DRAWS = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+SLOW_DRAWS = settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 
 
 def play(given: OperatorCase, *, contention: float | None = None, noise: Noise | None = None):

@@ -16,7 +16,7 @@ from tests.sim.programs import graphs
     st.sampled_from(MODES),
     st.sampled_from([0.0, 0.25, 1.5]),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_the_engine_takes_as_long_as_the_schedule_of_the_clock(parts, mode, contention):
     found = [StageGraph(((nodes, repeats),)) for nodes, repeats in parts]
     cuts = [launch_graph(graph) for graph in found]

@@ -103,7 +103,7 @@ microbatch_loads = st.builds(
 
 
 @given(problem=problems(may_carry=True), data=st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_no_schedule_needs_more_than_the_bound_and_at_least_its_largest_micro_batch(problem: Problem, data):
     htasks = data.draw(
         st.lists(loads, min_size=len(problem.microbatches), max_size=len(problem.microbatches))

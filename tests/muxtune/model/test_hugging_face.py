@@ -107,7 +107,7 @@ def opt_configs(draw):
 
 
 @given(config=llama_configs())
-@settings(max_examples=25, deadline=None, suppress_health_check=IN_ONE_FOLDER)
+@settings(max_examples=25, suppress_health_check=IN_ONE_FOLDER)
 def test_a_llama_directory_has_the_shapes_of_its_model(tmp_path, config):
     config.save_pretrained(tmp_path)
     spec = spec_from_hf(tmp_path)
@@ -119,7 +119,7 @@ def test_a_llama_directory_has_the_shapes_of_its_model(tmp_path, config):
 
 
 @given(config=gpt2_configs())
-@settings(max_examples=25, deadline=None, suppress_health_check=IN_ONE_FOLDER)
+@settings(max_examples=25, suppress_health_check=IN_ONE_FOLDER)
 def test_a_gpt2_directory_has_the_shapes_of_its_model(tmp_path, config):
     config.save_pretrained(tmp_path)
     spec = spec_from_hf(tmp_path)
@@ -129,7 +129,7 @@ def test_a_gpt2_directory_has_the_shapes_of_its_model(tmp_path, config):
 
 
 @given(config=opt_configs())
-@settings(max_examples=25, deadline=None, suppress_health_check=IN_ONE_FOLDER)
+@settings(max_examples=25, suppress_health_check=IN_ONE_FOLDER)
 def test_an_opt_directory_has_the_shapes_of_its_model(tmp_path, config):
     config.save_pretrained(tmp_path)
     spec = spec_from_hf(tmp_path)

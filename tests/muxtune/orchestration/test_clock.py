@@ -110,7 +110,7 @@ def test_interleaved_is_never_slower_than_the_others_nor_below_the_bound(graphs,
         assert _at_most(schedules["intra"].seconds, schedules["sequential"].seconds)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(clocks(most=2, largest=3, most_parts=1, most_repeats=1), CONTENTIONS)
 def test_bound_and_schedule_lie_on_both_sides_of_the_best_of_all_orders(graphs, contention):
     nodes = [graph.expand() for graph in graphs]

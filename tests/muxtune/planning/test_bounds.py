@@ -32,7 +32,7 @@ def pipelines(draw: st.DrawFn) -> tuple[list[HTaskTimes], list[int], list[tuple[
     )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(pipelines(), st.sampled_from(["continuous", "flush"]))
 def test_no_schedule_is_faster_than_its_bound(pipeline, template):
     times, microbatches, buckets = pipeline

@@ -17,7 +17,7 @@ from muxtune.validation.replay import (
 from tests.muxtune.test_timeline_parity import schedules
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(schedules())
 def test_with_the_durations_of_classes_it_is_the_recurrence(drawn):
     stages, times = drawn

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from typing import NoReturn
 
 
 def under_torchrun() -> bool:
     """Whether this process is one rank of a job that ``torchrun`` started."""
     return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"))
+
+
+def end_with_parent() -> None:
+    """End this process, whatever it does then, as soon as its parent has ended.
+
+    The parent holds the other end of our stdin and never writes: the pipe ends when the parent does.
+    """
+    threading.Thread(target=_wait_for_end, daemon=True).start()
+
+
+def _wait_for_end() -> None:
+    os.read(0, 1)  # not sys.stdin: its lock, held by this thread, would abort the interpreter's exit
+    os._exit(1)
 
 
 def end_process(code: int = 0) -> NoReturn:

@@ -64,6 +64,5 @@ def time_together(
     for call in cycle(call for calls in copies for call in calls):
         if rendezvous.all_arrived():
             break
-        rendezvous.check_parent()
         timer.call_s(call)  # not the call alone, which may leave its work queued for the device
     return samples

@@ -147,7 +147,6 @@ def _plan_job(model: ModelSpec, device: str, ranks: int, *, link_ranks: int, qui
         device=device,
         suite=_SUITE,
         ranks=ranks,
-        parent=os.getpid(),
         operators=tuple((op.kind, op.dims) for op in operators),
         link_ranks=link_ranks,
         links=tuple((op.kind, op.dims) for op in links),
@@ -188,7 +187,7 @@ def _processes(folder: Path, number: int) -> Iterator[list[subprocess.Popen[byte
             with _error_file(folder, rank).open("w") as errors:
                 process = subprocess.Popen(
                     command,
-                    stdin=subprocess.DEVNULL,
+                    stdin=subprocess.PIPE,  # which ends when the session does
                     stdout=subprocess.PIPE,
                     stderr=errors,
                     env=environment,
@@ -201,7 +200,8 @@ def _processes(folder: Path, number: int) -> Iterator[list[subprocess.Popen[byte
             process.kill()
         for process in processes:
             process.wait()
-            cast("IO[bytes]", process.stdout).close()
+            for pipe in (process.stdin, process.stdout):
+                cast("IO[bytes]", pipe).close()
 
 
 def _lines(processes: Sequence[subprocess.Popen[bytes]], folder: Path) -> Iterator[str]:

@@ -19,13 +19,13 @@ from muxtune.attention import AttentionSuite
 from muxtune.graph import frozen_products
 from muxtune.model import ModelSpec
 from muxtune.operators import COLLECTIVE_KINDS, OPERATOR_SUITES, Operator
-from muxtune.processes import end_process
+from muxtune.processes import end_process, end_with_parent
 from profiler.attention import hold_contest
 from profiler.devices import DEVICES, Device
 from profiler.lines import Line, Reading, write_line
 from profiler.links import RankGroup
 from profiler.measure import measure_operator
-from profiler.rendezvous import OrphanedError, Rendezvous
+from profiler.rendezvous import Rendezvous
 
 JOB_FILE = "job.json"
 RENDEZVOUS_FILE = "rendezvous"
@@ -45,8 +45,6 @@ class Job(BaseModel):
     suite: str
     ranks: int
     """Processes that measure the same operator at the same time."""
-    parent: int
-    """Process id of the session."""
     operators: tuple[tuple[str, tuple[int, ...]], ...]
     """Kind and dimensions, in the order of measurement; one that stands there twice is measured twice."""
     link_ranks: int
@@ -99,7 +97,7 @@ def _measure_links(job: Job, device: Device, folder: Path, say: Callable[[Line],
 
 
 def _measure_operators(job: Job, device: Device, folder: Path, say: Callable[[Line], None]) -> None:
-    rendezvous = Rendezvous(folder / RENDEZVOUS_FILE, device.rank, job.ranks, job.parent)
+    rendezvous = Rendezvous(folder / RENDEZVOUS_FILE, device.rank, job.ranks)
     suite = OPERATOR_SUITES.get(job.suite)
     if isinstance(suite, AttentionSuite):
         contest = hold_contest(
@@ -124,15 +122,13 @@ def _measure_operators(job: Job, device: Device, folder: Path, say: Callable[[Li
 
 def main(folder: Path, rank: int) -> None:
     """Entry of the process."""
+    end_with_parent()
     # Whatever a library prints goes to stderr; stdout carries the readings alone.
     out = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     job = Job.model_validate_json((folder / JOB_FILE).read_text())
     device = DEVICES[job.device](rank)
-    try:
-        measure_job(job, device, folder, lambda line: print(write_line(line), file=out, flush=True))
-    except OrphanedError:
-        sys.exit("the session is gone")
+    measure_job(job, device, folder, lambda line: print(write_line(line), file=out, flush=True))
     end_process()
 
 

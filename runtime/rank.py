@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 import traceback
 from collections import Counter
 from datetime import timedelta
@@ -21,7 +20,7 @@ from muxtune.allocator import keep_freed_memory
 from muxtune.errors import MuxTuneError, UserError
 from muxtune.plan import Plan
 from muxtune.plan_file import load_plan
-from muxtune.processes import end_process
+from muxtune.processes import end_process, end_with_parent
 from muxtune.schedule_extension import extend_schedule
 from muxtune.trace import save_trace
 from runtime.adapters import initial_adapter, load_adapter, save_adapter
@@ -250,7 +249,7 @@ def main() -> None:
     """Entry point of a spawned rank; arguments: job, rank, folder to meet in."""
     job, rank, meeting = RunJob.model_validate_json(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     _report_cause(meeting / f"cause-{rank}")
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     plan = load_plan(job.out_dir / "plan.json")
     if plan.parallelism.ranks > 1:
         store = (meeting / "store").as_uri()
@@ -263,12 +262,6 @@ def main() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
     end_process()
-
-
-def _end_with_parent() -> None:
-    """The parent holds the other end of stdin, and never writes: the pipe ends when the parent does."""
-    os.read(0, 1)  # not sys.stdin: its lock, held by this thread, would abort the interpreter's exit
-    os._exit(1)
 
 
 def _report_cause(path: Path) -> None:

@@ -1,7 +1,6 @@
 """The contest of attention backends, with a suite and a device whose times are known."""
 
 import json
-import os
 
 import pytest
 
@@ -40,7 +39,7 @@ class ThreeBackends(CountingSuite):
 
 def hold(tmp_path, device, *, ranks=1):
     create_rendezvous(tmp_path / "rendezvous", 1)
-    rendezvous = Rendezvous(tmp_path / "rendezvous", 0, 1, os.getppid())
+    rendezvous = Rendezvous(tmp_path / "rendezvous", 0, 1)
     suite = ThreeBackends(device)
     return hold_contest(
         suite, MODEL, device, rendezvous=rendezvous, ranks=ranks, folder=tmp_path, limit_s=0.1

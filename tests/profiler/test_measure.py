@@ -1,7 +1,5 @@
 """One operator on one rank, with a device and a suite that only count."""
 
-import os
-
 import pytest
 
 from muxtune.costs.work import operator_work
@@ -18,7 +16,7 @@ LINEAR = Operator("linear", (256, 688, 64))
 @pytest.fixture
 def measure(tmp_path):
     create_rendezvous(tmp_path / "shared", 1)
-    rendezvous = Rendezvous(tmp_path / "shared", 0, 1, os.getppid())
+    rendezvous = Rendezvous(tmp_path / "shared", 0, 1)
 
     def run(suite, op):
         readings = measure_operator(op, MODEL, suite, suite.device, rendezvous=rendezvous, limit_s=0.1)

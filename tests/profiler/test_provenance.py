@@ -21,7 +21,6 @@ def job(*, device="cuda", ranks=2, link_ranks=2):
         device=device,
         suite="torch",
         ranks=ranks,
-        parent=1,
         operators=(("norm", (8,)),),
         link_ranks=link_ranks,
         links=(("all_reduce", (4096, 2)),) if link_ranks else (),

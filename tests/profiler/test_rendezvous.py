@@ -1,11 +1,10 @@
-"""Ranks meet; orphans do not wait for ever."""
+"""Ranks meet."""
 
-import os
 import threading
 
 import pytest
 
-from profiler.rendezvous import OrphanedError, Rendezvous, create_rendezvous
+from profiler.rendezvous import Rendezvous, create_rendezvous
 
 
 @pytest.fixture
@@ -15,7 +14,7 @@ def shared(tmp_path):
 
 
 def test_nobody_passes_before_the_last_has_come(shared):
-    first, second = (Rendezvous(shared, rank, 2, os.getppid()) for rank in range(2))
+    first, second = (Rendezvous(shared, rank, 2) for rank in range(2))
     passed = threading.Event()
 
     def meet():
@@ -32,14 +31,9 @@ def test_nobody_passes_before_the_last_has_come(shared):
 
 
 def test_counting_goes_on(shared):
-    first, second = (Rendezvous(shared, rank, 2, os.getppid()) for rank in range(2))
+    first, second = (Rendezvous(shared, rank, 2) for rank in range(2))
     for _ in range(3):
         first.arrive()
         assert not first.all_arrived()
         second.arrive()
         assert first.all_arrived()
-
-
-def test_an_orphan_gives_up(shared):
-    with pytest.raises(OrphanedError):
-        Rendezvous(shared, 0, 2, parent=-1).meet()

@@ -1,7 +1,5 @@
 """One measuring process from the inside, with a device that counts."""
 
-import os
-
 import pytest
 
 from muxtune.attention import AttentionContest
@@ -31,7 +29,6 @@ def say_all(monkeypatch, tmp_path):
             device="fake",
             suite="counting",
             ranks=ranks,
-            parent=os.getppid(),
             operators=OPERATORS,
             link_ranks=0,
             links=(),

@@ -88,7 +88,9 @@ def test_the_example_is_planned_in_seconds(cli, tmp_path):
 
 
 def start(sweep: Path, out: Path, *arguments: str) -> subprocess.Popen[str]:
-    code = "from muxtune.cli.app import main; main()"
+    # A shell's background jobs, and what they start, inherit that SIGINT is ignored.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code += "; from muxtune.cli.app import main; main()"
     command = [sys.executable, "-c", code, "sweep", str(sweep), "--out", str(out), "--jobs", "2", *arguments]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True

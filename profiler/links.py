@@ -131,32 +131,27 @@ class RankGroup:
         hidden = [torch.zeros(elements, dtype=dtype, device=device.name) for _ in range(_IN_FLIGHT + 1)]
         token = torch.zeros(1, device=device.name)
 
-        def turn_s(row: Callable[[int], None], calls: int) -> float:
+        def turn_s(row: Callable[[], None]) -> float:
             dist.all_reduce(token)  # meet
-            return device.link_timer.call_s(partial(row, calls)) / _TURNS
+            return device.link_timer.call_s(row) / _TURNS
 
         def alone(calls: int) -> None:
             for _ in range(_TURNS * calls):
                 compute()
 
-        def apart(calls: int) -> None:
-            for _ in range(_TURNS):
-                for _ in range(calls):
-                    compute()
-                dist.all_reduce(hidden[0])
-
-        def beside(calls: int) -> None:
+        def with_sums(calls: int, in_flight: int) -> None:
             under_way: deque[Work] = deque()
             for turn in range(_TURNS):
                 for _ in range(calls):
                     compute()
                 under_way.append(dist.all_reduce(hidden[turn % len(hidden)], async_op=True))
-                if len(under_way) > _IN_FLIGHT:
+                if len(under_way) > in_flight:
                     under_way.popleft().wait()
             for work in under_way:
                 work.wait()
 
-        warm_s = [(turn_s(alone, 1), turn_s(apart, 1)) for _ in range(2 * _WARM_UP)][_WARM_UP:]
+        first = partial(alone, 1), partial(with_sums, 1, 0)
+        warm_s = [[turn_s(row) for row in first] for _ in range(2 * _WARM_UP)][_WARM_UP:]
         call_s, apart_s = (fmean(column) for column in zip(*warm_s, strict=True))
         communication_s = max(apart_s - call_s, _SHORTEST_S)
         calls = max(1, math.ceil(_COMPUTE_SHARE * communication_s / max(call_s, 1e-9)))
@@ -166,7 +161,8 @@ class RankGroup:
         dist.broadcast(agreed, 0)
         calls, repetitions = (int(each) for each in agreed)
 
-        times_s = [[turn_s(row, calls) for row in (alone, apart, beside)] for _ in range(repetitions)]
+        rows = (partial(alone, calls), partial(with_sums, calls, 0), partial(with_sums, calls, _IN_FLIGHT))
+        times_s = [[turn_s(row) for row in rows] for _ in range(repetitions)]
         if self._rank != 0:
             return None
         compute_s, apart_s, both_s = (summarize(each).median_s for each in zip(*times_s, strict=True))

@@ -59,6 +59,24 @@ class HTaskShape:
         """Carry groups per optimizer step on all replicas; as many as micro-batches by default."""
         return self.groups // self.carry
 
+    def step_tokens(self, sequences: Iterable[int], *, tokens: int | None = None) -> int:
+        """Tokens that go through the backbone in a step, on all replicas.
+
+        Micro-batches without any sequence do not count: replicas that have nothing to do keep the others
+        company. In a carry group all count or none.
+
+        Args:
+            sequences: Of each task's global batch; 0 for a task that has finished.
+            tokens: Length of the stream, where it is not the shape's.
+        """
+        groups = self.carry_groups
+        sizes = [size for size in sequences if size]
+        if self.alignment == "pad":  # every task begins with the first
+            occupied = max((-(-size // -(-size // groups)) for size in sizes), default=0)
+        else:  # every task begins with what the others left empty
+            occupied = min(sum(sizes), groups)
+        return occupied * self.carry * (self.tokens if tokens is None else tokens)
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:

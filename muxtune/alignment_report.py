@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -21,7 +22,8 @@ class TokenCounts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     all: int = Field(ge=0)
-    """That go through the backbone, on all replicas."""
+    """That go through the backbone, on all replicas; see
+    :meth:`muxtune.alignment.HTaskShape.step_tokens`."""
     effective: float = Field(ge=0)
     """Tokens of examples; the mean over the steps."""
     billed: int = Field(ge=0)
@@ -70,6 +72,9 @@ def alignment_report(
     def counts(tokens: int) -> TokenCounts:
         return TokenCounts(all=tokens, effective=effective, billed=billed, ineffective=tokens - effective)
 
+    def step_tokens(ids: tuple[str, ...], shape: HTaskShape) -> int:
+        return shape.step_tokens(data[task_id].task.global_batch_size for task_id in ids)
+
     def alternative(alignment: Alignment) -> TokenCounts:
         total = 0
         for (ids, shape), chunk in zip(htasks, chunks, strict=True):
@@ -77,14 +82,20 @@ def alignment_report(
             known = (shape.alignment, shape.row_tokens) == (alignment, length) or (
                 shape.alignment == alignment == "pad"
             )
-            if known:
-                total += shape.groups * shape.tokens
-            else:  # a carry group is cut out of one micro-batch
-                total += shape.carry_groups * count(ids, alignment, length, shape.carry_groups)
+            other = shape
+            if not known:  # a carry group is cut out of one micro-batch
+                other = replace(
+                    shape,
+                    alignment=alignment,
+                    microbatches=shape.microbatches // shape.carry,
+                    carry=1,
+                    tokens=count(ids, alignment, length, shape.carry_groups),
+                )
+            total += step_tokens(ids, other)
         return counts(total)
 
     return AlignmentReport(
-        plan=counts(sum(shape.groups * shape.tokens for _, shape in htasks)),
+        plan=counts(sum(step_tokens(ids, shape) for ids, shape in htasks)),
         pad=alternative("pad"),
         pack=alternative("pack"),
         chunk=alternative("chunk"),

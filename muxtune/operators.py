@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 
 from muxtune.alignment import MicrobatchLayout, Segment, Span
 from muxtune.model import ModelSpec
+from muxtune.placement import Route
 from muxtune.registry import Registry
 
 Phase = Literal["fwd", "bwd"]
@@ -88,6 +89,9 @@ class Operator:
 
     kind: str
     dims: tuple[int, ...]
+    route: Route | None = None
+    """Links that a transfer or collective takes. Without one, collectives are among the first ranks of the
+    cluster, as shards are, and transfers over the slowest link between neighbours."""
 
     def __post_init__(self) -> None:
         assert len(self.dims) == len(dimensions(self.kind)), (self.kind, self.dims)

@@ -17,6 +17,7 @@ from muxtune.launches import ClockLaunches
 from muxtune.model import ModelSpec
 from muxtune.operators import Phase
 from muxtune.orchestration import Cut, LaunchOrder, action_cut, left_of
+from muxtune.placement import Placement
 from muxtune.schedule import Action, Kind, Template, clocks_of
 from muxtune.workload import PeftTask
 
@@ -222,6 +223,12 @@ class Plan(BaseModel):
         return clocks * max(len(bucket) for bucket in self.shared_buckets or ((0,),))
 
     @property
+    def placement(self) -> Placement:
+        """Where the ranks stand on the cluster."""
+        p = self.parallelism
+        return Placement(p.tp, p.pp, p.dp, self.cluster.devices_per_node)
+
+    @property
     def overlaps(self) -> bool:
         """Whether stages may compute while they communicate."""
         return self.parallelism.tp > 1 and self.orchestration.mode != "sequential"
@@ -292,6 +299,10 @@ class Plan(BaseModel):
             replicas=self.parallelism.dp,
             carry=entry.carry_microbatches,
         )
+
+    def step_tokens(self, htask: int) -> int:
+        """Tokens of an hTask's micro-batches in a step, on all replicas, while all its tasks train."""
+        return self.shape(htask).step_tokens(task.global_batch_size for task in self.htask_tasks(htask))
 
     def htask_steps(self, limit: int | None = None) -> list[int]:
         """Optimizer steps per hTask: those of its longest task, at most ``limit``."""

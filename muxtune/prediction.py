@@ -22,7 +22,8 @@ class IterationTokens:
     """Tokens of one iteration, that is of one optimizer step of every task."""
 
     all: float
-    """Everything that goes through the backbone, on all replicas."""
+    """Everything that goes through the backbone, on all replicas; see
+    :meth:`muxtune.alignment.HTaskShape.step_tokens`."""
     billed: float
     """Examples padded to their task's own max length."""
     effective: float
@@ -36,7 +37,7 @@ def iteration_tokens(plan: Plan) -> IterationTokens:
     """
     predicted = plan.predicted
     return IterationTokens(
-        all=plan.parallelism.dp * sum(h.microbatches * h.tokens_per_microbatch for h in plan.htasks),
+        all=sum(plan.step_tokens(htask.id) for htask in plan.htasks),
         billed=sum(task.global_batch_size * task.max_length for task in plan.tasks),
         effective=predicted.effective_tokens_per_s * predicted.iteration_s,
     )

@@ -97,8 +97,14 @@ class Feed:
     def step_tokens(self, step: int) -> IterationTokens:
         """Tokens of all tasks in iteration ``step``, on all replicas."""
         active = [data for row in self._data for data in row if _active(data, step)]
+        sizes = [
+            [data.task.global_batch_size if _active(data, step) else 0 for data in row] for row in self._data
+        ]
         return IterationTokens(
-            all=sum(shape.groups * self.tokens(h, step) for h, shape in enumerate(self._shapes)),
+            all=sum(
+                shape.step_tokens(sizes[h], tokens=self.tokens(h, step))
+                for h, shape in enumerate(self._shapes)
+            ),
             billed=sum(data.task.global_batch_size * data.task.max_length for data in active),
             effective=sum(int(data.batch_lengths(step).sum()) for data in active),
         )

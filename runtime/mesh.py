@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.distributed_c10d import _get_default_store
 
+from muxtune.placement import Placement
 from muxtune.plan import Parallelism
 from runtime.devices import CPU, RankDevice
 from runtime.peers import or_peer_lost
@@ -51,8 +52,9 @@ class RankMesh:
         self._parallelism = parallelism
         self._peer_timeout = timedelta(seconds=peer_timeout_s)
         self._build_timeout_s = min(BUILD_TIMEOUT_S, peer_timeout_s)
-        self.replica, within = divmod(rank, parallelism.pp * parallelism.tp)
-        self.stage, shard = divmod(within, parallelism.tp)
+        # On which node a rank stands is for whoever prices it; all ranks may share one here.
+        self._placement = Placement(parallelism.tp, parallelism.pp, parallelism.dp, parallelism.ranks)
+        self.replica, self.stage, shard = self._placement.coordinates(rank)
         with self._short_waits():
             tp, pp, dp = self._build_teams()
         self.stopwatch = device.stopwatch()
@@ -117,7 +119,7 @@ class RankMesh:
         for replica, shard, stage, direction in product(
             range(p.dp), range(p.tp), range(p.pp - 1), directions
         ):
-            ranks = [(replica * p.pp + s) * p.tp + shard for s in (stage, stage + 1)]
+            ranks = list(self._placement.boundary(replica, stage, shard))
             build = partial(dist.new_group, ranks, timeout=timeout, backend=self.device.backend)
             group = or_peer_lost(build)
             if (replica, shard) == (self.replica, self.shard.index) and self.stage in {stage, stage + 1}:
@@ -148,8 +150,7 @@ class RankMesh:
 
     def neighbour(self, stage: int) -> int:
         """Rank of the same replica and shard on another stage."""
-        tp, pp = self._parallelism.tp, self._parallelism.pp
-        return (self.replica * pp + stage) * tp + self.shard.index
+        return self._placement.rank(self.replica, stage, self.shard.index)
 
     def link(self, direction: Direction, stage: int) -> Link:
         """One direction to or from a neighbouring stage."""

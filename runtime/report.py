@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from muxtune.errors import UserError, spec_error_from
 from muxtune.files import write_text_atomically
+from muxtune.placement import Placement
 from muxtune.plan import Parallelism, Plan
 from muxtune.prediction import IterationTokens
 from muxtune.schedule import Action
@@ -109,11 +110,10 @@ def stage_records(ranks: Sequence[StageRecord], parallelism: Parallelism) -> lis
 
     The ranks of a stage do the same and meet in every step, but replicas have other sequences.
     """
+    placement = Placement(parallelism.tp, parallelism.pp, parallelism.dp, parallelism.ranks)
     records = []
     for stage in range(parallelism.pp if ranks else 0):
-        own = [
-            record for rank, record in enumerate(ranks) if rank // parallelism.tp % parallelism.pp == stage
-        ]
+        own = [record for rank, record in enumerate(ranks) if placement.coordinates(rank).stage == stage]
         fullest = max(own, key=lambda record: record.memory.peak_bytes)
         records.append(replace(own[0], memory=fullest.memory))
     return records

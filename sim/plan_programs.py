@@ -14,8 +14,10 @@ from muxtune.injection import shared_clocks
 from muxtune.operators import Phase
 from muxtune.orchestration import LaunchOrder, launch_graph, replay_clock, schedule_clock
 from muxtune.plan import Plan
+from muxtune.planning.prices import StageKind, stage_kinds
+from muxtune.planning.slowest import slowest_replicas
 from muxtune.planning.structure import HTaskChoice
-from muxtune.planning.works import sample_works
+from muxtune.planning.works import HTaskWorks, sample_works
 from muxtune.timeline import ClockKind, ClockTimes, StageTimes
 from muxtune.tokenizer import load_tokenizer
 from sim.engine import Clock, clock_htasks, clock_kind
@@ -24,9 +26,6 @@ from sim.program import Program
 from sim.streams import program_seconds
 
 _PHASES: dict[Literal["F", "B"], Phase] = {"F": "fwd", "B": "bwd"}
-
-StageKind = tuple[int, bool, bool]
-"""Layers, and whether it is the first or the last one; most stages of a long pipeline are alike."""
 
 
 class PlanPrograms:
@@ -49,13 +48,12 @@ class PlanPrograms:
         if any(task.dataset.path is not None for task in plan.tasks):
             tokenizer = load_tokenizer(plan.model)
         data = {task.id: load_task_data(task, plan.model, tokenizer) for task in plan.tasks}
-        self._works: list[MicrobatchWork] = []
+        self._works: list[HTaskWorks] = []
         for htask in plan.htasks:
             choice = HTaskChoice(task_ids=htask.task_ids, shape=plan.shape(htask.id), instance=htask.instance)
-            self._works.append(sample_works(choice, data).mean)
-        layers = plan.parallelism.layers_per_stage
-        last = len(layers) - 1
-        self._kinds: list[StageKind] = [(n, stage == 0, stage == last) for stage, n in enumerate(layers)]
+            self._works.append(sample_works(choice, data))
+        self._kinds = stage_kinds(plan.parallelism.layers_per_stage, plan.placement)
+        self._work = lru_cache(maxsize=None)(self._find_work)
         self._program = lru_cache(maxsize=None)(self._find)
         self._alike = lru_cache(maxsize=None)(self._build)
         self._graph = lru_cache(maxsize=None)(self._time)
@@ -96,9 +94,23 @@ class PlanPrograms:
         return [seconds[id(each)] for each in programs]
 
     def _p2p_s(self, htask: int) -> float:
-        if len(self._kinds) == 1:
-            return 0.0
-        return p2p_seconds(self._costs, self._plan.model, self._works[htask].tokens)
+        tokens = self._plan.htasks[htask].tokens_per_microbatch
+        return p2p_seconds(self._costs, self._plan.model, tokens, self._plan.placement.message_routes())
+
+    def _find_work(self, stage: StageKind, htask: int) -> MicrobatchWork:
+        """An average micro-batch of the replica that is slowest on such a stage."""
+        works, adapters = self._works[htask], self._plan.orchestration.adapters
+        choice = slowest_replicas(
+            works,
+            self._costs.with_adapters(adapters),
+            self._plan.model,
+            stage.layers,
+            first=stage.first,
+            last=stage.last,
+            tp=self._plan.parallelism.tp,
+            adapters=adapters,
+        )
+        return works.of(choice)
 
     def _find(self, stage: int, kind: ClockKind) -> Program:
         """Stages of one kind with one order share a program."""
@@ -112,7 +124,7 @@ class PlanPrograms:
         program = self._orchestrate(graphs, htasks, order)
         if direction == "F":
             return program
-        return program.then(Program.in_turn((h, self._step_share(stage[0], h)) for h in htasks))
+        return program.then(Program.in_turn((h, self._step_share(stage, h)) for h in htasks))
 
     def _orchestrate(
         self, graphs: Sequence[StageGraph[TimedNode]], htasks: Sequence[int], order: LaunchOrder | None
@@ -129,29 +141,27 @@ class PlanPrograms:
         return orchestrated_program(schedule, [graph.cut for graph in cuts], nodes, htasks)
 
     def _time(self, stage: StageKind, phase: Phase, htask: int) -> StageGraph[TimedNode]:
-        layers, first, last = stage
         graph = stage_graph(
             self._plan.model,
-            layers,
-            first=first,
-            last=last,
-            work=self._works[htask],
+            stage.layers,
+            first=stage.first,
+            last=stage.last,
+            work=self._work(stage, htask),
             phase=phase,
             tp=self._plan.parallelism.tp,
             adapters=self._plan.orchestration.adapters,
         )
         return time_graph(graph, self._costs, phase)
 
-    def _step_share(self, layers: int, htask: int) -> list[TimedNode]:
+    def _step_share(self, stage: StageKind, htask: int) -> list[TimedNode]:
         """What a backward has of the optimizer step, as :mod:`muxtune.timeline` counts it."""
-        p = self._plan.parallelism
-        m = self._plan.microbatches[htask]
+        model, tp, m = self._plan.model, self._plan.parallelism.tp, self._plan.microbatches[htask]
+        loras = [task.peft for task in self._plan.htask_tasks(htask)]
+        seconds = [
+            step_seconds(self._costs, model, stage.layers, lora, tp=tp, replicas=stage.replicas)
+            for lora in loras
+        ]
         return [
-            TimedNode(
-                f"optimizer {task}",
-                "compute",
-                step_seconds(self._costs, self._plan.model, layers, lora, tp=p.tp, dp=p.dp) / m,
-                role="adapter",
-            )
-            for task, lora in enumerate(self._works[htask].loras)
+            TimedNode(f"optimizer {task}", "compute", each / m, role="adapter")
+            for task, each in enumerate(seconds)
         ]

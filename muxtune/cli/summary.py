@@ -113,8 +113,8 @@ def _htask_table(plan: Plan) -> str:
     effective = _effective_tokens(plan)
     rows = []
     for htask in plan.htasks:
-        tokens = plan.parallelism.dp * htask.microbatches * htask.tokens_per_microbatch
-        ineffective = 1 - sum(effective[task_id] for task_id in htask.task_ids) / tokens
+        effective_tokens = sum(effective[task_id] for task_id in htask.task_ids)
+        ineffective = 1 - effective_tokens / plan.step_tokens(htask.id)
         rows.append(
             [
                 f"{htask.id}: {' + '.join(htask.task_ids)}",

@@ -49,6 +49,7 @@ from muxtune.errors import SpecError
 from muxtune.graph.layer import Launching
 from muxtune.model import DTYPE_BYTES, ModelSpec
 from muxtune.operators import Operator, Phase
+from muxtune.placement import Route
 from muxtune.plan import CostsRef
 
 AdapterKernels = Literal["grouped", "torch"]
@@ -82,8 +83,8 @@ class AnalyticCosts(CostModel):
     Args:
         device: One with coefficients, see :func:`muxtune.costs.devices.device_names`.
         model: The backbone whose operators are priced.
-        interconnect: Links of the cluster. With several nodes, a transfer between stages is priced as one
-            between nodes, which are the ones that a pipeline waits for.
+        interconnect: Links of the cluster. A transfer that does not say where it goes is priced as one over
+            the slowest of them.
         adapter_kernels: Whether adapters run in the grouped kernels or as separate operations of torch.
         host_launch_s: Processor time per kernel; 0 for a captured graph.
 
@@ -108,7 +109,7 @@ class AnalyticCosts(CostModel):
         self.adapter_kernels = adapter_kernels
         self.host_launch_s = host_launch_s
         self._heads = Heads(heads=model.heads, kv_heads=model.kv_heads, head_dim=model.head_dim)
-        self._known: dict[tuple[str, tuple[int, ...], Phase], float] = {}
+        self._known: dict[tuple[str, tuple[int, ...], Route | None, Phase], float] = {}
         self._known_groups: dict[tuple[tuple[tuple[int, ...], ...], Phase], float] = {}
         self._shards: dict[int, AnalyticCosts] = {1: self}
         self._on_device: dict[str, Callable[[tuple[int, ...], Phase], Priced]] = {
@@ -140,7 +141,7 @@ class AnalyticCosts(CostModel):
 
     def latency_s(self, op: Operator, phase: Phase) -> float:
         """Seconds of one operator; nothing to do costs nothing."""
-        key = (op.kind, op.dims, phase)  # a search asks for the same ones again and again
+        key = (op.kind, op.dims, op.route, phase)  # a search asks for the same ones again and again
         seconds = self._known.get(key)
         if seconds is None:
             seconds = self._known[key] = 0.0 if 0 in op.dims else self._latency_s(op, phase)
@@ -204,13 +205,16 @@ class AnalyticCosts(CostModel):
         if op.kind in {"feed", "message"}:
             return 0.0
         if op.kind == "p2p":
+            if op.route is not None:
+                return links.message_s(bytes_, op.route)
             return links.send_recv_s(bytes_, across_nodes=links.cluster.nodes > 1)
+        ranks = op.route or op.dims[-1]
         if op.kind == "all_reduce":
-            return links.all_reduce_s(bytes_, op.dims[1])
+            return links.all_reduce_s(bytes_, ranks)
         if op.kind == "all_gather":
-            return links.all_gather_s(bytes_, op.dims[1])
+            return links.all_gather_s(bytes_, ranks)
         if op.kind == "reduce_scatter":
-            return links.reduce_scatter_s(bytes_, op.dims[1])
+            return links.reduce_scatter_s(bytes_, ranks)
         raise ValueError(f"{op} is not priced: it is composed of the others")
 
     def _product_s(self, m: int, n: int, k: int) -> float:

@@ -12,7 +12,6 @@ hierarchical  reduce-scatter inside each node, all-reduce of each shard across t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -33,10 +32,13 @@ from muxtune.costs.links import (
 from muxtune.costs.measured_links import link_from_profile
 from muxtune.costs.profile import Profile
 from muxtune.errors import SpecError
+from muxtune.placement import Route, route_among
 
 FloatArray = NDArray[np.float64]
 Bytes = TypeVar("Bytes", float, FloatArray)
 """One size or many; seconds come likewise."""
+Ranks = int | Route
+"""Where the ranks of a group are, or how many of the cluster's first ranks they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,44 +92,48 @@ class Interconnect:
         """Seconds until a neighbour has a message.
 
         Inside a node it is the slowest neighbour's link: where pairs are bridged and a node has several
-        pairs, a pipeline also crosses between pairs. :meth:`transfer_s` prices given ranks.
+        pairs, a pipeline also crosses between pairs. :meth:`message_s` prices a given link,
+        :meth:`transfer_s` given ranks.
         """
-        per_node = self.cluster.devices_per_node
-        link = self._network() if across_nodes else self._links_among(per_node)
+        inside = min(2, self.cluster.devices_per_node)
+        ranks_per_node = (1, 1) if across_nodes else (inside,)
+        return self.message_s(bytes_, Route(ranks_per_node, self.cluster.devices_per_node <= 2))
+
+    def message_s(self, bytes_: Bytes, route: Route) -> Bytes:
+        """Seconds until one of two ranks has a message of the other."""
+        link = self._network() if route.nodes > 1 else self._links_inside(route)
         return _as_given(_fastest(link.transfer_lines(), bytes_), bytes_)
 
     def transfer_s(self, bytes_: Bytes, source: int, target: int) -> Bytes:
         """Seconds until rank ``target`` has a message of rank ``source``; nothing to itself."""
         if source == target:
             return bytes_ * 0.0
-        per_node = self.cluster.devices_per_node
-        across_nodes = source // per_node != target // per_node
-        if across_nodes or source // 2 != target // 2:
-            return self.send_recv_s(bytes_, across_nodes=across_nodes)
-        return _as_given(_fastest(self._within.transfer_lines(), bytes_), bytes_)
+        return self.message_s(bytes_, route_among((source, target), self.cluster.devices_per_node))
 
-    def all_reduce_s(self, bytes_: Bytes, ranks: int, *, per_node: int | None = None) -> Bytes:
+    def all_reduce_s(self, bytes_: Bytes, ranks: Ranks, *, per_node: int | None = None) -> Bytes:
         """Seconds until each of ``ranks`` has the sum of tensors of ``bytes_``; see :meth:`all_reduce`."""
         return _as_given(self.all_reduce(bytes_, ranks, per_node=per_node), bytes_)
 
-    def reduce_scatter_s(self, bytes_: Bytes, ranks: int, *, per_node: int | None = None) -> Bytes:
+    def reduce_scatter_s(self, bytes_: Bytes, ranks: Ranks, *, per_node: int | None = None) -> Bytes:
         """Seconds until each rank has its shard of the sum of tensors of ``bytes_``."""
         return _as_given(self.reduce_scatter(bytes_, ranks, per_node=per_node), bytes_)
 
-    def all_gather_s(self, bytes_: Bytes, ranks: int, *, per_node: int | None = None) -> Bytes:
+    def all_gather_s(self, bytes_: Bytes, ranks: Ranks, *, per_node: int | None = None) -> Bytes:
         """Seconds until each rank has the whole tensor of ``bytes_``, of which each had a shard.
 
         As long as the reduce-scatter: the same bytes pass the same links the other way.
         """
         return self.reduce_scatter_s(bytes_, ranks, per_node=per_node)
 
-    def all_reduce(self, bytes_: float | FloatArray, ranks: int, *, per_node: int | None = None) -> Estimate:
+    def all_reduce(
+        self, bytes_: float | FloatArray, ranks: Ranks, *, per_node: int | None = None
+    ) -> Estimate:
         """Seconds and algorithm of an all-reduce.
 
         Args:
             bytes_: Of the whole tensor, the same on each rank.
-            ranks: Participants.
-            per_node: How many of them share a node; as many as it has, unless given.
+            ranks: Participants: where they are, or how many.
+            per_node: Of a number, how many share a node; as many as it has, unless given.
 
         Raises:
             UserError: Several nodes are needed and the cluster has one.
@@ -135,30 +141,30 @@ class Interconnect:
         return self._collective(bytes_, ranks, per_node, passes=2)
 
     def reduce_scatter(
-        self, bytes_: float | FloatArray, ranks: int, *, per_node: int | None = None
+        self, bytes_: float | FloatArray, ranks: Ranks, *, per_node: int | None = None
     ) -> Estimate:
         """Seconds and algorithm of a reduce-scatter or all-gather; arguments as of :meth:`all_reduce`."""
         return self._collective(bytes_, ranks, per_node, passes=1)
 
     def _collective(
-        self, bytes_: float | FloatArray, ranks: int, per_node: int | None, *, passes: int
+        self, bytes_: float | FloatArray, ranks: Ranks, per_node: int | None, *, passes: int
     ) -> Estimate:
-        assert ranks > 0, ranks
-        inside = min(ranks, per_node or self.cluster.devices_per_node)
-        nodes = math.ceil(ranks / inside)
-        if ranks == 1:
+        route = self._first_ranks(ranks, per_node) if isinstance(ranks, int) else ranks
+        nodes, inside = route.nodes, route.most_per_node
+        if route.ranks == 1:
             return _fastest([Line("none", 0.0, 0.0)], bytes_)
+        within = self._links_inside(route)
         if nodes == 1:
-            return _fastest(_lines(self._links_among(inside), ranks, passes), bytes_)
+            return _fastest(_lines(within, route.ranks, passes), bytes_)
         network = self._network()
         if inside == 1:
             return _fastest(_lines(network, nodes, passes), bytes_)
-        within = self._links_among(inside)
-        lines = flat_ring_lines(network, within, nodes=nodes, per_node=inside, passes=passes)
+        lines = flat_ring_lines(network, within, route, passes=passes)
         if passes == 2:
-            lines += flat_tree_lines(network, within, nodes=nodes, per_node=inside)
+            lines += flat_tree_lines(network, within, route)
         flat = _fastest(lines, bytes_)
-        if not self._hierarchical or ranks % inside:  # on unequal nodes the shards would not match
+        equal = route.fewest_per_node == inside  # else the shards would not match
+        if not self._hierarchical or not equal:
             return flat
         share = min(1.0, (network.flows_per_node or inside) / inside)
         across = _fastest(_lines(network, nodes, passes, share=share), np.asarray(bytes_) / inside)
@@ -170,11 +176,18 @@ class Interconnect:
             np.where(taken, len(flat.algorithms), flat.chosen),
         )
 
-    def _links_among(self, devices: int) -> LinkCoefficients:
-        """Links that neighbours among the first ``devices`` of a node share; the slower ones decide."""
-        if devices > 2 and self._beyond_pairs is not None:
-            return self._beyond_pairs
-        return self._within
+    def _first_ranks(self, ranks: int, per_node: int | None) -> Route:
+        """The first so many ranks of the cluster, or of each node the first ``per_node``."""
+        assert ranks > 0, ranks
+        per_node = min(ranks, per_node or self.cluster.devices_per_node)
+        full, rest = divmod(ranks, per_node)
+        return Route((per_node,) * full + (rest,) * bool(rest), per_node <= 2)
+
+    def _links_inside(self, route: Route) -> LinkCoefficients:
+        """Links inside the nodes of a group; the slower ones decide."""
+        if self._beyond_pairs is None or route.paired:
+            return self._within
+        return self._beyond_pairs
 
     def _network(self) -> LinkCoefficients:
         if self._between is None:

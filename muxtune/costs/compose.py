@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from muxtune.costs.base import CostModel
 from muxtune.graph import (
@@ -20,6 +20,7 @@ from muxtune.graph import (
 from muxtune.graph.stage import Part
 from muxtune.model import ModelSpec
 from muxtune.operators import Operator, Phase
+from muxtune.placement import Route
 from muxtune.work import MicrobatchWork
 from muxtune.workload import LoraSpec
 
@@ -145,20 +146,45 @@ def stage_seconds(
 
 
 def step_seconds(
-    costs: CostModel, model: ModelSpec, layers: int, lora: LoraSpec, *, tp: int = 1, dp: int = 1
+    costs: CostModel,
+    model: ModelSpec,
+    layers: int,
+    lora: LoraSpec,
+    *,
+    tp: int = 1,
+    replicas: Sequence[Route] = (),
 ) -> float:
     """Seconds of one task's optimizer step on a stage, with the sums of its gradients over the ranks.
 
-    Arguments as of :func:`muxtune.graph.step_graph`; costs and model are those of the whole backbone.
+    Args:
+        costs: Of the device, for the whole backbone.
+        model: The backbone, whole.
+        layers: Of the stage.
+        lora: The task's adapter.
+        tp: Tensor-parallel ranks.
+        replicas: Links between the replicas of each shard, see
+            :meth:`muxtune.placement.Placement.replica_routes`; the slowest shard decides. None if there is
+            one replica.
     """
     prices = costs if tp == 1 else costs.shard(tp)
-    graph = step_graph(model, layers, lora, tp=tp, dp=dp)
-    return sum(repeats * node_seconds(node, prices, "fwd") for node, repeats in graph)
+    graphs = [step_graph(model, layers, lora, tp=tp, replicas=route) for route in replicas or (None,)]
+    return max(
+        sum(repeats * node_seconds(node, prices, "fwd") for node, repeats in graph) for graph in graphs
+    )
 
 
-def p2p_seconds(costs: CostModel, model: ModelSpec, tokens: int) -> float:
-    """Seconds until a micro-batch's hidden states, or their gradients, have reached the neighbour."""
-    return costs.latency_s(Operator("p2p", (message_bytes(model, tokens),)), "fwd")
+def p2p_seconds(costs: CostModel, model: ModelSpec, tokens: int, routes: Sequence[Route]) -> float:
+    """Seconds until a micro-batch's hidden states, or their gradients, have reached the neighbour.
+
+    Args:
+        costs: Of the device.
+        model: The backbone.
+        tokens: Of the micro-batch.
+        routes: Links between neighbours, see :meth:`muxtune.placement.Placement.message_routes`; the slowest
+            decides. None if there is one stage.
+    """
+    bytes_ = message_bytes(model, tokens)
+    return max((costs.latency_s(Operator("p2p", (bytes_,), route), "fwd") for route in routes), default=0.0)
 
 
 def _weighted(nodes: Iterable[tuple[Node, int]]) -> list[Weighted]:

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from muxtune.cluster import LinkSpec
 from muxtune.costs.devices import FitRecord
 from muxtune.errors import UserError
+from muxtune.placement import Route
 
 Algorithm = Literal["direct", "tree", "ring"]
 
@@ -140,37 +141,35 @@ class Line(NamedTuple):
 
 
 def flat_ring_lines(
-    network: LinkCoefficients, within: LinkCoefficients, *, nodes: int, per_node: int, passes: int
+    network: LinkCoefficients, within: LinkCoefficients, route: Route, *, passes: int
 ) -> list[Line]:
     """Of ``passes`` around a ring through all ranks of all nodes, per byte of the whole tensor.
 
-    As many rings run in parallel as the node has flows, each leaving it through another rank; a step lasts as
-    long as the network's. A last node with fewer ranks is priced as if it were full.
+    As many rings run in parallel as the node with fewest ranks has flows, each leaving it through another
+    rank; a step lasts as long as the network's.
 
     Args:
         network: Between nodes.
         within: Inside a node.
-        nodes: Two or more.
-        per_node: Ranks on each.
+        route: Ranks on two nodes or more.
         passes: 1 for a reduce-scatter or an all-gather, 2 for an all-reduce.
     """
-    ranks = nodes * per_node
+    ranks, flows = route.ranks, route.fewest_per_node
     steps, load = passes * (ranks - 1), passes * (ranks - 1) / ranks
-    flows = min(per_node, network.flows_per_node or per_node)
-    limit = within.ring_bytes_per_s(per_node)
+    flows = min(flows, network.flows_per_node or flows)
+    limit = within.ring_bytes_per_s(route.most_per_node)
     return [
         Line("ring", network.kernel_s + steps * p.step_s, load / min(flows * p.bandwidth_bytes_per_s, limit))
-        for p in network.protocols_among(nodes)
+        for p in network.protocols_among(route.nodes)
     ]
 
 
-def flat_tree_lines(
-    network: LinkCoefficients, within: LinkCoefficients, *, nodes: int, per_node: int
-) -> list[Line]:
+def flat_tree_lines(network: LinkCoefficients, within: LinkCoefficients, route: Route) -> list[Line]:
     """Of an all-reduce on a tree of nodes, with a tree of ranks in each, per byte; arguments as of the ring.
 
     One flow leaves a node, as the measured all-reduces of up to eight ranks per node show.
     """
+    nodes, per_node = route.nodes, route.most_per_node
     steps_between, steps_inside = (2 * math.ceil(math.log2(n)) for n in (nodes, per_node))
     inside_s = steps_inside * min(p.step_s for p in within.protocols_among(per_node))
     load = 1.0 if nodes == 2 else 2.0  # two nodes exchange halves, of which each is the root of one

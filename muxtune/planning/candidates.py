@@ -13,6 +13,7 @@ import numpy as np
 from muxtune.alignment import ROW_MULTIPLE
 from muxtune.costs.base import CostModel
 from muxtune.model import ModelSpec
+from muxtune.placement import Route
 from muxtune.planning.carrying import CARRIES, CUTS, carries_at, may_carry
 from muxtune.planning.curves import Floats
 from muxtune.planning.fusion import CARRIED_CHUNKS, CHUNK_CANDIDATES, alignment_candidates, sort_by_tokens
@@ -121,18 +122,22 @@ Bands = TypeVar("Bands", bound=GroupBands)
 
 
 class _Estimates(Generic[Bands]):
-    """Estimates of all groups on meshes; of meshes that differ in ``pp`` alone these are the same."""
+    """Estimates of all groups on meshes.
+
+    Of meshes that differ in ``pp`` alone these are the same, but for messages that take other links.
+    """
 
     def __init__(self, bands: Bands, report: Progress) -> None:
         self.bands = bands
         self.report = report
         self._per_tp: dict[int, StagePrices] = {}
-        self._known: dict[tuple[int, int, int], GroupPrices] = {}
+        self._known: dict[tuple[int, int, int, tuple[Route, ...]], GroupPrices] = {}
 
     def prices(self, shape: MeshShape, carry: int | None = None) -> GroupPrices:
         """On a mesh; see :func:`muxtune.planning.ranking.price_groups`."""
         bands, tp = self.bands, shape.tp
-        key = (tp, shape.dp, carry or bands.carry)
+        messages = shape.on(bands.problem.cluster).message_routes()
+        key = (tp, shape.dp, carry or bands.carry, messages)
         if key not in self._known:
             if tp not in self._per_tp:
                 # Problems of about a size share their curves.
@@ -140,7 +145,7 @@ class _Estimates(Generic[Bands]):
                 costs = cast("Hashable", bands.problem.costs)
                 self._per_tp[tp] = _stage_prices(costs, bands.problem.model, tp, largest)
                 self._per_tp[tp].place_between(bands.loras, bands.typical_tokens)  # for these tasks
-            self._known[key] = price_groups(bands, self._per_tp[tp], shape.dp, carry)
+            self._known[key] = price_groups(bands, self._per_tp[tp], shape, carry)
         return self._known[key]
 
     def cut(self, shape: MeshShape, mesh: Mesh) -> Iterator[GroupPrices]:

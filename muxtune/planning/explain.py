@@ -26,12 +26,11 @@ from muxtune.planning.assemble import structure_iteration_s, structure_schedule
 from muxtune.planning.fusion import alignment_candidates
 from muxtune.planning.options import PlanOptions
 from muxtune.planning.partitions import fits
-from muxtune.planning.prices import StageKind, stage_kinds
+from muxtune.planning.prices import StageKind
 from muxtune.planning.problem import PlanningProblem
 from muxtune.planning.schedules import MODES, TEMPLATES, fastest_schedule, overlapping
 from muxtune.planning.search import SearchRecord
 from muxtune.planning.structure import SEQUENTIAL, HTaskChoice, PlanStructure
-from muxtune.planning.works import sample_works
 
 COUNTS_SHOWN = 4
 """Other numbers of hTasks on the winner's mesh."""
@@ -144,7 +143,7 @@ def iteration_parts(problem: PlanningProblem, structure: PlanStructure) -> Itera
     communication_s = busy_s - _busy_s(problem, replace(structure, orchestration=SEQUENTIAL))  # less: hidden
     for htask in structure.htasks:
         links_s = _links_s(problem, htask, structure)
-        communication_s += htask.shape.microbatches * sum(links_s[kind] for kind in stage_kinds(mesh))
+        communication_s += htask.shape.microbatches * sum(links_s[kind] for kind in problem.stage_kinds(mesh))
     share = mesh.tp * mesh.dp / problem.cluster.ranks
     tokens = problem.iteration_tokens(structure)
     computing_s = share * (busy_s - communication_s)
@@ -184,10 +183,10 @@ def _links_s(
     """Seconds of a micro-batch's messages and collectives, its share of the steps' included."""
     mesh, model = structure.mesh, problem.model
     costs = problem.costs if mesh.tp == 1 else problem.costs.shard(mesh.tp)
-    work = sample_works(htask, problem.data).mean
     found = {}
-    for kind in dict.fromkeys(stage_kinds(mesh)):
-        layers, first, last = kind
+    for kind in dict.fromkeys(problem.stage_kinds(mesh)):
+        layers, first, last, replicas = kind
+        work = problem.slowest_work(htask, kind, mesh.tp)
         seconds = 0.0
         for phase in PHASES:
             graph = stage_graph(model, layers, first=first, last=last, work=work, phase=phase, tp=mesh.tp)
@@ -197,10 +196,13 @@ def _links_s(
                 if node.op.kind in LINK_KINDS
             )
         for lora in work.loras if mesh.tp * mesh.dp > 1 else ():
-            seconds += sum(
-                repeats * node_seconds(node, costs, "fwd") / htask.shape.microbatches
-                for node, repeats in step_graph(model, layers, lora, tp=mesh.tp, dp=mesh.dp)
-                if node.op.kind in LINK_KINDS
+            seconds += max(
+                sum(
+                    repeats * node_seconds(node, costs, "fwd") / htask.shape.microbatches
+                    for node, repeats in step_graph(model, layers, lora, tp=mesh.tp, replicas=route)
+                    if node.op.kind in LINK_KINDS
+                )
+                for route in replicas
             )
         found[kind] = seconds
     return found

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from muxtune.cluster import ClusterSpec
 from muxtune.errors import SpecError
 from muxtune.model import ModelSpec
+from muxtune.placement import Placement
 from muxtune.planning.limits import fitting
 from muxtune.planning.options import PlanOptions
 from muxtune.planning.problem import PlanningProblem
@@ -29,6 +30,10 @@ class MeshShape(NamedTuple):
     def ranks(self) -> int:
         """Devices that it takes."""
         return self.tp * self.pp * self.dp
+
+    def on(self, cluster: ClusterSpec) -> Placement:
+        """Where its ranks stand on a cluster."""
+        return Placement(self.tp, self.pp, self.dp, cluster.devices_per_node)
 
     def __str__(self) -> str:
         return f"tp {self.tp}, pp {self.pp}, dp {self.dp}"

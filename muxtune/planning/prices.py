@@ -5,23 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
+from muxtune.cluster import ClusterSpec
 from muxtune.costs.base import CostModel
 from muxtune.costs.compose import ActionPrices, p2p_seconds, step_seconds
-from muxtune.graph import stage_graph, time_graph
+from muxtune.graph import Launching, stage_graph, time_graph
 from muxtune.injection import iteration_clocks
 from muxtune.launches import ClockLaunches, clock_launches
 from muxtune.model import ModelSpec
 from muxtune.operators import PHASES, Phase
 from muxtune.orchestration import ClockSchedule, LaunchGraph, launch_graph, schedule_clock
+from muxtune.placement import Placement, Route
 from muxtune.plan import Orchestration
+from muxtune.planning.slowest import slowest_replicas
 from muxtune.planning.structure import SEQUENTIAL, HTaskChoice, Mesh, PlanStructure
+from muxtune.planning.works import Choice, HTaskWorks
 from muxtune.timeline import ClockKind, ClockTimes, StageTimes
 from muxtune.work import MicrobatchWork
 
-StageKind = tuple[int, bool, bool]
-"""Layers, and whether the stage is the first and the last; stages of one kind cost the same."""
+
+class StageKind(NamedTuple):
+    """What the price of a stage depends on; stages of one kind cost the same."""
+
+    layers: int
+    first: bool
+    last: bool
+    replicas: tuple[Route, ...]
+    """Links between its replicas."""
 
 
 DIRECTIONS: tuple[tuple[Literal["F", "B"], Phase], ...] = (("F", "fwd"), ("B", "bwd"))
@@ -49,16 +60,23 @@ class StructurePrices:
     Args:
         costs: Of operators, for the whole backbone.
         model: Backbone.
-        mean_work: An average micro-batch of an hTask.
+        cluster: Where the meshes stand.
+        works: Micro-batches of an hTask.
     """
 
     def __init__(
-        self, costs: CostModel, model: ModelSpec, mean_work: Callable[[HTaskChoice], MicrobatchWork]
+        self,
+        costs: CostModel,
+        model: ModelSpec,
+        cluster: ClusterSpec,
+        works: Callable[[HTaskChoice], HTaskWorks],
     ) -> None:
         self._costs = costs
         self._adapted = lru_cache(maxsize=None)(costs.with_adapters)
         self._model = model
-        self._mean_work = mean_work
+        self._cluster = cluster
+        self._works = works
+        self._slowest = lru_cache(maxsize=None)(self._find_slowest)
         self.htask_times = lru_cache(maxsize=None)(self.price)
         self._actions = lru_cache(maxsize=4096)(self._action_prices)  # stages of all meshes share their parts
         self._launch_graph = lru_cache(maxsize=1024)(self._build_graph)
@@ -67,11 +85,22 @@ class StructurePrices:
 
     def price(self, htask: HTaskChoice, mesh: Mesh, orchestration: Orchestration = SEQUENTIAL) -> HTaskTimes:
         """Ask the costs what one micro-batch takes; ``htask_times`` remembers the answers."""
-        kinds = stage_kinds(mesh)
+        kinds = self.stage_kinds(mesh)
         seconds = {kind: self._action_s(htask, kind, mesh, orchestration) for kind in dict.fromkeys(kinds)}
         fwd, bwd = zip(*(seconds[kind] for kind in kinds), strict=True)
-        p2p = p2p_seconds(self._costs, self._model, htask.shape.tokens) if mesh.pp > 1 else 0.0
+        routes = mesh.on(self._cluster).message_routes()
+        p2p = p2p_seconds(self._costs, self._model, htask.shape.tokens, routes)
         return HTaskTimes(fwd, bwd, p2p)
+
+    def stage_kinds(self, mesh: Mesh) -> list[StageKind]:
+        """Kind of every stage of a mesh."""
+        return stage_kinds(mesh.layers_per_stage, mesh.on(self._cluster))
+
+    def work(
+        self, htask: HTaskChoice, kind: StageKind, tp: int, adapters: Launching = "grouped"
+    ) -> MicrobatchWork:
+        """An average micro-batch of the replica that is slowest on such a stage."""
+        return self._works(htask).of(self._slowest(htask, kind[:3], tp, adapters))
 
     def stage_times(self, structure: PlanStructure) -> StageTimes:
         """Durations that the structure's schedule is played with."""
@@ -99,9 +128,9 @@ class StructurePrices:
             for direction, phase in DIRECTIONS:
                 order_of = {
                     kind: self._schedule(chosen, kind, phase, mesh.tp, orchestration).order
-                    for kind in dict.fromkeys(stage_kinds(mesh))
+                    for kind in dict.fromkeys(self.stage_kinds(mesh))
                 }
-                orders = [order_of[kind] for kind in stage_kinds(mesh)]
+                orders = [order_of[kind] for kind in self.stage_kinds(mesh)]
                 found.append(clock_launches(direction, members, orders))
         return tuple(found)
 
@@ -113,9 +142,9 @@ class StructurePrices:
             mesh, orchestration = structure.mesh, structure.orchestration
             per_kind = {
                 kind: self._shared_s(chosen, kind, mesh, orchestration)
-                for kind in dict.fromkeys(stage_kinds(mesh))
+                for kind in dict.fromkeys(self.stage_kinds(mesh))
             }
-            fwd, bwd = zip(*(per_kind[kind] for kind in stage_kinds(mesh)), strict=True)
+            fwd, bwd = zip(*(per_kind[kind] for kind in self.stage_kinds(mesh)), strict=True)
             seconds["F", members], seconds["B", members] = fwd, bwd
         return ClockTimes(buckets=structure.buckets, microbatches=structure.microbatches, seconds=seconds)
 
@@ -141,15 +170,30 @@ class StructurePrices:
     def _serial_s(
         self, htask: HTaskChoice, kind: StageKind, phase: Phase, tp: int, orchestration: Orchestration
     ) -> float:
-        layers, first, last = kind
-        prices = self._actions(htask, phase, tp, orchestration.adapters)
-        return prices.seconds(layers, first=first, last=last)
+        choice = self._slowest(htask, kind[:3], tp, orchestration.adapters)
+        prices = self._actions(htask, choice, phase, tp, orchestration.adapters)
+        return prices.seconds(kind.layers, first=kind.first, last=kind.last)
+
+    def _find_slowest(
+        self, htask: HTaskChoice, stage: tuple[int, bool, bool], tp: int, adapters: Launching
+    ) -> Choice:
+        layers, first, last = stage
+        return slowest_replicas(
+            self._works(htask),
+            self._adapted(adapters),
+            self._model,
+            layers,
+            first=first,
+            last=last,
+            tp=tp,
+            adapters=adapters,
+        )
 
     def _action_prices(
-        self, htask: HTaskChoice, phase: Phase, tp: int, adapters: Literal["grouped", "separate"]
+        self, htask: HTaskChoice, choice: Choice, phase: Phase, tp: int, adapters: Launching
     ) -> ActionPrices:
-        costs = self._adapted(adapters)
-        return ActionPrices(costs, self._model, self._mean_work(htask), phase, tp=tp, adapters=adapters)
+        costs, work = self._adapted(adapters), self._works(htask).of(choice)
+        return ActionPrices(costs, self._model, work, phase, tp=tp, adapters=adapters)
 
     def _orchestrate(
         self,
@@ -178,15 +222,14 @@ class StructurePrices:
         kind: StageKind,
         phase: Phase,
         tp: int,
-        adapters: Literal["grouped", "separate"],
+        adapters: Launching,
     ) -> LaunchGraph:
-        layers, first, last = kind
         graph = stage_graph(
             self._model,
-            layers,
-            first=first,
-            last=last,
-            work=self._mean_work(htask),
+            kind.layers,
+            first=kind.first,
+            last=kind.last,
+            work=self.work(htask, kind, tp, adapters),
             phase=phase,
             tp=tp,
             adapters=adapters,
@@ -194,11 +237,13 @@ class StructurePrices:
         return launch_graph(time_graph(graph, self._adapted(adapters), phase), adapters)
 
     def _step_share_s(self, htask: HTaskChoice, kind: StageKind, mesh: Mesh) -> float:
-        return self._step_s(htask, kind[0], mesh.tp, mesh.dp) / htask.shape.microbatches
+        return self._step_s(htask, kind.layers, mesh.tp, kind.replicas) / htask.shape.microbatches
 
-    def _price_step(self, htask: HTaskChoice, layers: int, tp: int, dp: int) -> float:
-        loras = self._mean_work(htask).loras
-        return sum(step_seconds(self._costs, self._model, layers, lora, tp=tp, dp=dp) for lora in loras)
+    def _price_step(self, htask: HTaskChoice, layers: int, tp: int, replicas: tuple[Route, ...]) -> float:
+        loras = self._works(htask).mean.loras
+        return sum(
+            step_seconds(self._costs, self._model, layers, lora, tp=tp, replicas=replicas) for lora in loras
+        )
 
 
 def overlaps(mesh: Mesh, orchestration: Orchestration) -> bool:
@@ -206,6 +251,10 @@ def overlaps(mesh: Mesh, orchestration: Orchestration) -> bool:
     return mesh.tp > 1 and orchestration.mode != "sequential"
 
 
-def stage_kinds(mesh: Mesh) -> list[StageKind]:
+def stage_kinds(layers_per_stage: Sequence[int], placement: Placement) -> list[StageKind]:
     """Kind of every stage; most stages of a long pipeline are alike."""
-    return [(layers, stage == 0, stage == mesh.pp - 1) for stage, layers in enumerate(mesh.layers_per_stage)]
+    last = len(layers_per_stage) - 1
+    return [
+        StageKind(layers, stage == 0, stage == last, placement.replica_routes(stage))
+        for stage, layers in enumerate(layers_per_stage)
+    ]

@@ -20,10 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muxtune.costs.base import CostModel
+from muxtune.costs.compose import p2p_seconds
 from muxtune.graph import Node, attachments, node_seconds, part_graph
 from muxtune.graph.stage import Part
 from muxtune.model import ModelSpec
 from muxtune.operators import PHASES, Operator, Phase
+from muxtune.placement import Route
 from muxtune.planning.curves import Curve, Floats, Ints, linear_seconds, round_tokens, sample_curve
 from muxtune.work import MicrobatchWork
 from muxtune.workload import LoraSpec
@@ -149,14 +151,13 @@ class StagePrices:
 
         return self._curve(("feed",), call_s, max(1, self._largest // 8))(sequences)
 
-    def p2p_s(self, tokens: Floats) -> Floats:
-        """Until a neighbour has a micro-batch."""
-        bytes_ = self._model.hidden * self._model.dtype_bytes
+    def p2p_s(self, tokens: Floats, routes: Sequence[Route]) -> Floats:
+        """Until a neighbour has a micro-batch, over the slowest of some links; 0 if there are none."""
 
         def transfer_s(size: int) -> float:
-            return self._costs.latency_s(Operator("p2p", (size * bytes_,)), "fwd")
+            return p2p_seconds(self._costs, self._model, size, routes)
 
-        return self._curve(("p2p",), transfer_s)(tokens)
+        return self._curve(("p2p", *routes), transfer_s)(tokens)
 
     def adapters_s(
         self, ops: AdaptedOps, tasks: Floats, tokens: Floats, rank: Floats, alone_s: Floats

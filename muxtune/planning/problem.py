@@ -68,7 +68,9 @@ class PlanningProblem:
         self._group_tokens = lru_cache(maxsize=None)(self._measure_groups)
         works = partial(sample_works, data=self.data, attention=costs.attention)
         self._works = lru_cache(maxsize=None)(works)
-        self._prices = StructurePrices(costs, model, lambda htask: self._works(htask).mean)
+        self._prices = StructurePrices(costs, model, cluster, self._works)
+        self.stage_kinds = self._prices.stage_kinds
+        self.slowest_work = self._prices.work
         self.htask_times = self._prices.htask_times
         self._memory = StructureMemory(model, cluster.device, lambda htask: self._works(htask).fullest)
 
@@ -128,7 +130,12 @@ class PlanningProblem:
     def iteration_tokens(self, structure: PlanStructure) -> IterationTokens:
         """Tokens of one iteration; the effective ones are the mean over the steps."""
         return IterationTokens(
-            all=sum(h.shape.groups * h.shape.tokens for h in structure.htasks),
+            all=sum(
+                htask.shape.step_tokens(
+                    self.data[task_id].task.global_batch_size for task_id in htask.task_ids
+                )
+                for htask in structure.htasks
+            ),
             billed=sum(task.global_batch_size * task.max_length for task in self.tasks),
             effective=self._effective_tokens,
         )

@@ -14,6 +14,7 @@ from muxtune.planning.carrying import cut_choice
 from muxtune.planning.curves import Floats
 from muxtune.planning.cuts import Places, cheapest_cuts, paced_cuts
 from muxtune.planning.meshes import MeshShape
+from muxtune.planning.prices import StageKind
 from muxtune.planning.problem import PlanningProblem
 from muxtune.planning.ranking import GroupBands, GroupPrices, layer_steps_s
 from muxtune.planning.room import Room, room_for_groups
@@ -154,7 +155,9 @@ def loads_s(
 ) -> tuple[float, float, float]:
     """Work of a layer in an iteration, and what the first and the last stage have beside their layers."""
     m = prices.microbatches_nw[places]
-    steps_s = layer_steps_s(bands, 1, shape.tp, shape.dp)[places]
+    placement = shape.on(bands.problem.cluster)
+    replicas = {route for stage in range(shape.pp) for route in placement.replica_routes(stage)}
+    steps_s = layer_steps_s(bands, 1, shape.tp, tuple(sorted(replicas)))[places]
     layer_s = float((m * prices.layer_s_nw[places] + steps_s).sum())
     message_s = m * prices.message_s_nw[places]  # the stages at the ends have one neighbour less
     first_s = m * prices.first_s_nw[places] - message_s
@@ -167,18 +170,15 @@ def stage_work_s(bands: GroupBands, prices: GroupPrices, mesh: Mesh) -> list[Flo
 
     Stages that are alike share an array.
     """
-    known: dict[tuple[int, bool, bool], Floats] = {}
-    stages = []
-    for stage, layers in enumerate(mesh.layers_per_stage):
-        first, last = stage == 0, stage == mesh.pp - 1
-        if (layers, first, last) not in known:
-            work_s = layers * prices.layer_s_nw + prices.action_s_nw
-            work_s += layer_steps_s(bands, layers, mesh.tp, mesh.dp) / prices.microbatches_nw
-            work_s += ((not first) + (not last)) * prices.message_s_nw
-            work_s += first * prices.first_s_nw + last * prices.last_s_nw
-            known[layers, first, last] = work_s
-        stages.append(known[layers, first, last])
-    return stages
+    known: dict[StageKind, Floats] = {}
+    kinds = bands.problem.stage_kinds(mesh)
+    for kind in dict.fromkeys(kinds):
+        work_s = kind.layers * prices.layer_s_nw + prices.action_s_nw
+        work_s += layer_steps_s(bands, kind.layers, mesh.tp, kind.replicas) / prices.microbatches_nw
+        work_s += ((not kind.first) + (not kind.last)) * prices.message_s_nw
+        work_s += kind.first * prices.first_s_nw + kind.last * prices.last_s_nw
+        known[kind] = work_s
+    return [known[kind] for kind in kinds]
 
 
 def _proposals(
@@ -257,7 +257,7 @@ def make_proposal(
     m = prices.microbatches_nw[places].astype(np.float64)
     work_s_sh = np.array([each[places] for each in work_s])
     run = int(prices.carry_nw[places].max())
-    bounds = iteration_bounds(work_s_sh, m, prices.p2p_s_nw[places] * (mesh.pp > 1), run)
+    bounds = iteration_bounds(work_s_sh, m, prices.p2p_s_nw[places], run)
     slot_s = work_s_sh.max(axis=0)
     uneven_s = UNEVEN * (mesh.pp - 1) * float(slot_s.max() - slot_s.min())
     bound_s = bounds.of(templates)

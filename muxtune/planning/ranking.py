@@ -23,8 +23,11 @@ from numpy.typing import NDArray
 from muxtune.alignment import group_by_length, row_slots
 from muxtune.costs.compose import step_seconds
 from muxtune.dataset import TaskData
+from muxtune.placement import Route
+from muxtune.planning.busiest import BusiestReplica
 from muxtune.planning.curves import Floats, Ints
 from muxtune.planning.cuts import Places
+from muxtune.planning.meshes import MeshShape
 from muxtune.planning.pricing import StagePrices, adapted_ops
 from muxtune.planning.problem import PlanningProblem
 from muxtune.planning.structure import Layout
@@ -212,31 +215,35 @@ class GroupPrices:
         return int(self.carry_nw.max())
 
 
-def price_groups(bands: GroupBands, prices: StagePrices, dp: int, carry: int | None = None) -> GroupPrices:
-    """Estimate all groups on ``dp`` replicas.
+def price_groups(
+    bands: GroupBands, prices: StagePrices, shape: MeshShape, carry: int | None = None
+) -> GroupPrices:
+    """Estimate all groups on a mesh, whose busiest replica decides.
 
     Args:
         bands: Groups.
         prices: Of their parts.
-        dp: Replicas.
+        shape: Of the mesh.
         carry: Of the layouts to choose from; the least by default.
     """
-    carry = carry or bands.carry
+    carry, dp = carry or bands.carry, shape.dp
     microbatches = bands.microbatches_nw(dp) * carry
-    groups = microbatches * dp
+    busiest = BusiestReplica(bands.batches, bands.length_classes, bands.sum, bands.microbatches_nw(dp), dp)
     numbers = [number for number, layout in enumerate(bands.layouts) if layout.carry == carry]
     candidates = [bands.layout_band(bands.layouts[number], dp) for number in numbers]
     priced = []
     for band in candidates:
         layer_s = prices.layer_s(band.tokens_nw)
-        layer_s += _adapters_s(bands, prices, band, groups)
-        layer_s += _attention_s(bands, prices, band, groups)
+        layer_s += _adapters_s(bands, prices, band, dp * busiest.share(band.layout.alignment))
+        layer_s += _attention_s(bands, prices, band, busiest, microbatches)
         priced.append(np.where(band.tokens_nw > 0, layer_s, np.inf))
     layout = np.argmin(priced, axis=0)
     layer_s = np.min(priced, axis=0)
     tokens = np.choose(layout, [band.tokens_nw for band in candidates])
     sizes = tokens.astype(np.float64)
     links_s = prices.links_s(sizes)
+    share = np.choose(layout, [busiest.share(band.layout.alignment) for band in candidates])
+    messages = shape.on(bands.problem.cluster).message_routes()
     return GroupPrices(
         microbatches_nw=microbatches,
         carry_nw=np.full(microbatches.shape, carry),
@@ -246,10 +253,10 @@ def price_groups(bands: GroupBands, prices: StagePrices, dp: int, carry: int | N
         layer_s_nw=np.where(bands.exists_nw, layer_s, np.inf),
         hidden_s_nw=np.minimum(links_s, layer_s - links_s),
         first_s_nw=_first_s(bands, prices, sizes),
-        last_s_nw=prices.last_s(bands.sum(bands.batches.targets_n) / groups),
-        action_s_nw=prices.action_s + prices.feed_s(bands.sum(bands.sequences_n) / groups),
+        last_s_nw=prices.last_s(share * bands.sum(bands.batches.targets_n) / microbatches),
+        action_s_nw=prices.action_s + prices.feed_s(share * bands.sum(bands.sequences_n) / microbatches),
         message_s_nw=prices.message_s(sizes),
-        p2p_s_nw=prices.p2p_s(sizes),
+        p2p_s_nw=prices.p2p_s(sizes, messages),
     )
 
 
@@ -275,25 +282,33 @@ def _runner_up(priced: Sequence[Floats], layout_nw: NDArray[np.intp], least_s_nw
     return np.where(others.min(axis=0) <= NEAR * least_s_nw, others.argmin(axis=0), layout_nw)
 
 
-def layer_steps_s(bands: GroupBands, layers: int, tp: int, dp: int) -> Floats:
+def layer_steps_s(bands: GroupBands, layers: int, tp: int, replicas: Sequence[Route]) -> Floats:
     """Optimizer steps of every group's tasks on a stage, ``[n, W]``."""
     problem = bands.problem
     seconds = {
-        lora: step_seconds(problem.costs, problem.model, layers, lora, tp=tp, dp=dp)
+        lora: step_seconds(problem.costs, problem.model, layers, lora, tp=tp, replicas=replicas)
         for lora in dict.fromkeys(bands.loras)
     }
     return bands.sum(np.array([seconds[lora] for lora in bands.loras]))
 
 
-def _adapters_s(bands: GroupBands, prices: StagePrices, band: LayoutBand, groups: Ints) -> Floats:
-    """Tokens of a task's span are its share of the group's; under ``pad`` by its sequences."""
+def _adapters_s(bands: GroupBands, prices: StagePrices, band: LayoutBand, excess: Floats) -> Floats:
+    """Tokens of a task's span are its share of the group's; under ``pad`` by its sequences.
+
+    Args:
+        bands: Groups.
+        prices: Of their parts.
+        band: Under one alignment.
+        excess: Tokens of the busiest replica, over the mean of all replicas.
+    """
     share_n = bands.sequences_n if band.layout[0] == "pad" else _effective(bands)
     all_shares = bands.sum(share_n)
     per_share = band.task_tokens_nw / np.maximum(all_shares, 1e-9)
     typical = float(np.median(per_share[bands.exists_nw]))
+    per_share = excess * per_share
     rank_n = np.array([lora.r for lora in bands.loras], dtype=np.float64)
     drops_n = np.array([lora.dropout > 0 for lora in bands.loras])
-    seconds = np.zeros(groups.shape)
+    seconds = np.zeros(excess.shape)
     for ops in adapted_ops(prices.shard, bands.loras):
         inside_n = share_n * ops.tasks_n
         joint_n = inside_n * ~drops_n
@@ -312,16 +327,18 @@ def _effective(bands: GroupBands) -> Floats:
     return np.asarray(bands.batches.lengths_nsk.sum(axis=(1, 2)) / bands.batches.steps_n)
 
 
-def _attention_s(bands: GroupBands, prices: StagePrices, band: LayoutBand, groups: Ints) -> Floats:
-    seconds = np.zeros(groups.shape)
+def _attention_s(
+    bands: GroupBands, prices: StagePrices, band: LayoutBand, busiest: BusiestReplica, microbatches: Ints
+) -> Floats:
+    seconds = np.zeros(microbatches.shape)
     if band.layout[0] == "pad":
-        per_microbatch = bands.sum(bands.sequences_n) / groups
+        per_microbatch = busiest.share("pad") * bands.sum(bands.sequences_n) / microbatches
         for row in np.unique(bands.rows_nw[bands.exists_nw]):
             at = bands.rows_nw == row
             seconds[at] = prices.attention_s(per_microbatch[at], row_slots(int(row)))
         return seconds
-    for slots, sequences_n in bands.length_classes:
-        expected = bands.sum(sequences_n) / groups
+    for slots, sequences in busiest.classes:
+        expected = sequences / microbatches
         present = -np.expm1(-expected)  # share of the micro-batches that have any, dealt by chance
         each = expected / np.maximum(present, 1e-12)
         seconds += present * prices.attention_s(each, slots)

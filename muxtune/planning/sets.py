@@ -176,7 +176,7 @@ def _rank(
     room = room_for_groups(bands, prices, mesh)
     work_s_sg = np.array([each[:, 0] for each in work_s])
     m_g = prices.microbatches_nw[:, 0].astype(np.float64)
-    hops_s = 2 * np.arange(mesh.pp)[:, None] * prices.p2p_s_nw[:, 0] * (mesh.pp > 1)
+    hops_s = 2 * np.arange(mesh.pp)[:, None] * prices.p2p_s_nw[:, 0]
     through = np.cumsum(work_s_sg, axis=0)
     before_s = through - work_s_sg + hops_s
     slot_s_g = work_s_sg.max(axis=0)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from muxtune.alignment import Alignment, HTaskShape
+from muxtune.cluster import ClusterSpec
+from muxtune.placement import Placement
 from muxtune.plan import Orchestration
 from muxtune.schedule import Template
 
@@ -61,6 +63,10 @@ class Mesh:
     def ranks(self) -> int:
         """Devices that it takes."""
         return self.tp * self.pp * self.dp
+
+    def on(self, cluster: ClusterSpec) -> Placement:
+        """Where its ranks stand on a cluster."""
+        return Placement(self.tp, self.pp, self.dp, cluster.devices_per_node)
 
     def __str__(self) -> str:
         return f"tp {self.tp}, pp {self.pp}, dp {self.dp}"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
@@ -19,26 +19,40 @@ from muxtune.alignment import (
     place_groups,
 )
 from muxtune.attention import DEFAULT_ATTENTION, AttentionName, kept_calls
-from muxtune.costs.compose import MicrobatchWork
 from muxtune.dataset import TaskData
 from muxtune.memory.kept import attention_rows, gathered_keys
 from muxtune.planning.carried_works import carry_groups
 from muxtune.planning.structure import HTaskChoice
+from muxtune.planning.work_sums import WorkSum
+from muxtune.work import MicrobatchWork
 
 SAMPLED_STEPS = 3
 """Steps whose real layouts are looked at; the static part of a micro-batch does not depend on the step."""
 
 
-@dataclass(frozen=True, slots=True)
+Choice = tuple[int, ...]
+"""A replica for every sampled step."""
+
+
+@dataclass(frozen=True)
 class HTaskWorks:
     """Work of an hTask's micro-batches over a few steps, spread over the run of its shortest task."""
 
-    mean: MicrobatchWork
-    """For prices."""
+    steps: tuple[tuple[WorkSum, ...], ...]
+    """``[step][replica]``: micro-batches of a replica in a sampled step, added up."""
     fullest: tuple[MicrobatchWork, ...]
     """For memory: the mean, but with the most slots of attention and the most targets that one has. Where
     micro-batches form carry groups, those of the fullest group, in order, with the most targets that one of
     their place in a group has."""
+
+    @cached_property
+    def mean(self) -> MicrobatchWork:
+        """Average micro-batch of all replicas. No replica need have such ones; prices are for :meth:`of`."""
+        return WorkSum.of_all(chain.from_iterable(self.steps)).mean
+
+    def of(self, choice: Choice) -> MicrobatchWork:
+        """Average micro-batch of one replica in each sampled step."""
+        return WorkSum.of_all(row[replica] for row, replica in zip(self.steps, choice, strict=True)).mean
 
 
 def sample_works(
@@ -58,9 +72,9 @@ def sample_works(
     shape = htask.shape
     if shape.carry > 1:
         return _sample_carry_groups(members, shape)
+    loras = tuple(each.task.peft for each in members)
     rows: list[list[int]] = []
-    targets: list[int] = []
-    task_tokens = np.zeros(len(members), dtype=np.int64)
+    works: list[MicrobatchWork] = []
     for step in _sampled_steps(members):
         dealt = [_dealt(each, step, shape) for each in members]
         sizes = [np.array([[group.tokens for group in groups]]) for groups in dealt]
@@ -68,25 +82,34 @@ def sample_works(
         for microbatch in range(shape.groups):
             groups = [dealt[task][placed[task][microbatch]] for task in range(len(members))]
             rows.append(list(chain.from_iterable(group.rows for group in groups)))
-            targets.append(sum(group.targets for group in groups))
-        task_tokens += [int(each.sum()) for each in sizes]
-    calls = [batched_calls(each) for each in rows]
-    share = 1 / len(calls)
-    mean = MicrobatchWork(
-        tokens=shape.tokens,
-        task_tokens=tuple(round(tokens / len(calls)) for tokens in task_tokens.tolist()),
-        loras=tuple(each.task.peft for each in members),
-        attention=tuple((n * share, *call) for call, n in sorted(Counter(chain(*calls)).items())),
-        targets=sum(targets) * share,
-    )
-    kept = calls if attention == DEFAULT_ATTENTION else [kept_calls(each, attention) for each in rows]
-    most_slots = max(kept, key=lambda each: sum(sequences * slots for sequences, slots in each))
-    return HTaskWorks(
-        mean=mean,
-        fullest=(
-            replace(mean, attention=tuple((1.0, *call) for call in most_slots), targets=float(max(targets))),
-        ),
-    )
+            works.append(
+                MicrobatchWork(
+                    tokens=shape.tokens,
+                    task_tokens=tuple(group.tokens for group in groups),
+                    loras=loras,
+                    attention=tuple((1.0, *call) for call in batched_calls(rows[-1])),
+                    targets=float(sum(group.targets for group in groups)),
+                )
+            )
+    steps = _by_step_and_replica(works, shape)
+    mean = HTaskWorks(steps, ()).mean
+    if attention == DEFAULT_ATTENTION:
+        calls = [[call[1:] for call in work.attention] for work in works]
+    else:
+        calls = [kept_calls(each, attention) for each in rows]
+    most_slots = max(calls, key=lambda each: sum(sequences * slots for sequences, slots in each))
+    most_targets = max(work.targets for work in works)
+    fullest = replace(mean, attention=tuple((1.0, *call) for call in most_slots), targets=most_targets)
+    return HTaskWorks(steps, (fullest,))
+
+
+def _by_step_and_replica(
+    works: Sequence[MicrobatchWork], shape: HTaskShape
+) -> tuple[tuple[WorkSum, ...], ...]:
+    """Micro-batches in the order of :func:`muxtune.alignment.layout_step`, step after step, added up."""
+    m = shape.microbatches
+    sums = [WorkSum.of_works(works[i : i + m]) for i in range(0, len(works), m)]
+    return tuple(tuple(sums[i : i + shape.replicas]) for i in range(0, len(sums), shape.replicas))
 
 
 def _sampled_steps(members: Sequence[TaskData]) -> set[int]:
@@ -106,26 +129,8 @@ def _sample_carry_groups(members: Sequence[TaskData], shape: HTaskShape) -> HTas
     )
     most_targets = [max(work.targets for work in place) for place in zip(*groups, strict=True)]
     return HTaskWorks(
-        mean=_average(list(chain.from_iterable(groups))),
-        fullest=tuple(
-            replace(work, targets=targets) for work, targets in zip(fullest, most_targets, strict=True)
-        ),
-    )
-
-
-def _average(works: Sequence[MicrobatchWork]) -> MicrobatchWork:
-    share = 1 / len(works)
-    calls = Counter(call for work in works for call in work.attention)
-    carried = Counter(call for work in works for call in work.carried_attention)
-    spans = zip(*(work.task_tokens for work in works), strict=True)
-    return MicrobatchWork(
-        tokens=works[0].tokens,
-        task_tokens=tuple(round(share * sum(tokens)) for tokens in spans),
-        loras=works[0].loras,
-        attention=tuple((n * share, *call[1:]) for call, n in sorted(calls.items())),
-        targets=share * sum(work.targets for work in works),
-        carried_attention=tuple((n * share, *call[1:]) for call, n in sorted(carried.items())),
-        left_tokens=share * sum(work.left_tokens for work in works),
+        _by_step_and_replica(list(chain.from_iterable(groups)), shape),
+        tuple(replace(work, targets=targets) for work, targets in zip(fullest, most_targets, strict=True)),
     )
 
 

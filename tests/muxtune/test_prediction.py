@@ -103,9 +103,17 @@ def test_a_plan_is_predicted_again_with_shared_clocks():
 
 def test_tokens_of_all_replicas_count():
     plan = make_plan()
+    parallelism = plan.parallelism.model_copy(update={"dp": 2})
+    replicated = plan.model_copy(update={"parallelism": parallelism})
+    assert iteration_tokens(replicated).all == 2 * iteration_tokens(plan).all
+
+
+def test_tokens_of_replicas_without_a_sequence_do_not_count():
+    """Eight sequences, padded, go to four micro-batches by two; the third replica has none."""
+    plan = make_plan()
     parallelism = plan.parallelism.model_copy(update={"dp": 3})
     replicated = plan.model_copy(update={"parallelism": parallelism})
-    assert iteration_tokens(replicated).all == 3 * iteration_tokens(plan).all
+    assert iteration_tokens(replicated).all == 2 * iteration_tokens(plan).all
 
 
 def test_tokens_of_a_plan_are_counted_per_iteration():

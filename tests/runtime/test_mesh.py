@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 from datetime import timedelta
+from itertools import product
 from multiprocessing import Queue
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
+from muxtune.placement import Placement
 from muxtune.plan import Parallelism
 from runtime import mesh
 from runtime.devices import Cpu
@@ -32,6 +34,16 @@ def test_shards_are_neighbours_then_stages_then_replicas():
     assert [rank for rank, place in enumerate(places) if place.speaks] == [0, 2, 4]  # one per stage
     assert [rank for rank, place in enumerate(places) if place.first] == [0, 1, 6, 7]
     assert [rank for rank, place in enumerate(places) if place.last] == [4, 5, 10, 11]
+
+
+def test_torch_numbers_ranks_as_the_placement_does():
+    """Process groups are made from the dimensions of a mesh that torch fills in this order."""
+    placement = Placement(MESH.tp, MESH.pp, MESH.dp, devices_per_node=4)
+    ranks = torch.arange(MESH.ranks).view(MESH.dp, MESH.pp, MESH.tp)
+    for stage, shard in product(range(MESH.pp), range(MESH.tp)):
+        assert placement.replica_group(stage, shard) == tuple(ranks[:, stage, shard].tolist())
+    for replica, stage in product(range(MESH.dp), range(MESH.pp)):
+        assert placement.shard_group(replica, stage) == tuple(ranks[replica, stage].tolist())
 
 
 @pytest.mark.parametrize("rank", range(MESH.ranks))

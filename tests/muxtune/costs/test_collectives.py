@@ -11,6 +11,7 @@ from muxtune.cluster import TESTBEDS, ClusterSpec, DeviceSpec, LinkSpec, load_cl
 from muxtune.costs.collectives import interconnect_of
 from muxtune.costs.links import link_names, load_link
 from muxtune.errors import UserError
+from muxtune.placement import Route
 
 LATENCY_S = 1e-5
 BYTES_PER_S = 1e10
@@ -185,3 +186,31 @@ def test_shipped_links_say_where_they_come_from():
         "nvlink-pair-a40",
         "pcie-a40",
     }
+
+
+def test_a_group_is_priced_where_it_is():
+    links = interconnect_of(load_cluster("testbed-a"))
+    pair, across = Route((2,), paired=True), Route((2,), paired=False)
+    assert links.all_reduce_s(1e8, pair) == links.all_reduce_s(1e8, 2) < links.all_reduce_s(1e8, across)
+    assert links.message_s(1e8, pair) == links.transfer_s(1e8, 2, 3)
+    assert links.message_s(1e8, across) == links.transfer_s(1e8, 0, 2) > links.message_s(1e8, pair)
+    nodes = interconnect_of(load_cluster("testbed-b"))
+    spread = Route((1, 1), paired=True)
+    assert nodes.all_reduce_s(27e6, spread) == nodes.all_reduce_s(27e6, 2, per_node=1)
+    assert nodes.all_reduce_s(27e6, spread) > 1.9 * nodes.all_reduce_s(27e6, pair)
+    assert nodes.all_reduce_s(27e6, Route((2, 2), paired=True)) == nodes.all_reduce_s(27e6, 4)
+
+
+def test_nodes_that_share_a_group_unevenly_leave_by_the_flows_of_the_emptiest():
+    links = plain(16, 4)
+    ring_s = 2 * 5 * SLOW.latency_s + 2 * 5 / 6 * 1e9 / SLOW.bandwidth_bytes_per_s
+    assert links.all_reduce_s(1e9, Route((3, 2, 1), paired=False)) == pytest.approx(ring_s)
+
+
+def test_pairs_are_counted_inside_of_a_node():
+    """Three devices a node: the fourth rank is the first of its node, whose neighbour is the fifth."""
+    cluster = load_cluster("testbed-a").model_copy(
+        update={"ranks": 6, "nodes": 2, "between_nodes": "infiniband"}
+    )
+    links = interconnect_of(cluster)
+    assert links.transfer_s(1e8, 3, 4) == links.transfer_s(1e8, 0, 1) < links.transfer_s(1e8, 4, 5)

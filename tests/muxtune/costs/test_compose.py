@@ -15,6 +15,7 @@ from muxtune.costs import (
 )
 from muxtune.model import PRESETS
 from muxtune.operators import PHASES, Operator
+from muxtune.placement import Route
 from muxtune.plan import CostsRef
 from muxtune.workload import LoraSpec
 
@@ -170,7 +171,8 @@ def test_optimizer_and_transfer_sizes():
             asked.append(op)
             return 1.0
 
+    pair = Route((2,), paired=True)
     step_seconds(Recording(), LLAMA, 4, lora("q_proj", "v_proj"))
-    p2p_seconds(Recording(), LLAMA, 100)
+    p2p_seconds(Recording(), LLAMA, 100, [pair])
     parameters = 4 * 8 * (256 + 256 + 256 + 128)
-    assert asked == [Operator("optimizer", (16, parameters)), Operator("p2p", (100 * 256 * 4,))]
+    assert asked == [Operator("optimizer", (16, parameters)), Operator("p2p", (100 * 256 * 4,), pair)]

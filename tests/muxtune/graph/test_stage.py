@@ -15,6 +15,7 @@ from muxtune.graph.layer import layer_graph
 from muxtune.graph.stage import part_graph
 from muxtune.model import PRESETS, load_model_spec
 from muxtune.operators import PHASES, Operator
+from muxtune.placement import Route
 from tests.muxtune.costs.synthetic import analytic_law, make_profile, operators
 from tests.muxtune.graph.works import GPT2, LLAMA, Rates, behind, lora, work
 
@@ -215,17 +216,20 @@ def test_a_part_waits_for_what_nobody_reads_in_the_part_before():
 
 def test_a_step_sums_whole_factors_over_ranks_and_everything_over_replicas():
     adapter = lora("c_attn", "c_fc", "mlp.c_proj")
-    graph = step_graph(GPT2, 3, adapter, tp=2, dp=4)
+    spread = Route((2, 2), paired=False)
+    graph = step_graph(GPT2, 3, adapter, tp=2, replicas=spread)
     elements = 3 * 8 * ((256 + 384) + (256 + 512) + (512 + 256))
     assert [node.op for node in graph.expand()] == [
         Operator("all_reduce", (4 * 3 * 8 * (256 + 256 + 256), 2)),
-        Operator("all_reduce", (4 * elements, 4)),
+        Operator("all_reduce", (4 * elements, 4), spread),
         Operator("optimizer", (2 * 3 * 3, elements)),
     ]
     assert [node.deps for node in graph.expand()] == [(), (0,), (1,)]
     costs = Rates(GPT2)
     expected = sum(costs.latency_s(node.op, "fwd") for node in graph.expand())
-    assert step_seconds(costs, GPT2, 3, adapter, tp=2, dp=4) == pytest.approx(expected, rel=1e-12)
+    assert step_seconds(costs, GPT2, 3, adapter, tp=2, replicas=[spread]) == pytest.approx(
+        expected, rel=1e-12
+    )
     assert [node.op.kind for node in step_graph(GPT2, 3, adapter).expand()] == ["optimizer"]
 
 

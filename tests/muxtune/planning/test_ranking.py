@@ -41,13 +41,22 @@ def ranked(problem: PlanningProblem, tp: int) -> tuple[GroupBands, StagePrices]:
 
 
 @pytest.mark.parametrize(
-    ("cluster", "tp", "dp"), [("testbed-b", 1, 2), ("testbed-b", 2, 1), ("testbed-c", 4, 2)]
+    ("cluster", "shape"),
+    [
+        ("testbed-b", MeshShape(1, 4, 2)),
+        ("testbed-b", MeshShape(1, 4, 4)),
+        ("testbed-b", MeshShape(2, 4, 1)),
+        ("testbed-c", MeshShape(4, 1, 2)),
+        ("testbed-c", MeshShape(1, 1, 8)),
+    ],
+    ids=str,
 )
-def test_groups_cost_about_what_the_estimate_says(cluster, tp, dp):
+def test_groups_cost_about_what_the_estimate_says(cluster, shape):
     problem = gpu_problem(24, cluster=cluster)
+    tp, pp, dp = shape
     bands, prices = ranked(problem, tp)
-    groups = price_groups(bands, prices, dp)
-    mesh = Mesh((8, 8, 8, 8), tp, dp)
+    groups = price_groups(bands, prices, shape)
+    mesh = Mesh((32 // pp,) * pp, tp, dp)
     work_s = stage_work_s(bands, groups, mesh)
     rng = np.random.default_rng(0)
     errors = []
@@ -79,7 +88,7 @@ def test_groups_cost_about_what_the_estimate_says(cluster, tp, dp):
 def test_estimated_bounds_of_partitions_are_within_the_slack(cluster, shape, seed):
     problem = gpu_problem(24, seed, cluster)
     bands, prices = ranked(problem, shape.tp)
-    found = propose_on_mesh(bands, price_groups(bands, prices, shape.dp), shape, TEMPLATES)
+    found = propose_on_mesh(bands, price_groups(bands, prices, shape), shape, TEMPLATES)
     assert len(found.proposals) > 5
     for proposal in found.proposals[::4]:
         htasks = proposal.htasks(problem)
@@ -93,7 +102,8 @@ def test_paces_find_partitions_that_a_pipeline_plays_faster():
     """Cheapest sums have micro-batches of all sizes, for which the stages wait in turn."""
     problem = gpu_problem(32)
     bands, prices = ranked(problem, 1)
-    found = propose_on_mesh(bands, price_groups(bands, prices, 1), MeshShape(1, 16, 1), TEMPLATES)
+    shape = MeshShape(1, 16, 1)
+    found = propose_on_mesh(bands, price_groups(bands, prices, shape), shape, TEMPLATES)
     expected = min(found.proposals, key=lambda p: p.expected_s)
     least_load = min(found.proposals, key=lambda p: p.bound_s)
     assert expected.bound_s > least_load.bound_s

@@ -31,7 +31,8 @@ def test_contiguous_groups_are_estimated_as_in_bands(dp):
     sets, bands = bands_of(problem)
     prices = StagePrices(problem.costs, problem.model, 1, bands.most_tokens)
     prices.place_between(bands.loras, bands.typical_tokens)
-    of_sets, of_bands = price_groups(sets, prices, dp), price_groups(bands, prices, dp)
+    shape = MeshShape(1, 1, dp)
+    of_sets, of_bands = price_groups(sets, prices, shape), price_groups(bands, prices, shape)
     for end in range(6):
         for w in range(end + 1):
             row = sum(1 << task for task in range(end - w, end + 1)) - 1
@@ -65,7 +66,9 @@ def test_every_partition_is_ranked_and_those_in_front_are_proposed():
     problem = make_problem(costs=FakeCosts(launch_s=1e-4))
     sets, _ = bands_of(problem)
     prices = StagePrices(problem.costs, problem.model, 1, sets.most_tokens)
-    ranked = rank_on_mesh(sets, price_groups(sets, prices, 1), MeshShape(1, 2, 1), TEMPLATES, overlaps=False)
+    ranked = rank_on_mesh(
+        sets, price_groups(sets, prices, MeshShape(1, 2, 1)), MeshShape(1, 2, 1), TEMPLATES, overlaps=False
+    )
     assert all(len(each.guess_s_p) == len(list(set_partitions(len(MIXED)))) == 52 for each in ranked)
     assert all(np.isfinite(each.guess_s_p).all() and each.safe_p.all() for each in ranked)
     for found in propose_sets(sets, ranked, TEMPLATES):
@@ -90,7 +93,7 @@ def test_groups_without_room_are_in_no_proposal():
     sets, _ = bands_of(small)
     prices = StagePrices(small.costs, small.model, 1, sets.most_tokens)
     (ranked, *_) = rank_on_mesh(
-        sets, price_groups(sets, prices, 1), MeshShape(1, 2, 1), TEMPLATES, overlaps=False
+        sets, price_groups(sets, prices, MeshShape(1, 2, 1)), MeshShape(1, 2, 1), TEMPLATES, overlaps=False
     )
     assert not ranked.safe_p.all()
     for found in propose_sets(sets, [ranked], TEMPLATES):

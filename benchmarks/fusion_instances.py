@@ -71,6 +71,16 @@ class CpuCosts(RooflineCosts):
         return _CPU_ACTION_S[phase] + operators_s
 
 
+def cpu_costs(model: ModelSpec) -> CpuCosts:
+    """Costs of a core."""
+    return CpuCosts(_CPU, model)
+
+
+def gpu_costs(model: ModelSpec, cluster: ClusterSpec) -> AnalyticCosts:
+    """Costs of a cluster's GPUs."""
+    return AnalyticCosts(cluster.device.name, model, interconnect_of(cluster))
+
+
 @dataclass(frozen=True, slots=True)
 class Instance:
     """A problem, and how it was drawn."""
@@ -149,11 +159,7 @@ def _problem(
         ranks=ranks,
         within_node={"a40": "nvlink-pair", "h100": "nvlink-all", "cpu": "loopback-gloo"}[device],
     )
-    costs: CostModel
-    if device == "cpu":
-        costs = CpuCosts(_CPU, model)
-    else:
-        costs = AnalyticCosts(device, model, interconnect_of(cluster))
+    costs: CostModel = cpu_costs(model) if device == "cpu" else gpu_costs(model, cluster)
     return PlanningProblem(workload, model, cluster, costs)
 
 

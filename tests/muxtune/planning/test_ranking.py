@@ -47,7 +47,7 @@ def ranked(problem: PlanningProblem, tp: int) -> tuple[GroupBands, StagePrices]:
         ("testbed-b", MeshShape(1, 4, 4)),
         ("testbed-b", MeshShape(2, 4, 1)),
         ("testbed-c", MeshShape(4, 1, 2)),
-        ("testbed-c", MeshShape(1, 1, 8)),
+        ("testbed-c", MeshShape(1, 2, 4)),
     ],
     ids=str,
 )

@@ -1,6 +1,6 @@
 """How far is the fusion that ``muxtune`` finds from the best of all set partitions?
 
-Draws problems (device, backbone, pipeline, tasks and memory, see :mod:`benchmarks.fusion_instances`), plans
+Draws problems (device, backbone, mesh, tasks and memory, see :mod:`benchmarks.fusion_instances`), plans
 each by dynamic programming alone, by the policy ``muxtune`` and exhaustively, and prints the distribution of
 
     gap = iteration time / iteration time of the best partition - 1
@@ -73,7 +73,7 @@ def _gap(seconds: float | None, best_s: float | None) -> float:
 
 def measure(instance: Instance) -> Outcome:
     """Plan an instance in three ways, the search first and with nothing priced before."""
-    options = PlanOptions(tp=1, pp=instance.pp, dp=1)
+    options = PlanOptions(tp=1, pp=instance.pp, dp=instance.dp)
     start_s = time.perf_counter()
     found_s = _searched_s(instance.problem, options)
     found_at_s = time.perf_counter()

@@ -13,7 +13,7 @@ from muxtune.costs.collectives import interconnect_of
 from muxtune.costs.roofline import RooflineCoefficients
 from muxtune.model import PRESETS, ModelSpec
 from muxtune.operators import Phase
-from muxtune.planning.options import FREE
+from muxtune.planning.options import PlanOptions
 from muxtune.planning.pipeline import in_order
 from muxtune.planning.problem import PlanningProblem
 from muxtune.planning.stages import choose_mesh
@@ -57,6 +57,8 @@ _CPU = RooflineCoefficients(
 _CPU_ACTION_S = {"fwd": 4e-4, "bwd": 6e-4}
 """Python and autograd around the operators of an action."""
 
+_REPLICATED_SHARE = 0.4
+"""Of instances: several replicas, most of them on several nodes."""
 _UNIFORM_SHARE = 0.3
 """Of workloads: all tasks have the same micro-batch size."""
 _ALL_LINEAR_SHARE = 0.3
@@ -89,6 +91,8 @@ class Instance:
     device: str
     model: str
     pp: int
+    dp: int
+    nodes: int
     tasks: int
     memory: float
     """Share of the way from the bare backbone to what all tasks in one hTask need; above 1 all fits."""
@@ -96,7 +100,7 @@ class Instance:
 
     def __str__(self) -> str:
         memory = "loose" if self.memory > 1 else f"{self.memory:.2f}"
-        where = f"{self.device}, {self.model}, pp {self.pp}"
+        where = f"{self.device}, {self.model}, pp {self.pp}, dp {self.dp} on {self.nodes} nodes"
         return f"seed {self.seed}: {where}, {self.tasks} tasks, memory {memory}"
 
 
@@ -115,10 +119,24 @@ def draw_instance(seed: int, *, most_tasks: int = 8) -> Instance:
     tasks = int(rng.integers(2, most_tasks + 1))
     workload = _draw_tasks(rng, tasks)
     memory = float(rng.choice([2.0, rng.uniform(0.15, 1.0)]))
-    problem = _problem(workload, model, device, pp, GPUS["h100"].memory_bytes * 16)
+    dp, nodes = _draw_replicas(np.random.default_rng([seed, 1]), device, pp)
+    cluster = _cluster(device, pp * dp, nodes, GPUS["h100"].memory_bytes * 16)
+    problem = _problem(workload, model, cluster)
     if memory <= 1:
-        problem = _problem(workload, model, device, pp, _limit_bytes(problem, memory))
-    return Instance(seed, device, model.name, pp, tasks, memory, problem)
+        limit = _limit_bytes(problem, memory, pp, dp)
+        problem = _problem(workload, model, _cluster(device, pp * dp, nodes, limit))
+    return Instance(seed, device, model.name, pp, dp, nodes, tasks, memory, problem)
+
+
+def _draw_replicas(rng: np.random.Generator, device: str, pp: int) -> tuple[int, int]:
+    """Replicas and nodes; those of a stage may share a node, a bridge, or neither."""
+    if rng.random() >= _REPLICATED_SHARE:
+        return 1, 1
+    dp = int(rng.choice([2, 3, 4]))
+    ranks = pp * dp
+    if device == "cpu":
+        return dp, 1
+    return dp, int(rng.choice([nodes for nodes in range(2, ranks + 1) if ranks % nodes == 0]))
 
 
 def _draw_tasks(rng: np.random.Generator, tasks: int) -> Workload:
@@ -150,23 +168,28 @@ def _draw_tasks(rng: np.random.Generator, tasks: int) -> Workload:
     return workload_from({"tasks": content}, "workload", None)  # type: ignore[arg-type]
 
 
-def _problem(
-    workload: Workload, model: ModelSpec, device: str, ranks: int, memory_bytes: int
-) -> PlanningProblem:
-    cluster = ClusterSpec(
+def _cluster(device: str, ranks: int, nodes: int, memory_bytes: int) -> ClusterSpec:
+    return ClusterSpec(
         name=device,
         device=DeviceSpec(name=device, kind="cpu" if device == "cpu" else "cuda", memory_bytes=memory_bytes),
         ranks=ranks,
+        nodes=nodes,
         within_node={"a40": "nvlink-pair", "h100": "nvlink-all", "cpu": "loopback-gloo"}[device],
+        between_nodes="infiniband" if nodes > 1 else None,
     )
-    costs: CostModel = cpu_costs(model) if device == "cpu" else gpu_costs(model, cluster)
+
+
+def _problem(workload: Workload, model: ModelSpec, cluster: ClusterSpec) -> PlanningProblem:
+    on_cpu = cluster.device.kind == "cpu"
+    costs: CostModel = cpu_costs(model) if on_cpu else gpu_costs(model, cluster)
     return PlanningProblem(workload, model, cluster, costs)
 
 
-def _limit_bytes(problem: PlanningProblem, share: float) -> int:
+def _limit_bytes(problem: PlanningProblem, share: float, pp: int, dp: int) -> int:
     """Between the bare backbone and the peak of all tasks in one hTask, on the fullest stage."""
-    whole = HTaskChoice(task_ids=tuple(problem.data), shape=problem.shape(tuple(problem.data), "pack"))
-    mesh = choose_mesh(problem, [whole], FREE)
+    ids = tuple(problem.data)
+    whole = HTaskChoice(task_ids=ids, shape=problem.shape(ids, "pack", dp=dp))
+    mesh = choose_mesh(problem, [whole], PlanOptions(pp=pp, dp=dp))
     memory = problem.memory(in_order([whole], mesh, "continuous"))
     fullest = max(memory, key=lambda stage: stage.total_bytes)
     bare = fullest.backbone_bytes + fullest.table_bytes

@@ -31,6 +31,10 @@ def check_plan(plan: Plan, where: str = "plan") -> None:
     if p.ranks > plan.cluster.ranks:
         expected = f"at most {plan.cluster.ranks}, the ranks of {plan.cluster.name}"
         raise SpecError(f"{where}: parallelism (tp * pp * dp)", p.ranks, expected)
+    if any(route.nodes > 1 for stage in range(p.pp) for route in plan.placement.shard_routes(stage)):
+        per_node = plan.cluster.devices_per_node
+        expected = f"ranks of one node: a divisor of the {per_node} that a node of {plan.cluster.name} has"
+        raise SpecError(f"{where}: parallelism.tp", p.tp, expected)
     for task in plan.tasks:
         with naming(where):
             task.check(plan.model)

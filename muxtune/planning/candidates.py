@@ -14,7 +14,7 @@ from muxtune.alignment import ROW_MULTIPLE
 from muxtune.costs.base import CostModel
 from muxtune.model import ModelSpec
 from muxtune.placement import Route
-from muxtune.planning.carrying import CARRIES, CUTS, carries_at, may_carry
+from muxtune.planning.carrying import CARRIES, CUTS_OF_TASKS, carries_at, may_carry
 from muxtune.planning.curves import Floats
 from muxtune.planning.fusion import CARRIED_CHUNKS, CHUNK_CANDIDATES, alignment_candidates, sort_by_tokens
 from muxtune.planning.meshes import MeshShape, candidate_meshes
@@ -157,7 +157,7 @@ class _Estimates(Generic[Bands]):
         slot_s = self._slots_s(shape, mesh)
         slowest_s = float(slot_s[self.bands.alone].max())
         known: set[bytes] = set()
-        for cut in CUTS:
+        for cut in CUTS_OF_TASKS:
             wanted = carries_at(slowest_s / cut, slot_s, whole.tokens_nw)
             if wanted.max() > 1 and wanted.tobytes() not in known:
                 known.add(wanted.tobytes())

@@ -28,6 +28,10 @@ CARRIES = (1, 2, 4)
 CUTS = (1.5, 2.0, 3.0, 4.0)
 """Paces that are tried: the longest micro-batch over each of these."""
 
+CUTS_OF_TASKS = (*CUTS, 6.0, 8.0)
+"""Paces that are tried before partitions are known: the longest micro-batch of a single task over each. Fused
+with tasks that have more micro-batches, its own are shorter, and so are the paces of its partition."""
+
 LEAST_TOKENS = 64
 """Of a micro-batch after it is cut; below, it is launches and messages alone."""
 

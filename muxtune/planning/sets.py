@@ -46,6 +46,11 @@ MOST_TASKS = 9
 WITHIN = 1.2
 """Guesses that become proposals, times the least of all meshes."""
 
+ROUGHLY_WITHIN = 1.4
+"""The same for the first :data:`FIRST` of a mesh that has any within :data:`WITHIN`: guesses at what waits for
+what may be off by a fifth."""
+FIRST = 8
+
 PER_MESH = 32
 """Proposals of a mesh that surely fit the memory, and as many others."""
 
@@ -236,14 +241,17 @@ def propose_sets(
     found = []
     for each in ranked:
         wanted = [
-            (each.safe_p, WITHIN * least_safe_s),
-            (~each.safe_p, least_safe_s),
+            (each.safe_p, WITHIN * least_safe_s, ROUGHLY_WITHIN * least_safe_s),
+            (~each.safe_p, least_safe_s, least_safe_s),
         ]
         chosen: list[int] = []
-        for mask, most_s in wanted:
-            guess_s = np.where(mask & (each.guess_s_p <= most_s), each.guess_s_p, np.inf)
+        for mask, most_s, roughly_s in wanted:
+            guess_s = np.where(mask, each.guess_s_p, np.inf)
             front = np.argsort(guess_s, kind="stable")[:PER_MESH]
-            chosen += front[np.isfinite(guess_s[front])].tolist()
+            near = int((guess_s[front] <= most_s).sum())
+            if near:
+                near += int((guess_s[front[near:FIRST]] <= roughly_s).sum())
+            chosen += front[:near].tolist()
         proposals: list[Proposal] = [
             make_proposal(
                 bands,

@@ -363,3 +363,16 @@ def test_every_key_is_required(tmp_path, content, key):
 def test_a_valid_plan_passes_the_check_as_an_object_too():
     check_plan(make_plan())
     assert TypeAdapter(Plan).validate_python(make_plan().model_dump()) == make_plan()
+
+
+def test_shards_of_a_stage_share_a_node():
+    """Their collectives are priced inside of a node, and the search proposes nothing else."""
+    plan = make_plan()
+    cluster = plan.cluster.model_copy(update={"ranks": 8, "nodes": 2, "between_nodes": "infiniband"})
+    sharded = plan.parallelism.model_copy(update={"tp": 2})
+    check_plan(plan.model_copy(update={"cluster": cluster, "parallelism": sharded}))
+    thirds = cluster.model_copy(update={"ranks": 6})
+    with pytest.raises(
+        SpecError, match=r"parallelism.tp = 2: expected ranks of one node: a divisor of the 3"
+    ):
+        check_plan(plan.model_copy(update={"cluster": thirds, "parallelism": sharded}))

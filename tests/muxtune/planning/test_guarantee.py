@@ -26,6 +26,8 @@ def test_fusion_is_within_1_percent_of_exhaustive(capsys: pytest.CaptureFixture[
     instances = [each.instance for each in outcomes]
     assert {each.device for each in instances} == set(DEVICES)
     assert {each.pp for each in instances} == {1, 2, 3, 4}
+    assert {each.dp for each in instances} == {1, 2, 3, 4}
+    assert sum(each.dp > 1 and each.nodes > 1 for each in instances) > len(SEEDS) // 5
     assert sum(each.memory <= 1 for each in instances) > len(SEEDS) // 4  # memory is tight
     assert sum(each.best_s is not None for each in outcomes) > len(SEEDS) * 0.7
     assert all(each.agree for each in outcomes), [str(each) for each in outcomes if not each.agree]

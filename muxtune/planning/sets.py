@@ -47,8 +47,8 @@ WITHIN = 1.2
 """Guesses that become proposals, times the least of all meshes."""
 
 ROUGHLY_WITHIN = 1.4
-"""The same for the first :data:`FIRST` of a mesh that has any within :data:`WITHIN`: guesses at what waits for
-what may be off by a fifth."""
+"""The same for the first :data:`FIRST` of a mesh that has any within :data:`WITHIN`: guesses at how long
+stages wait may be off by a fifth."""
 FIRST = 8
 
 PER_MESH = 32

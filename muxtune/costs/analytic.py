@@ -128,11 +128,18 @@ class AnalyticCosts(CostModel):
     def ref(self) -> CostsRef:
         """Identity, for a plan: changes with every coefficient and with the links."""
         settings = (self.adapter_kernels, self.host_launch_s, self.model.dtype)
-        ranks = self.interconnect.cluster.ranks
+        cluster = self.interconnect.cluster
+        routes = [Route((2,), paired) for paired in (True, False)] if cluster.devices_per_node > 1 else []
+        routes += [Route((1, 1), True)] if cluster.nodes > 1 else []
         links = [  # by what they charge for small, middling and large messages
             self._link_s(op)
             for bytes_ in (1 << 10, 1 << 20, 1 << 28)
-            for op in (Operator("p2p", (bytes_,)), Operator("all_reduce", (bytes_, ranks)))
+            for op in (
+                Operator("p2p", (bytes_,)),
+                Operator("all_reduce", (bytes_, cluster.ranks)),
+                *(Operator("p2p", (bytes_,), route) for route in routes),
+                *(Operator("all_reduce", (bytes_, route.ranks), route) for route in routes),
+            )
         ]
         digest = hashlib.sha256(f"{self.gpu.digest} {links} {settings}".encode()).hexdigest()
         return CostsRef(

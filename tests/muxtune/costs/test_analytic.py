@@ -9,9 +9,10 @@ import pytest
 from muxtune.cluster import LinkSpec, load_cluster
 from muxtune.costs.adapters import Pair, grouped_seconds
 from muxtune.costs.analytic import FACTOR_BYTES, HOST_LAUNCH_S, AnalyticCosts
-from muxtune.costs.collectives import interconnect_of
+from muxtune.costs.collectives import Interconnect, interconnect_of
 from muxtune.costs.compose import MicrobatchWork, layer_operators
 from muxtune.costs.gpu import PEAKS
+from muxtune.costs.links import load_link
 from muxtune.errors import SpecError, UserError
 from muxtune.model import ModelSpec, load_model_spec
 from muxtune.operators import FWD_ONLY, OPERATOR_DIMS, PHASES, Operator
@@ -239,6 +240,19 @@ def test_identity_follows_whatever_prices_follow():
     ]
     assert len({first.digest, *(other.ref.digest for other in others)}) == 1 + len(others)
     json.dumps(first.model_dump())
+
+
+@pytest.mark.parametrize("changed", ["within", "beyond_pairs", "between"])
+def test_identity_follows_every_link_of_a_cluster(changed):
+    cluster = load_cluster("testbed-b").model_copy(update={"nodes": 4})
+    names = {"within": "nvlink-pair", "beyond_pairs": "pcie", "between": "infiniband"}
+
+    def digest(other=None):
+        links = {role: load_link(name, "h100" if role == other else "a40") for role, name in names.items()}
+        return AnalyticCosts("a40", LLAMA_7B, Interconnect(cluster, **links)).ref.digest
+
+    assert digest() == digest()
+    assert digest(changed) != digest()
 
 
 def test_it_is_a_cost_model_that_workers_may_share():

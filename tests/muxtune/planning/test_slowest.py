@@ -19,6 +19,7 @@ from muxtune.costs.collectives import interconnect_of
 from muxtune.costs.compose import stage_seconds, step_seconds
 from muxtune.model import PRESETS
 from muxtune.operators import PHASES
+from muxtune.plan import Orchestration
 from muxtune.planning.assemble import assemble_plan, structure_iteration_s
 from muxtune.planning.problem import PlanningProblem
 from muxtune.planning.structure import HTaskChoice, Layout, Mesh, PlanStructure
@@ -193,6 +194,29 @@ def test_no_plan_is_faster_than_its_bound_and_the_simulator_agrees(tmp_path, see
     again = simulate_operators(plan, problem.costs).predicted
     assert again.iteration_s == pytest.approx(predicted.iteration_s, rel=1e-9)
     assert again.tokens_per_s == pytest.approx(predicted.tokens_per_s, rel=1e-9)
+
+
+@pytest.mark.parametrize("mode", ["intra", "interleaved"])
+@pytest.mark.parametrize("dp", [2, 4])
+def test_launch_orders_of_replicas_are_those_that_every_replica_can_follow(tmp_path, mode, dp):
+    """One sequence is on one replica; the others launch the same without it."""
+    problem = ragged(tmp_path, [[250], [8, 60, 200]])
+    layouts = (Layout("chunk", 32, 2), Layout("pack"))
+    htasks = tuple(
+        HTaskChoice(task_ids=(task_id,), shape=problem.shape((task_id,), *layout, dp=dp))
+        for task_id, layout in zip(problem.data, layouts, strict=True)
+    )
+    structure = PlanStructure(
+        htasks=htasks,
+        buckets=((0, 1),),
+        template="flush",
+        mesh=Mesh((MODEL.layers,), 2, dp),
+        orchestration=Orchestration(mode=mode, contention=0.1),
+    )
+    plan = assemble_plan(problem, structure, "made-by-hand")  # checks the orders
+    assert plan.orchestration.launches
+    again = simulate_operators(plan, problem.costs).predicted
+    assert again.iteration_s == pytest.approx(plan.predicted.iteration_s, rel=1e-9)
 
 
 @pytest.mark.parametrize("layout", [*LAYOUTS, Layout("chunk", 16, 4)], ids=str)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Protocol
 
 from muxtune.errors import SpecError
-from muxtune.model import ModelSpec
+from muxtune.model import NO_FOREIGN_CODE, ModelSpec
 
 
 class Tokenizer(Protocol):
@@ -35,14 +36,18 @@ class HfTokenizer:
     """The tokenizer that lies in a Hugging Face directory.
 
     Raises:
-        SpecError: There is none, it has no EOS token, or it knows more ids than the backbone.
+        SpecError: There is none, it needs code of the folder, it has no EOS token, or it knows more ids than
+            the backbone.
     """
 
     def __init__(self, folder: Path, vocab: int) -> None:
         from transformers import AutoTokenizer  # noqa: PLC0415  # seconds to import
 
+        check_tokenizer_code(folder)
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(
+                folder, trust_remote_code=False, local_files_only=True
+            )
         except (OSError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())
             raise SpecError("model", str(folder), f"a directory with its tokenizer ({reason})") from error
@@ -59,6 +64,23 @@ class HfTokenizer:
         """Ids of ``text`` alone."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
         return ids
+
+
+def check_tokenizer_code(folder: Path) -> None:
+    """Refuse a tokenizer that its own code would make; what it is without cannot be known.
+
+    Raises:
+        SpecError: Names the key.
+    """
+    where = folder / "tokenizer_config.json"
+    try:
+        content = json.loads(where.read_bytes()) if where.is_file() else {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise SpecError(
+            str(where), "unreadable", f"a JSON object ({' '.join(str(error).split())})"
+        ) from error
+    if isinstance(content, dict) and content.get("auto_map"):
+        raise SpecError(f"{where}: auto_map", content["auto_map"], NO_FOREIGN_CODE)
 
 
 def load_tokenizer(model: ModelSpec) -> Tokenizer:

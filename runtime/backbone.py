@@ -5,14 +5,17 @@
 from __future__ import annotations
 
 import copy
+import pickle
+import zipfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from muxtune.errors import SpecError
-from muxtune.model import ModelSpec
+from muxtune.model import ModelSpec, check_stored, is_pickled, match_names, weight_files
 from muxtune.workload import PeftTask
 from runtime.batch import MicrobatchTensors
 from runtime.dropout import Dropout, linear_key
@@ -42,7 +45,7 @@ def hf_config(spec: ModelSpec) -> PreTrainedConfig:
     )
 
     if spec.source != "preset":
-        return AutoConfig.from_pretrained(spec.source, local_files_only=True)
+        return AutoConfig.from_pretrained(spec.source, local_files_only=True, trust_remote_code=False)
     common: dict[str, Any] = {
         "vocab_size": spec.vocab,
         "bos_token_id": None,
@@ -111,7 +114,7 @@ def load_hf_model(spec: ModelSpec) -> PreTrainedModel:
         torch.manual_seed(spec.init_seed)
         # Drawn in float32 and then cast, so that a preset is the same model in every dtype.
         model = AutoModelForCausalLM.from_config(
-            hf_config(spec), dtype=torch.float32, attn_implementation="sdpa"
+            hf_config(spec), dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False
         )
     return model.to(torch_dtype(spec)).eval()
 
@@ -120,12 +123,18 @@ def _load_directory(spec: ModelSpec) -> PreTrainedModel:
     from safetensors import SafetensorError  # noqa: PLC0415  # with transformers
     from transformers import AutoModelForCausalLM  # noqa: PLC0415  # seconds to import
 
+    if is_pickled(weight_files(Path(spec.source))):
+        check_pickled(spec)
+    else:
+        check_stored(spec)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             spec.source,
             dtype=torch_dtype(spec),
             attn_implementation="sdpa",
             local_files_only=True,
+            trust_remote_code=False,
+            weights_only=True,
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -137,6 +146,24 @@ def _load_directory(spec: ModelSpec) -> PreTrainedModel:
         missing = ", ".join(sorted(report["missing_keys"])[:3])
         raise SpecError("model.source", spec.source, f"weights for all of the model; missing {missing}")
     return model.eval()
+
+
+def check_pickled(spec: ModelSpec) -> None:
+    """Refuse ``*.bin`` files that do not hold exactly the backbone's tensors; no code in them is run.
+
+    Raises:
+        SpecError: Names the tensors.
+    """
+    names: set[str] = set()
+    for file in weight_files(Path(spec.source)):
+        try:
+            names |= torch.load(
+                file, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(file)
+            ).keys()
+        except (OSError, RuntimeError, ValueError, AttributeError, EOFError, pickle.UnpicklingError) as error:
+            reason = f"a directory with readable weights ({file.name}: {' '.join(str(error).split())[:200]})"
+            raise SpecError("model.source", spec.source, reason) from error
+    match_names(spec, names)
 
 
 class Stage(nn.Module):

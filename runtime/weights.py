@@ -7,9 +7,7 @@ dropped at once, and a tensor that a stage asks for is drawn again from where th
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +17,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from muxtune.model import ModelSpec
+from muxtune.model import ModelSpec, is_pickled, locate_tensors, weight_files
 from runtime.backbone import hf_config, load_hf_model, torch_dtype
 from runtime.layers import Weights
 
@@ -28,30 +26,23 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
-_WHOLE_FILE = "model.safetensors"
-_INDEX_FILE = "model.safetensors.index.json"
-
 
 def open_weights(spec: ModelSpec) -> Weights:
     """Weights bit for bit those of :func:`runtime.backbone.load_hf_model`, without loading them all.
 
-    A directory that is not made of safetensors under the model's names is loaded whole; the log says so.
+    Torch's own files (``*.bin``) are loaded whole; the log says so.
 
     Raises:
-        SpecError: The weights of a directory are missing, unreadable or incomplete.
+        SpecError: The weights of a directory are missing, unreadable, incomplete or not all used.
     """
     if spec.source == "preset":
         return DrawnWeights(spec)
-    try:
-        return StoredWeights(spec)
-    except _NotPlainError as error:
-        _LOG.warning("%s: %s; every rank loads the whole backbone", spec.source, error)
+    if is_pickled(weight_files(Path(spec.source))):
+        reason = "neither model.safetensors nor a readable model.safetensors.index.json"
+        _LOG.warning("%s: %s; every rank loads the whole backbone", spec.source, reason)
         whole: Weights = load_hf_model(spec)
         return whole
-
-
-class _NotPlainError(Exception):
-    """Transformers may still know how to load it; if not, it knows best what is wrong."""
+    return StoredWeights(spec)
 
 
 class StoredWeights:
@@ -63,12 +54,7 @@ class StoredWeights:
 
     def __init__(self, spec: ModelSpec) -> None:
         self._dtype = torch_dtype(spec)
-        config = hf_config(spec)
-        if getattr(config, "quantization_config", None) is not None:
-            raise _NotPlainError("quantized weights")
-        with torch.device("meta"):
-            skeleton = _build_model(spec)
-        self._places = _find_tensors(skeleton, _stored_tensors(Path(spec.source)))
+        self._places = locate_tensors(spec)
 
     def get_parameter(self, target: str, /) -> Tensor:
         """The tensor of this name, a view of the file if that has the backbone's dtype."""
@@ -79,61 +65,6 @@ class StoredWeights:
         with safe_open(place.file, framework="pt") as file:
             tensor: Tensor = file.get_tensor(place.name)
         return tensor.to(self._dtype)
-
-
-@dataclass(frozen=True, slots=True)
-class _Stored:
-    """Where a tensor lies."""
-
-    file: Path
-    name: str
-    shape: tuple[int, ...]
-
-
-def _stored_tensors(folder: Path) -> dict[str, _Stored]:
-    """All tensors of a directory by their names in the files."""
-    from safetensors import SafetensorError, safe_open  # noqa: PLC0415  # with transformers
-
-    stored = {}
-    try:
-        for path in _safetensors_files(folder):
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118  # it is no mapping
-                    stored[name] = _Stored(path, name, tuple(file.get_slice(name).get_shape()))
-    except (OSError, SafetensorError) as error:
-        raise _NotPlainError(" ".join(str(error).split())) from error
-    return stored
-
-
-def _safetensors_files(folder: Path) -> Sequence[Path]:
-    if (folder / _WHOLE_FILE).is_file():
-        return [folder / _WHOLE_FILE]
-    try:
-        index = json.loads((folder / _INDEX_FILE).read_text())
-        return [folder / name for name in sorted(set(index["weight_map"].values()))]
-    except (OSError, ValueError, KeyError) as error:
-        raise _NotPlainError(f"neither {_WHOLE_FILE} nor a readable {_INDEX_FILE}") from error
-
-
-def _find_tensors(skeleton: PreTrainedModel, stored: Mapping[str, _Stored]) -> dict[str, _Stored]:
-    """Where each parameter of the model lies; tied ones share a place unless both are stored."""
-    names = dict(skeleton.named_parameters(remove_duplicate=False))
-    places: dict[str, _Stored] = {}
-    for key, place in stored.items():
-        places |= {name: place for name in _possible_names(key, skeleton.base_model_prefix) if name in names}
-    tied: dict[int, _Stored] = {id(names[name]): place for name, place in places.items()}
-    for name, parameter in names.items():
-        place = places.setdefault(name, tied.get(id(parameter), _Stored(Path(), "", ())))
-        if place.shape != parameter.shape:
-            raise _NotPlainError(f"no {name} of shape {list(parameter.shape)}")
-    return places
-
-
-def _possible_names(key: str, prefix: str) -> Iterator[str]:
-    """Of the parameter that a stored tensor is; files of a model without its head lack the prefix."""
-    yield key
-    yield f"{prefix}.{key}"
-    yield key.removeprefix(f"{prefix}.")
 
 
 class DrawnWeights:
@@ -161,7 +92,7 @@ def _build_model(spec: ModelSpec) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM  # noqa: PLC0415  # seconds to import
 
     model: PreTrainedModel = AutoModelForCausalLM.from_config(
-        hf_config(spec), dtype=torch.float32, attn_implementation="sdpa"
+        hf_config(spec), dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False
     )
     return model
 

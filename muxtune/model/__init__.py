@@ -1,5 +1,6 @@
 """The backbone: a frozen decoder-only transformer, described by its shapes."""
 
+from muxtune.model.config_keys import NO_FOREIGN_CODE
 from muxtune.model.hugging_face import spec_from_hf
 from muxtune.model.load import load_model_spec
 from muxtune.model.presets import BYTE_VOCAB, PRESETS
@@ -12,17 +13,24 @@ from muxtune.model.spec import (
     LinearSpec,
     ModelSpec,
 )
+from muxtune.model.stored import check_stored, is_pickled, locate_tensors, match_names, weight_files
 
 __all__ = [
     "BYTE_VOCAB",
     "DTYPE_BYTES",
     "LAYER_INPUTS",
+    "NO_FOREIGN_CODE",
     "PRESETS",
     "Dtype",
     "Family",
     "LayerInput",
     "LinearSpec",
     "ModelSpec",
+    "check_stored",
+    "is_pickled",
     "load_model_spec",
+    "locate_tensors",
+    "match_names",
     "spec_from_hf",
+    "weight_files",
 ]

@@ -119,7 +119,7 @@ def run_part(name: str, device: str, folder: Path) -> Section:
     """
     part = PARTS[name]
     out = folder / f"{name}.json"
-    command = [sys.executable, "-m", "experiments.gpu_check", "--part", name, "--device", device]
+    command = [sys.executable, "-P", "-m", "experiments.gpu_check", "--part", name, "--device", device]
     start_s = time.monotonic()
     process = subprocess.Popen(
         [*command, "--out", str(out)],

@@ -13,6 +13,15 @@ def under_torchrun() -> bool:
     return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"))
 
 
+def keep_current_directory_out() -> None:
+    """Let no Python process that this one starts take a module from the current directory.
+
+    Workers of libraries are started with ``-c`` or ``-m``, which put that directory in front of everything:
+    a ``random.py`` that lies there would be run. What ``PYTHONPATH`` names is still found.
+    """
+    os.environ["PYTHONSAFEPATH"] = "1"
+
+
 def end_with_parent() -> None:
     """End this process, whatever it does then, as soon as its parent has ended.
 

@@ -12,6 +12,7 @@ import json
 import os
 import socket
 import stat
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -146,10 +147,17 @@ def _variable(name: str, meaning: str, *, least: int = 0, most: int | None = Non
 
 def _connect(peer_timeout_s: float) -> None:
     timeout = timedelta(seconds=peer_timeout_s)
+    _stay_on_this_machine()
     try:
         or_peer_lost(partial(dist.init_process_group, "gloo", timeout=timeout))
     except RuntimeError as error:
         raise RunError(f"no connection to the other ranks: {error}") from error
+
+
+def _stay_on_this_machine() -> None:
+    """Let gloo listen on the loopback device alone where all ranks are here, unless it was told otherwise."""
+    if sys.platform == "linux" and os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
 
 def _hang_up() -> None:

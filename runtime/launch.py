@@ -63,7 +63,8 @@ def _start(job: RunJob, rank: int, meeting: Path, logs: Path) -> subprocess.Pope
         # All ranks are here; gloo would otherwise look for an interface by the host's name.
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
     start = "from runtime.rank import main; main()"  # -m would load the module twice
-    command = [sys.executable, "-c", start, job.model_dump_json(), str(rank), str(meeting)]
+    # -P: no module comes from the current directory, where a random.py may lie.
+    command = [sys.executable, "-Pc", start, job.model_dump_json(), str(rank), str(meeting)]
     with (logs / f"rank-{rank}.log").open("ab") as log:
         # A process group of its own: Ctrl-C reaches only us, and we end the ranks.
         return _Rank(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, process_group=0)

@@ -18,7 +18,7 @@ import typer
 
 from muxtune.cli import catalog, compare, costs_commands, demo, planning, profile, running, sweep
 from muxtune.errors import MuxTuneError, UserError
-from muxtune.processes import end_process, under_torchrun
+from muxtune.processes import end_process, keep_current_directory_out, under_torchrun
 
 app = typer.Typer(
     name="muxtune",
@@ -70,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     Args:
         arguments: Command line without the program's name; that of the process by default.
     """
+    keep_current_directory_out()
     try:
         app(args=arguments, prog_name="muxtune")
     except UserError as error:

@@ -14,7 +14,7 @@ from muxtune.attention import DEFAULT_ATTENTION, AttentionName
 from muxtune.cluster import ClusterSpec
 from muxtune.injection import clocks_in_flight
 from muxtune.launches import ClockLaunches
-from muxtune.model import ModelSpec
+from muxtune.model import BackboneDigest, ModelSpec
 from muxtune.operators import Phase
 from muxtune.orchestration import Cut, LaunchOrder, action_cut, left_of
 from muxtune.placement import Placement
@@ -165,6 +165,8 @@ class Plan(BaseModel):
 
     schema_version: Literal[1]
     model: ModelSpec
+    backbone: BackboneDigest | None = None
+    """Of the model's directory when the plan was made; a changed one is refused. Null for a preset."""
     cluster: ClusterSpec
     costs: CostsRef
     policy: str

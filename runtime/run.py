@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -10,8 +11,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from muxtune.backbone import check_backbone, check_recorded, record_backbone
 from muxtune.errors import SpecError, UserError, naming
-from muxtune.model import spec_from_hf
 from muxtune.plan import Plan
 from muxtune.plan_check import check_plan
 from muxtune.plan_file import load_plan, save_plan
@@ -144,23 +145,11 @@ def _check(plan: Plan, iterations: int, where: str, kind: DeviceKind) -> None:
         expected = f"at most {planned.memory_bytes}, the memory of {planned.name}"
         raise SpecError(field, max(peaks_bytes), expected)
     check_memory(kind, [peaks_bytes[rank // mesh.tp % mesh.pp] for rank in range(mesh.ranks)], field)
-    _check_backbone(plan, where)
+    check_backbone(plan, where, digests=not under_torchrun() or os.environ.get("LOCAL_RANK") == "0")
     schedule = extend_schedule(plan, iterations)
     clipping = [h.id for h in plan.htasks if any(t.max_grad_norm is not None for t in plan.htask_tasks(h.id))]
     check_step_meetings(schedule, clipping, where)
     check_room(plan, load_plan_data(plan), where)
-
-
-def _check_backbone(plan: Plan, where: str) -> None:
-    """A directory may have moved or changed since the plan was made; presets cannot."""
-    model = plan.model
-    if model.source == "preset":
-        return
-    folder, field = Path(model.source), f"{where}: model.source"
-    if not any(path.suffix in {".safetensors", ".bin"} for path in folder.glob("*")):
-        raise SpecError(field, model.source, "a directory with weights (*.safetensors)")
-    if spec_from_hf(folder, model.dtype) != model:
-        raise SpecError(field, model.source, "the backbone that the plan was made for (plan again)")
 
 
 def _prepare_folder(plan: Plan, out_dir: Path, iterations: int, *, resume: bool) -> int | None:
@@ -174,6 +163,7 @@ def _prepare_folder(plan: Plan, out_dir: Path, iterations: int, *, resume: bool)
     if not out_dir.exists() or not any(out_dir.iterdir()):
         out_dir.mkdir(parents=True, exist_ok=True)
         save_plan(plan, out_dir / "plan.json")
+        record_backbone(plan, out_dir)
         (out_dir / "checkpoints").mkdir()
         return 0
     if not resume:
@@ -182,6 +172,7 @@ def _prepare_folder(plan: Plan, out_dir: Path, iterations: int, *, resume: bool)
         raise UserError(f"{out_dir} has no plan.json; expected the folder of a run to resume")
     if load_plan(out_dir / "plan.json") != plan:
         raise UserError(f"{out_dir} has a run of another plan; expected the plan in {out_dir / 'plan.json'}")
+    check_recorded(plan, out_dir)
     report = out_dir / "run.json"
     if report.exists() and load_report(report).steps == iterations:
         return None

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from muxtune.backbone import check_backbone, check_recorded
 from muxtune.errors import UserError
 from muxtune.plan import Plan
 from muxtune.plan_check import check_plan
@@ -109,6 +110,9 @@ def validate_run(plan: Plan | Path, run_dir: Path, *, solo_steps: int | None = N
         check_plan(plan)
     if load_plan(run_dir / "plan.json") != plan:
         raise UserError(f"{run_dir} has a run of another plan; expected the plan in {run_dir / 'plan.json'}")
+    if solo_steps != 0:  # nothing else reads it
+        check_backbone(plan, str(run_dir / "plan.json"))
+        check_recorded(plan, run_dir)
     report = load_report(run_dir / "run.json")
     predicted = plan.predicted
     run = read_run(plan, load_trace(run_dir / "trace.json"), report.steady_steps)

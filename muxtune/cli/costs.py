@@ -10,6 +10,7 @@ from pathlib import Path
 
 import typer
 
+from muxtune.cache import cache_folder
 from muxtune.cli.output import stdout_kept_clean
 from muxtune.cluster import ClusterSpec
 from muxtune.costs.analytic import AnalyticCosts
@@ -65,11 +66,10 @@ def _coefficient_costs(model: ModelSpec, cluster: ClusterSpec) -> AnalyticCosts:
 
 def kept_profile_path(model: ModelSpec, cluster: ClusterSpec) -> Path:
     """Where the profile of this machine for that backbone and number of ranks is kept."""
-    root = os.environ.get("MUXTUNE_CACHE") or Path.home() / ".cache" / "muxtune"
     machine = f"{platform.node()} {platform.machine()} {os.cpu_count()} {_cpu_model()}"
     shapes = model.model_dump_json(exclude={"name", "source", "init_seed"})  # costs depend on nothing else
     digest = hashlib.sha256(f"{shapes} {machine}".encode()).hexdigest()[:16]
-    return Path(root) / "profiles" / f"{model.name}-{model.dtype}-{cluster.ranks}-{digest}.parquet"
+    return cache_folder() / "profiles" / f"{model.name}-{model.dtype}-{cluster.ranks}-{digest}.parquet"
 
 
 def kept_profile(model: ModelSpec, cluster: ClusterSpec) -> Path | None:

@@ -1,6 +1,7 @@
 """The backbone: a frozen decoder-only transformer, described by its shapes."""
 
 from muxtune.model.config_keys import NO_FOREIGN_CODE
+from muxtune.model.digest import BackboneDigest, backbone_digest
 from muxtune.model.hugging_face import spec_from_hf
 from muxtune.model.load import load_model_spec
 from muxtune.model.presets import BYTE_VOCAB, PRESETS
@@ -21,11 +22,13 @@ __all__ = [
     "LAYER_INPUTS",
     "NO_FOREIGN_CODE",
     "PRESETS",
+    "BackboneDigest",
     "Dtype",
     "Family",
     "LayerInput",
     "LinearSpec",
     "ModelSpec",
+    "backbone_digest",
     "check_stored",
     "is_pickled",
     "load_model_spec",

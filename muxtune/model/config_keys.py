@@ -37,7 +37,7 @@ EXECUTED: dict[Family, frozenset[str]] = {
 }
 """Keys whose every value is executed, or is refused where its shape is read."""
 
-_ANY_FAMILY: Fields = {"is_encoder_decoder": False}
+_ANY_FAMILY: dict[str, Any] = {"is_encoder_decoder": False}
 
 PLAIN: dict[Family, Fields] = {
     "llama": _ANY_FAMILY | {"sliding_window": None},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from muxtune.dataset import with_digest
 from muxtune.injection import inject
+from muxtune.model import backbone_digest
 from muxtune.plan import SCHEMA_VERSION, Execution, HTask, Parallelism, Plan
 from muxtune.plan_check import check_plan
 from muxtune.planning.problem import PlanningProblem
@@ -76,6 +77,7 @@ def assemble_plan(problem: PlanningProblem, structure: PlanStructure, policy: st
     plan = Plan(
         schema_version=SCHEMA_VERSION,
         model=problem.model,
+        backbone=backbone_digest(problem.model),
         cluster=problem.cluster,
         costs=problem.costs.ref,
         policy=policy,

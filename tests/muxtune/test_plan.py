@@ -17,7 +17,7 @@ from muxtune.schedule import Action
 from tests.plans import make_plan
 
 TEMPLATES = ("flush", "continuous", "gpipe", "lorapp")
-OPTIONAL = {"orchestration", "execution"}
+OPTIONAL = {"backbone", "orchestration", "execution"}
 SHARED = Orchestration(mode="interleaved", contention=0.25, adapters="separate")
 
 
@@ -62,8 +62,8 @@ def test_a_plan_whose_parts_were_looked_at_is_still_equal_to_its_copy():
 
 def test_the_keys_are_those_of_the_design(content):
     assert list(content) == (
-        "schema_version model cluster costs policy parallelism tasks htasks buckets template schedule "
-        "orchestration execution predicted".split()
+        "schema_version model backbone cluster costs policy parallelism tasks htasks buckets template "
+        "schedule orchestration execution predicted".split()
     )
     assert list(content["parallelism"]) == ["tp", "pp", "dp", "layers_per_stage"]
     assert content["schedule"][0][0] == ["F", 1, 0]

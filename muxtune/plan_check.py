@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from muxtune.errors import SpecError, naming
+from muxtune.model import check_sharding
 from muxtune.operators import Phase
 from muxtune.orchestration import check_order
 from muxtune.plan import HTask, Plan
@@ -28,6 +29,8 @@ def check_plan(plan: Plan, where: str = "plan") -> None:
         raise SpecError(
             f"{where}: parallelism.layers_per_stage", list(p.layers_per_stage), "at least 1 per stage"
         )
+    with naming(where):
+        check_sharding(plan.model, p.tp)
     if p.ranks > plan.cluster.ranks:
         expected = f"at most {plan.cluster.ranks}, the ranks of {plan.cluster.name}"
         raise SpecError(f"{where}: parallelism (tp * pp * dp)", p.ranks, expected)

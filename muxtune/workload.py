@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from muxtune.errors import SpecError, UserError, spec_error_from
-from muxtune.model import Dtype, ModelSpec
+from muxtune.model import ALL_LINEAR, Dtype, ModelSpec
+
+
+def _target_names(value: object) -> object:
+    """``all-linear`` as text, as peft has it; any other text is refused with the list that may be meant.
+
+    In peft, text is a regular expression, and a comma list matches nothing.
+    """
+    if not isinstance(value, str):
+        return value
+    if value.strip() == ALL_LINEAR:
+        return (ALL_LINEAR,)
+    names = re.split(r"[\s,]+", value.strip(" ,[]"))
+    if all(re.fullmatch(r"[A-Za-z0-9_.-]+", name) for name in names):
+        raise ValueError(f"expected a list, as [{', '.join(names)}], or all-linear")
+    raise ValueError("expected a list of names, as [q_proj, v_proj], or all-linear; no regular expression")
 
 
 class LoraSpec(BaseModel):
@@ -20,8 +36,8 @@ class LoraSpec(BaseModel):
     method: Literal["lora"]
     r: int = Field(gt=0)
     alpha: float = Field(gt=0, allow_inf_nan=False)
-    targets: tuple[str, ...] = Field(min_length=1)
-    """Module names as in PEFT's ``target_modules``, or ``all-linear`` alone."""
+    targets: Annotated[tuple[str, ...], BeforeValidator(_target_names)] = Field(min_length=1)
+    """Module names as in PEFT's ``target_modules``, or ``all-linear`` alone, which may be written as text."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Probability that a feature of A's input is dropped, as PEFT's ``lora_dropout``."""
 

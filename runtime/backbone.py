@@ -178,7 +178,7 @@ class Stage(nn.Module):
         last: Whether it has the head and computes losses.
         weights: Of the backbone; the stage asks for what it needs, tensor by tensor, and copies its part.
         device: Where the stage lives.
-        shard: Which part of it, if several ranks share it; :func:`runtime.sharding.check_sharding` holds.
+        shard: Which part of it, if several ranks share it; :func:`muxtune.model.check_sharding` holds.
     """
 
     def __init__(

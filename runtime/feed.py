@@ -126,7 +126,8 @@ def load_plan_data(plan: Plan) -> dict[str, TaskData]:
     Raises:
         UserError: A dataset is missing, malformed, or not the one that the plan was made for.
     """
-    tokenizer = load_tokenizer(plan.model)
+    reads_texts = any(task.dataset.path is not None for task in plan.tasks)
+    tokenizer = load_tokenizer(plan.model) if reads_texts else None
     return {task.id: load_task_data(task, plan.model, tokenizer) for task in plan.tasks}
 
 

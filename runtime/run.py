@@ -27,7 +27,6 @@ from runtime.kernels import kernel_mode
 from runtime.launch import launch_ranks
 from runtime.rank import PEER_TIMEOUT_S, PEER_TIMEOUTS_S, RankRun, RunJob
 from runtime.report import RunReport, load_report
-from runtime.sharding import check_sharding
 
 CHECKPOINT_EVERY = 10
 """Iterations between checkpoints unless told otherwise."""
@@ -138,7 +137,6 @@ def _check(plan: Plan, iterations: int, where: str, kind: DeviceKind) -> None:
     kernel_mode()  # refuses a MUXTUNE_KERNELS that means nothing
     mesh, peaks_bytes = plan.parallelism, plan.predicted.peak_memory_bytes
     with naming(where):
-        check_sharding(plan.model, mesh.tp)
         check_attention(plan.execution.attention, attention_site(plan.model, rank_device(kind, 0).name))
     planned, field = plan.cluster.device, f"{where}: predicted.peak_memory_bytes"
     if max(peaks_bytes) > planned.memory_bytes:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from muxtune.errors import SpecError
 from muxtune.model import LinearSpec, ModelSpec
 from runtime.teams import Team
 
@@ -118,21 +117,6 @@ def _held_kv_heads(spec: ModelSpec, shard: Shard) -> tuple[tuple[int, int], int]
 def _features(spec: ModelSpec, heads: tuple[int, int], *, before: int = 0) -> tuple[int, int]:
     """Features of these heads, with other heads before them."""
     return (before + heads[0]) * spec.head_dim, (before + heads[1]) * spec.head_dim
-
-
-def check_sharding(spec: ModelSpec, tp: int) -> None:
-    """Refuse a number of ranks that the heads, the MLP or the vocabulary cannot be dealt out to.
-
-    Raises:
-        SpecError: Names ``parallelism.tp`` and what would divide.
-    """
-    spec.shard(tp)
-    if spec.kv_heads % tp and tp % spec.kv_heads:
-        expected = f"a divisor or a multiple of {spec.kv_heads}, the key and value heads of {spec.name}"
-        raise SpecError("parallelism.tp", tp, expected)
-    if tp > min(spec.ffn, spec.vocab):
-        expected = f"at most {min(spec.ffn, spec.vocab)}, the smaller of MLP width and vocabulary"
-        raise SpecError("parallelism.tp", tp, expected)
 
 
 Part = tuple[Cut, Tensor]

@@ -5,7 +5,9 @@ from muxtune.model.digest import BackboneDigest, backbone_digest
 from muxtune.model.hugging_face import spec_from_hf
 from muxtune.model.load import load_model_spec
 from muxtune.model.presets import BYTE_VOCAB, PRESETS
+from muxtune.model.sharding import check_sharding, sharding_obstacle
 from muxtune.model.spec import (
+    ALL_LINEAR,
     DTYPE_BYTES,
     LAYER_INPUTS,
     Dtype,
@@ -17,6 +19,7 @@ from muxtune.model.spec import (
 from muxtune.model.stored import check_stored, is_pickled, locate_tensors, match_names, weight_files
 
 __all__ = [
+    "ALL_LINEAR",
     "BYTE_VOCAB",
     "DTYPE_BYTES",
     "LAYER_INPUTS",
@@ -29,11 +32,13 @@ __all__ = [
     "LinearSpec",
     "ModelSpec",
     "backbone_digest",
+    "check_sharding",
     "check_stored",
     "is_pickled",
     "load_model_spec",
     "locate_tensors",
     "match_names",
+    "sharding_obstacle",
     "spec_from_hf",
     "weight_files",
 ]

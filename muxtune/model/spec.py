@@ -15,6 +15,9 @@ LayerInput = Literal["attention", "attended", "mlp", "inner"]
 
 DTYPE_BYTES: dict[str, int] = {"float32": 4, "float64": 8, "bfloat16": 2}
 
+ALL_LINEAR = "all-linear"
+"""Target that stands for every linear of a layer."""
+
 LAYER_INPUTS: tuple[LayerInput, ...] = ("attention", "attended", "mlp", "inner")
 """Tensors of a layer that linears read, in the order of execution: output of the first norm (for queries,
 keys and values), attended values, output of the second norm, and what the last linear of the MLP reads."""
@@ -148,12 +151,15 @@ class ModelSpec(BaseModel):
         Raises:
             SpecError: A target matches nothing; it would silently train nothing.
         """
-        if targets == ("all-linear",):
+        if targets == (ALL_LINEAR,):
             return self.linears
         for target in targets:
             if not any(_matches(linear.name, target) for linear in self.linears):
                 known = ", ".join(linear.name.rsplit(".", 1)[-1] for linear in self.linears)
-                raise SpecError(field, target, f"a linear of {self.name}: {known}, or all-linear alone")
+                expected = f"a linear of {self.name}: {known}, or {ALL_LINEAR} alone"
+                if not set(target).isdisjoint(_PATTERN):
+                    expected += " (names, no regular expressions)"
+                raise SpecError(field, target, expected)
         return tuple(linear for linear in self.linears if any(_matches(linear.name, t) for t in targets))
 
     @lru_cache(maxsize=1024)  # noqa: B019  # as above
@@ -211,6 +217,10 @@ class ModelSpec(BaseModel):
         """What loading it whole needs (profiler, solo runs); presets are drawn in float32."""
         drawn = DTYPE_BYTES["float32"] if self.source == "preset" else 0
         return self.parameters * max(drawn, self.dtype_bytes)
+
+
+_PATTERN = r"*+?|\()[]{}^$,"
+"""Characters that no name of a linear has, and patterns and lists have."""
 
 
 def _matches(path: str, target: str) -> bool:

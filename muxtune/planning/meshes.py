@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from muxtune.cluster import ClusterSpec
 from muxtune.errors import SpecError
-from muxtune.model import ModelSpec
+from muxtune.model import ModelSpec, sharding_obstacle
 from muxtune.placement import Placement
 from muxtune.planning.limits import fitting
 from muxtune.planning.options import PlanOptions
@@ -44,8 +44,9 @@ def candidate_meshes(
 ) -> list[MeshShape]:
     """Meshes that the backbone can be spread over, those with most ranks first.
 
-    Tensor-parallel ranks share a node, and each has whole heads; a stage has at least one layer. On CPUs only
-    pipelines are proposed, unless ``--tp`` or ``--dp`` asks for more: they alone were held against real runs.
+    Tensor-parallel ranks share a node, and each has whole heads, of keys and values too; a stage has at least
+    one layer. On CPUs only pipelines are proposed, unless ``--tp`` or ``--dp`` asks for more: they alone were
+    held against real runs.
 
     Args:
         model: The backbone.
@@ -68,7 +69,7 @@ def candidate_meshes(
         for dp in dps
         if tp * pp * dp <= ranks
         and pp <= model.layers
-        and not model.heads % tp
+        and sharding_obstacle(model, tp) is None
         and not cluster.devices_per_node % tp
     ]
     if not shapes:
@@ -79,7 +80,8 @@ def candidate_meshes(
         )
         expected = (
             f"at most {ranks} ranks in all, tp a divisor of {model.heads} heads and of the "
-            f"{cluster.devices_per_node} ranks of a node, pp at most {model.layers} layers"
+            f"{cluster.devices_per_node} ranks of a node, and a divisor or multiple of {model.kv_heads} key "
+            f"and value heads, pp at most {model.layers} layers"
         )
         raise SpecError("mesh", asked, expected)
     shapes.sort(key=lambda shape: (-shape.ranks, shape))

@@ -124,7 +124,22 @@ def test_absolute_paths_and_home_are_kept(tmp_path, monkeypatch):
         ("tasks.0.peft.alpha", -1, "tasks.0.peft.alpha = -1: expected greater than 0"),
         ("tasks.0.peft.alpha", float("inf"), "tasks.0.peft.alpha = inf: expected a finite number"),
         ("tasks.0.peft.targets", [], "tasks.0.peft.targets = []: expected"),
-        ("tasks.0.peft.targets", "q_proj", "tasks.0.peft.targets = 'q_proj': expected a valid tuple"),
+        ("tasks.0.peft.targets", 3, "tasks.0.peft.targets = 3: expected a valid tuple"),
+        (
+            "tasks.0.peft.targets",
+            "q_proj",
+            "tasks.0.peft.targets = 'q_proj': expected a list, as [q_proj], or all-linear",
+        ),
+        (
+            "tasks.0.peft.targets",
+            "q_proj, v_proj",
+            "tasks.0.peft.targets = 'q_proj, v_proj': expected a list, as [q_proj, v_proj], or all-linear",
+        ),
+        (
+            "tasks.0.peft.targets",
+            r".*\.(q|v)_proj",
+            "expected a list of names, as [q_proj, v_proj], or all-linear; no regular expression",
+        ),
         ("tasks.0.peft.dropout", -0.1, "tasks.0.peft.dropout = -0.1: expected greater than or equal to 0"),
         ("tasks.0.peft.dropout", 1, "tasks.0.peft.dropout = 1: expected less than 1"),
         ("tasks.0.dataset", {}, "tasks.0.dataset = {}: expected exactly one of path and lengths"),
@@ -181,6 +196,20 @@ def test_a_wrong_field_is_named_with_file_value_and_expectation(tmp_path, path, 
             "tasks.t.peft.r = 129: expected at most 128, the smallest side of its linears in llama-tiny",
         ),
         (
+            {"peft": {"method": "lora", "r": 4, "alpha": 1, "targets": ["all-linear", "q_proj"]}},
+            "tasks.t.peft.targets = 'all-linear': expected a linear of llama-tiny: q_proj, k_proj, v_proj, "
+            "o_proj, gate_proj, up_proj, down_proj, or all-linear alone",
+        ),
+        (
+            {"peft": {"method": "lora", "r": 4, "alpha": 1, "targets": [".*_proj"]}},
+            "tasks.t.peft.targets = '.*_proj': expected a linear of llama-tiny: q_proj, k_proj, v_proj, "
+            "o_proj, gate_proj, up_proj, down_proj, or all-linear alone (names, no regular expressions)",
+        ),
+        (
+            {"peft": {"method": "lora", "r": 4, "alpha": 1, "targets": ["q_proj,v_proj"]}},
+            "tasks.t.peft.targets = 'q_proj,v_proj': expected a linear of llama-tiny: q_proj",
+        ),
+        (
             {"peft": {"method": "lora", "r": 4, "alpha": 1, "targets": ["c_attn"]}},
             "tasks.t.peft.targets = 'c_attn': expected a linear of llama-tiny: q_proj",
         ),
@@ -217,3 +246,9 @@ def test_a_file_that_is_no_yaml_is_refused_in_one_line(tmp_path, content):
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"cannot read the workload .*none\.yaml: No such file or directory"):
         load_workload(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("targets", ["all-linear", " all-linear ", ["all-linear"]])
+def test_all_linear_may_be_written_as_text(tmp_path, targets):
+    workload = load_workload(write(tmp_path, changed("tasks.0.peft.targets", targets)))
+    assert workload.tasks[0].peft.targets == ("all-linear",)

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from muxtune.errors import SpecError
 from muxtune.memory.weights import Sharding, adapter_parameters, backbone_bytes
+from muxtune.model import check_sharding
 from runtime.backbone import Stage, load_hf_model
 from runtime.batch import build_microbatch
 from runtime.gradients import sum_over_replicas, sum_over_shards
 from runtime.memory import parameter_bytes
-from runtime.sharding import Shard, assemble, check_sharding
+from runtime.sharding import Shard, assemble
 from runtime.tenant import Tenant
 from runtime.tensor_parallel import split_nll
 from tests.runtime.worlds import GPT2, LLAMA, OPT, lay_out, make_task, make_tenant

@@ -95,3 +95,13 @@ def test_a_builder_is_asked_for_every_mesh_and_keeps_what_fits():
     small = make_problem(({},) * 3, ranks=4, memory_bytes=1_000_000)
     with pytest.raises(SpecError, match="memory_bytes of fake"):
         on_every_mesh(small, FREE, build)
+
+
+def test_key_and_value_heads_are_dealt_out_as_the_runtime_can():
+    """Six heads of queries on three of keys and values: two ranks would need half a head."""
+    model = PRESETS["llama-tiny"].model_copy(update={"heads": 6, "kv_heads": 3, "head_dim": 16})
+    cluster = load_cluster("a100-8")
+    tps = {shape.tp for shape in candidate_meshes(model, cluster, PlanOptions(), idle=True)}
+    assert tps == {1}  # 3 and 6 divide no node of 8
+    with pytest.raises(SpecError, match=r"mesh = '--tp 2'.* multiple of 3 key and value heads"):
+        candidate_meshes(model, cluster, PlanOptions(tp=2))

@@ -64,7 +64,9 @@ def initial_adapter(spec: ModelSpec, task: PeftTask, folder: Path) -> None:
     from transformers import AutoModelForCausalLM  # noqa: PLC0415  # seconds to import
 
     with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(hf_config(spec), dtype=torch_dtype(spec))
+        skeleton = AutoModelForCausalLM.from_config(
+            hf_config(spec), dtype=torch_dtype(spec), trust_remote_code=False
+        )
     skeleton.to_empty(device="cpu")
     skeleton.name_or_path = spec.name if spec.source == "preset" else spec.source
     with torch.random.fork_rng(devices=[]), quiet_peft():

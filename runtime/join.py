@@ -34,6 +34,8 @@ T = TypeVar("T")
 END_WAIT_S = 3.0
 """How long a rank that lost another one waits for its torchrun, which looks ten times a second."""
 
+_LOOPBACK = "127.0.0.1"
+
 _ABORT_WAIT_S = 1.0
 """How long NCCL may take to give up what is under way."""
 
@@ -147,17 +149,34 @@ def _variable(name: str, meaning: str, *, least: int = 0, most: int | None = Non
 
 def _connect(peer_timeout_s: float) -> None:
     timeout = timedelta(seconds=peer_timeout_s)
-    _stay_on_this_machine()
+    if sys.platform == "linux" and _all_are_here():
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # gloo listens there alone
     try:
-        or_peer_lost(partial(dist.init_process_group, "gloo", timeout=timeout))
-    except RuntimeError as error:
+        or_peer_lost(partial(_meet_at_store, timeout))
+    except (RuntimeError, OSError) as error:
         raise RunError(f"no connection to the other ranks: {error}") from error
 
 
-def _stay_on_this_machine() -> None:
-    """Let gloo listen on the loopback device alone where all ranks are here, unless it was told otherwise."""
-    if sys.platform == "linux" and os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+def _meet_at_store(timeout: timedelta) -> None:
+    """Make the default group; a store of our own listens on the loopback device if all ranks are here.
+
+    A torchrun has one already, and torch's own would listen on every device: it can be told nothing else.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" or not _all_are_here():
+        dist.init_process_group("gloo", timeout=timeout)
+        return
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    address, port = _LOOPBACK, int(os.environ["MASTER_PORT"])
+    listener = socket.create_server((address, port)).detach() if rank == 0 else None
+    store = dist.TCPStore(
+        address, port, world, rank == 0, timeout, wait_for_workers=False, master_listen_fd=listener
+    )
+    dist.init_process_group("gloo", timeout=timeout, store=store, rank=rank, world_size=world)
+
+
+def _all_are_here() -> bool:
+    """Whether the launcher says that all ranks are on this machine."""
+    return os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]
 
 
 def _hang_up() -> None:

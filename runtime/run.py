@@ -13,12 +13,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from muxtune.backbone import check_backbone, check_recorded, record_backbone
 from muxtune.errors import SpecError, UserError, naming
+from muxtune.model import is_pickled, weight_files
 from muxtune.plan import Plan
 from muxtune.plan_check import check_plan
 from muxtune.plan_file import load_plan, save_plan
 from muxtune.processes import under_torchrun
 from muxtune.schedule_extension import check_step_meetings, extend_schedule
 from runtime.attention import attention_site, check_attention
+from runtime.backbone import check_pickled
 from runtime.checkpoint import newest_checkpoint, writing_ranks
 from runtime.devices import DeviceKind, check_devices, check_memory, rank_device
 from runtime.feed import check_room, load_plan_data
@@ -144,6 +146,8 @@ def _check(plan: Plan, iterations: int, where: str, kind: DeviceKind) -> None:
         raise SpecError(field, max(peaks_bytes), expected)
     check_memory(kind, [peaks_bytes[rank // mesh.tp % mesh.pp] for rank in range(mesh.ranks)], field)
     check_backbone(plan, where, digests=not under_torchrun() or os.environ.get("LOCAL_RANK") == "0")
+    if plan.model.source != "preset" and is_pickled(weight_files(Path(plan.model.source))):
+        check_pickled(plan.model)
     schedule = extend_schedule(plan, iterations)
     clipping = [h.id for h in plan.htasks if any(t.max_grad_norm is not None for t in plan.htask_tasks(h.id))]
     check_step_meetings(schedule, clipping, where)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from muxtune.cluster import ClusterSpec, load_cluster
 from muxtune.errors import SpecError
-from muxtune.model import ModelSpec, load_model_spec
+from muxtune.model import ModelSpec, is_pickled, load_model_spec, weight_files
 from muxtune.workload import Workload, load_workload
 
 
@@ -37,4 +37,8 @@ def load_inputs(workload: Path, model: str | None, cluster: str) -> PlanInputs:
         raise SpecError(f"{workload}: backbone", None, "a preset or Hugging Face directory (or --model)")
     spec = load_model_spec(name, loaded.dtype)
     loaded.check(spec)
+    if spec.source != "preset" and is_pickled(weight_files(Path(spec.source))):
+        from runtime.backbone import check_pickled  # only torch reads its own files
+
+        check_pickled(spec)
     return PlanInputs(workload=loaded, model=spec, cluster=load_cluster(cluster))

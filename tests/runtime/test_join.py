@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 import time
 from multiprocessing import Queue
 from pathlib import Path
@@ -156,3 +157,48 @@ def test_in_a_chain_of_nodes_all_learn_of_a_death_before_any_has_ended():
         for process in ranks:
             process.kill()
             process.join()
+
+
+def _listening(port: int | None = None) -> set[str]:
+    """Addresses that this process listens on, in the kernel's hexadecimal words; of one port, or of any."""
+    own = {os.stat(path).st_ino for path in Path("/proc/self/fd").iterdir() if path.exists()}
+    found = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            fields = line.split()
+            address, place = fields[1].split(":")
+            if fields[3] == "0A" and int(fields[9]) in own and port in {None, int(place, 16)}:
+                found.add(address)
+    return found
+
+
+def _meet_alone(rank: int, port: int, heard: Queue) -> None:
+    names = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "localhost"}
+    os.environ.pop("GLOO_SOCKET_IFNAME", None)
+    with joined(rank, 2, 60.0):
+        heard.put((rank, share(rank), _listening(port), _listening()))
+        meet()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc/net")
+def test_ranks_of_one_machine_listen_on_its_loopback_device_alone():
+    context = multiprocessing.get_context("fork")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    heard = context.Queue()
+    ranks = [context.Process(target=_meet_alone, args=(rank, port, heard)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    try:
+        (_, both, store, all_of_first), (_, _, none, all_of_second) = sorted(
+            heard.get(timeout=60) for _ in ranks
+        )
+    finally:
+        for process in ranks:
+            process.join(60)
+            process.kill()
+    loopback = {"0100007F"}
+    assert first == (0, [0, 1], loopback, loopback)  # rank 0 has the store
+    assert second == (1, [0, 1], set(), loopback)

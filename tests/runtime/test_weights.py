@@ -100,6 +100,24 @@ def test_a_directory_of_another_format_is_loaded_whole_and_the_log_says_so(tmp_p
     assert "every rank loads the whole backbone" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model.layers.0.self_attn.q_proj.bias": torch.ones(32)}, r"q_proj\.bias \(attention_bias is false"),
+        ({"model.norm.weight": None}, r"missing model\.norm\.weight"),
+    ],
+    ids=["unused", "missing"],
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pickled_weights_that_are_not_the_models_are_refused_by_name(zipped, change, message, tmp_path):
+    spec = load_model_spec(str(make_hf_model(tmp_path, "llama")))
+    tensors = {k: v for k, v in (load_file(tmp_path / FILE) | change).items() if v is not None}
+    torch.save(tensors, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+    (tmp_path / FILE).unlink()
+    with pytest.raises(SpecError, match=rf"model\.source = .*{message}"):
+        open_weights(spec)
+
+
 @pytest.mark.parametrize("damage", ["missing", "shape", "cut", "index"])
 def test_what_transformers_refuses_is_refused_with_its_reason(damage, tmp_path):
     spec = load_model_spec(str(make_hf_model(tmp_path, "llama")))

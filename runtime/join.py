@@ -168,7 +168,7 @@ def _meet_at_store(timeout: timedelta) -> None:
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     address, port = _LOOPBACK, int(os.environ["MASTER_PORT"])
     listener = socket.create_server((address, port)).detach() if rank == 0 else None
-    store = dist.TCPStore(
+    store = dist.TCPStore(  # type: ignore[attr-defined]  # not in stub
         address, port, world, rank == 0, timeout, wait_for_workers=False, master_listen_fd=listener
     )
     dist.init_process_group("gloo", timeout=timeout, store=store, rank=rank, world_size=world)

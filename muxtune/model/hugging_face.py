@@ -92,7 +92,7 @@ def read_config(folder: Path) -> tuple[Fields, Any]:
     return raw, config
 
 
-_UNREADABLE = (ValueError, OSError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError)
+_UNREADABLE = (ValueError, OSError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 """What transformers raises where a configuration makes no sense."""
 
 _QUANTIZED_BY_FILE = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")

@@ -100,8 +100,8 @@ def locate_tensors(spec: ModelSpec) -> dict[str, StoredTensor]:
         SpecError: A file is missing or unreadable, or a tensor missing, unused or of another shape or kind.
     """
     stored = _read_headers(spec)
-    shapes = parameter_shapes(spec)
     names = match_names(spec, stored)
+    shapes = parameter_shapes(spec)
     places = {name: stored[key] for name, key in names.items()}
     for name, place in places.items():
         if place.shape != shapes[name]:
@@ -127,10 +127,14 @@ def match_names(spec: ModelSpec, stored: Iterable[str]) -> dict[str, str]:
     Raises:
         SpecError: Names tensors that are missing or that nothing uses.
     """
+    found = list(stored)
+    if len(found) < spec.layers:  # a number of layers that nobody wants listed, too
+        expected = f"weights for all of the model; missing some, as {len(found)} are for {spec.layers} layers"
+        raise SpecError("model.source", spec.source, expected)
     wanted = parameter_shapes(spec)
     names: dict[str, str] = {}
     unused = []
-    for key in stored:
+    for key in found:
         name = next((each for each in _possible_names(key, base_prefix(spec.family)) if each in wanted), None)
         if name is not None and name not in names:
             names[name] = key

@@ -176,6 +176,23 @@ def test_quantization_that_a_file_of_its_own_tells_of_is_refused(name, tmp_path)
         spec_from_hf(folder)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("torch_dtype", []),
+        ("num_attention_heads", 0),
+        ("num_hidden_layers", "9" * 5000),
+        ("rope_parameters", [1]),
+        ("rope_parameters", {"rope_type": ["default"]}),
+        ("hidden_act", "silu\n\x1b[31m"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_one_line(key, value, tmp_path):
+    with pytest.raises(SpecError) as caught:
+        spec_from_hf(write_config(tmp_path, LLAMA | {key: value}))
+    assert not {"\n", "\x1b"} & set(str(caught.value))
+
+
 def test_a_configuration_without_model_type_is_not_guessed_from_its_path(tmp_path):
     content = {key: value for key, value in LLAMA.items() if key != "model_type"}
     with pytest.raises(SpecError, match="no model_type"):

@@ -102,6 +102,14 @@ def test_an_opt_without_biases_that_stores_some_is_refused(tmp_path):
         spec_from_hf(folder)
 
 
+def test_a_number_of_layers_without_end_is_refused_at_once(tmp_path):
+    folder = write_config(tmp_path, LLAMA)
+    write_weights(folder, tensors_of(spec_from_hf(folder)))
+    write_config(folder, LLAMA | {"num_hidden_layers": 10**15})
+    with pytest.raises(SpecError, match=r"missing some, as 21 are for 1000000000000000 layers"):
+        spec_from_hf(folder)
+
+
 def test_many_tensors_are_counted(tmp_path):
     folder = write_config(tmp_path, LLAMA)
     extra = {f"model.layers.{layer}.self_attn.{x}_proj.bias": ones(8) for layer in (0, 1) for x in "qkv"}

@@ -201,10 +201,10 @@ def check_rope(rope: Fields, where: Path) -> None:
             raise SpecError(f"{field}.{key}", value, f"no key that rope_type {kind} does not read")
 
 
-def deciding(loaded: Fields, family: Family) -> dict[str, Any]:
+def deciding(raw: Fields, family: Family) -> dict[str, Any]:
     """The part of a configuration that decides results."""
     keys = EXECUTED[family] | PLAIN[family].keys()
-    return {key: loaded[key] for key in sorted(keys) if key in loaded}
+    return {key: raw[key] for key in sorted(keys) if raw.get(key) is not None}
 
 
 def _says_nothing(value: object) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,8 @@ from muxtune.model.config_keys import deciding
 from muxtune.model.spec import ModelSpec
 from muxtune.model.stored import weight_files
 
+_LOG = logging.getLogger(__name__)
+
 TOKENIZER_FILES = (
     "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json merges.txt "
     "vocab.txt tokenizer.model spiece.model sentencepiece.bpe.model"
@@ -35,6 +38,9 @@ _KEPT_FROM_BYTES = 1 << 20
 
 _SETTLED_S = 2.0
 """A file that changed so lately may change again within a tick of its clock; its digest is not kept."""
+
+_ANNOUNCED_FROM_BYTES = 1 << 30
+"""Reading larger files takes so long that it is said."""
 
 _READERS = 4
 """Files that are read at once."""
@@ -121,10 +127,17 @@ def _kept_digest(path: Path, stamp: tuple[int, ...]) -> str:
             return str(content["sha256"])
     except (OSError, ValueError, KeyError, TypeError):  # not there, or not ours
         pass
+    if stamp[0] >= _ANNOUNCED_FROM_BYTES:
+        _announce(path.parent)
     digest = _read_digest(path)
     with suppress(OSError):  # no place to keep it: it will be computed again
         write_text_atomically(kept, json.dumps({"path": str(path), "stamp": stamp, "sha256": digest}))
     return digest
+
+
+@lru_cache(maxsize=64)
+def _announce(folder: Path) -> None:
+    _LOG.warning("reading the weights in %s for their digest, this once", folder)
 
 
 def _read_digest(path: Path) -> str:

@@ -41,7 +41,7 @@ def test_a_folder_without_weights_and_tokenizer_has_the_digest_of_its_configurat
 def test_what_decides_nothing_changes_nothing(folder):
     before = digest_of(folder)
     content = json.loads((folder / "config.json").read_text())
-    write_config(folder, dict(reversed(content.items())) | {"use_cache": False, "transformers_version": "9"})
+    write_config(folder, dict(reversed(content.items())) | {"use_cache": False, "sliding_window": None})
     (folder / "README.md").write_text("read me")
     (folder / "generation_config.json").write_text("{}")
     os.utime(folder / "model.safetensors", (1, 1))
@@ -141,6 +141,17 @@ def test_a_kept_digest_that_is_damaged_is_not_believed(content, large, reads):
     digest._kept_digest.cache_clear()
     assert digest._file_digest(large) == first
     assert len(reads) == 2
+
+
+def test_reading_for_minutes_is_said_once_per_folder(large, monkeypatch, caplog):
+    digest._announce.cache_clear()
+    digest._file_digest(large)
+    assert caplog.text == ""
+    monkeypatch.setattr(digest, "_ANNOUNCED_FROM_BYTES", 1 << 20)
+    for name in ("one", "two", "one"):
+        (large.parent / name).write_bytes(bytes(1 << 20))
+        digest._file_digest(large.parent / name)
+    assert caplog.text.count(f"reading the weights in {large.parent} for their digest, this once") == 1
 
 
 def test_a_large_file_that_changed_is_read_again(large, reads):

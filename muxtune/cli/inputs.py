@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,8 +38,17 @@ def load_inputs(workload: Path, model: str | None, cluster: str) -> PlanInputs:
         raise SpecError(f"{workload}: backbone", None, "a preset or Hugging Face directory (or --model)")
     spec = load_model_spec(name, loaded.dtype)
     loaded.check(spec)
-    if spec.source != "preset" and is_pickled(weight_files(Path(spec.source))):
+    if spec.source != "preset":
+        _check_weights(spec)
+    return PlanInputs(workload=loaded, model=spec, cluster=load_cluster(cluster))
+
+
+def _check_weights(spec: ModelSpec) -> None:
+    """Refuse pickled weights that are not the backbone's (others are checked); say if there are none."""
+    files = weight_files(Path(spec.source))
+    if not files:
+        warnings.warn(f"{spec.source} has no weights: it can be planned, not run", stacklevel=3)
+    elif is_pickled(files):
         from runtime.backbone import check_pickled  # only torch reads its own files
 
         check_pickled(spec)
-    return PlanInputs(workload=loaded, model=spec, cluster=load_cluster(cluster))

@@ -39,6 +39,7 @@ def extend_schedule(plan: Plan, iterations: int, *, first: int = 0) -> list[list
 def check_step_meetings(stages: Sequence[Sequence[Action]], meeting: Collection[int], where: str) -> None:
     """Refuse a schedule in which the stages might not meet at the optimizer steps of some hTasks.
 
+    At each step the stages tell each other whether it is sound, so all of them have the steps in one order.
     Clipping by the global norm sums over all stages, so each waits at that step for the others. All stages
     play their backwards in the same order; if the step follows its last backward at once, or after the same
     backwards and steps on every stage (the rest of a clock, as generated schedules have it), then no stage
@@ -50,9 +51,10 @@ def check_step_meetings(stages: Sequence[Sequence[Action]], meeting: Collection[
         where: The file or object in front of the field's name.
 
     Raises:
-        SpecError: A step of those hTasks stands elsewhere.
+        SpecError: A step of those hTasks stands elsewhere, or a stage has steps in another order.
     """
     reference: dict[Action, list[Action]] = {}
+    _check_step_order(stages, where)
     for stage, actions in enumerate(stages):
         for slot, action in enumerate(actions):
             if action.kind != "STEP" or action.htask not in meeting:
@@ -62,6 +64,17 @@ def check_step_meetings(stages: Sequence[Sequence[Action]], meeting: Collection[
             if not same or any(entry.kind == "F" for entry in between):
                 expected = f"a place right after the last backward, as hTask {action.htask} has max_grad_norm"
                 raise SpecError(f"{where}: schedule[{stage}][{slot}]", str(action), expected)
+
+
+def _check_step_order(stages: Sequence[Sequence[Action]], where: str) -> None:
+    first, *others = [
+        [(slot, a) for slot, a in enumerate(actions) if a.kind == "STEP"] for actions in stages
+    ]
+    for stage, steps in enumerate(others, start=1):
+        for (_, expected), (slot, action) in zip(first, steps, strict=True):
+            if action != expected:
+                field = f"{where}: schedule[{stage}][{slot}]"
+                raise SpecError(field, str(action), f"{expected}, as stages play their STEPs in one order")
 
 
 def _since_last_backward(actions: Sequence[Action], slot: int) -> list[Action]:

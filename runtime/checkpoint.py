@@ -2,35 +2,31 @@
 
 In a continuous schedule the tasks reach step k at different moments, so each is copied at its own, and the
 rank's file is written when all have got there. Replicas have the same state, so only the ranks of the first
-one write. A checkpoint counts once their files exist:
-
-    checkpoints/step-000010/rank-0.pt
-    checkpoints/step-000010/rank-1.pt
+one write. Nothing that is not finite is written, and the two newest complete checkpoints are kept.
 """
 
 from __future__ import annotations
 
-import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
-from typing import TypedDict
 
-import torch
-
-from muxtune.files import write_atomically
 from muxtune.plan import Plan
+from runtime.checkpoint_files import (
+    RankState,
+    load_rank_state,
+    newest_checkpoint,
+    remove_older,
+    save_rank_state,
+)
 from runtime.losses import StepLoss
-from runtime.tenant import Tenant, TenantSnapshot
+from runtime.tenant import Tenant, TenantSnapshot, is_finite
+from runtime.verdict import NonFiniteError
 
+__all__ = ["KEPT", "CheckpointWriter", "load_rank_state", "newest_checkpoint", "writing_ranks"]
 
-class RankState(TypedDict):
-    """Content of one rank's file."""
-
-    tenants: dict[str, TenantSnapshot]
-    losses: dict[str, list[tuple[int, float, int, float]]]
-    """Fields of each :class:`StepLoss` of the steps so far; empty unless the rank has the last stage."""
+KEPT = 2
+"""Complete checkpoints that are kept; one that a disk has spoilt leaves another."""
 
 
 class CheckpointWriter:
@@ -45,6 +41,7 @@ class CheckpointWriter:
         every: Steps between checkpoints.
         steps: Of the run; the last needs no checkpoint, as the adapters themselves are written.
         done: Steps that a resumed run starts with.
+        digest: Of the plan; a checkpoint is of use to no other.
     """
 
     def __init__(
@@ -58,6 +55,7 @@ class CheckpointWriter:
         every: int,
         steps: int,
         done: int = 0,
+        digest: str = "",
     ) -> None:
         self._folder = folder
         self._rank = rank
@@ -66,6 +64,7 @@ class CheckpointWriter:
         self._losses = losses
         self._every = every
         self._steps = steps
+        self._digest = digest
         self._done = [min(done, own) for own in plan.htask_steps()]
         self._pending: dict[int, dict[str, TenantSnapshot]] = {}
 
@@ -74,6 +73,9 @@ class CheckpointWriter:
 
         Returns:
             Steps that the checkpoint written now stands for, if one was.
+
+        Raises:
+            NonFiniteError: A tenant's state is not finite; its checkpoint is not written.
         """
         self._done[htask] = done = step + 1
         if done % self._every == 0 and done < self._steps:
@@ -91,54 +93,18 @@ class CheckpointWriter:
         for htask in self._plan.htasks:
             if htask.task_ids[0] not in snapshots:  # finished before step k, and unchanged since
                 snapshots |= self._snapshots(htask.id)
+        for task_id, snapshot in snapshots.items():
+            if not is_finite(snapshot):
+                raise NonFiniteError(task_id, k - 1, "adapter or optimizer state is not finite after it")
         losses = {
             task_id: [astuple(entry) for entry in entries if entry.step < k]
             for task_id, entries in self._losses.items()
         }
         state = RankState(tenants=snapshots, losses=losses)
-        path = self._folder / _step_name(k) / _rank_name(self._rank)
-        write_atomically(path, lambda temporary: torch.save(state, temporary))
-        newest = newest_checkpoint(self._folder, writing_ranks(self._plan))
-        if newest is not None:
-            _remove_before(self._folder, newest)
+        save_rank_state(self._folder, state, plan=self._digest, step=k, rank=self._rank)
+        remove_older(self._folder, writing_ranks(self._plan), keep=KEPT)
 
 
 def writing_ranks(plan: Plan) -> int:
     """Ranks whose files make a checkpoint: the first ones, which are the first replica."""
     return plan.parallelism.ranks // plan.parallelism.dp
-
-
-def newest_checkpoint(folder: Path, ranks: int) -> int | None:
-    """Steps that the newest checkpoint with the files of so many ranks stands for."""
-    steps = [
-        step
-        for step, path in _checkpoints(folder)
-        if all((path / _rank_name(rank)).is_file() for rank in range(ranks))
-    ]
-    return max(steps, default=None)
-
-
-def load_rank_state(folder: Path, step: int, rank: int) -> RankState:
-    """Read one rank's file of a complete checkpoint."""
-    path = folder / _step_name(step) / _rank_name(rank)
-    state: RankState = torch.load(path, map_location="cpu", weights_only=True)
-    return state
-
-
-def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    found = ((re.fullmatch(r"step-(\d+)", path.name), path) for path in folder.glob("step-*"))
-    return [(int(match[1]), path) for match, path in found if match]
-
-
-def _remove_before(folder: Path, step: int) -> None:
-    for other, path in _checkpoints(folder):
-        if other < step:
-            shutil.rmtree(path, ignore_errors=True)  # another rank may be removing it too
-
-
-def _step_name(step: int) -> str:
-    return f"step-{step:06d}"
-
-
-def _rank_name(rank: int) -> str:
-    return f"rank-{rank}.pt"

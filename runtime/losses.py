@@ -4,14 +4,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from muxtune.errors import RunError
 from muxtune.schedule import Action
 from runtime.feed import Feed
 
@@ -27,18 +25,6 @@ class StepLoss:
     target_tokens: int
     wall_s: float
     """Seconds from the start of the run to the end of the step on the last stage."""
-
-
-class NonFiniteLossError(RunError):
-    """A task's loss is NaN or infinite."""
-
-    def __init__(self, task_id: str, step: int, loss: float) -> None:
-        super().__init__(task_id, step, loss)
-        self.task_id = task_id
-
-    def __str__(self) -> str:
-        task_id, step, loss = self.args
-        return f"task {task_id}, step {step}: the loss is {loss}"
 
 
 class LossLedger:
@@ -85,24 +71,14 @@ class LossLedger:
         return self._targets.pop(key), self._nll.pop(key)
 
 
-def step_losses(
-    step: int, targets: dict[str, int], nll_K: Tensor, *, refuse: bool
-) -> dict[str, tuple[float, int]]:
+def step_losses(targets: dict[str, int], nll_K: Tensor) -> dict[str, tuple[float, int]]:
     """Loss and target tokens per task id.
 
     Args:
-        step: Which.
         targets: Per task id.
         nll_K: Of all replicas.
-        refuse: Whether to raise; one rank says so, and the others lose it and stop.
-
-    Raises:
-        NonFiniteLossError: Of the first task that has one.
     """
-    losses = {}
-    for (task_id, n), nll in zip(targets.items(), nll_K.tolist(), strict=True):
-        loss = nll / max(n, 1)
-        if refuse and not math.isfinite(loss):
-            raise NonFiniteLossError(task_id, step, loss)
-        losses[task_id] = (loss, n)
-    return losses
+    return {
+        task_id: (nll / max(n, 1), n)
+        for (task_id, n), nll in zip(targets.items(), nll_K.tolist(), strict=True)
+    }

@@ -69,6 +69,8 @@ class RankMesh:
         """The ranks of the same stage and shard; None if there is one replica."""
         with self._short_waits():
             self._own_groups = self._build_own_groups() if device.own_groups and dist.is_initialized() else {}
+            self.verdicts = self._build_verdicts()
+        """The ranks of ``stages``, by gloo: what waits there for others must not hold up the device."""
 
     @contextmanager
     def _short_waits(self) -> Iterator[None]:
@@ -132,6 +134,25 @@ class RankMesh:
             open_link(Link(peer, self.device, group), sends=(direction == "B") == upper)
             group.set_timeout(self._peer_timeout)
         return own
+
+    def _build_verdicts(self) -> GroupTeam | None:
+        if self.stages is None or self.device.backend == "gloo":
+            return self.stages
+        p = self._parallelism
+        timeout = timedelta(seconds=self._build_timeout_s)
+        team = None
+        for replica, shard in product(range(p.dp), range(p.tp)):  # all ranks make all groups
+            ranks = [(replica * p.pp + stage) * p.tp + shard for stage in range(p.pp)]
+            group = or_peer_lost(partial(dist.new_group, ranks, timeout=timeout, backend="gloo"))
+            if (replica, shard) == (self.replica, self.shard.index):
+                group.set_timeout(self._peer_timeout)
+                team = GroupTeam(group)
+        return team
+
+    @property
+    def stage_count(self) -> int:
+        """Stages of the pipeline."""
+        return self._parallelism.pp
 
     @property
     def first(self) -> bool:

@@ -18,6 +18,8 @@ ADAPTER = "adapter"
 ADAPTER_INIT = "adapter-init"
 LOSSES = "losses.csv"
 STATUS = "status.json"
+RUN_BEFORE = "run-before.json"
+"""Report of a finished run while more steps are added to it; the adapters are still those of that report."""
 
 
 class TaskStatus(BaseModel):

@@ -21,19 +21,21 @@ from muxtune.errors import MuxTuneError, UserError
 from muxtune.plan import Plan
 from muxtune.plan_file import load_plan
 from muxtune.processes import end_process, end_with_parent
+from muxtune.run_folder import FolderWatch
 from muxtune.schedule_extension import extend_schedule
 from muxtune.trace import save_trace
 from runtime.adapters import initial_adapter, load_adapter, save_adapter
 from runtime.backbone import Stage
-from runtime.checkpoint import CheckpointWriter, load_rank_state, writing_ranks
+from runtime.checkpoint import CheckpointWriter, load_rank_state, newest_checkpoint, writing_ranks
+from runtime.checkpoint_files import Owner
 from runtime.devices import DeviceKind, rank_device
 from runtime.feed import Feed, load_plan_data
 from runtime.footprint import measure_memory
-from runtime.join import together
-from runtime.losses import NonFiniteLossError, StepLoss
+from runtime.join import share, together
+from runtime.losses import StepLoss
 from runtime.memory import parameter_bytes, rotary_table_bytes
 from runtime.mesh import RankMesh
-from runtime.outputs import ADAPTER, ADAPTER_INIT, save_progress, task_folder
+from runtime.outputs import ADAPTER, ADAPTER_INIT, RUN_BEFORE, save_progress, task_folder
 from runtime.peers import PeerLostError, or_peer_lost
 from runtime.process_memory import process_bytes
 from runtime.report import StageRecord, build_report, save_report, stage_records
@@ -41,6 +43,7 @@ from runtime.runner import StageRunner
 from runtime.sharding import Part, assemble
 from runtime.tenant import Tenant
 from runtime.transport import common_origin_ns, gather, meet
+from runtime.verdict import NonFiniteError, refuse_together
 from runtime.weights import open_weights
 
 PEER_LOST_EXIT_CODE = 75
@@ -75,6 +78,8 @@ class RunJob(BaseModel):
     """That all ranks compute on."""
     peer_timeout_s: float = PEER_TIMEOUT_S
     """A rank that keeps another one waiting for longer is taken to hang."""
+    lock: int | None = None
+    """Descriptor of the lock on ``out_dir``; ranks that are started on this machine inherit it."""
 
 
 class RankRun:
@@ -94,6 +99,7 @@ class RankRun:
         self._job = job
         self._rank = rank
         self._progress = progress
+        self._watch = FolderWatch(job.out_dir)
         self._device = rank_device(job.device, rank)
         together(self._device.enter)  # which takes a while on a GPU; groups wait for others only briefly
         self._mesh = RankMesh(plan.parallelism, rank, job.peer_timeout_s, self._device)
@@ -108,7 +114,7 @@ class RankRun:
         """Train, and write everything that this rank has to write.
 
         Raises:
-            RunError: A loss is not finite, or another rank is gone.
+            RunError: A loss or gradient is not finite, another rank is gone, or the run's folder is.
         """
         runner = StageRunner(
             self._plan,
@@ -128,13 +134,34 @@ class RankRun:
         self._save_progress("running")
         try:
             runner.run(common_origin_ns(), elapsed_s)
-        except NonFiniteLossError as error:
-            self._save_progress("running")  # only the rank that writes these files raises this
-            task = self._plan.tasks_by_id[error.task_id]
-            save_progress(self._job.out_dir, task, self._losses[task.id], "failed", str(error))
-            raise
+            self._check_state()
+        except NonFiniteError as error:
+            error = error.keeping(self._kept(error.step))
+            if self._mesh.last and self._mesh.speaks:
+                self._save_progress("running")
+                task = self._plan.tasks_by_id[error.task_id]
+                save_progress(self._job.out_dir, task, self._losses[task.id], "failed", str(error))
+            raise error from None
         self._save_progress("finished")
         self._save_results(runner)
+
+    def _check_state(self) -> None:
+        """The last steps have no loss after them that would show what they did."""
+        bad = [task.id for task in self._plan.tasks if not self._tenants[task.id].is_finite()]
+        for task_id in [task_id for of_rank in share(bad) for task_id in of_rank][:1]:
+            step = min(self._job.steps, self._plan.tasks_by_id[task_id].steps) - 1
+            what = "adapter or optimizer state is not finite after it"
+            refuse_together(self._mesh, NonFiniteError(task_id, step, what))
+
+    def _kept(self, step: int) -> str:
+        """What is left of a run whose step failed, and how to go on."""
+        kept = newest_checkpoint(self._job.out_dir / "checkpoints", writing_ranks(self._plan))
+        if kept is None:
+            return "no checkpoint was written before it"
+        text = f"the checkpoint of step {kept} is kept"
+        if kept < step:
+            return f"{text}: --resume --steps {step} ends before the step that failed"
+        return f"{text}: --resume goes on from it"
 
     def _build_stages(self) -> dict[int, Stage]:
         """A copy of the stage for each instance: policies without a shared backbone pay for theirs."""
@@ -177,6 +204,7 @@ class RankRun:
             every=self._job.checkpoint_every,
             steps=self._job.steps,
             done=self._job.first_step,
+            digest=Owner.of(self._plan).plan,
         )
 
     def _restore(self) -> None:
@@ -188,6 +216,7 @@ class RankRun:
             self._losses[task_id] = [StepLoss(*entry) for entry in entries]
 
     def _after_step(self, htask: int, step: int) -> None:
+        self._watch.check()
         if self._mesh.replica == 0 and self._writer.after_step(htask, step) is not None:
             self._save_progress("running")
         self._steps_to_come[step] -= 1
@@ -202,6 +231,7 @@ class RankRun:
     def _save_results(self, runner: StageRunner) -> None:
         """Adapters and trace, and at the very end the report: a run that has one is whole."""
         plan, job = self._plan, self._job
+        self._watch.check()
         for task in plan.tasks:
             ranks = gather(self._adapter_parts(task.id))
             folder = task_folder(job.out_dir, task.id)
@@ -234,7 +264,9 @@ class RankRun:
                 tokens=[self._feed.step_tokens(k) for k in range(job.first_step, job.steps)],
                 device=job.device,
             )
+            self._watch.check()
             save_report(report, job.out_dir / "run.json")
+            (job.out_dir / RUN_BEFORE).unlink(missing_ok=True)
         meet()
 
     def _adapter_parts(self, task_id: str) -> dict[str, Part]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import TypeVar
 
@@ -29,11 +29,22 @@ from runtime.relay import Body
 from runtime.stopwatch import Mark
 from runtime.tenant import Tenant
 from runtime.transport import Inbox, Outbox
+from runtime.verdict import StepVerdict
 
 T = TypeVar("T")
 
 TRACED_SPANS = 20_000
 """Of a rank; from then on, an action's turns but the first are one span. With many layers it has dozens."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Unsettled:
+    """An optimizer step whose verdict is not there yet."""
+
+    action: Action
+    verdict: StepVerdict
+    losses: dict[str, StepLoss]
+    """Per task id; on the last stage only."""
 
 
 class StageRunner:
@@ -47,7 +58,7 @@ class StageRunner:
         stages: The stage's copy of the backbone for each instance.
         tenants: Of every task id.
         metered_steps: First steps of each hTask whose micro-batches' memory is counted.
-        on_step: Called after each optimizer step with hTask and step.
+        on_step: Called with hTask and step when an optimizer step counts, before the hTask goes on.
     """
 
     def __init__(
@@ -72,6 +83,8 @@ class StageRunner:
         self._stopwatch = mesh.stopwatch
         self._elapsed_s = 0.0
         self._open: dict[tuple[int, int], tuple[Tensor | None, Tensor]] = {}
+        self._unsettled: deque[_Unsettled] = deque()
+        """Steps that do not count yet, in order."""
         self._ledger = LossLedger(feed, plan.microbatches)
         self._overlap = None
         if mesh.team is not None:
@@ -98,8 +111,8 @@ class StageRunner:
             elapsed_s: What the resumed run had taken before; added to the losses' times.
 
         Raises:
-            NonFiniteLossError: Of the first task that has one.
-            PeerLostError: A neighbouring rank is gone.
+            NonFiniteError: A loss or a gradient of a step is not finite; on the rank that keeps the losses.
+            PeerLostError: A neighbouring rank is gone, or tells of such a step.
         """
         self._stopwatch.begin(origin_ns)
         self._elapsed_s = elapsed_s
@@ -115,6 +128,7 @@ class StageRunner:
             self._to_next = Outbox(mesh.link("F", following), room=open_limit(mesh.stage))
         for clock in clocks_of(self._actions, self._plan.microbatches, self._plan.shared_buckets):
             self._play(clock)
+        self._settle(wait=True)
         for outbox in (self._to_next, self._to_previous):
             if outbox is not None:
                 outbox.flush()
@@ -192,6 +206,7 @@ class StageRunner:
         hidden_TD = None
         if self._activations is not None:
             hidden_TD = self._wait(action, self._activations.receive).requires_grad_()
+        self._settle(action.htask)
         return partial(self._forward, action, batch, hidden_TD)
 
     def _forward(self, action: Action, batch: MicrobatchTensors, hidden_TD: Tensor | None) -> None:
@@ -238,21 +253,45 @@ class StageRunner:
 
     def _step(self, action: Action) -> None:
         h, step = action.htask, action.number
+        self._settle()
         sums = self._step_sums(action) if self._mesh.last else None
         active = [tenant for tenant in self._tenants[h] if step < tenant.task.steps]
         self._sum_gradients(action, active)
-        norms = self._gradient_norms(action, active)
+        verdict = self._verdict(action, active, None if sums is None else sums[1])
         start = self._stopwatch.now()
-        for tenant in active:
-            tenant.step(step, norms.get(tenant.task.id))
+        for tenant, norm, refused in zip(active, verdict.norms_K, verdict.refused_K, strict=True):
+            tenant.step(step, norm, refused)
         self._record(COMPUTE, action, start)
+        losses = {}
         if sums is not None:  # at the end, for it stops the host until a GPU has come here
             wall_s = self._elapsed_s + self._stopwatch.seconds(self._stopwatch.now())
-            losses = step_losses(step, *sums, refuse=self._mesh.speaks)
-            for task_id, (loss, targets) in losses.items():
-                self.losses[task_id].append(StepLoss(step, loss, targets, wall_s))
+            losses = {
+                task_id: StepLoss(step, loss, targets, wall_s)
+                for task_id, (loss, targets) in step_losses(*sums).items()
+            }
+        self._unsettled.append(_Unsettled(action, verdict, losses))
+        if self._mesh.stages is None:
+            self._settle(h)
         self._read_spans()
-        self._on_step(h, step)
+
+    def _settle(self, htask: int | None = None, *, wait: bool = False) -> None:
+        """Let the steps count whose verdicts are there, in order.
+
+        Args:
+            htask: Wait for those up to its last one.
+            wait: Wait for all.
+        """
+        pending = self._unsettled
+        waited = len(pending) if wait else 0
+        if htask is not None:
+            waited = max((i + 1 for i, each in enumerate(pending) if each.action.htask == htask), default=0)
+        while pending and (waited > 0 or pending[0].verdict.is_known()):
+            waited -= 1
+            settled = pending.popleft()
+            settled.verdict.pronounce()
+            for task_id, loss in settled.losses.items():
+                self.losses[task_id].append(loss)
+            self._on_step(settled.action.htask, settled.action.number)
 
     def _step_sums(self, action: Action) -> tuple[dict[str, int], Tensor]:
         """Targets per task id, and the sums ``[K]`` of all replicas."""
@@ -270,18 +309,22 @@ class StageRunner:
         if replicas is not None:
             self._wait(action, partial(sum_over_replicas, active, replicas))
 
-    def _gradient_norms(self, action: Action, active: Sequence[Tenant]) -> dict[str, float]:
-        """Global gradient norms of the tasks that clip, over all stages and shards."""
-        clipping = [tenant for tenant in active if tenant.task.max_grad_norm is not None]
-        if not clipping:
-            return {}
+    def _verdict(self, action: Action, active: Sequence[Tenant], nll_K: Tensor | None) -> StepVerdict:
+        """The verdict as far as it is needed for the step: with the other stages' part if a task clips."""
         start = self._stopwatch.now()
-        squared_K = torch.stack([t.squared_gradient_norm() for t in clipping])
+        squared_K = torch.stack([tenant.squared_gradient_norm() for tenant in active])
         self._record(COMPUTE, action, start)
-        for team in (self._mesh.shard.team, self._mesh.stages):
-            if team is not None:
-                self._wait(action, partial(team.sum_, squared_K))
-        return dict(zip((t.task.id for t in clipping), squared_K.sqrt().tolist(), strict=True))
+        shards = self._mesh.shard.team
+        if shards is not None:
+            self._wait(action, partial(shards.sum_, squared_K))
+        start = self._stopwatch.now()
+        verdict = StepVerdict(self._mesh, action.number, active, squared_K=squared_K, nll_K=nll_K)
+        self._record(COMPUTE, action, start)
+        if self._mesh.stages is not None and any(t.task.max_grad_norm is not None for t in active):
+            self._wait(action, verdict.meet)
+        else:
+            verdict.tell()
+        return verdict
 
     def _message_bytes(self) -> int:
         """Buffers of messages to come, and sent gradients; what is sent forward is kept for its backward."""

@@ -55,9 +55,13 @@ class GroupTeam:
         """
         if not tensor.numel():  # a micro-batch may be empty, on all ranks alike
             return _nothing
+        return partial(or_peer_lost, self.begin(tensor, op).wait)
+
+    def begin(self, tensor: Tensor, op: dist.ReduceOp.RedOpType) -> dist.Work:
+        """Start to combine a tensor, and say how far that is."""
         work = or_peer_lost(partial(dist.all_reduce, tensor, op, group=self.group, async_op=True))
         assert work is not None  # None only for ranks outside of the group
-        return partial(or_peer_lost, work.wait)
+        return work
 
 
 def _nothing() -> None:

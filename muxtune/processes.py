@@ -3,9 +3,107 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import NoReturn
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""Ctrl-C, and what a scheduler or ``kill`` sends to end a job."""
+
+
+class Stopped(KeyboardInterrupt):  # as KeyboardInterrupt: nothing is wrong
+    """A person or a scheduler ends the command.
+
+    Args:
+        signal: That told us.
+        kept: What is left of the work and how to go on, for people.
+    """
+
+    def __init__(self, signal: signal.Signals, kept: str = "") -> None:
+        super().__init__(signal, kept)
+        self.signal = signal
+        self.kept = kept
+
+    def __str__(self) -> str:
+        return f"stopped by {self.signal.name}" + (f": {self.kept}" if self.kept else "")
+
+    @property
+    def exit_code(self) -> int:
+        """As a shell has it: 130 after Ctrl-C, 143 after SIGTERM."""
+        return 128 + self.signal
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Inside, the first signal that asks us to stop raises :class:`Stopped`; a second one ends us at once.
+
+    Ranks that we have started end with us. Only for the main thread.
+    """
+    came = False
+
+    def stop(number: int, _: FrameType | None) -> None:
+        nonlocal came
+        stopped = Stopped(signal.Signals(number))
+        if came:
+            os._exit(stopped.exit_code)
+        came = True
+        raise stopped
+
+    former = {each: signal.signal(each, stop) for each in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for each, handler in former.items():
+            signal.signal(each, handler)
+
+
+@contextmanager
+def end_when_stopped(kept: Callable[[], str], rank: int) -> Iterator[None]:
+    """Inside, a signal that asks one of torchrun's ranks to stop ends it, even while it waits for others.
+
+    Python runs its own handlers only between two steps of the main thread, which may never come there; but it
+    writes the signal's number into a pipe at once, which another thread reads.
+
+    Args:
+        kept: What is left of the work.
+        rank: The first one says so; one line is enough.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    source, sink = os.pipe()
+    os.set_blocking(sink, False)
+
+    def end() -> None:
+        number = os.read(source, 1)
+        while number and number[0] not in STOP_SIGNALS:
+            number = os.read(source, 1)
+        if not number:
+            return
+        stopped = Stopped(signal.Signals(number[0]))
+        try:
+            if rank == 0:
+                os.write(2, f"muxtune: {Stopped(stopped.signal, kept())}\n".encode())
+        finally:
+            os._exit(stopped.exit_code)
+
+    former = {each: signal.signal(each, lambda *_: None) for each in STOP_SIGNALS}
+    wakeup = signal.set_wakeup_fd(sink, warn_on_full_buffer=False)
+    reader = threading.Thread(target=end, daemon=True)
+    reader.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        for each, handler in former.items():
+            signal.signal(each, handler)
+        os.close(sink)  # ends the thread
+        reader.join()
+        os.close(source)
 
 
 def under_torchrun() -> bool:

@@ -1,4 +1,4 @@
-"""A run's folder as one process's own: locked while it runs, watched, and cleaned of what a killed run left."""
+"""A run's folder as one process's own: locked, watched, and cleaned of what a killed run has left."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class FolderWatch:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove half-written files that a killed run has left in its folder; nobody else may be running there."""
+    """Remove half-written files that a killed run has left in its folder, which is locked by us."""
     for path in folder.rglob(".*"):
         if _TEMPORARY.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)

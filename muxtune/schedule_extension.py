@@ -67,9 +67,7 @@ def check_step_meetings(stages: Sequence[Sequence[Action]], meeting: Collection[
 
 
 def _check_step_order(stages: Sequence[Sequence[Action]], where: str) -> None:
-    first, *others = [
-        [(slot, a) for slot, a in enumerate(actions) if a.kind == "STEP"] for actions in stages
-    ]
+    first, *others = [[(slot, a) for slot, a in enumerate(actions) if a.kind == "STEP"] for actions in stages]
     for stage, steps in enumerate(others, start=1):
         for (_, expected), (slot, action) in zip(first, steps, strict=True):
             if action != expected:

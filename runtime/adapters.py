@@ -76,6 +76,9 @@ def initial_adapter(spec: ModelSpec, task: PeftTask, folder: Path) -> None:
     config = model.peft_config["default"]
     config.inference_mode = True  # as peft saves it: loaded for use unless asked otherwise
     folder.mkdir(parents=True, exist_ok=True)
+    if not isinstance(config.target_modules, str):
+        # A set, whose order would differ from run to run; peft makes it a set again.
+        config.target_modules = sorted(config.target_modules)
     config.save_pretrained(str(folder))
     _save_tensors(folder, state)
 

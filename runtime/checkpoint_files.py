@@ -19,6 +19,7 @@ from typing import TypedDict
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from muxtune.errors import UserError, spec_error_from
 from muxtune.files import write_atomically, write_text_atomically
@@ -86,7 +87,7 @@ def save_rank_state(folder: Path, state: RankState, *, plan: str, step: int, ran
         step: Optimizer steps that it stands for.
         rank: Whose.
     """
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for task_id, snapshot in state["tenants"].items():
         for kind, group in ((_ADAPTER, snapshot["adapter"]), *snapshot["optimizer"].items()):
             tensors |= {f"{task_id}/{kind}/{key}": tensor.contiguous() for key, tensor in group.items()}
@@ -139,8 +140,7 @@ def newest_checkpoint(folder: Path, ranks: int) -> int | None:
 
 
 def whole_checkpoint(folder: Path, owner: Owner) -> tuple[int | None, list[str]]:
-    """The newest checkpoint whose files are whole, and why newer ones are not used.
-    """
+    """The newest checkpoint whose files are whole, and why newer ones are not used."""
     complaints, complete = [], complete_checkpoints(folder, owner.ranks)
     for step, path in sorted(_checkpoints(folder), reverse=True):
         if step not in complete and not any(path.glob("*.pt")):  # a run was killed while it wrote it

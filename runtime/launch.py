@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from muxtune.errors import RunError, UserError
+from muxtune.run_folder import FolderWatch, meeting_folder
 from runtime.rank import PEER_LOST_EXIT_CODE, USER_ERROR_EXIT_CODE, RunJob
 
 _POLL_S = 0.05
@@ -29,14 +29,13 @@ def launch_ranks(job: RunJob, ranks: int, on_progress: Callable[[int], None]) ->
         on_progress: Called with the number of finished iterations, whenever it has grown.
 
     Raises:
-        RunError: A rank failed; the message has its number and its cause.
+        RunError: A rank failed; the message has its number and its cause. Or the run's folder is gone.
         UserError: A rank met a mistake of the user's.
     """
     logs = job.out_dir / "logs"
     logs.mkdir(exist_ok=True)
     processes: list[subprocess.Popen[bytes]] = []
-    with TemporaryDirectory(prefix="muxtune-run-") as folder:
-        meeting = Path(folder)
+    with meeting_folder() as meeting:
         try:
             for rank in range(ranks):
                 processes.append(_start(job, rank, meeting, logs))
@@ -67,7 +66,15 @@ def _start(job: RunJob, rank: int, meeting: Path, logs: Path) -> subprocess.Pope
     command = [sys.executable, "-Pc", start, job.model_dump_json(), str(rank), str(meeting)]
     with (logs / f"rank-{rank}.log").open("ab") as log:
         # A process group of its own: Ctrl-C reaches only us, and we end the ranks.
-        return _Rank(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, process_group=0)
+        return _Rank(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            process_group=0,
+            pass_fds=() if job.lock is None else (job.lock,),
+        )
 
 
 def _watch(
@@ -79,8 +86,9 @@ def _watch(
 ) -> None:
     # NCCL's watchdog aborts a rank that it finds waiting in vain for another one.
     consequences = {PEER_LOST_EXIT_CODE} | ({-signal.SIGABRT} if job.device == "cuda" else set())
-    shown = 0
+    shown, watch = 0, FolderWatch(job.out_dir)
     while True:
+        watch.check()
         codes = [process.poll() for process in processes]
         if any(codes):
             break

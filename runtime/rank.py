@@ -157,7 +157,8 @@ class RankRun:
         """What is left of a run whose step failed, and how to go on."""
         kept = newest_checkpoint(self._job.out_dir / "checkpoints", writing_ranks(self._plan))
         if kept is None:
-            return "no checkpoint was written before it"
+            again = f"; a new run with --steps {step} ends before the step that failed" if step else ""
+            return f"no checkpoint was written before it{again}"
         text = f"the checkpoint of step {kept} is kept"
         if kept < step:
             return f"{text}: --resume --steps {step} ends before the step that failed"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -17,16 +18,18 @@ from muxtune.model import is_pickled, weight_files
 from muxtune.plan import Plan
 from muxtune.plan_check import check_plan
 from muxtune.plan_file import load_plan, save_plan
-from muxtune.processes import under_torchrun
+from muxtune.processes import Stopped, end_when_stopped, under_torchrun
+from muxtune.run_folder import LOCK, locked, refuse_if_locked, remove_temporaries
 from muxtune.schedule_extension import check_step_meetings, extend_schedule
 from runtime.attention import attention_site, check_attention
 from runtime.backbone import check_pickled
-from runtime.checkpoint import newest_checkpoint, writing_ranks
+from runtime.checkpoint_files import Owner, clear_newer, complete_checkpoints, whole_checkpoint
 from runtime.devices import DeviceKind, check_devices, check_memory, rank_device
 from runtime.feed import check_room, load_plan_data
 from runtime.join import check_node_place, job_place, joined, share, together
 from runtime.kernels import kernel_mode
 from runtime.launch import launch_ranks
+from runtime.outputs import RUN_BEFORE
 from runtime.rank import PEER_TIMEOUT_S, PEER_TIMEOUTS_S, RankRun, RunJob
 from runtime.report import RunReport, load_report
 
@@ -69,7 +72,8 @@ def run_plan(
 
     Raises:
         UserError: Something about the plan, the data or the folder is wrong; nothing was started or written.
-        RunError: A rank failed; the newest checkpoint is kept.
+        RunError: A rank failed; the newest checkpoints are kept.
+        Stopped: By a signal that :func:`muxtune.processes.stoppable` waits for; says what is kept.
     """
     if under_torchrun():
         return _join(
@@ -81,21 +85,26 @@ def run_plan(
             peer_timeout_s=peer_timeout_s,
         )
     plan, iterations = _checked(plan, steps, checkpoint_every, metered_steps, peer_timeout_s, device)
-    first_step = _prepare_folder(plan, out_dir, iterations, resume=resume)
-    if first_step is None:
+    with _own_folder(out_dir, resume=resume) as lock:
+        first_step = _prepare_folder(plan, out_dir, iterations, resume=resume)
+        if first_step is None:
+            return load_report(out_dir / "run.json")
+        job = RunJob(
+            out_dir=out_dir.resolve(),
+            steps=iterations,
+            first_step=first_step,
+            checkpoint_every=checkpoint_every,
+            metered_steps=metered_steps,
+            device=device or plan.cluster.device.kind,
+            peer_timeout_s=peer_timeout_s,
+            lock=lock,
+        )
+        try:
+            with _progress_bar(job, shown=progress) as on_progress:
+                launch_ranks(job, plan.parallelism.ranks, on_progress)
+        except Stopped as stopped:
+            raise Stopped(stopped.signal, _kept(plan, out_dir, iterations)) from None
         return load_report(out_dir / "run.json")
-    job = RunJob(
-        out_dir=out_dir.resolve(),
-        steps=iterations,
-        first_step=first_step,
-        checkpoint_every=checkpoint_every,
-        metered_steps=metered_steps,
-        device=device or plan.cluster.device.kind,
-        peer_timeout_s=peer_timeout_s,
-    )
-    with _progress_bar(job, shown=progress) as on_progress:
-        launch_ranks(job, plan.parallelism.ranks, on_progress)
-    return load_report(out_dir / "run.json")
 
 
 def _checked(
@@ -154,35 +163,83 @@ def _check(plan: Plan, iterations: int, where: str, kind: DeviceKind) -> None:
     check_room(plan, load_plan_data(plan), where)
 
 
+@contextmanager
+def _own_folder(out_dir: Path, *, resume: bool) -> Iterator[int]:
+    """Have the folder for this run alone; made if there is none.
+
+    Yields:
+        The descriptor that holds its lock.
+
+    Raises:
+        UserError: It is not a run's, not to be gone on with, or in use.
+    """
+    if out_dir.exists() and not out_dir.is_dir():
+        raise UserError(f"{out_dir} is a file; expected a folder for the run")
+    if out_dir.exists():
+        refuse_if_locked(out_dir)
+        _check_content(out_dir, resume=resume)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    with locked(out_dir) as lock:
+        _check_content(out_dir, resume=resume)
+        remove_temporaries(out_dir)
+        yield lock
+
+
+def _check_content(out_dir: Path, *, resume: bool) -> None:
+    if not _has_content(out_dir):
+        return
+    if not resume:
+        raise UserError(f"{out_dir} is not empty; expected a new folder, or --resume to continue its run")
+    if not (out_dir / "plan.json").is_file():
+        raise UserError(f"{out_dir} has no plan.json; expected the folder of a run to resume")
+
+
+def _has_content(out_dir: Path) -> bool:
+    return any(path.name != LOCK for path in out_dir.iterdir())
+
+
 def _prepare_folder(plan: Plan, out_dir: Path, iterations: int, *, resume: bool) -> int | None:
     """Make the folder ready for a start or for going on.
 
     Returns:
         Iterations that are already done; None if all are, and the report is there.
     """
-    if out_dir.exists() and not out_dir.is_dir():
-        raise UserError(f"{out_dir} is a file; expected a folder for the run")
-    if not out_dir.exists() or not any(out_dir.iterdir()):
-        out_dir.mkdir(parents=True, exist_ok=True)
+    checkpoints = out_dir / "checkpoints"
+    if not _has_content(out_dir):
+        checkpoints.mkdir()
         save_plan(plan, out_dir / "plan.json")
         record_backbone(plan, out_dir)
-        (out_dir / "checkpoints").mkdir()
         return 0
-    if not resume:
-        raise UserError(f"{out_dir} is not empty; expected a new folder, or --resume to continue its run")
-    if not (out_dir / "plan.json").is_file():
-        raise UserError(f"{out_dir} has no plan.json; expected the folder of a run to resume")
+    assert resume
     if load_plan(out_dir / "plan.json") != plan:
         raise UserError(f"{out_dir} has a run of another plan; expected the plan in {out_dir / 'plan.json'}")
     check_recorded(plan, out_dir)
-    report = out_dir / "run.json"
-    if report.exists() and load_report(report).steps == iterations:
+    report, before = out_dir / "run.json", out_dir / RUN_BEFORE
+    finished = max((load_report(path).steps for path in (report, before) if path.exists()), default=0)
+    if iterations < finished:
+        expected = f"at least {finished}, the steps of the finished run in {out_dir}"
+        raise SpecError("steps", iterations, expected)
+    if report.exists() and iterations == finished:
         return None
-    first_step = newest_checkpoint(out_dir / "checkpoints", writing_ranks(plan)) or 0
-    if first_step >= iterations:
+    owner = Owner.of(plan)
+    first_step, complaints = whole_checkpoint(checkpoints, owner)
+    if complaints and first_step is None:
+        raise UserError(f"no checkpoint to resume from: {'; '.join(complaints)}")
+    if first_step is not None and first_step >= iterations:
         raise SpecError("steps", iterations, f"more than {first_step}, where the newest checkpoint stands")
-    report.unlink(missing_ok=True)
-    return first_step
+    for complaint in complaints:
+        warnings.warn(f"{complaint}; going on from the one of step {first_step}", stacklevel=2)
+    clear_newer(checkpoints, owner.ranks, first_step or 0)
+    if report.exists():
+        report.replace(before)
+    return first_step or 0
+
+
+def _kept(plan: Plan, out_dir: Path, iterations: int) -> str:
+    """What is left of a run that was stopped, and how to go on."""
+    done = complete_checkpoints(out_dir / "checkpoints", Owner.of(plan).ranks)
+    at = f"the checkpoint of step {done[-1]} of {iterations}" if done else "no checkpoint yet"
+    return f"{at} is kept in {out_dir}; the same command with --resume goes on"
 
 
 def _join(
@@ -210,21 +267,26 @@ def _join(
     # They have to meet before they can refuse together what is no time at all.
     with joined(rank, world, peer_timeout_s if _may_wait(peer_timeout_s) else PEER_TIMEOUT_S):
         plan, iterations = together(check_world)
-        first_step = share(
-            together(lambda: None if rank else _prepare_folder(plan, out_dir, iterations, resume=resume))
-        )[0]
-        if first_step is not None:
-            job = RunJob(
-                out_dir=out_dir.resolve(),
-                steps=iterations,
-                first_step=first_step,
-                checkpoint_every=checkpoint_every,
-                device=device or plan.cluster.device.kind,
-                peer_timeout_s=peer_timeout_s,
-            )
-            RankRun(plan, job, rank).execute()
-        report = load_report(out_dir / "run.json")
-    return report
+        with ExitStack() as until_end, end_when_stopped(partial(_kept, plan, out_dir, iterations), rank):
+
+            def prepare() -> int | None:
+                if rank:
+                    return None
+                until_end.enter_context(_own_folder(out_dir, resume=resume))
+                return _prepare_folder(plan, out_dir, iterations, resume=resume)
+
+            first_step = share(together(prepare))[0]
+            if first_step is not None:
+                job = RunJob(
+                    out_dir=out_dir.resolve(),
+                    steps=iterations,
+                    first_step=first_step,
+                    checkpoint_every=checkpoint_every,
+                    device=device or plan.cluster.device.kind,
+                    peer_timeout_s=peer_timeout_s,
+                )
+                RankRun(plan, job, rank).execute()
+            return load_report(out_dir / "run.json")
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from runtime.losses import LossLedger, StepLoss, step_losses
 from runtime.mesh import RankMesh
 from runtime.meter import ActionMeter
 from runtime.overlap import Overlap
+from runtime.peers import PeerLostError
 from runtime.relay import Body
 from runtime.stopwatch import Mark
 from runtime.tenant import Tenant
@@ -126,12 +127,16 @@ class StageRunner:
         if not mesh.last:
             self._gradients = Inbox(mesh.link("B", following), self._sizes("B"), hidden, dtype)
             self._to_next = Outbox(mesh.link("F", following), room=open_limit(mesh.stage))
-        for clock in clocks_of(self._actions, self._plan.microbatches, self._plan.shared_buckets):
-            self._play(clock)
-        self._settle(wait=True)
-        for outbox in (self._to_next, self._to_previous):
-            if outbox is not None:
-                outbox.flush()
+        try:
+            for clock in clocks_of(self._actions, self._plan.microbatches, self._plan.shared_buckets):
+                self._play(clock)
+            self._settle(wait=True)
+            for outbox in (self._to_next, self._to_previous):
+                if outbox is not None:
+                    outbox.flush()
+        except PeerLostError:
+            self._settle()  # it may be gone because it has heard of a verdict before us
+            raise
         if self._overlap is not None:  # not after an error, when a body may hang that would be waited for
             self._overlap.close()
         self._read_spans(wait=True)
@@ -259,7 +264,7 @@ class StageRunner:
         self._sum_gradients(action, active)
         verdict = self._verdict(action, active, None if sums is None else sums[1])
         start = self._stopwatch.now()
-        for tenant, norm, refused in zip(active, verdict.norms_K, verdict.refused_K, strict=True):
+        for tenant, norm, refused in zip(active, verdict.norms, verdict.refused, strict=True):
             tenant.step(step, norm, refused)
         self._record(COMPUTE, action, start)
         losses = {}

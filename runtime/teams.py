@@ -59,7 +59,9 @@ class GroupTeam:
 
     def begin(self, tensor: Tensor, op: dist.ReduceOp.RedOpType) -> dist.Work:
         """Start to combine a tensor, and say how far that is."""
-        work = or_peer_lost(partial(dist.all_reduce, tensor, op, group=self.group, async_op=True))
+        work: dist.Work | None = or_peer_lost(
+            partial(dist.all_reduce, tensor, op, group=self.group, async_op=True)
+        )
         assert work is not None  # None only for ranks outside of the group
         return work
 

@@ -60,8 +60,8 @@ class Tenant:
     def refuses(self, gradient_norm: Tensor) -> Tensor:
         """Whether a step with a gradient of this norm would leave something that is not finite.
 
-        AdamW squares what is left of the gradient after clipping. Its second moment is a mean of such squares,
-        so it stays finite as long as each of them is.
+        AdamW squares what is left of the gradient after clipping. Its second moment is a mean of such
+        squares, so it stays finite as long as each of them is.
 
         Returns:
             A bool on the norm's device; true for a NaN.

@@ -86,7 +86,7 @@ class StepVerdict:
         self._tenants = tenants
         refused_K = [t.refuses(squared.sqrt()) for t, squared in zip(tenants, squared_K, strict=True)]
         self._table = squared_K.new_zeros((2 + mesh.stage_count, len(tenants)))
-        """Squared norms; losses that are not finite; whether each stage refuses its gradients: ``[2 + S, K]``."""
+        """Squared norms; losses that are not finite; whether each stage refuses: ``[2 + S, K]``."""
         self._table[0] = squared_K
         if nll_K is not None:
             self._table[1] = nll_K.masked_fill(nll_K.isfinite(), 0.0)
@@ -94,13 +94,13 @@ class StepVerdict:
         self._work: dist.Work | None = None
 
     @property
-    def norms_K(self) -> Tensor:
-        """Gradient norms, of all that has been added up so far."""
+    def norms(self) -> Tensor:
+        """Gradient norms ``[K]``, of all that has been added up so far."""
         return self._table[0].sqrt()
 
     @property
-    def refused_K(self) -> Tensor:
-        """Tasks whose step must leave no trace, by all that has been added up so far."""
+    def refused(self) -> Tensor:
+        """Whether a task's step must leave no trace, ``[K]``, by all that has been added up so far."""
         return (self._table[1:] != 0).any(0) | ~self._table[0].isfinite()
 
     def meet(self) -> None:

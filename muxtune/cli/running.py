@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,7 +13,7 @@ from muxtune.cli.options import GanttPath, JsonFlag, PlanPath
 from muxtune.cli.output import check_writable, emit, stdout_kept_clean
 from muxtune.cli.validation import validation_table
 from muxtune.plan_file import load_plan
-from muxtune.processes import end_process, under_torchrun
+from muxtune.processes import Stopped, end_process, stoppable, under_torchrun
 from muxtune.tables import format_table, show_bytes, show_percent, show_rate, show_seconds
 
 if TYPE_CHECKING:
@@ -38,13 +39,35 @@ def run(
     """Execute a plan with torch, on ranks that it starts itself or under torchrun."""
     check_writable(out, "--out", folder=True)
     joins = under_torchrun()
-    if not joins:
-        load_plan(plan)  # a bad plan is refused before torch is loaded
+    try:
+        with nullcontext() if joins else stoppable():
+            if not joins:
+                load_plan(plan)  # a bad plan is refused before torch is loaded
+            report = _run(plan, out, steps, resume=resume, peer_timeout_s=peer_timeout_s, device=device)
+    except Stopped as stopped:
+        typer.echo(f"muxtune: {stopped if stopped.kept else f'{stopped}, and nothing was started'}", err=True)
+        raise typer.Exit(stopped.exit_code) from None
+    # Under torchrun every rank comes here, and one of them speaks.
+    if not joins or os.environ["RANK"] == "0":
+        emit(report, run_table(report), as_json=as_json)
+    if joins:
+        end_process()
+
+
+def _run(
+    plan: Path,
+    out: Path,
+    steps: int | None,
+    *,
+    resume: bool,
+    peer_timeout_s: float,
+    device: Literal["cpu", "cuda"] | None,
+) -> RunReport:
     from runtime import PEER_LOST_EXIT_CODE, PeerLostError, run_plan
 
     try:
         with stdout_kept_clean():
-            report = run_plan(
+            return run_plan(
                 plan,
                 out,
                 steps=steps,
@@ -55,11 +78,6 @@ def run(
             )
     except PeerLostError:  # only under torchrun, which says what this rank knows; another one has the cause
         end_process(PEER_LOST_EXIT_CODE)
-    # Under torchrun every rank comes here, and one of them speaks.
-    if not joins or os.environ["RANK"] == "0":
-        emit(report, run_table(report), as_json=as_json)
-    if joins:
-        end_process()
 
 
 def validate(

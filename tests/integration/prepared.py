@@ -10,8 +10,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -34,12 +35,20 @@ _RANK_ENVIRONMENT = {
 class PreparedRank:
     """As much of ``subprocess.Popen`` as the launcher needs."""
 
-    def __init__(self, job: RunJob, rank: int, meeting: Path, logs: Path) -> None:
+    def __init__(
+        self,
+        job: RunJob,
+        rank: int,
+        meeting: Path,
+        logs: Path,
+        *,
+        before: Callable[[int], None] | None = None,
+    ) -> None:
         context = multiprocessing.get_context("forkserver")
         stdin, self._stdin = context.Pipe(duplex=False)
         words = [job.model_dump_json(), str(rank), str(meeting)]
         self._process: ForkServerProcess = context.Process(
-            target=_be_rank, args=(words, stdin, logs / f"rank-{rank}.log")
+            target=_be_rank, args=(words, stdin, logs / f"rank-{rank}.log", before)
         )
         self._process.start()
         stdin.close()
@@ -58,7 +67,7 @@ class PreparedRank:
         self._stdin.close()
 
 
-def _be_rank(words: list[str], stdin: Connection, log: Path) -> None:
+def _be_rank(words: list[str], stdin: Connection, log: Path, before: Callable[[int], None] | None) -> None:
     """Take the place of ``python -c "from runtime.rank import main; main()"``."""
     from runtime.rank import main
 
@@ -67,6 +76,8 @@ def _be_rank(words: list[str], stdin: Connection, log: Path) -> None:
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    if before is not None:
+        before(int(words[1]))
     try:
         main()
     except Exception:  # multiprocessing would keep it from the hook that the rank has set
@@ -74,12 +85,16 @@ def _be_rank(words: list[str], stdin: Connection, log: Path) -> None:
 
 
 @contextmanager
-def prepared_ranks() -> Iterator[None]:
-    """Inside, :func:`runtime.run_plan` starts its ranks in this way."""
+def prepared_ranks(before: Callable[[int], None] | None = None) -> Iterator[None]:
+    """Inside, :func:`runtime.run_plan` starts its ranks in this way.
+
+    Args:
+        before: Called in every rank with its number, before it begins; may replace what fails on demand.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([f"{__package__}.rank_imports"])
     with pytest.MonkeyPatch.context() as patch:
         for name, value in _RANK_ENVIRONMENT.items():
             patch.setenv(name, value)
-        patch.setattr(runtime.launch, "_start", PreparedRank)
+        patch.setattr(runtime.launch, "_start", partial(PreparedRank, before=before))
         yield

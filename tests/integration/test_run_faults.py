@@ -94,7 +94,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_task_and_step(tmp_path
     assert '"state": "failed"' in "".join(
         path.read_text() for path in (tmp_path / "run" / "tasks").glob("*/status.json")
     )
-    assert "NonFiniteLossError" in (tmp_path / "run" / "logs" / "rank-1.log").read_text()
+    assert "NonFiniteError" in (tmp_path / "run" / "logs" / "rank-1.log").read_text()
     assert not (tmp_path / "run" / "run.json").exists()
     assert rank_pids(tmp_path / "run") == {}
 

@@ -1,0 +1,243 @@
+"""One tenant's step that is not finite: the run ends, and what it leaves is good for all tenants."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from muxtune.errors import RunError
+from muxtune.model import load_model_spec
+from muxtune.plan import Plan
+from muxtune.schedule import Template
+from muxtune.workload import Workload
+from runtime import run_plan
+from runtime.checkpoint_files import Owner, complete_checkpoints, load_rank_state, whole_checkpoint
+from runtime.tenant import is_finite
+from tests.helpers import make_plan, make_task, write_examples
+from tests.integration.prepared import prepared_ranks
+from tests.integration.processes import rank_pids
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+
+STEPS, EVERY, BAD_STEP = 9, 2, 6
+"""Checkpoints of steps 2, 4 and 6 are good, as step 6 is the seventh."""
+
+
+@dataclass(frozen=True)
+class Case:
+    template: Template
+    clips: bool
+    rank: int
+    """That the fault is on."""
+    pp: int = 1
+    tp: int = 1
+    dp: int = 1
+    fault: Literal["inf", "nan", "loss", "huge"] = "inf"
+
+    def __str__(self) -> str:
+        mesh = f"tp{self.tp}-pp{self.pp}-dp{self.dp}"
+        return f"{self.template}-{mesh}-{'clipped' if self.clips else 'plain'}-{self.fault}-rank{self.rank}"
+
+
+CASES = [
+    *(
+        Case(template, clips, rank, pp=2)
+        for template in ("flush", "continuous")
+        for clips in (False, True)
+        for rank in (0, 1)
+    ),
+    Case("continuous", clips=False, rank=1, pp=3),
+    Case("continuous", clips=False, rank=1, tp=2),
+    Case("flush", clips=True, rank=0, tp=2),
+    Case("continuous", clips=False, rank=1, dp=2),
+    Case("flush", clips=True, rank=0, dp=2),
+    Case("continuous", clips=False, rank=2, pp=2, tp=2),
+    Case("continuous", clips=False, rank=1, pp=2, dp=2),
+    Case("continuous", clips=False, rank=0, pp=2, fault="nan"),
+    Case("continuous", clips=True, rank=0, pp=2, fault="nan"),
+    Case("continuous", clips=False, rank=0, pp=2, fault="huge"),
+    Case("flush", clips=False, rank=0, fault="huge"),
+    Case("continuous", clips=False, rank=1, pp=2, fault="loss"),
+    Case("flush", clips=True, rank=1, pp=2, fault="loss"),
+    Case("continuous", clips=False, rank=0, fault="loss"),
+]
+
+SAID = MappingProxyType(
+    {
+        "inf": "the gradient norm is inf",
+        "nan": "the gradient norm is nan",
+        "loss": "the loss is nan",
+        "huge": "the gradient norm is 1e+25 .*too large for AdamW to square",
+    }
+)
+
+
+def spoil(rank: int, *, case: Case) -> None:
+    """Have one rank's part of task ``b`` go wrong in one step; everything around it is the product's own."""
+    from runtime.losses import LossLedger
+    from runtime.runner import StageRunner
+
+    if rank != case.rank:
+        return
+    if case.fault == "loss":
+        close = LossLedger.close
+
+        def close_badly(self, action):
+            targets, nll = close(self, action)
+            if action.number == BAD_STEP and "b" in targets:
+                nll[list(targets).index("b")] = float("nan")
+            return targets, nll
+
+        LossLedger.close = close_badly
+        return
+    sums = StageRunner._sum_gradients
+
+    def sum_badly(self, action, active):
+        for tenant in active:
+            if tenant.task.id == "b" and action.number == BAD_STEP:
+                value = 1e25 if case.fault == "huge" else float(case.fault)
+                next(iter(tenant.parameters.values())).grad.view(-1)[0] = value
+        sums(self, action, active)
+
+    StageRunner._sum_gradients = sum_badly
+
+
+def _plan(case: Case, folder: Path, hf_dirs: dict[str, Path]) -> Plan:
+    tasks = tuple(
+        make_task(
+            name,
+            write_examples(folder / f"{name}.jsonl", seed=i),
+            steps=steps,
+            max_grad_norm=0.05 if case.clips else None,
+        )
+        for i, (name, steps) in enumerate([("a", STEPS), ("b", STEPS), ("c", 3), ("d", STEPS)])
+    )
+    return make_plan(
+        Workload(tasks=tasks),
+        load_model_spec(str(hf_dirs["llama"]), "float32"),
+        partition=[["a", "b"], ["c"], ["d"]],
+        template=case.template,
+        pp=case.pp,
+        tp=case.tp,
+        dp=case.dp,
+    )
+
+
+def _adapters(run_dir: Path, plan: Plan) -> dict[str, torch.Tensor]:
+    return {
+        f"{task.id}/{key}": tensor
+        for task in plan.tasks
+        for key, tensor in load_file(
+            run_dir / "tasks" / task.id / "adapter" / "adapter_model.safetensors"
+        ).items()
+    }
+
+
+def _run_into_fault(plan: Plan, run_dir: Path, before: Callable[[int], None] | None) -> str:
+    with prepared_ranks(before), pytest.raises(RunError) as caught:
+        run_plan(plan, run_dir, checkpoint_every=EVERY)
+    assert rank_pids(run_dir) == {}
+    return str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, hf_dirs) -> Callable[[Case], tuple[Plan, dict[str, torch.Tensor]]]:
+    """Plan and adapters of a case without its fault; the data lies in one place, so plans are shared."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+
+    @cache
+    def run(case: Case) -> tuple[Plan, dict[str, torch.Tensor]]:
+        plan = _plan(case, folder, hf_dirs)
+        with prepared_ranks():
+            run_plan(plan, folder / str(case))
+        return plan, _adapters(folder / str(case), plan)
+
+    return lambda case: run(replace(case, fault="inf", rank=0))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_step_that_is_not_finite_reaches_no_checkpoint_and_nobody_loses_anything(
+    case, tmp_path, undisturbed
+):
+    plan, expected = undisturbed(case)
+    run_dir = tmp_path / "run"
+    message = _run_into_fault(plan, run_dir, partial(spoil, case=case))
+    writer = (case.pp - 1) * case.tp
+    assert re.match(rf"rank {writer}: task b, step {BAD_STEP}: {SAID[case.fault]}", message)
+    assert f"the checkpoint of step {BAD_STEP} is kept: --resume goes on from it" in message
+    assert "\n" not in message
+
+    owner, checkpoints = Owner.of(plan), run_dir / "checkpoints"
+    assert complete_checkpoints(checkpoints, owner.ranks) == [4, 6]
+    assert whole_checkpoint(checkpoints, owner) == (6, [])
+    for step in (4, 6):
+        for rank in range(owner.ranks):
+            state = load_rank_state(checkpoints, step, rank)
+            assert all(map(is_finite, state["tenants"].values()))
+            steps_done = {
+                task_id: {int(done) for done in snapshot["optimizer"]["step"].values()}
+                for task_id, snapshot in state["tenants"].items()
+            }
+            assert steps_done == {task.id: {min(step, task.steps)} for task in plan.tasks}, "of one iteration"
+    status = json.loads((run_dir / "tasks" / "b" / "status.json").read_text())
+    assert (status["state"], status["steps_done"]) == ("failed", BAD_STEP)
+
+    with prepared_ranks():
+        assert run_plan(plan, run_dir, checkpoint_every=EVERY, resume=True).first_step == 6
+    resumed = _adapters(run_dir, plan)
+    assert resumed.keys() == expected.keys()
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in expected.items())
+
+
+def test_the_line_says_how_to_end_before_the_bad_step(tmp_path, hf_dirs):
+    """The steps between the checkpoint and the fault are not lost either."""
+    case = Case("continuous", clips=False, rank=0, pp=2)
+    plan = _plan(case, tmp_path, hf_dirs)
+    with prepared_ranks(partial(spoil, case=case)):
+        with pytest.raises(RunError, match=r"checkpoint of step 5 is kept: --resume --steps 6 ends before"):
+            run_plan(plan, tmp_path / "run", checkpoint_every=5)
+        report = run_plan(plan, tmp_path / "run", resume=True, steps=6)
+    assert (report.first_step, report.steps) == (5, 6)
+
+
+def test_without_a_checkpoint_the_line_says_so(tmp_path, hf_dirs):
+    case = Case("flush", clips=False, rank=0)
+    plan = _plan(case, tmp_path, hf_dirs)
+    with (
+        prepared_ranks(partial(spoil, case=case)),
+        pytest.raises(RunError, match=r"; no checkpoint was written before it; a new run with --steps 6"),
+    ):
+        run_plan(plan, tmp_path / "run", checkpoint_every=50)
+
+
+@pytest.mark.parametrize("steps", [EVERY, EVERY + 1])
+@pytest.mark.parametrize("pp", [1, 2])
+def test_adapters_that_overflow_in_a_step_are_not_written(tmp_path, hf_dirs, steps, pp):
+    """Loss and gradient are finite, the rate is not: neither a checkpoint nor the results may hold it."""
+    case = replace(CASES[0], pp=pp, template="continuous")
+    plan = _plan(case, tmp_path, hf_dirs)
+    tasks = tuple(
+        task.model_copy(update={"learning_rate": 1e39, "lr_schedule": "linear", "warmup_steps": 1})
+        if task.id == "b"
+        else task
+        for task in plan.tasks
+    )
+    plan = plan.model_copy(update={"tasks": tasks})
+    with (
+        prepared_ranks(),
+        pytest.raises(RunError, match=r"task b, step 1: adapter or optimizer state is"),
+    ):
+        run_plan(plan, tmp_path / "run", checkpoint_every=EVERY, steps=steps)
+    assert complete_checkpoints(tmp_path / "run" / "checkpoints", pp) == []
+    assert not list((tmp_path / "run").glob("tasks/*/adapter"))
+    assert not (tmp_path / "run" / "run.json").exists()

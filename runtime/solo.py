@@ -41,13 +41,15 @@ class SoloResult:
     """Seconds of each step."""
 
 
-def train_solo(model: ModelSpec, data: TaskData, steps: int) -> SoloResult:
+def train_solo(model: ModelSpec, data: TaskData, steps: int, *, one_by_one: bool = False) -> SoloResult:
     """Train one task alone for its first ``steps`` steps.
 
     Args:
         model: Backbone; a fresh copy is loaded.
         data: The task with its examples.
         steps: At most the task's own.
+        one_by_one: Take the sequences of a batch in reverse order and each alone, instead of in the task's
+            micro-batches: the same but for rounding.
     """
     from transformers import get_scheduler  # noqa: PLC0415  # seconds to import
 
@@ -70,8 +72,10 @@ def train_solo(model: ModelSpec, data: TaskData, steps: int) -> SoloResult:
         batch = data.batch(step)
         targets = max(sum(example.target_tokens for example in batch), 1)
         total = 0.0
-        for start in range(0, len(batch), task.micro_batch_size):
-            examples = batch[start : start + task.micro_batch_size]
+        size = 1 if one_by_one else task.micro_batch_size
+        starts = range(0, len(batch), size)
+        for start in reversed(starts) if one_by_one else starts:
+            examples = batch[start : start + size]
             dropout.enter(step, start, [len(example.tokens) for example in examples])
             loss = _nll_sum(peft_model, examples) / targets
             loss.backward()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from muxtune.backbone import check_backbone, check_recorded
 from muxtune.errors import UserError
+from muxtune.model import ModelSpec
 from muxtune.plan import Plan
 from muxtune.plan_check import check_plan
 from muxtune.plan_file import load_plan
@@ -32,6 +34,7 @@ from runtime.feed import load_plan_data
 from runtime.outputs import ADAPTER, load_losses, task_folder
 from runtime.report import RunReport, load_report
 from runtime.solo import SoloResult, train_solo
+from runtime.spread import Agreement, Distance, bound_of, judge, needs_spread
 
 _STRICT = ConfigDict(frozen=True, extra="forbid")
 
@@ -50,9 +53,20 @@ class TaskValidation(BaseModel):
     """That the reference did."""
     loss_difference: float | None
     """Largest relative difference of a step's loss to the solo run's; null without a solo run."""
+    loss_spread: float | None = None
+    """The same between two solo runs that differ in rounding alone; null in float64, which needs none."""
+    loss_bound: float | None = None
+    """What the difference may be, see :mod:`runtime.spread`."""
     adapter_error: float | None
     """Relative error of the adapter's update, ||(A - A0) - (S - S0)|| / ||S - S0||; null if not all of the
     run's steps were repeated alone."""
+    adapter_spread: float | None = None
+    """The same between the two solo runs."""
+    adapter_bound: float | None = None
+    """What the error may be."""
+    agreement: Agreement | None = None
+    """Whether both are within their bounds; ``undecided`` where solo runs are themselves so far apart, or not
+    finite, that the bounds allow anything; null without a solo run."""
 
 
 class ValidationReport(BaseModel):
@@ -172,40 +186,63 @@ def _backward_with_step(plan: Plan, report: RunReport) -> tuple[tuple[float, ...
 def _validate_tasks(plan: Plan, run_dir: Path, solo_steps: int | None) -> tuple[TaskValidation, ...]:
     if solo_steps == 0:
         return tuple(
-            _validate_task(task, load_losses(run_dir, task.id), None, run_dir) for task in plan.tasks
+            _validate_task(task, load_losses(run_dir, task.id), None, run_dir, plan.model)
+            for task in plan.tasks
         )
     data = load_plan_data(plan)
     validations = []
     for task in plan.tasks:
         losses = load_losses(run_dir, task.id)
         steps = len(losses) if solo_steps is None else min(solo_steps, len(losses))
-        validations.append(
-            _validate_task(task, losses, train_solo(plan.model, data[task.id], steps), run_dir)
-        )
+        solo = train_solo(plan.model, data[task.id], steps)
+        again = None
+        if needs_spread(plan.model):
+            again = train_solo(plan.model, data[task.id], steps, one_by_one=True)
+        validations.append(_validate_task(task, losses, solo, run_dir, plan.model, again))
     return tuple(validations)
 
 
 def _validate_task(
-    task: PeftTask, losses: list[float], solo: SoloResult | None, run_dir: Path
+    task: PeftTask,
+    losses: list[float],
+    solo: SoloResult | None,
+    run_dir: Path,
+    model: ModelSpec,
+    again: SoloResult | None = None,
 ) -> TaskValidation:
-    difference = adapter_error = None
+    found = bound = spread = None
     if solo is not None:
-        difference = max(
-            abs(own - alone) / abs(alone) if alone else abs(own)
-            for own, alone in zip(losses, solo.losses, strict=False)
-        )
-        if len(solo.losses) == len(losses):
-            adapter = load_adapter(task_folder(run_dir, task.id) / ADAPTER)
-            adapter_error = update_error(adapter, solo.adapter, solo.initial_adapter)
+        whole = len(solo.losses) == len(losses)
+        adapter = load_adapter(task_folder(run_dir, task.id) / ADAPTER) if whole else None
+        found = _distance(losses, adapter, solo)
+        if again is not None:
+            spread = _distance(again.losses, again.adapter, solo)
+        bound = bound_of(model, spread)
     return TaskValidation(
         task_id=task.id,
         steps=len(losses),
         first_loss=losses[0],
         last_loss=losses[-1],
         solo_steps=0 if solo is None else len(solo.losses),
-        loss_difference=difference,
-        adapter_error=adapter_error,
+        loss_difference=None if found is None else found.loss,
+        loss_spread=None if spread is None else spread.loss,
+        loss_bound=None if bound is None else bound.loss,
+        adapter_error=None if found is None else found.update,
+        adapter_spread=None if spread is None else spread.update,
+        adapter_bound=None if bound is None else bound.update,
+        agreement=None if found is None or bound is None else judge(found, bound),
     )
+
+
+def _distance(losses: list[float], adapter: Mapping[str, Tensor] | None, solo: SoloResult) -> Distance:
+    """Distance of a training to the solo run, over the steps of the latter."""
+    differences = [
+        abs(own - alone) / abs(alone) if alone else abs(own)
+        for own, alone in zip(losses, solo.losses, strict=False)
+    ]
+    largest = float("nan") if any(map(math.isnan, differences)) else max(differences)
+    update = None if adapter is None else update_error(adapter, solo.adapter, solo.initial_adapter)
+    return Distance(largest, update)
 
 
 def update_error(

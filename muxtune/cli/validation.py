@@ -137,13 +137,29 @@ def _task_table(report: ValidationReport) -> str:
             f"{task.first_loss:.4f}",
             f"{task.last_loss:.4f}",
             str(task.solo_steps),
-            _show_error(task.loss_difference),
-            _show_error(task.adapter_error),
+            _show_error(task.loss_difference, task.loss_bound),
+            _show_error(task.adapter_error, task.adapter_bound),
+            task.agreement or "-",
         ]
         for task in report.tasks
     ]
-    header = ["task", "steps", "first loss", "last loss", "solo steps", "loss difference", "adapter error"]
-    return format_table(header, tasks)
+    header = [
+        "task",
+        "steps",
+        "first loss",
+        "last loss",
+        "solo steps",
+        "loss difference",
+        "adapter error",
+        "bounds",
+    ]
+    notes = [
+        f"{task.task_id}: undecided, as peft alone differs from itself by {task.loss_spread} (loss) and"
+        f" {task.adapter_spread} (adapter) when only the order of a batch changes"
+        for task in report.tasks
+        if task.agreement == "undecided"
+    ]
+    return "\n".join([format_table(header, tasks), *notes])
 
 
 def _compared(name: str, predicted: float, measured: float, show: Callable[[float], str]) -> list[str]:
@@ -155,5 +171,7 @@ def _signed(seconds: float) -> str:
     return ("-" if seconds < 0 else "+") + show_seconds(abs(seconds))
 
 
-def _show_error(error: float | None) -> str:
-    return "-" if error is None else f"{error:.1e}"
+def _show_error(error: float | None, bound: float | None) -> str:
+    if error is None:
+        return "-"
+    return f"{error:.1e}" if bound is None else f"{error:.1e} of {bound:.1e}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,7 +22,8 @@ class Difference:
 
     def share_of(self, limit: Difference) -> float:
         """Of the measures' shares of their limits the largest; 1 is just within."""
-        return max(self.loss / limit.loss, self.update / limit.update, self.element / limit.element)
+        shares = (self.loss / limit.loss, self.update / limit.update, self.element / limit.element)
+        return math.nan if any(map(math.isnan, shares)) else max(shares)
 
 
 STRICT = Difference(loss=1e-9, update=1e-9, element=1e-9)
@@ -33,7 +35,16 @@ on the processor.
 """
 
 ROUNDED = Difference(loss=1e-5, update=1e-3, element=float("inf"))
-"""float32: only the order of sums, but AdamW amplifies the rounding of tiny gradients."""
+"""float32: only the order of sums, but AdamW amplifies the rounding of tiny gradients.
+
+Allowed in any case; more is where peft itself is further from itself, see :func:`float32_limit`.
+"""
+
+NEXT_TO_ITSELF = 2.0
+"""In float32, how much further from the solo run a run may be than peft is from itself."""
+
+CREDIBLE = Difference(loss=0.01, update=0.1, element=float("inf"))
+"""Peft further from itself than this is no measure for anything: the case has to be another one."""
 
 KINKED = Difference(loss=2e-3, update=0.1, element=float("inf"))
 """float32 and ReLU: rounding puts a unit next to zero on the other side, and its gradient comes or goes.
@@ -66,12 +77,20 @@ def bfloat16_limit(solo: Difference) -> Difference:
     )
 
 
-def float_limit(dtype: str, backbone: str) -> Difference:
-    """How far a run in float64 or float32 may be from the solo run in the same dtype."""
-    if dtype == "float64":
-        return STRICT
-    assert dtype == "float32"
-    return KINKED if backbone in {"opt", "opt-tiny"} else ROUNDED
+def float32_limit(backbone: str, spread: Difference) -> Difference:
+    """How far a run in float32 may be from the solo run.
+
+    Args:
+        backbone: Preset, or name of a directory.
+        spread: Difference of peft from itself, see :attr:`SoloTask.one_batch`.
+    """
+    assert spread.share_of(CREDIBLE) <= 1, f"peft is {spread} from itself"  # nor may it be a NaN
+    floor = KINKED if backbone in {"opt", "opt-tiny"} else ROUNDED
+    return Difference(
+        loss=max(floor.loss, NEXT_TO_ITSELF * spread.loss),
+        update=max(floor.update, NEXT_TO_ITSELF * spread.update),
+        element=float("inf"),
+    )
 
 
 def compare_results(

@@ -24,7 +24,7 @@ from muxtune.schedule import Template
 from muxtune.workload import Workload, load_workload
 from runtime import run_plan
 from tests.helpers import TINY_PRESETS, make_plan
-from tests.integration.differences import Difference, bfloat16_limit, compare_results, float_limit
+from tests.integration.differences import STRICT, Difference, bfloat16_limit, compare_results, float32_limit
 from tests.integration.solo_peft import SoloResult, SoloTask, train_solo
 from tests.integration.tiny_models import (
     save_gpt2,
@@ -130,7 +130,7 @@ class ParityBench:
             backbone: Preset or directory.
             dtype: Of the backbone.
             dropout: Instead of its own.
-            variant: ``exact``, ``float32_adapter`` of the :class:`SoloTask`.
+            variant: ``exact``, ``float32_adapter``, ``one_batch`` of the :class:`SoloTask`.
         """
         fields = self.fields(task_id, dropout)
         peft, dataset = fields.pop("peft"), fields.pop("dataset")
@@ -216,9 +216,17 @@ class ParityBench:
 
     def limit(self, case: Case, task_id: str) -> Difference:
         """What :meth:`compare` may find for a task."""
-        if case.dtype != "bfloat16":
-            return float_limit(case.dtype, case.backbone)
+        if case.dtype == "float64":
+            return STRICT
+        if case.dtype == "float32":
+            return float32_limit(case.backbone, self.spread(case, task_id))
         return bfloat16_limit(self.bfloat16_error(case, task_id))
+
+    def spread(self, case: Case, task_id: str) -> Difference:
+        """Difference of peft from itself, between two batchings of the same data."""
+        key = (task_id, case.backbone, case.dtype, case.dropout)
+        solo, again = self.solo(*key), self.solo(*key, one_batch=True)
+        return compare_results(again.losses, again.adapter, solo.losses, solo.adapter, solo.initial_adapter)
 
     def bfloat16_error(self, case: Case, task_id: str, **variant: bool) -> Difference:
         """Difference of the solo run in bfloat16, or a variant of it, to the same training in float64."""

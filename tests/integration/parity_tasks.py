@@ -72,6 +72,10 @@ TASKS: dict[str, dict[str, object]] = {
         "long.jsonl", (8, 2), lora(16, 512, "all-linear"), max_length=64, seed=7, learning_rate=10.0
     ),
     "tiny": task("plain.jsonl", (1, 1), lora(5, 1, "v_proj"), max_length=40, seed=8, learning_rate=1e-6),
+    # long and fast enough for the rounding of float32 to grow
+    "steep": task(
+        "long.jsonl", (8, 4), lora(8, 16, "all-linear"), max_length=64, seed=18, steps=60, learning_rate=3e-2
+    ),
     # for GPT-2, whose linears have other names
     "fused-qkv": task("short.jsonl", (4, 2), lora(8, 16, "c_attn"), max_length=32, seed=9, max_grad_norm=0.1),
     "both-proj": task("long.jsonl", (6, 2), lora(3, 6, "c_proj"), max_length=64, seed=10, shuffle=True),

@@ -44,6 +44,9 @@ class SoloTask:
     max_grad_norm: float | None = None
     exact: bool = False
     """Computed in float64, from weights and an initial adapter as they are in ``dtype``."""
+    one_batch: bool = False
+    """All sequences of a step in one padded batch instead of one by one; with dropout, whose masks are a
+    sequence's own, one by one in reverse order. The same but for rounding."""
     float32_adapter: bool = True
     """PEFT keeps the adapter of a bfloat16 backbone in float32, unless it is told not to."""
 
@@ -106,12 +109,12 @@ def train_solo(task: SoloTask, folder: Path) -> SoloResult:
         batch = [examples[i] for i in order[start : start + task.global_batch_size]]
         targets = sum(len(tokens) - first for tokens, first in batch)
         total = 0.0
-        for sequence, (tokens, first) in enumerate(batch):
-            masks.place = (step, sequence)
-            logits = peft_model(input_ids=torch.tensor([tokens])).logits[0]
-            if logits.dtype == torch.bfloat16:
-                logits = logits.float()  # as transformers' own loss does
-            nll = cross_entropy(logits[first - 1 : -1], torch.tensor(tokens[first:]), reduction="sum")
+        groups = [[sequence] for sequence in range(len(batch))]
+        if task.one_batch:
+            groups = groups[::-1] if task.dropout else [list(range(len(batch)))]
+        for group in groups:
+            masks.place = (step, group[0])
+            nll = _nll_sum(peft_model, [batch[sequence] for sequence in group])
             (nll / targets).backward()
             total += nll.item()
         losses.append(total / targets)
@@ -133,6 +136,22 @@ def train_solo(task: SoloTask, folder: Path) -> SoloResult:
         first_tokens=first_tokens,
         first_logits=logits_of(peft_model, first_tokens),
     )
+
+
+def _nll_sum(model: torch.nn.Module, batch: list[Example]) -> Tensor:
+    """Negative log-likelihood of all targets; shorter sequences are padded on the right and masked."""
+    longest = max(len(tokens) for tokens, _ in batch)
+    ids = torch.tensor([tokens + [0] * (longest - len(tokens)) for tokens, _ in batch])
+    mask = torch.tensor([[1] * len(tokens) + [0] * (longest - len(tokens)) for tokens, _ in batch])
+    many = {"attention_mask": mask} if len(batch) > 1 else {}
+    logits = model(input_ids=ids, **many).logits
+    if logits.dtype == torch.bfloat16:
+        logits = logits.float()  # as transformers' own loss does
+    parts = [
+        cross_entropy(row[first - 1 : len(tokens) - 1], torch.tensor(tokens[first:]), reduction="sum")
+        for row, (tokens, first) in zip(logits, batch, strict=True)
+    ]
+    return torch.stack(parts).sum()
 
 
 def load_backbone(task: SoloTask) -> torch.nn.Module:

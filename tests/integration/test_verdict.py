@@ -77,7 +77,7 @@ SAID = MappingProxyType(
         "inf": "the gradient norm is inf",
         "nan": "the gradient norm is nan",
         "loss": "the loss is nan",
-        "huge": "the gradient norm is 1e+25 .*too large for AdamW to square",
+        "huge": "the gradient norm is 1e\\+25 .*too large for AdamW to square",
     }
 )
 

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -53,6 +56,21 @@ def test_config_names_backbone_and_hyper_parameters(tmp_path):
         "adapter_config.json",
         "adapter_model.safetensors",
     ]
+
+
+@pytest.mark.parametrize("hash_seed", ["1", "2", "3"])
+def test_config_is_the_same_in_every_process(hash_seed, tmp_path):
+    """Peft has the targets in a set, whose order is drawn anew by every interpreter."""
+    targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom runtime.adapters import initial_adapter\n"
+        "from tests.runtime.worlds import BACKBONES, make_task\n"
+        f"initial_adapter(BACKBONES['llama'], make_task('t', targets={targets!r}), Path(sys.argv[1]))\n"
+    )
+    environment = dict(os.environ) | {"PYTHONHASHSEED": hash_seed}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, env=environment, timeout=200)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["target_modules"] == sorted(targets)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -1,0 +1,79 @@
+"""How far a task of a run may be from its solo run: twice as far as peft is from itself on the same data.
+
+In float64 only the order of sums differs, and everything is within 1e-9. With fewer digits AdamW amplifies
+the rounding of tiny gradients, the more the longer a task trains and the higher its rate. So peft trains the
+task a second time on the same batches, with their sequences one by one and in reverse order: that changes
+rounding alone, which is all that multiplexing may change.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from muxtune.model import Dtype, ModelSpec
+
+Agreement = Literal["within", "beyond", "undecided"]
+
+
+@dataclass(frozen=True, slots=True)
+class Distance:
+    """Between two trainings of a task, or how far they may be apart."""
+
+    loss: float
+    """Largest relative difference of a step's loss."""
+    update: float | None
+    """Relative error of the adapter's update; None if it was not compared."""
+
+
+TIMES = 2.0
+"""Both are walks of independent roundings of one size; quotients of their distances scatter about 1."""
+
+STRICT = Distance(1e-9, 1e-9)
+FLOORS: dict[Dtype, Distance] = {
+    "float64": STRICT,
+    "float32": Distance(1e-5, 1e-3),
+    "bfloat16": Distance(2.0**-11, 2.0**-8),
+}
+"""What is allowed even if peft happens to meet itself."""
+
+RELU_FLOOR = Distance(2e-3, 0.1)
+"""In float32: a unit that rounding moves across zero makes its gradient come or go, in one of many runs."""
+
+CEILING = Distance(0.05, 0.5)
+"""A bound beyond this allows anything: the comparison then decides nothing."""
+
+
+def needs_spread(model: ModelSpec) -> bool:
+    """Whether a second solo run says how far a task may be from the first."""
+    return model.dtype != "float64"
+
+
+def bound_of(model: ModelSpec, spread: Distance | None) -> Distance:
+    """How far a task may be from its solo run.
+
+    Args:
+        model: Backbone.
+        spread: Distance of peft from itself; None in float64.
+    """
+    floor = RELU_FLOOR if (model.activation, model.dtype) == ("relu", "float32") else FLOORS[model.dtype]
+    if spread is None:
+        return floor
+    update = None if spread.update is None else _larger(floor.update or 0.0, TIMES * spread.update)
+    return Distance(_larger(floor.loss, TIMES * spread.loss), update)
+
+
+def judge(distance: Distance, bound: Distance) -> Agreement:
+    """Whether a task is within its bound; ``undecided`` if the bound allows anything."""
+    pairs = [(distance.loss, bound.loss, CEILING.loss)]
+    if distance.update is not None and bound.update is not None:
+        pairs.append((distance.update, bound.update, CEILING.update or 0.0))
+    if not all(limit <= ceiling for _, limit, ceiling in pairs):  # nor may it be a NaN
+        return "undecided"
+    return "within" if all(found <= limit for found, limit, _ in pairs) else "beyond"
+
+
+def _larger(floor: float, value: float) -> float:
+    """Like ``max``, which may lose a NaN."""
+    return value if math.isnan(value) else max(floor, value)

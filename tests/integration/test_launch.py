@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -48,7 +49,7 @@ def _wait_until_it_trains(launch: Launch) -> None:
 
     def trains() -> bool:
         assert any(launcher.poll() is None for launcher in launch.launchers), launch.printed()
-        return checkpoints.is_dir() and any(checkpoints.glob("*/rank-0.pt"))
+        return checkpoints.is_dir() and any(checkpoints.glob("*/rank-1.sha256"))
 
     wait_until(trains, START_LIMIT_S)
 
@@ -176,3 +177,48 @@ def test_what_all_ranks_refuse_is_said_by_the_first_alone(kind, tmp_path, hf_dir
     assert "rank 0: " in complaint
     assert "tasks.b.dataset.path" in complaint
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("kind", [SPAWNER, ONE_NODE])
+def test_a_run_that_is_told_to_stop_says_what_is_kept_and_goes_on(kind, number, code, tmp_path, hf_dirs):
+    plan = _plan(tmp_path, hf_dirs)
+    with launched(kind, plan, tmp_path / "run") as launch:
+        _wait_until_it_trains(launch)
+        begin_s = time.monotonic()
+        launch.launchers[0].send_signal(number)
+        took_s = _seconds_until_all_ended(launch, begin_s)
+        codes = launch.wait(30)
+    assert took_s < END_LIMIT_S
+    (text,) = launch.printed()
+    told = f"muxtune: stopped by {number.name if kind == SPAWNER else 'SIG'}"
+    (line,) = [line for line in text.splitlines() if told in line]
+    assert re.search(
+        r"the checkpoint of step \d+0 of 50000 is kept in .*run; the same command with --resume goes on$",
+        line,
+    )
+    if kind == SPAWNER:
+        assert codes == [code]
+        assert "Traceback" not in text
+        kept = int(re.search(r"step (\d+) of", line)[1])
+        with launched(
+            SPAWNER, plan, tmp_path / "run", "--resume", "--steps", str(kept + 1), "--json"
+        ) as again:
+            assert again.wait(START_LIMIT_S) == [0], again.printed()
+        assert json.loads(again.printed("stdout")[0])["first_step"] == kept
+
+
+def test_a_second_run_in_the_folder_of_a_living_one_is_refused_with_one_line(tmp_path, hf_dirs):
+    plan = _plan(tmp_path, hf_dirs)
+    with launched(SPAWNER, plan, tmp_path / "run") as first:
+        _wait_until_it_trains(first)
+        for options in ((), ("--resume",)):
+            command = [sys.executable, "-c", "from muxtune.cli.app import main; main()", "run", str(plan)]
+            command += ["--out", str(tmp_path / "run"), *options]
+            second = subprocess.run(
+                command, capture_output=True, text=True, timeout=START_LIMIT_S, check=False
+            )
+            (line,) = second.stderr.splitlines()
+            assert second.returncode == 2
+            assert re.search(r"run is in use by another run \(process \d+ on .*\); wait for its end$", line)
+        assert first.launchers[0].poll() is None

@@ -145,7 +145,9 @@ def test_a_run_on_a_mesh_writes_everything_once_and_resumes_whole_adapters(tmp_p
     plan = _mesh_plan(tmp_path, hf_dirs, tp=2, dp=2)
     run_plan(plan, tmp_path / "run", steps=3, checkpoint_every=2)
     (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
-    assert sorted(path.name for path in checkpoint.iterdir()) == ["rank-0.pt", "rank-1.pt"]
+    assert sorted(path.name for path in checkpoint.iterdir()) == [
+        f"rank-{rank}.{kind}" for rank in (0, 1) for kind in ("safetensors", "sha256")
+    ]
     report = run_plan(plan, tmp_path / "run", resume=True)
     assert report.first_step == 2
     _assert_trained_as_alone(plan, tmp_path / "run")

@@ -2,9 +2,10 @@
 
 Eight mixed tasks that do not clip, so that nothing of it would be needed otherwise, on llama-tiny, as four
 hTasks of two tasks. Counted on every rank, in steady iterations: gradient norms, their sum over shards, and
-telling, hearing and reading the verdict of all stages; waits for others included. Bar: 1 %.
+telling, hearing and reading the verdict of all stages; waits for others included. What is planned is priced
+for A40s, which decides nothing here, and played by this machine's processors. Bar: 1 %.
 
-    python -m benchmarks.verdict [--steps 12] [--profile P.parquet]
+    python -m benchmarks.verdict [--steps 12]
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from statistics import median
 from time import perf_counter
 
 import runtime.launch
-from benchmarks.machine import machine_costs, machine_line
+from benchmarks.machine import machine_line
 from experiments.workloads import mixed_workload
 from muxtune.cluster import load_cluster
-from muxtune.costs import CostModel
+from muxtune.costs.analytic import AnalyticCosts
+from muxtune.costs.collectives import interconnect_of
 from muxtune.model import load_model_spec
 from muxtune.plan import Plan
 from muxtune.planning.options import PlanOptions
@@ -44,13 +46,11 @@ def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--profile", type=Path, help="of this machine; measured now if absent")
-    arguments = parser.parse_args()
-    costs = machine_costs(load_model_spec(MODEL), arguments.profile)
+    steps: int = parser.parse_args().steps
     rows = []
     for tp, pp, dp in MESHES:
         for template in TEMPLATES:
-            iteration_s, verdict_s = _measure(_plan(costs, arguments.steps, (tp, pp, dp), template))
+            iteration_s, verdict_s = _measure(_plan(steps, (tp, pp, dp), template))
             share = verdict_s / iteration_s
             name = f"tp {tp}, pp {pp}, dp {dp}, {template}"
             rows.append([name, show_seconds(iteration_s), show_seconds(verdict_s), f"{share:.2%}"])
@@ -59,15 +59,16 @@ def main() -> None:
     print(format_table(["mesh", "iteration", "verdict, slowest rank", "share", f"bar {BAR:.0%}"], rows))
 
 
-def _plan(costs: CostModel, steps: int, mesh: tuple[int, int, int], template: Template) -> Plan:
+def _plan(steps: int, mesh: tuple[int, int, int], template: Template) -> Plan:
     workload = mixed_workload(steps)
     tasks = tuple(task.model_copy(update={"max_grad_norm": None}) for task in workload.tasks)
     tp, pp, dp = mesh
+    model, cluster = load_model_spec(MODEL), load_cluster("testbed-a")
     return search_plan(
         workload.model_copy(update={"tasks": tasks}),
-        load_model_spec(MODEL),
-        load_cluster(f"cpu-{tp * pp * dp}"),
-        costs,
+        model,
+        cluster,
+        AnalyticCosts(cluster.device.name, model, interconnect_of(cluster)),
         policy="muxtune",
         options=PlanOptions(partition=PARTITION, tp=tp, pp=pp, dp=dp, template=template, alignment="pack"),
     )
@@ -77,7 +78,7 @@ def _measure(plan: Plan) -> tuple[float, float]:
     """Median seconds of an iteration, and of the verdicts in it on the rank that has most of them."""
     with tempfile.TemporaryDirectory() as name:
         run_dir = Path(name) / "run"
-        run_plan(plan, run_dir)
+        run_plan(plan, run_dir, device="cpu")
         report = load_report(run_dir / "run.json")
         ranks = [json.loads(path.read_text()) for path in run_dir.glob("verdict-*.json")]
     assert len(ranks) == plan.parallelism.ranks

@@ -226,6 +226,7 @@ class RankRun:
 
     def _save_progress(self, state: Literal["running", "finished"]) -> None:
         if self._mesh.last and self._mesh.speaks:
+            self._watch.check()
             for task in self._plan.tasks:
                 save_progress(self._job.out_dir, task, self._losses[task.id], state)
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -126,7 +125,7 @@ class StepVerdict:
             PeerLostError: On all others; or another rank is gone.
         """
         if self._work is not None:
-            or_peer_lost(partial(self._work.wait))
+            or_peer_lost(self._work.wait)
         squared_K, loss_K, *refused_SK = self._table.tolist()
         for k, tenant in enumerate(self._tenants):
             stages = [str(stage) for stage, refused_K in enumerate(refused_SK) if refused_K[k]]

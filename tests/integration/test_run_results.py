@@ -121,6 +121,7 @@ def test_losses_and_adapters_equal_those_of_each_task_trained_alone(case, tmp_pa
     assert validation.max_loss_difference < 1e-9
     assert [task.solo_steps for task in validation.tasks] == [2, 2, 2]
     assert all(task.adapter_error is None for task in validation.tasks)
+    assert all((t.loss_spread, t.loss_bound, t.agreement) == (None, 1e-9, "within") for t in validation.tasks)
     assert validate_run(plan, tmp_path / "run", solo_steps=0).max_loss_difference is None
 
 

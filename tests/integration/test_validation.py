@@ -66,3 +66,25 @@ def test_a_real_run_is_explained_whole(tmp_path, hf_dirs):
     assert "not explained" in text
     draw_plan(plan, tmp_path / "gantt.png", run_dir=run_dir)
     assert (tmp_path / "gantt.png").stat().st_size > 5_000
+
+
+def test_in_float32_a_task_is_judged_by_how_far_peft_is_from_itself(tmp_path, hf_dirs):
+    tasks = tuple(
+        make_task(name, write_examples(tmp_path / f"{name}.jsonl", seed=seed), steps=5)
+        for seed, name in enumerate("ab")
+    )
+    model = load_model_spec(str(hf_dirs["llama"]), "float32")
+    plan = make_plan(Workload(tasks=tasks), model, partition=[["a", "b"]], pp=1)
+    run_plan(plan, tmp_path / "run")
+    for steps, whole in ((5, True), (2, False)):
+        validation = validate_run(plan, tmp_path / "run", solo_steps=steps)
+        for task in validation.tasks:
+            assert 0 < task.loss_spread < 1e-5, "the second solo run sums in another order"
+            assert task.loss_bound == max(1e-5, 2 * task.loss_spread)
+            assert (task.adapter_spread is not None) == (task.adapter_bound is not None) == whole
+            assert task.agreement == "within"
+        assert " of 1.0e-05" in validation_table(validation, details=False)
+
+    undecided = validation.tasks[0].model_copy(update={"agreement": "undecided", "loss_spread": float("nan")})
+    table = validation_table(validation.model_copy(update={"tasks": (undecided,)}), details=False)
+    assert "a: undecided, as peft alone differs from itself by nan (loss)" in table

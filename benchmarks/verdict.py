@@ -15,6 +15,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -102,7 +103,8 @@ def counting_rank() -> None:
     from runtime.verdict import StepVerdict  # noqa: PLC0415
 
     seconds: dict[int, float] = {}
-    find, pronounce, finish = StageRunner._verdict, StepVerdict.pronounce, RankRun._save_results
+    find, finish = StageRunner._verdict, RankRun._save_results
+    parts = {name: getattr(StepVerdict, name) for name in ("tell", "pronounce")}
 
     def timed_find(self: StageRunner, *arguments: object) -> StepVerdict:
         begin = perf_counter()
@@ -110,10 +112,13 @@ def counting_rank() -> None:
         seconds[verdict._step] = seconds.get(verdict._step, 0.0) + perf_counter() - begin
         return verdict
 
-    def timed_pronounce(self: StepVerdict) -> None:
-        begin = perf_counter()
-        pronounce(self)
-        seconds[self._step] += perf_counter() - begin
+    def timed(name: str) -> Callable[[StepVerdict], None]:
+        def call(self: StepVerdict) -> None:
+            begin = perf_counter()
+            parts[name](self)
+            seconds[self._step] += perf_counter() - begin
+
+        return call
 
     def save(self: RankRun, runner: StageRunner) -> None:
         path = self._job.out_dir / f"verdict-{self._rank}.json"
@@ -121,7 +126,8 @@ def counting_rank() -> None:
         finish(self, runner)
 
     StageRunner._verdict = timed_find  # type: ignore[method-assign]
-    StepVerdict.pronounce = timed_pronounce  # type: ignore[method-assign]
+    for name in parts:
+        setattr(StepVerdict, name, timed(name))
     RankRun._save_results = save  # type: ignore[method-assign]
     main()
 

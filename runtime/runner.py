@@ -266,6 +266,7 @@ class StageRunner:
         start = self._stopwatch.now()
         for tenant, norm, refused in zip(active, verdict.norms, verdict.refused, strict=True):
             tenant.step(step, norm, refused)
+        verdict.tell()
         self._record(COMPUTE, action, start)
         losses = {}
         if sums is not None:  # at the end, for it stops the host until a GPU has come here
@@ -326,9 +327,7 @@ class StageRunner:
         verdict = StepVerdict(self._mesh, action.number, active, squared_K=squared_K, nll_K=nll_K)
         self._record(COMPUTE, action, start)
         if self._mesh.stages is not None and any(t.task.max_grad_norm is not None for t in active):
-            self._wait(action, verdict.meet)
-        else:
-            verdict.tell()
+            self._wait(action, partial(verdict.meet, self._mesh.stages))
         return verdict
 
     def _message_bytes(self) -> int:

@@ -23,6 +23,7 @@ from torch import Tensor
 from muxtune.errors import RunError
 from runtime.mesh import RankMesh
 from runtime.peers import PeerLostError, or_peer_lost
+from runtime.teams import Team
 from runtime.tenant import Tenant
 
 TELL_WAIT_S = 2.0
@@ -90,6 +91,7 @@ class StepVerdict:
         if nll_K is not None:
             self._table[1] = nll_K.masked_fill(nll_K.isfinite(), 0.0)
         self._table[2 + mesh.stage] = torch.stack(refused_K)
+        self._met = mesh.stages is None
         self._work: dist.Work | None = None
 
     @property
@@ -102,14 +104,14 @@ class StepVerdict:
         """Whether a task's step must leave no trace, ``[K]``, by all that has been added up so far."""
         return (self._table[1:] != 0).any(0) | ~self._table[0].isfinite()
 
-    def meet(self) -> None:
+    def meet(self, stages: Team) -> None:
         """Add up what all stages have, now."""
-        if self._mesh.stages is not None:
-            self._mesh.stages.sum_(self._table)
+        stages.sum_(self._table)
+        self._met = True
 
     def tell(self) -> None:
-        """Begin to add up what all stages have; on a GPU the host waits until it has come here."""
-        if self._mesh.verdicts is not None:
+        """Begin to add up what all stages have, if they have not met; stops the host until a GPU is here."""
+        if not self._met and self._mesh.verdicts is not None:
             self._table = self._table.cpu()
             self._work = self._mesh.verdicts.begin(self._table, dist.ReduceOp.SUM)
 

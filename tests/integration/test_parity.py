@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tests.helpers import TINY_PRESETS
-from tests.integration.differences import compare_results
+from tests.integration.differences import CREDIBLE, ROUNDED, Difference, compare_results, float32_limit
 from tests.integration.parity import Case, read_adapter, read_losses
 from tests.integration.parity_tasks import TASKS
 from tests.integration.solo_peft import logits_with_adapter
@@ -156,6 +156,23 @@ def test_saved_adapters_are_those_that_peft_would_have_saved(bench, case):
         for config in (ours, theirs):
             config["target_modules"].sort()  # a set: PEFT writes it in any order
         assert ours == theirs
+
+
+def test_a_peft_that_is_far_from_itself_is_no_measure_for_others(bench):
+    """Long runs at high rates: rounding grows from step to step until nothing is left of it being the same."""
+    case = replace(MIXED, tasks=("steep",), partition="steep", dtype="float32")
+    assert bench.spread(case, "steep").update > CREDIBLE.update
+    with pytest.raises(AssertionError, match="from itself"):
+        bench.limit(case, "steep")
+
+
+@pytest.mark.parametrize("measure", ["loss", "update"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_no_bound_is_made_of_a_spread_that_is_no_number(measure, value):
+    good = Difference(loss=1e-7, update=1e-6, element=1e-6)
+    assert float32_limit("llama", good) == ROUNDED
+    with pytest.raises(AssertionError, match="from itself"):
+        float32_limit("llama", replace(good, **{measure: value}))
 
 
 @pytest.mark.parametrize("preset", TINY_PRESETS)

@@ -159,7 +159,7 @@ def test_saved_adapters_are_those_that_peft_would_have_saved(bench, case):
 
 
 def test_a_peft_that_is_far_from_itself_is_no_measure_for_others(bench):
-    """Long runs at high rates: rounding grows from step to step until nothing is left of it being the same."""
+    """Long runs at high rates: rounding grows from step to step until two runs have little in common."""
     case = replace(MIXED, tasks=("steep",), partition="steep", dtype="float32")
     assert bench.spread(case, "steep").update > CREDIBLE.update
     with pytest.raises(AssertionError, match="from itself"):

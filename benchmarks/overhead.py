@@ -36,6 +36,7 @@ from benchmarks.overhead_run import ActionTimes, WatchedStage, watch_run
 from muxtune.cluster import load_cluster
 from muxtune.model import ModelSpec
 from muxtune.plan import Plan
+from muxtune.plan_basis import finish_plan
 from muxtune.planning.options import PlanOptions
 from muxtune.policies import plan_workload
 from muxtune.tables import format_table, show_percent, show_seconds
@@ -68,7 +69,7 @@ def narrowed(plan: Plan) -> Plan:
         task.model_copy(update={"peft": task.peft.model_copy(update={"r": min(task.peft.r, narrowest)})})
         for task in plan.tasks
     )
-    return plan.model_copy(update={"model": model, "tasks": tasks})
+    return finish_plan(plan.model_copy(update={"model": model, "tasks": tasks}))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -24,6 +24,12 @@ from muxtune.workload import PeftTask
 SCHEMA_VERSION = 1
 
 _STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)  # JSON has neither
+
+MOST_SECONDS = 1e9
+"""Of any time in a plan, about thirty years: more is a slip, and sums of it would leave the floats."""
+
+Seconds = Annotated[float, Field(gt=0, le=MOST_SECONDS)]
+"""A duration of something that is done; nothing takes no time."""
 
 
 class CostsRef(BaseModel):
@@ -119,7 +125,7 @@ class ClockSeconds(BaseModel):
     kind: Literal["F", "B"]
     htasks: tuple[int, ...] = Field(min_length=2)
     """In the order of their bucket."""
-    seconds: tuple[float, ...]
+    seconds: tuple[Seconds, ...]
     """Per stage; of a backward with its share of the optimizer steps."""
 
 
@@ -128,34 +134,37 @@ class Predicted(BaseModel):
 
     model_config = _STRICT
 
-    iteration_s: float
+    iteration_s: Seconds
     """Steady state of one iteration."""
-    tokens_per_s: float
+    tokens_per_s: float = Field(gt=0)
     """All tokens that go through the backbone."""
-    billed_tokens_per_s: float
-    effective_tokens_per_s: float
-    peak_memory_bytes: tuple[int, ...]
+    billed_tokens_per_s: float = Field(gt=0)
+    effective_tokens_per_s: float = Field(gt=0)
+    peak_memory_bytes: tuple[Annotated[int, Field(gt=0)], ...]
     """Per stage."""
-    bubble_fraction: float
+    bubble_fraction: float = Field(ge=0, lt=1)
     """Share of the stages' time in steady state in which they wait."""
-    theoretical_bubble_fraction: float | None = None
+    theoretical_bubble_fraction: float | None = Field(default=None, ge=0, lt=1)
     """The same if all clocks took equally long and transfers no time, see
     :func:`muxtune.prediction.theoretical_bubble_fraction`."""
-    lower_bound_s: float
+    lower_bound_s: Seconds
     """Work of the busiest stage in one iteration; no schedule of these clocks is faster."""
     scheduled_iterations: int
-    makespan_s: float
+    makespan_s: Seconds
     """Of the whole schedule."""
-    fwd_s: tuple[tuple[float, ...], ...]
+    fwd_s: tuple[tuple[Seconds, ...], ...]
     """[stage][hTask], seconds per micro-batch."""
-    bwd_s: tuple[tuple[float, ...], ...]
+    bwd_s: tuple[tuple[Seconds, ...], ...]
     """[stage][hTask], seconds per micro-batch, with its share of the optimizer step."""
-    p2p_s: tuple[float, ...]
-    """[hTask], seconds per transfer between neighbouring stages."""
+    p2p_s: tuple[Annotated[float, Field(ge=0, le=MOST_SECONDS)], ...]
+    """[hTask], seconds per transfer between neighbouring stages; 0 where there is one stage."""
     clock_s: tuple[ClockSeconds, ...] = ()
     """Of every kind of clock in the schedule that several hTasks share."""
     alignment: AlignmentReport | None = None
     """Tokens per iteration, and what other alignments of the same hTasks would need."""
+    made_for: dict[str, str] = {}
+    """Digests of what this was computed from, by field: a plan with other fields is refused, see
+    :mod:`muxtune.plan_basis`."""
 
 
 class Plan(BaseModel):

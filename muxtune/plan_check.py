@@ -9,6 +9,7 @@ from muxtune.model import check_sharding
 from muxtune.operators import Phase
 from muxtune.orchestration import check_order
 from muxtune.plan import HTask, Plan
+from muxtune.plan_basis import check_prediction_basis
 from muxtune.schedule import Kind, Template, clocks_of
 from muxtune.schedule_check import check_schedule
 
@@ -16,7 +17,7 @@ _PHASES: dict[Kind, Phase] = {"F": "fwd", "B": "bwd"}
 
 
 def check_plan(plan: Plan, where: str = "plan") -> None:
-    """Refuse a plan whose parts contradict each other.
+    """Refuse a plan whose parts contradict each other, whoever reads it: simulator, runtime or validation.
 
     Raises:
         SpecError: Names the field, its value and what was expected.
@@ -66,6 +67,15 @@ def check_plan(plan: Plan, where: str = "plan") -> None:
         raise SpecError(f"{where}: schedule", f"no action of hTask {min(missing)}", expected)
     _check_predicted(plan, where)
     _check_launches(plan, where)
+    _check_memory(plan, where)
+    check_prediction_basis(plan, where)  # last: what is wrong in itself has a message of its own
+
+
+def _check_memory(plan: Plan, where: str) -> None:
+    most, device = max(plan.predicted.peak_memory_bytes), plan.cluster.device
+    if most > device.memory_bytes:
+        expected = f"at most {device.memory_bytes}, the memory of {device.name}"
+        raise SpecError(f"{where}: predicted.peak_memory_bytes", most, expected)
 
 
 def _check_launches(plan: Plan, where: str) -> None:

@@ -23,7 +23,7 @@ def load_plan(path: Path) -> Plan:
         content = json.loads(path.read_text())
     except OSError as error:
         raise UserError(f"cannot read the plan {path}: {error.strerror}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not a whole JSON file: {error}") from error
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:

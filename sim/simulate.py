@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from muxtune.costs.base import CostModel
 from muxtune.errors import SpecError
-from muxtune.plan import Plan
+from muxtune.plan import Plan, Predicted
+from muxtune.plan_basis import finish_plan
 from muxtune.prediction import iteration_tokens, predict, predict_plan, stage_times
 from muxtune.schedule import Action, build_schedule
 from sim.engine import play_clocks, simulate_schedule
@@ -30,7 +31,7 @@ def simulate_plan(plan: Plan, *, iterations: int | None = None) -> SimulationRep
         SpecError: ``iterations`` is below 1.
     """
     spans = simulate_schedule(_schedule(plan, iterations), stage_times(plan))
-    return SimulationReport(spans=tuple(spans), predicted=predict_plan(plan, spans))
+    return SimulationReport(spans=tuple(spans), predicted=_of_plan(plan, predict_plan(plan, spans)))
 
 
 def simulate_operators(
@@ -84,7 +85,12 @@ def simulate_operators(
         theoretical_bubble_fraction=plan.predicted.theoretical_bubble_fraction,
         alignment=plan.predicted.alignment,
     )
-    return SimulationReport(spans=tuple(spans), predicted=predicted, operators=work.log)
+    return SimulationReport(spans=tuple(spans), predicted=_of_plan(plan, predicted), operators=work.log)
+
+
+def _of_plan(plan: Plan, predicted: Predicted) -> Predicted:
+    """The prediction with the digests of the plan that it is of, so that the plan may have it."""
+    return finish_plan(plan.model_copy(update={"predicted": predicted})).predicted
 
 
 def _schedule(plan: Plan, iterations: int | None) -> Sequence[Sequence[Action]]:

@@ -12,6 +12,7 @@ from muxtune.cluster import load_cluster
 from muxtune.dataset import load_task_data, with_digest
 from muxtune.model import ModelSpec
 from muxtune.plan import CostsRef, HTask, Parallelism, Plan
+from muxtune.plan_basis import finish_plan
 from muxtune.plan_check import check_plan
 from muxtune.prediction import IterationTokens, predict
 from muxtune.schedule import Template, build_schedule
@@ -187,5 +188,6 @@ def make_plan(
             peak_memory_bytes=[1] * pp,
         ),
     )
+    plan = finish_plan(plan)
     check_plan(plan)
     return plan

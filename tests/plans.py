@@ -5,6 +5,7 @@ from __future__ import annotations
 from muxtune.cluster import load_cluster
 from muxtune.model import PRESETS
 from muxtune.plan import CostsRef, HTask, Orchestration, Parallelism, Plan
+from muxtune.plan_basis import finish_plan
 from muxtune.plan_check import check_plan
 from muxtune.prediction import IterationTokens, predict
 from muxtune.schedule import Template, build_schedule
@@ -92,5 +93,6 @@ def make_plan(
             peak_memory_bytes=[100_000_000] * pp,
         ),
     )
+    plan = finish_plan(plan)
     check_plan(plan)
     return plan

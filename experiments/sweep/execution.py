@@ -109,7 +109,7 @@ def plan_columns(plan: Plan) -> Outcome:
         "buckets": [list(bucket) for bucket in plan.buckets],
         "costs": plan.costs.profile_id,
         "plan_digest": hashlib.sha256(plan.model_dump_json().encode()).hexdigest(),
-        **plan.predicted.model_dump(mode="json"),
+        **plan.predicted.model_dump(mode="json", exclude={"made_for"}),
         "max_peak_memory_bytes": max(plan.predicted.peak_memory_bytes),
     }
 

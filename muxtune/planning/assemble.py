@@ -6,6 +6,7 @@ from muxtune.dataset import with_digest
 from muxtune.injection import inject
 from muxtune.model import backbone_digest
 from muxtune.plan import SCHEMA_VERSION, Execution, HTask, Parallelism, Plan
+from muxtune.plan_basis import finish_plan
 from muxtune.plan_check import check_plan
 from muxtune.planning.problem import PlanningProblem
 from muxtune.planning.structure import HTaskChoice, PlanStructure
@@ -96,6 +97,7 @@ def assemble_plan(problem: PlanningProblem, structure: PlanStructure, policy: st
         schedule=tuple(tuple((a.kind, a.htask, a.number) for a in stage) for stage in actions),
         predicted=predicted,
     )
+    plan = finish_plan(plan)
     check_plan(plan)
     return plan
 

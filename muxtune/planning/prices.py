@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 from muxtune.cluster import ClusterSpec
 from muxtune.costs.base import CostModel
 from muxtune.costs.compose import ActionPrices, p2p_seconds, step_seconds
+from muxtune.errors import SpecError
 from muxtune.graph import Launching, stage_graph, time_graph
 from muxtune.injection import iteration_clocks
 from muxtune.launches import ClockLaunches, clock_launches
@@ -17,7 +18,7 @@ from muxtune.model import ModelSpec
 from muxtune.operators import PHASES, Phase
 from muxtune.orchestration import ClockSchedule, LaunchGraph, launch_graph, schedule_clock
 from muxtune.placement import Placement, Route
-from muxtune.plan import Orchestration
+from muxtune.plan import MOST_SECONDS, Orchestration
 from muxtune.planning.slowest import slowest_replicas
 from muxtune.planning.structure import SEQUENTIAL, HTaskChoice, Mesh, PlanStructure
 from muxtune.planning.works import Choice, HTaskWorks
@@ -34,6 +35,9 @@ class StageKind(NamedTuple):
     replicas: tuple[Route, ...]
     """Links between its replicas."""
 
+
+_SHORTEST_S = 1e-12
+"""Of an action: less is nothing, or a mistake of the costs."""
 
 DIRECTIONS: tuple[tuple[Literal["F", "B"], Phase], ...] = (("F", "fwd"), ("B", "bwd"))
 """Kinds of actions and their phases."""
@@ -84,12 +88,24 @@ class StructurePrices:
         self._step_s = lru_cache(maxsize=None)(self._price_step)
 
     def price(self, htask: HTaskChoice, mesh: Mesh, orchestration: Orchestration = SEQUENTIAL) -> HTaskTimes:
-        """Ask the costs what one micro-batch takes; ``htask_times`` remembers the answers."""
+        """Ask the costs what one micro-batch takes; ``htask_times`` remembers the answers.
+
+        Raises:
+            SpecError: It takes no time, or less, or is no number: a search would never end.
+        """
         kinds = self.stage_kinds(mesh)
         seconds = {kind: self._action_s(htask, kind, mesh, orchestration) for kind in dict.fromkeys(kinds)}
         fwd, bwd = zip(*(seconds[kind] for kind in kinds), strict=True)
         routes = mesh.on(self._cluster).message_routes()
         p2p = p2p_seconds(self._costs, self._model, htask.shape.tokens, routes)
+        for name, row, least_s in (
+            ("forwards", fwd, _SHORTEST_S),
+            ("backwards", bwd, _SHORTEST_S),
+            ("transfers", (p2p,), 0.0),
+        ):
+            if not all(least_s <= seconds <= MOST_SECONDS for seconds in row):  # false for nan, too
+                field = f"costs {self._costs.ref.profile_id}: {name} of {' + '.join(htask.task_ids)}"
+                raise SpecError(field, list(row), f"seconds above 0, and at most {MOST_SECONDS:.0f}")
         return HTaskTimes(fwd, bwd, p2p)
 
     def stage_kinds(self, mesh: Mesh) -> list[StageKind]:

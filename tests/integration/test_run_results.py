@@ -19,6 +19,7 @@ from muxtune.dataset import load_task_data
 from muxtune.errors import RunError
 from muxtune.model import load_model_spec
 from muxtune.plan import Parallelism, Plan
+from muxtune.plan_basis import finish_plan
 from muxtune.plan_check import check_plan
 from muxtune.plan_file import save_plan
 from muxtune.schedule import Template
@@ -136,7 +137,8 @@ def _mesh_plan(folder: Path, hf_dirs: dict[str, Path], *, tp: int, dp: int, **ch
         pp=1,
     )
     mesh = Parallelism(tp=tp, pp=1, dp=dp, layers_per_stage=plan.parallelism.layers_per_stage)
-    plan = plan.model_copy(update={"parallelism": mesh, "cluster": load_cluster(f"cpu-{tp * dp}")})
+    fields = {"parallelism": mesh, "cluster": load_cluster(f"cpu-{tp * dp}")}
+    plan = finish_plan(plan.model_copy(update=fields))
     check_plan(plan)
     return plan
 

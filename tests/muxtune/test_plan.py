@@ -11,6 +11,7 @@ from muxtune.alignment_report import AlignmentReport, TokenCounts
 from muxtune.attention import DEFAULT_ATTENTION
 from muxtune.errors import SpecError, UserError
 from muxtune.plan import Orchestration, Plan
+from muxtune.plan_basis import finish_plan
 from muxtune.plan_check import check_plan
 from muxtune.plan_file import load_plan, save_plan
 from muxtune.schedule import Action
@@ -309,7 +310,8 @@ def test_an_alignment_report_is_read_back(tmp_path):
     counts = TokenCounts(all=100, effective=60.5, billed=90, ineffective=39.5)
     report = AlignmentReport(plan=counts, pad=counts, pack=counts, chunk=counts, chunk_tokens=(64, 128))
     plan = make_plan()
-    plan = plan.model_copy(update={"predicted": plan.predicted.model_copy(update={"alignment": report})})
+    predicted = plan.predicted.model_copy(update={"alignment": report})
+    plan = finish_plan(plan.model_copy(update={"predicted": predicted}))
     save_plan(plan, tmp_path / "plan.json")
     assert load_plan(tmp_path / "plan.json").predicted.alignment == report
 
@@ -319,7 +321,8 @@ def test_replicas_share_the_micro_batches_that_a_task_declares(tmp_path, content
     content["tasks"][0]["micro_batch_size"] = 2
     content["cluster"]["ranks"] = 4
     content["parallelism"]["dp"] = 2
-    plan = load_changed(tmp_path, content)
+    plan = finish_plan(Plan.model_validate(content))
+    check_plan(plan)
     assert plan.parallelism.ranks == 4
     assert plan.shape(0).groups == 4
     content["tasks"][0]["micro_batch_size"] = 1

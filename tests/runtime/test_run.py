@@ -9,6 +9,7 @@ import pytest
 from muxtune.errors import SpecError, UserError
 from muxtune.model import PRESETS, load_model_spec
 from muxtune.plan import Plan
+from muxtune.plan_basis import finish_plan
 from muxtune.plan_file import save_plan
 from muxtune.workload import Workload
 from runtime import run, run_plan
@@ -30,7 +31,8 @@ def _refused(plan: Plan | Path, out_dir: Path, message: str, kind: type[UserErro
 
 
 def _changed(plan: Plan, **changes: object) -> Plan:
-    return Plan.model_validate({name: getattr(plan, name) for name in Plan.model_fields} | changes)
+    changed = {name: getattr(plan, name) for name in Plan.model_fields} | changes
+    return finish_plan(Plan.model_validate(changed))
 
 
 def test_more_steps_than_the_longest_task_has(plan, tmp_path):

@@ -14,6 +14,7 @@ from muxtune.model import PRESETS
 from muxtune.operators import Phase
 from muxtune.orchestration import Mode, launch_graph, schedule_clock
 from muxtune.plan import ClockSeconds, Orchestration, Plan
+from muxtune.plan_basis import finish_plan
 from muxtune.plan_check import check_plan
 from muxtune.planning.assemble import assemble_plan
 from muxtune.planning.problem import PlanningProblem
@@ -89,7 +90,7 @@ def orchestrated_plan(
         }
     )
     timeline = evaluate_schedule(plan.actions, stage_times(plan))
-    plan = plan.model_copy(update={"predicted": predict_plan(plan, timeline)})
+    plan = finish_plan(plan.model_copy(update={"predicted": predict_plan(plan, timeline)}))
     check_plan(plan)
     return plan
 

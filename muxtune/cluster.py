@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -21,6 +20,7 @@ from pydantic import (
 )
 
 from muxtune.errors import SpecError, UserError, spec_error_from
+from muxtune.machine import memory_limit_bytes, usable_cores
 
 _STRICT = ConfigDict(frozen=True, extra="forbid")
 
@@ -34,6 +34,8 @@ class DeviceSpec(BaseModel):
     kind: Literal["cpu", "cuda"]
     memory_bytes: int = Field(gt=0)
     """What a rank may fill."""
+    reserved_bytes: int = Field(default=0, ge=0)
+    """Of the device, beside that: what is left to the interpreter, libraries and drivers."""
 
 
 class LinkSpec(BaseModel):
@@ -56,6 +58,8 @@ nvlink-pair   NVLink bridges join ranks 0 and 1, 2 and 3, ...; PCIe joins the pa
 pcie          PCIe only
 loopback-gloo processes of one machine, gloo over TCP
 """
+
+LOOPBACK: Topology = "loopback-gloo"
 
 Network = Literal["infiniband"]
 """Links between nodes."""
@@ -147,11 +151,17 @@ NCCL's buffers. What the allocator itself wastes is in the memory model."""
 
 
 def _gpu(name: str, total_mib: int) -> DeviceSpec:
-    return DeviceSpec(name=name, kind="cuda", memory_bytes=total_mib * _MIB - GPU_RESERVE_BYTES)
+    memory_bytes = total_mib * _MIB - GPU_RESERVE_BYTES
+    return DeviceSpec(name=name, kind="cuda", memory_bytes=memory_bytes, reserved_bytes=GPU_RESERVE_BYTES)
 
 
 GPUS = {gpu.name: gpu for gpu in (_gpu("a40", 46_068), _gpu("a100", 81_920), _gpu("h100", 81_559))}
 """A40-48GB, A100-80GB and H100-80GB, with the total that nvidia-smi reports (the A40's with ECC on)."""
+
+PROCESS_RESERVE_BYTES = 576 * _MIB
+"""Of a CPU's memory, for each process. Ranks of llama-tiny (torch 2.13, no CUDA) had 467 MiB resident before
+they loaded anything (``process_start_bytes`` of a run), and at their peak 513 and 522 MiB beside what the
+memory model counts: Python, torch, transformers, gloo's buffers; here with a tenth on top."""
 
 MAX_CPU_RANKS = 64
 GPUS_PER_NODE = 8
@@ -180,8 +190,9 @@ TESTBEDS = _testbeds()
 
 
 def cluster_names() -> list[str]:
-    """Names that :func:`load_cluster` knows: a few of ``a100-N``, and ``cpu-N`` for its cores."""
-    cpus = [f"cpu-{n}" for n in range(1, (os.cpu_count() or 1) + 1)]
+    """Names for :func:`load_cluster`: a few of ``a100-N``, and ``cpu-N`` as far as cores and memory go."""
+    most = min(usable_cores(), MAX_CPU_RANKS)
+    cpus = [f"cpu-{n}" for n in range(1, most + 1) if ranks_memory_bytes(n) > 0]
     return [*TESTBEDS, *(f"a100-{n}" for n in (1, 2, 4, 8, 16)), *cpus]
 
 
@@ -189,7 +200,8 @@ def load_cluster(name_or_path: str) -> ClusterSpec:
     """A preset or a YAML file with the fields of :class:`ClusterSpec`.
 
     Presets are ``testbed-a``, ``-b`` and ``-c``, ``a100-N`` (N of a node's eight, or whole nodes) and
-    ``cpu-N`` (N one-thread ranks of this machine, with an equal share of its memory each).
+    ``cpu-N`` (N one-thread ranks of this machine, with an equal share of the memory that it lends, see
+    :func:`ranks_memory_bytes`).
 
     Raises:
         UserError: Unknown name, unreadable file or a wrong field.
@@ -214,6 +226,15 @@ def load_cluster(name_or_path: str) -> ClusterSpec:
         raise spec_error_from(error, str(path)) from error
 
 
+def ranks_memory_bytes(ranks: int) -> int:
+    """What ``ranks`` processes on this machine may fill together with what the memory model counts.
+
+    Control groups limit it (:func:`muxtune.machine.memory_limit_bytes`), and every rank, and the process that
+    starts them, has its interpreter and libraries in it. 0 or less where there is no room for that many.
+    """
+    return memory_limit_bytes() - (ranks + 1) * PROCESS_RESERVE_BYTES
+
+
 def _a100_cluster(name: str, ranks: int) -> ClusterSpec:
     nodes = -(-ranks // GPUS_PER_NODE)
     if nodes > 1 and ranks % GPUS_PER_NODE:
@@ -232,6 +253,13 @@ def _a100_cluster(name: str, ranks: int) -> ClusterSpec:
 def _cpu_cluster(name: str, ranks: int) -> ClusterSpec:
     if ranks > MAX_CPU_RANKS:
         raise SpecError("cluster", name, f"at most cpu-{MAX_CPU_RANKS}")
-    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // ranks
-    device = DeviceSpec(name="cpu", kind="cpu", memory_bytes=memory_bytes)
-    return ClusterSpec(name=name, device=device, ranks=ranks, within_node="loopback-gloo")
+    memory_bytes, total = ranks_memory_bytes(ranks) // ranks, memory_limit_bytes()
+    if memory_bytes <= 0:
+        expected = (
+            f"fewer ranks: before they load anything, the processes of {ranks} take "
+            f"{total - ranks_memory_bytes(ranks)} bytes, and there are {total}"
+        )
+        raise SpecError("cluster", name, expected)
+    reserved_bytes = total // ranks - memory_bytes
+    device = DeviceSpec(name="cpu", kind="cpu", memory_bytes=memory_bytes, reserved_bytes=reserved_bytes)
+    return ClusterSpec(name=name, device=device, ranks=ranks, within_node=LOOPBACK)

@@ -18,8 +18,10 @@ from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from muxtune.costs.applicability import DEFAULT_KERNELS, KERNELS_VARIABLE
 from muxtune.costs.profile import ClockReading
 from muxtune.errors import UserError
+from muxtune.machine import processor_name, usable_cores
 from profiler.nvidia_smi import query_gpu, throttle_reasons
 from profiler.timing import CpuTimer, CudaTimer, Timer, WallTimer
 
@@ -104,8 +106,8 @@ class CpuDevice(Device):
 
     @classmethod
     def count(cls) -> int:
-        """Cores."""
-        return os.cpu_count() or 1
+        """Cores that processes here may have."""
+        return usable_cores()
 
     def copies(self, bytes_: float) -> int:
         """In a real pass a layer's weights were last used a whole pass ago."""
@@ -123,15 +125,15 @@ class CpuDevice(Device):
         versions = {name: found[1] for name, p in _LIBRARIES.items() if (found := re.search(p, built))}
         settings = {
             "cores": str(self.count()),
+            "kernels": _kernels(),
             "instructions": torch.backends.cpu.get_cpu_capability(),
             "threads": str(torch.get_num_threads()),
         }
         governor = _CPUFREQ / "cpu0/cpufreq/scaling_governor"
         if governor.is_file():
             settings["governor"] = governor.read_text().strip()
-        names = _cpuinfo("model name")
         return Description(
-            processor=names[0] if names else platform.processor() or platform.machine(),
+            processor=processor_name(_CPUINFO) or platform.machine(),
             versions=versions,
             settings=settings,
         )
@@ -148,6 +150,11 @@ class CpuDevice(Device):
 
 _LIBRARIES = {"mkl": r"Math Kernel Library Version (\S+)", "onednn": r"MKL-DNN v(\S+)"}
 """As ``torch.__config__.show()`` names them. Gloo has no version of its own: it is part of torch."""
+
+
+def _kernels() -> str:
+    return os.environ.get(KERNELS_VARIABLE, DEFAULT_KERNELS)
+
 
 _CPUFREQ = Path("/sys/devices/system/cpu")
 _CPUINFO = Path("/proc/cpuinfo")
@@ -216,7 +223,10 @@ class CudaDevice(Device):
             "cudnn": str(torch.backends.cudnn.version()),
             "nccl": ".".join(map(str, torch.cuda.nccl.version())),
         }
-        settings = {"float32_matmul_precision": torch.get_float32_matmul_precision()}
+        settings = {
+            "float32_matmul_precision": torch.get_float32_matmul_precision(),
+            "kernels": _kernels(),
+        }
         answers = query_gpu(self._uuid, ["driver_version", *_GPU_SETTINGS.values()])
         if "driver_version" in answers:
             versions["driver"] = answers["driver_version"]

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 import torch.distributed as dist
 
+from muxtune.cluster import ranks_memory_bytes
 from muxtune.errors import SpecError
 from muxtune.processes import under_torchrun
 from runtime.memory import AllocationTrace, MemoryTrace
@@ -240,8 +241,7 @@ def check_memory(kind: DeviceKind, needed_bytes: Sequence[int], field: str) -> N
     here, node = _ranks_here(len(needed_bytes)), platform.node()
     own = needed_bytes[here.start : here.stop]
     if kind == "cpu":  # they share one memory, and need not have the same of it
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        memories = [(sum(own), total, f"{node}, for {len(own)} ranks together")]
+        memories = [(sum(own), ranks_memory_bytes(len(own)), f"{node}, for {len(own)} ranks together")]
     else:
         gpus = [torch.cuda.get_device_properties(index) for index in range(len(own))]
         memories = [

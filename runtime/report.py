@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from muxtune.errors import UserError, spec_error_from
 from muxtune.files import write_text_atomically
+from muxtune.machine import usable_cores
 from muxtune.placement import Placement
 from muxtune.plan import Parallelism, Plan
 from muxtune.prediction import IterationTokens
@@ -181,7 +181,7 @@ def build_report(
             name=platform.node(),
             machine=platform.machine(),
             system=f"{platform.system()} {platform.release()}",
-            cores=os.cpu_count() or 1,
+            cores=usable_cores(),
         ),
     )
 

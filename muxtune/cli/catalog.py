@@ -87,11 +87,13 @@ def clusters(as_json: JsonFlag = False) -> None:
             str(c.nodes),
             str(c.devices_per_node),
             show_bytes(c.device.memory_bytes),
+            show_bytes(c.device.reserved_bytes),
             c.links,
         ]
         for c in specs
     ]
-    table = format_table(["cluster", "device", "nodes", "per node", "memory per rank", "links"], rows)
+    header = ["cluster", "device", "nodes", "per node", "memory per rank", "reserved", "links"]
+    table = format_table(header, rows)
     emit(ClusterList(clusters=specs), table, as_json=as_json)
 
 

@@ -16,7 +16,11 @@ from muxtune.errors import UserError, spec_error_from
 from muxtune.files import write_atomically
 from muxtune.model import ModelSpec
 from muxtune.operators import OPERATOR_DIMS, PHASES, Operator, Phase, dimensions
-from muxtune.plan import CostsRef
+from muxtune.plan import MOST_SECONDS, CostsRef
+
+PROFILE_FORMAT = 1
+"""Raised when kinds of operators, the grid or the meaning of a number change; the machine is then measured
+anew."""
 
 _METADATA_KEY = b"muxtune.profile"
 _OVERLAPS_KEY = b"muxtune.overlaps"
@@ -84,13 +88,17 @@ class Provenance(BaseModel):
     """Sentences: what was left out and why, clocks that fell."""
 
 
+SHORTEST_S = 1e-7
+"""What a collective adds to computing, at least: less cannot be told from noise."""
+
+
 class Overlap(BaseModel):
     """Computing in parts, with an all-reduce after each, in one round.
 
     Seconds are of one part: medians over rows of parts, each divided by the length of a row.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     tokens: int = Field(gt=0)
     """Of a frozen linear's input; the all-reduce is of hidden states of as many."""
@@ -127,6 +135,17 @@ class Overlaps(BaseModel):
         """
         held_up_s = sum(each.both_s - each.compute_s for each in self.rounds)
         return max(0.0, held_up_s / sum(each.communication_s for each in self.rounds))
+
+    @property
+    def doubts(self) -> list[str]:
+        """What the rounds could not tell, as sentences."""
+        hidden = sum(each.communication_s <= SHORTEST_S for each in self.rounds)
+        if not hidden:
+            return []
+        return [
+            f"in {hidden} of {len(self.rounds)} rounds an all-reduce added nothing measurable to computing: "
+            "what overlap costs is known from the others alone"
+        ]
 
 
 @dataclass(frozen=True)
@@ -257,6 +276,10 @@ def _row(m: Measurement, provenance: Provenance) -> dict[str, object]:
     }
 
 
+_SHORTEST_S = 1e-12
+"""Of an operator: no clock tells less."""
+
+
 def _measurement(row: dict[str, Any], where: str) -> Measurement:
     kind, phase = row["kind"], row["phase"]
     if kind not in OPERATOR_DIMS:
@@ -266,8 +289,16 @@ def _measurement(row: dict[str, Any], where: str) -> Measurement:
     dims = tuple(row[column] for column in _DIM_COLUMNS[: len(OPERATOR_DIMS[kind])])
     if any(size is None for size in dims):
         raise UserError(f"{where}: dims = {dims}: expected {', '.join(OPERATOR_DIMS[kind])}")
-    if not (row["median_s"] or 0) > 0:
-        raise UserError(f"{where}: median_s = {row['median_s']!r}: expected seconds above 0")
+    negative = [name for name, size in zip(OPERATOR_DIMS[kind], dims, strict=True) if size < (name != "r")]
+    if negative:
+        raise UserError(f"{where}: dims = {dims}: expected {', '.join(OPERATOR_DIMS[kind])}, none below 1")
+    for name in ("median_s", "p10_s", "p90_s"):
+        seconds, least_s = row[name], _SHORTEST_S if name == "median_s" else 0.0
+        if seconds is None or not least_s <= seconds <= MOST_SECONDS:  # nan is not, either
+            expected = f"seconds above 0, and at most {MOST_SECONDS:.0f}"
+            raise UserError(f"{where}: {name} = {seconds!r}: expected {expected}")
+    if not (row["repetitions"] or 0) > 0:
+        raise UserError(f"{where}: repetitions = {row['repetitions']!r}: expected at least 1")
     return Measurement(
         Operator(kind, dims),
         cast("Phase", phase),

@@ -1,7 +1,5 @@
 """Clusters: the paper's testbeds, A100 nodes and this machine by name, any other by file."""
 
-import os
-
 import pytest
 import yaml
 
@@ -9,6 +7,7 @@ from muxtune.cluster import (
     GPU_RESERVE_BYTES,
     GPUS,
     MAX_CPU_RANKS,
+    PROCESS_RESERVE_BYTES,
     ClusterSpec,
     LinkSpec,
     cluster_names,
@@ -18,7 +17,7 @@ from muxtune.errors import UserError
 
 CONTENT = {
     "name": "two-boxes",
-    "device": {"name": "a40", "kind": "cuda", "memory_bytes": 48_000_000_000},
+    "device": {"name": "a40", "kind": "cuda", "memory_bytes": 48_000_000_000, "reserved_bytes": 0},
     "ranks": 4,
     "nodes": 2,
     "within_node": "nvlink-pair",
@@ -27,12 +26,28 @@ CONTENT = {
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 7, MAX_CPU_RANKS])
-def test_cpu_n_is_this_machine_split_evenly(ranks):
+def test_cpu_n_is_this_machine_split_evenly(ranks, monkeypatch):
+    total = 64 * 2**30
+    monkeypatch.setattr("muxtune.cluster.memory_limit_bytes", lambda: total)
     cluster = load_cluster(f"cpu-{ranks}")
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    assert (cluster.name, cluster.ranks, cluster.device.kind) == (f"cpu-{ranks}", ranks, "cpu")
-    assert total - ranks < cluster.device.memory_bytes * ranks <= total
+    device = cluster.device
+    assert (cluster.name, cluster.ranks, device.kind) == (f"cpu-{ranks}", ranks, "cpu")
+    assert total - ranks < (device.memory_bytes + device.reserved_bytes) * ranks <= total
+    # Every rank's process and the one that starts them, shared out.
+    processes_bytes = (ranks + 1) * PROCESS_RESERVE_BYTES
+    assert processes_bytes - ranks < device.reserved_bytes * ranks < processes_bytes + ranks
     assert (cluster.nodes, cluster.within_node, cluster.between_nodes) == (1, "loopback-gloo", None)
+
+
+def test_a_small_container_has_fewer_clusters(monkeypatch):
+    monkeypatch.setattr("muxtune.cluster.memory_limit_bytes", lambda: 4 * PROCESS_RESERVE_BYTES)
+    monkeypatch.setattr("muxtune.cluster.usable_cores", lambda: 96)
+    assert [name for name in cluster_names() if name.startswith("cpu")] == ["cpu-1", "cpu-2"]
+    assert load_cluster("cpu-1").device.memory_bytes == 2 * PROCESS_RESERVE_BYTES
+    with pytest.raises(
+        UserError, match=r"cluster = 'cpu-3': expected fewer ranks: before they load anything"
+    ):
+        load_cluster("cpu-3")
 
 
 @pytest.mark.parametrize(
@@ -59,6 +74,7 @@ def test_a_gpu_lends_its_memory_but_for_the_reserve(name, gib):
     whole_bytes = GPUS[name].memory_bytes + GPU_RESERVE_BYTES
     assert whole_bytes / 2**30 == pytest.approx(gib, rel=0.01)  # the A40's ECC takes 3 of its 48
     assert GPUS[name].memory_bytes < whole_bytes - 0.5 * 2**30  # a CUDA context alone takes that much
+    assert GPUS[name].reserved_bytes == GPU_RESERVE_BYTES
 
 
 def test_every_listed_name_can_be_loaded():

@@ -105,8 +105,8 @@ def test_settings_of_the_users_own_stay(machine, monkeypatch):
 
 @pytest.fixture
 def sizes(monkeypatch):
-    """A machine with 1000 bytes for its processors, and on GPU i 40 + i."""
-    monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PAGE_SIZE": 10, "SC_PHYS_PAGES": 100}[name])
+    """A machine that lends 1000 bytes to the ranks on its processors, and has 40 + i on GPU i."""
+    monkeypatch.setattr("runtime.devices.ranks_memory_bytes", lambda ranks: 1000)
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda index: SimpleNamespace(total_memory=40 + index)
     )

@@ -40,6 +40,9 @@ class CostsRef(BaseModel):
     profile_id: str
     device: str
     digest: str
+    notes: tuple[str, ...] = ()
+    """What is doubtful about these costs for this plan: sentences on where they come from, on what was not
+    measured, and on fits that rest on their bounds."""
 
 
 class Parallelism(BaseModel):

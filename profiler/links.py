@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from muxtune.costs.profile import Overlap
+from muxtune.costs.profile import SHORTEST_S, Overlap
 from muxtune.model import ModelSpec
 from muxtune.operators import Operator
 from profiler.devices import Device
@@ -37,8 +37,6 @@ _ROW = 8
 """Collectives per timing. Now and then one takes ten times as long, when a rank or its messages wait for a
 processor; a stage, which waits for hundreds, pays their mean, and a median of single ones would not show it.
 """
-_SHORTEST_S = 1e-7
-"""What a collective adds to computing, at least."""
 _TIMEOUT = timedelta(seconds=60)
 
 
@@ -153,7 +151,7 @@ class RankGroup:
         first = partial(alone, 1), partial(with_sums, 1, 0)
         warm_s = [[turn_s(row) for row in first] for _ in range(2 * _WARM_UP)][_WARM_UP:]
         call_s, apart_s = (fmean(column) for column in zip(*warm_s, strict=True))
-        communication_s = max(apart_s - call_s, _SHORTEST_S)
+        communication_s = max(apart_s - call_s, SHORTEST_S)
         calls = max(1, math.ceil(_COMPUTE_SHARE * communication_s / max(call_s, 1e-9)))
         trial_s = _TURNS * (2 * communication_s + 3 * calls * call_s)
         repetitions = max(MIN_REPETITIONS, min(_MAX_REPETITIONS, int(limit_s / max(trial_s, 1e-9))))
@@ -170,7 +168,7 @@ class RankGroup:
             tokens=tokens,
             calls=calls,
             compute_s=compute_s,
-            communication_s=max(apart_s - compute_s, _SHORTEST_S),
+            communication_s=max(apart_s - compute_s, SHORTEST_S),
             both_s=both_s,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import warnings
@@ -14,13 +15,15 @@ from muxtune.cache import cache_folder
 from muxtune.cli.output import stdout_kept_clean
 from muxtune.cluster import ClusterSpec
 from muxtune.costs.analytic import AnalyticCosts
+from muxtune.costs.applicability import KERNELS_VARIABLE, check_profile
 from muxtune.costs.base import CostModel
 from muxtune.costs.collectives import interconnect_of
 from muxtune.costs.devices import device_names
-from muxtune.costs.profile import load_profile
+from muxtune.costs.profile import PROFILE_FORMAT, load_profile
 from muxtune.costs.profiled import ProfiledCosts
 from muxtune.dataset import load_task_data
 from muxtune.errors import SpecError
+from muxtune.machine import package_version, processor_name, usable_cores
 from muxtune.model import ModelSpec
 from muxtune.workload import Workload
 
@@ -33,11 +36,11 @@ def find_costs(profile: Path | None, workload: Workload, model: ModelSpec, clust
     ``~/.cache/muxtune/profiles`` (``MUXTUNE_CACHE`` replaces ``~/.cache/muxtune``).
 
     Raises:
-        UserError: The profile cannot be read or is of another backbone, there are neither coefficients nor a
-            profile of a GPU, or a dataset is wrong (checked before minutes of measuring).
+        UserError: The profile cannot be read or is of another backbone or device, there are neither
+            coefficients nor a profile of a GPU, or a dataset is wrong (checked before minutes of measuring).
     """
     if profile is not None:
-        return ProfiledCosts(load_profile(profile), model)
+        return _profiled_costs(profile, model, cluster)
     if cluster.device.kind != "cpu":
         return _coefficient_costs(model, cluster)
     kept = kept_profile_path(model, cluster)
@@ -46,7 +49,15 @@ def find_costs(profile: Path | None, workload: Workload, model: ModelSpec, clust
             load_task_data(task, model)
         typer.echo(f"muxtune: no profile of {model.name} yet; measuring this machine into {kept}", err=True)
         measure_profile(model, cluster, kept)
-    return ProfiledCosts(load_profile(kept), model)
+    return _profiled_costs(kept, model, cluster)
+
+
+def _profiled_costs(path: Path, model: ModelSpec, cluster: ClusterSpec) -> ProfiledCosts:
+    profile = load_profile(path)
+    doubts = check_profile(profile, cluster, str(path))
+    for doubt in doubts:
+        warnings.warn(f"{path}: {doubt}", stacklevel=2)
+    return ProfiledCosts(profile, model, doubts)
 
 
 def _coefficient_costs(model: ModelSpec, cluster: ClusterSpec) -> AnalyticCosts:
@@ -65,11 +76,26 @@ def _coefficient_costs(model: ModelSpec, cluster: ClusterSpec) -> AnalyticCosts:
 
 
 def kept_profile_path(model: ModelSpec, cluster: ClusterSpec) -> Path:
-    """Where the profile of this machine for that backbone and number of ranks is kept."""
-    machine = f"{platform.node()} {platform.machine()} {os.cpu_count()} {_cpu_model()}"
+    """Where the profile of this machine for that backbone and number of ranks is kept.
+
+    The name has a digest of all that changes what an operator takes: shapes and dtype, the machine and the
+    cores that processes have on it, versions, and the settings of kernels.
+    """
+    machine = [platform.node(), platform.machine(), processor_name(), usable_cores(), platform.release()]
+    versions = [platform.python_version(), *map(package_version, ("torch", "numpy", "muxtune"))]
+    settings = [os.environ.get(name, "") for name in _SPEED_VARIABLES]
     shapes = model.model_dump_json(exclude={"name", "source", "init_seed"})  # costs depend on nothing else
-    digest = hashlib.sha256(f"{shapes} {machine}".encode()).hexdigest()[:16]
+    key = json.dumps([PROFILE_FORMAT, shapes, cluster.ranks, machine, versions, settings])
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
     return cache_folder() / "profiles" / f"{model.name}-{model.dtype}-{cluster.ranks}-{digest}.parquet"
+
+
+_SPEED_VARIABLES = (
+    KERNELS_VARIABLE,
+    *("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS"),
+    *("MALLOC_ARENA_MAX", "LD_PRELOAD"),
+)
+"""Of the environment: which kernels, instructions and allocator operators run with."""
 
 
 def kept_profile(model: ModelSpec, cluster: ClusterSpec) -> Path | None:
@@ -84,11 +110,3 @@ def measure_profile(model: ModelSpec, cluster: ClusterSpec, out: Path) -> None:
 
     with stdout_kept_clean():
         profile_model(model, device="cpu", out=out, ranks=cluster.ranks, progress=True)
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # not Linux
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")

@@ -23,6 +23,11 @@ def plan_summary(plan: Plan) -> str:
         f"{plan.model.name} on {plan.cluster.name}: {mesh}{_count(p.pp, 'stage')} with {layers} layers; "
         f"costs {plan.costs.profile_id}"
     )
+    device = plan.cluster.device
+    head += f"\nmemory per rank {show_bytes(device.memory_bytes)}"
+    if device.reserved_bytes:
+        head += f", beside {show_bytes(device.reserved_bytes)} that are reserved for interpreter and drivers"
+    head += "".join(f"\nnote on costs: {note}" for note in plan.costs.notes)
     tables = [_htask_table(plan), _token_table(plan), predicted_table(plan.predicted), _memory_table(plan)]
     return "\n\n".join([head, *filter(None, tables)])
 

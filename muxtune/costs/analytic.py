@@ -28,8 +28,8 @@ Other dtypes are refused.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from math import ceil
 from typing import Literal
 
@@ -44,6 +44,7 @@ from muxtune.costs.attention import Heads
 from muxtune.costs.base import CostModel
 from muxtune.costs.collectives import Interconnect
 from muxtune.costs.gpu import load_gpu
+from muxtune.costs.links import AS_GIVEN
 from muxtune.costs.pointwise import PointwiseKind
 from muxtune.errors import SpecError
 from muxtune.graph.layer import Launching
@@ -145,6 +146,22 @@ class AnalyticCosts(CostModel):
         return CostsRef(
             profile_id=f"analytic-{self.gpu.name}-{digest[:12]}", device=self.gpu.name, digest=digest
         )
+
+    @contextmanager
+    def noting(self) -> Iterator[list[str]]:
+        """What of the device's coefficients is derived or assumed."""
+        notes: list[str] = []
+        yield notes
+        if self.model.dtype_bytes == _FLOAT32_BYTES:
+            notes.append(f"float32 on {self.gpu.name} is priced by data sheets, not by measurements")
+        if self.host_launch_s:
+            notes.append(f"a launch from Python takes {1e6 * self.host_launch_s:g} us, which is assumed")
+        if self.interconnect.cluster.ranks > 1:
+            notes += [
+                f"link {link.link} of {link.device} is derived, not measured: {link.basis}"
+                for link in self.interconnect.links
+                if link.fit is None and link.basis != AS_GIVEN
+            ]
 
     def latency_s(self, op: Operator, phase: Phase) -> float:
         """Seconds of one operator; nothing to do costs nothing."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol, Self
 
 from muxtune.attention import DEFAULT_ATTENTION, AttentionName
@@ -36,6 +36,11 @@ class CostModel(Protocol):
         """Backend of attention that a run should use, and that attention is priced with."""
         return DEFAULT_ATTENTION
 
+    @property
+    def largest_group(self) -> int | None:
+        """Ranks of the largest collective that these costs know; None where they know any."""
+        return None
+
     def latency_s(self, op: Operator, phase: Phase) -> float:
         """Seconds of one operator."""
         ...
@@ -64,6 +69,13 @@ class CostModel(Protocol):
         Separate ones are operations of their own, as PEFT runs them.
         """
         return self
+
+    def noting(self) -> AbstractContextManager[list[str]]:
+        """What is doubtful about the prices that are asked for inside, for the plan that has them.
+
+        The list is filled when the block ends: sentences without the final stop; empty where nothing is.
+        """
+        return nullcontext([])
 
     def exploring(self) -> AbstractContextManager[None]:
         """Where a search prices candidates: shapes that were not measured go without a warning inside."""

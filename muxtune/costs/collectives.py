@@ -19,9 +19,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from muxtune.cluster import ClusterSpec, LinkSpec
+from muxtune.cluster import LOOPBACK, ClusterSpec, LinkSpec
 from muxtune.costs.links import (
-    GLOO_DEFAULT,
     Line,
     LinkCoefficients,
     flat_ring_lines,
@@ -203,18 +202,22 @@ def interconnect_of(
 
     Args:
         cluster: The cluster.
-        profile: Of this machine; tells what gloo over loopback takes, which is assumed otherwise.
+        profile: Of this machine; tells what gloo over loopback takes.
         hierarchical: As of :class:`Interconnect`.
 
     Raises:
-        UserError: There are no coefficients of such a link.
+        UserError: There are no coefficients of such a link, or a profile is needed.
     """
 
     def coefficients(link: str | LinkSpec) -> LinkCoefficients:
-        if link == GLOO_DEFAULT.name:
-            if profile is not None:
-                return link_from_profile(profile)
-            link = GLOO_DEFAULT
+        if link == LOOPBACK:
+            if profile is None:
+                raise SpecError(
+                    f"cluster.within_node of {cluster.name}",
+                    link,
+                    "a profile, which has what gloo takes here",
+                )
+            return link_from_profile(profile)
         if isinstance(link, LinkSpec):
             return link_from_spec(link, cluster.device.name)
         return load_link(link, cluster.device.name)

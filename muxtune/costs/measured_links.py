@@ -6,8 +6,8 @@ from collections import defaultdict
 
 import numpy as np
 
+from muxtune.cluster import LOOPBACK, LinkSpec
 from muxtune.costs.links import (
-    GLOO_DEFAULT,
     LinkCoefficients,
     Protocol,
     RankProtocols,
@@ -16,30 +16,35 @@ from muxtune.costs.links import (
     link_from_spec,
 )
 from muxtune.costs.profile import Measurement, Profile
+from muxtune.errors import UserError
 from muxtune.operators import OPERATOR_DIMS
 
 _MOST_BYTES_PER_S = 1e15
-"""Where the measured sizes are too small or too few to show a rate."""
+"""Where the measured sizes are too small or too few to show a rate; the basis says so."""
 
 
 def link_from_profile(profile: Profile) -> LinkCoefficients:
     """Alpha and beta of the measured rows of kinds ``p2p`` and ``all_reduce``.
 
-    Without transfers :data:`GLOO_DEFAULT` is assumed; without all-reduces the textbook algorithms run on the
-    measured transfers. An all-reduce is fitted as a ring, per number of ranks, and a reduce-scatter or an
-    all-gather is half of it.
+    Without all-reduces the textbook algorithms run on the measured transfers. An all-reduce is fitted as a
+    ring, per number of ranks, and a reduce-scatter or an all-gather is half of it.
+
+    Raises:
+        UserError: The profile has no transfers.
     """
     device = profile.provenance.device
-    spec = GLOO_DEFAULT
-    if transfers := list(profile.of_kind("p2p")):
-        latency_s, s_per_byte = _fit(transfers)
-        update = {"latency_s": latency_s, "bandwidth_bytes_per_s": 1 / s_per_byte}
-        spec = GLOO_DEFAULT.model_copy(update=update)
+    transfers = list(profile.of_kind("p2p"))
+    if not transfers:
+        raise UserError(f"profile {profile.profile_id} has no transfers; expected one of two ranks or more")
+    latency_s, s_per_byte = _fit(transfers)
+    spec = LinkSpec(name=LOOPBACK, latency_s=latency_s, bandwidth_bytes_per_s=1 / s_per_byte)
     textbook = link_from_spec(spec, device)
     by_ranks: dict[int, list[Measurement]] = defaultdict(list)
     for row in profile.of_kind("all_reduce"):
         by_ranks[_dimension(row, "ranks")].append(row)
-    basis = f"fitted to {len(transfers)} transfers" if transfers else "assumed transfers"
+    basis = f"fitted to {len(transfers)} transfers"
+    if s_per_byte <= 1 / _MOST_BYTES_PER_S:
+        basis += ", whose sizes show no rate"
     if not by_ranks:
         return textbook.model_copy(update={"basis": f"{basis}, textbook collectives"})
     measured = tuple(

@@ -57,6 +57,23 @@ class ActionOverhead:
     fixed_s: float = 0.0
     per_operator_s: float = 0.0
     factors: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(CLASSES, 1.0))
+    stages: int = 0
+    """That it was fitted to; without any there is no overhead to see."""
+
+    @property
+    def doubts(self) -> list[str]:
+        """What the fit could not tell, as sentences."""
+        if not self.stages:
+            return ["no whole stage was measured: operators add up as if each ran alone, without overhead"]
+        at_bound = {name: value for name, value in self.factors.items() if _rests(value)}
+        if not at_bound:
+            return []
+        low, high = _FACTORS
+        named = ", ".join(f"{name} {value:.2f}" for name, value in at_bound.items())
+        return [
+            f"how much longer or shorter operators take inside a stage rests on the fit's bounds {low:g} and "
+            f"{high:g} ({named}): the measured stages do not tell the classes apart"
+        ]
 
     def operator_s(self, kind: str, alone_s: float) -> float:
         """Seconds between others of an operator that takes ``alone_s`` by itself."""
@@ -116,11 +133,21 @@ def fit_overhead(stages: Sequence[StageSum]) -> ActionOverhead:
         fixed_s=fixed * unit_s,
         per_operator_s=per_operator * unit_s / unit_operators,
         factors=dict(zip(CLASSES, factors, strict=True)),
+        stages=len(stages),
     )
 
 
 _FACTORS = (0.5, 2.0)
 """Beyond these a factor would hide a wrong operator."""
+
+_AT_BOUND = 0.01
+"""Relative distance to a bound below which a factor rests on it; the fit stays strictly inside."""
+
+
+def _rests(factor: float) -> bool:
+    low, high = _FACTORS
+    return factor < low * (1 + _AT_BOUND) or factor > high * (1 - _AT_BOUND)
+
 
 _ALIKE = 0.1
 """A class that differs from the others by 30% weighs as much as a stage that is missed by 3%."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -45,11 +45,21 @@ _OUTSIDE = 1e-9
 
 
 @dataclass(slots=True)
+class _Asked:
+    """Kinds that were priced, and of those beyond the measurements the operator farthest outside."""
+
+    kinds: set[str] = field(default_factory=set)
+    outside: dict[str, tuple[float, Operator]] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
 class _Warnings:
     """What was said, and whether to say anything; a backbone and its shards share one."""
 
     exploring: bool = False
     said: set[str] = field(default_factory=set)
+    asked: _Asked | None = None
+    """None where nobody wants notes."""
 
 
 class ProfiledCosts(CostModel):
@@ -64,14 +74,16 @@ class ProfiledCosts(CostModel):
     Args:
         profile: Of this backbone's shapes.
         model: The backbone whose operators are priced.
+        notes: What is doubtful about the profile where it is used, for every plan.
 
     Raises:
         UserError: The profile was measured for another shape or dtype.
     """
 
-    def __init__(self, profile: Profile, model: ModelSpec) -> None:
+    def __init__(self, profile: Profile, model: ModelSpec, notes: Sequence[str] = ()) -> None:
         _check_same_shapes(profile, model)
         self.profile = profile
+        self._notes = tuple(notes)
         self.model = model
         self.analytic = RooflineCosts(fit_coefficients(profile), model)
         self._tables = self._build_tables()
@@ -101,6 +113,11 @@ class ProfiledCosts(CostModel):
         """The profile's choice."""
         return self.profile.attention
 
+    @property
+    def largest_group(self) -> int:
+        """Of the measured collectives; 1 where none were."""
+        return max((m.op.dims[1] for m in self.profile.of_kind("all_reduce")), default=1)
+
     def latency_s(self, op: Operator, phase: Phase) -> float:
         """Seconds of one operator between others; nothing to do costs nothing.
 
@@ -114,9 +131,30 @@ class ProfiledCosts(CostModel):
             if seconds and op.kind not in _OUTSIDE_ACTIONS:
                 seconds = self._overheads[phase].operator_s(op.kind, seconds)
             cached = self._cache[key] = seconds, outside
+        if self._warnings.asked is not None:
+            _record(self._warnings.asked, op, cached[1])
         if cached[1] > _OUTSIDE and not self._warnings.exploring:
             self._warn(op, cached[1])
         return cached[0]
+
+    @contextmanager
+    def noting(self) -> Iterator[list[str]]:
+        """Notes of the profile, and how far the operators that are priced inside lie beyond it."""
+        notes: list[str] = []
+        before, asked = self._warnings.asked, _Asked()
+        self._warnings.asked = asked
+        try:
+            yield notes
+        finally:
+            self._warnings.asked = before
+        notes += self._notes
+        notes += self.profile.provenance.notes
+        notes += dict.fromkeys(doubt for phase in PHASES for doubt in self._overheads[phase].doubts)
+        if asked.kinds & LINK_KINDS and self.analytic.coefficients.link_bytes_per_s == math.inf:
+            notes.append("the measured transfers show no rate; larger ones are priced as if it had no limit")
+        if asked.kinds & COLLECTIVE_KINDS and self.profile.overlaps is not None:
+            notes += self.profile.overlaps.doubts
+        notes += [self._describe(op, outside) for outside, op in asked.outside.values()]
 
     @contextmanager
     def exploring(self) -> Iterator[None]:
@@ -151,8 +189,9 @@ class ProfiledCosts(CostModel):
 
     def _build_tables(self) -> dict[tuple[str, Phase], dict[Dims, RatioTable]]:
         points: dict[tuple[str, Phase], dict[Dims, dict[Dims, float]]] = {}
+        no_link = self.analytic.coefficients.link_latency_s is None
         for m in self.profile.measurements:
-            if m.op.kind == "stage":
+            if m.op.kind == "stage" or (m.op.kind in LINK_KINDS and no_link):
                 continue
             category, dims = _split(m.op)
             ratio = math.log(m.median_s / self.analytic.latency_s(m.op, m.phase))
@@ -164,7 +203,10 @@ class ProfiledCosts(CostModel):
 
     def _interpolate(self, op: Operator, phase: Phase) -> tuple[float, float]:
         """Seconds, and how far outside the measured shapes the operator lies (a logarithm)."""
-        analytic_s = self.analytic.latency_s(op, phase)
+        try:
+            analytic_s = self.analytic.latency_s(op, phase)
+        except UserError as error:  # over a link that was not measured
+            raise self._unmeasured(op.kind, phase) from error
         if analytic_s == 0.0:  # nothing to do, or nobody to do it with
             return 0.0, 0.0
         kind, (category, dims) = op.kind, _split(op)
@@ -175,8 +217,7 @@ class ProfiledCosts(CostModel):
         if tables is None and op.kind in COLLECTIVE_KINDS:
             return analytic_s, math.inf
         if tables is None:
-            where = f"profile {self.profile.profile_id}"
-            raise UserError(f"{where} has no {phase} measurement of kind {op.kind}; profile this model again")
+            raise self._unmeasured(op.kind, phase)
         outside = 0.0
         table = tables.get(category)
         if table is None:
@@ -185,25 +226,32 @@ class ProfiledCosts(CostModel):
         log_ratio, left_by = table.at(dims)
         return analytic_s * math.exp(log_ratio), max(outside, left_by)
 
+    def _unmeasured(self, kind: str, phase: Phase) -> UserError:
+        where = f"profile {self.profile.profile_id}"
+        return UserError(f"{where} has no {phase} measurement of kind {kind}; profile this model again")
+
     def _warn(self, op: Operator, outside: float) -> None:
         if op.kind in self._warnings.said:
             return
         self._warnings.said.add(op.kind)
+        sentence = f"{self._describe(op, outside)} (said once per kind)"
+        warnings.warn(sentence, ExtrapolationWarning, stacklevel=4)
+
+    def _describe(self, op: Operator, outside: float) -> str:
+        profile_id = self.profile.profile_id
         if outside == math.inf:
-            warnings.warn(
-                f"profile {self.profile.profile_id} measured no {op.kind}; its cost is that of messages over "
-                "the fitted link (said once per kind)",
-                ExtrapolationWarning,
-                stacklevel=4,
-            )
-            return
-        warnings.warn(
+            over = "its cost is that of messages over the fitted link"
+            return f"profile {profile_id} measured no {op.kind}; {over}"
+        return (
             f"{op.kind} at {describe_dims(op)} is a factor {math.exp(outside):.2f} outside what profile "
-            f"{self.profile.profile_id} measured; its cost there is the analytic one, scaled as at the edge "
-            "(said once per kind)",
-            ExtrapolationWarning,
-            stacklevel=4,
+            f"{profile_id} measured; its cost there is the analytic one, scaled as at the edge"
         )
+
+
+def _record(asked: _Asked, op: Operator, outside: float) -> None:
+    asked.kinds.add(op.kind)
+    if outside > max(_OUTSIDE, asked.outside.get(op.kind, (0.0, op))[0]):
+        asked.outside[op.kind] = outside, op
 
 
 def _split(op: Operator) -> tuple[Dims, Dims]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 
@@ -31,8 +32,10 @@ class RooflineCoefficients:
     bytes_per_s: float
     overlap: float
     """1: compute and memory time add up; large: the longer of the two counts (roofline)."""
-    link_latency_s: float
-    link_bytes_per_s: float
+    link_latency_s: float | None
+    """None where no transfer was measured: messages and collectives then have no price."""
+    link_bytes_per_s: float | None
+    """Infinite where the measured transfers are too small to show a rate."""
     error: float
     """Mean relative error over the measurements that they were fitted to."""
 
@@ -57,12 +60,22 @@ class RooflineCosts(CostModel):
         return CostsRef(profile_id=f"roofline-{device}-{digest[:12]}", device=device, digest=digest)
 
     def latency_s(self, op: Operator, phase: Phase) -> float:
-        """Seconds of one operator; nothing to do costs nothing."""
+        """Seconds of one operator; nothing to do costs nothing.
+
+        Raises:
+            UserError: It goes over a link that nobody measured.
+        """
         if 0 in op.dims:
             return 0.0
         c = self.coefficients
         work = operator_work(op, phase, self.model)
         if op.kind in LINK_KINDS:
+            if not (work.launches or work.bytes):  # nobody to do it with
+                return 0.0
+            if c.link_latency_s is None or c.link_bytes_per_s is None:
+                raise UserError(
+                    f"{self.ref.profile_id}: no transfers were measured, so {op.kind} has no price"
+                )
             return work.launches * c.link_latency_s + work.bytes / c.link_bytes_per_s
         compute_s, memory_s = work.flops / c.flops_per_s, work.bytes / c.bytes_per_s
         longer_s, shorter_s = max(compute_s, memory_s), min(compute_s, memory_s)
@@ -97,7 +110,7 @@ def fit_coefficients(profile: Profile) -> RooflineCoefficients:
     kinds = [m.op.kind for m in rows]
     weights = np.array([1.0 / kinds.count(kind) for kind in kinds])
     launch_s, flop_s, byte_s, overlap = _fit_device(work, measured_s, np.sqrt(weights))
-    link_latency_s, link_byte_s = _fit_link(profile)
+    link_latency_s, link_bytes_per_s = _fit_link(profile)
     coefficients = RooflineCoefficients(
         device=profile.provenance.device,
         launch_s=launch_s,
@@ -105,7 +118,7 @@ def fit_coefficients(profile: Profile) -> RooflineCoefficients:
         bytes_per_s=1.0 / byte_s,
         overlap=overlap,
         link_latency_s=link_latency_s,
-        link_bytes_per_s=1.0 / link_byte_s,
+        link_bytes_per_s=link_bytes_per_s,
         error=float("nan"),
     )
     costs = RooflineCosts(coefficients, profile.model)
@@ -119,9 +132,6 @@ _NOT_FITTED = LINK_KINDS | {"stage", "feed"}
 
 _MAX_OVERLAP = 8.0
 """Beyond this the smooth maximum is within 10% of the sharp one everywhere and the fit is flat."""
-
-_DEFAULT_LINK = (1e-4, 1e-9)
-"""Seconds, and seconds per byte, where a profile has no transfers (a single process)."""
 
 
 def _fit_device(work: Array, measured_s: Array, weights: Array) -> tuple[float, float, float, float]:
@@ -153,15 +163,15 @@ def _fit_device(work: Array, measured_s: Array, weights: Array) -> tuple[float, 
     return launch_s, flop_s, byte_s, float(fit.x[3])
 
 
-def _fit_link(profile: Profile) -> tuple[float, float]:
-    """Latency and seconds per byte of the measured transfers, by relative least squares."""
+def _fit_link(profile: Profile) -> tuple[float | None, float | None]:
+    """Latency and bytes per second of the measured transfers, by relative least squares; None of none."""
     rows = list(profile.of_kind("p2p"))
     if not rows:
-        return _DEFAULT_LINK
+        return None, None
     from scipy.optimize import nnls  # noqa: PLC0415  # a quarter of a second to import
 
     measured_s = np.array([m.median_s for m in rows])
     terms = np.array([(1.0, float(m.op.dims[0])) for m in rows]) / measured_s[:, None]
     scale = terms.max(axis=0)
-    solution = nnls(terms / scale, np.ones(len(rows)))[0] / scale
-    return float(solution[0]), max(float(solution[1]), 1e-15)
+    latency_s, s_per_byte = (nnls(terms / scale, np.ones(len(rows)))[0] / scale).tolist()
+    return latency_s, 1.0 / s_per_byte if s_per_byte > 0 else math.inf

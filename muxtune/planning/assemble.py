@@ -80,7 +80,7 @@ def assemble_plan(problem: PlanningProblem, structure: PlanStructure, policy: st
         model=problem.model,
         backbone=backbone_digest(problem.model),
         cluster=problem.cluster,
-        costs=problem.costs.ref,
+        costs=problem.costs.ref.model_copy(update={"notes": problem.cost_notes(structure)}),
         policy=policy,
         parallelism=Parallelism(
             tp=structure.mesh.tp,

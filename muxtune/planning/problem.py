@@ -108,8 +108,13 @@ class PlanningProblem:
 
     def price_again(self, structure: PlanStructure) -> None:
         """Ask the costs anew for what the structure needs, so that they say what they did not measure."""
-        for htask in structure.htasks:
-            self._prices.price(htask, structure.mesh, structure.orchestration)
+        StructurePrices(self.costs, self.model, lambda htask: self._works(htask).mean).stage_times(structure)
+
+    def cost_notes(self, structure: PlanStructure) -> tuple[str, ...]:
+        """What is doubtful about the costs of a structure, whatever was priced before."""
+        with self.costs.exploring(), self.costs.noting() as notes:
+            self.price_again(structure)
+        return tuple(notes)
 
     def memory(
         self, structure: PlanStructure, actions: Sequence[Sequence[Action]] | None = None

@@ -54,9 +54,26 @@ def plan_problem(
     refuse_switches(policy, options)
     with problem.costs.exploring():
         structures = POLICIES.get(policy).propose(problem, options)
-        ranked = fastest(problem, structures, FINALISTS)
+        ranked = fastest(problem, _known(problem, structures), FINALISTS)
     problem.price_again(ranked[0])
     return [assemble_plan(problem, structure, label(policy, options)) for structure in ranked]
+
+
+def _known(problem: PlanningProblem, structures: Sequence[PlanStructure]) -> list[PlanStructure]:
+    """Structures whose collectives the costs know.
+
+    Raises:
+        SpecError: None is left.
+    """
+    most = problem.costs.largest_group
+    if most is None or not structures:
+        return list(structures)
+    known = [each for each in structures if max(each.mesh.tp, each.mesh.dp) <= most]
+    if not known:
+        mesh, ref = structures[0].mesh, problem.costs.ref
+        expected = f"at most {most}, the ranks of the largest collective that {ref.profile_id} has"
+        raise SpecError("--tp and --dp", f"{mesh.tp} and {mesh.dp}", f"{expected} (muxtune profile --ranks)")
+    return known
 
 
 def fastest(problem: PlanningProblem, structures: Sequence[PlanStructure], count: int) -> list[PlanStructure]:

@@ -10,7 +10,15 @@ import yaml
 
 from muxtune.cli.app import main
 from muxtune.costs import save_profile
+from muxtune.operators import COLLECTIVE_KINDS, Operator
 from tests.muxtune.costs.synthetic import analytic_law, make_profile, operators
+
+SUMS = [
+    Operator(kind, (bytes_, 2))
+    for kind in sorted(COLLECTIVE_KINDS)
+    for bytes_ in (64, 4096, 1 << 20, 8 << 20)
+]
+"""Collectives of two ranks, as every session on processors measures them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +52,7 @@ def cli(capsys, monkeypatch, tmp_path):
 @pytest.fixture(scope="session")
 def profile_path(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("profile") / "profile.parquet"
-    save_profile(make_profile(analytic_law(), operators()), path)
+    save_profile(make_profile(analytic_law(), [*operators(), *SUMS]), path)
     return path
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from muxtune.costs import Measurement, Profile, Provenance
 from muxtune.costs.compose import frozen_products
 from muxtune.costs.roofline import RooflineCoefficients, RooflineCosts
+from muxtune.machine import package_version, processor_name
 from muxtune.model import PRESETS, ModelSpec
 from muxtune.operators import FWD_ONLY, PHASES, Operator, Phase
 
@@ -55,9 +56,9 @@ def make_profile(
         device="cpu",
         ranks=2,
         threads=1,
-        processor="a processor",
+        processor=processor_name(),
         os="an os",
-        versions={"torch": "2"},
+        versions={package: package_version(package) or "" for package in ("torch", "numpy", "muxtune")},
     )
     return Profile(tuple(rows), provenance)
 

@@ -11,7 +11,9 @@ from muxtune.cluster import TESTBEDS, ClusterSpec, DeviceSpec, LinkSpec, load_cl
 from muxtune.costs.collectives import interconnect_of
 from muxtune.costs.links import link_names, load_link
 from muxtune.errors import UserError
+from muxtune.operators import Operator
 from muxtune.placement import Route
+from tests.muxtune.costs.synthetic import make_profile
 
 LATENCY_S = 1e-5
 BYTES_PER_S = 1e10
@@ -36,13 +38,20 @@ def plain(ranks, nodes=1, **options):
     return interconnect_of(cluster, **options)
 
 
+def named(name):
+    """A preset; what a processor's links take, a profile says."""
+    transfers = [Operator("p2p", (n,)) for n in (4096, 1 << 20, 8 << 20)]
+    profile = make_profile(lambda op, phase: LATENCY_S + op.dims[0] / BYTES_PER_S, transfers)
+    return interconnect_of(load_cluster(name), profile=profile)
+
+
 def rank_counts(cluster):
     return [n for n in (2, 3, 4, 6, 8, 16, 32, 64) if n <= cluster.ranks]
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_more_bytes_never_take_less_time(name):
-    links = interconnect_of(load_cluster(name))
+    links = named(name)
     for ranks in rank_counts(links.cluster):
         for operation in (links.all_reduce_s, links.reduce_scatter_s, links.all_gather_s):
             assert (np.diff(operation(SIZES, ranks)) > 0).all(), (operation.__name__, ranks)
@@ -51,14 +60,14 @@ def test_more_bytes_never_take_less_time(name):
 
 @pytest.mark.parametrize("name", ALL)
 def test_one_rank_has_nothing_to_do(name):
-    links = interconnect_of(load_cluster(name))
+    links = named(name)
     assert links.all_reduce_s(1e9, 1) == links.reduce_scatter_s(1e9, 1) == links.all_gather_s(1e9, 1) == 0
     assert links.transfer_s(1e9, 0, 0) == 0
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_many_sizes_at_once_are_the_sizes_one_by_one(name):
-    links = interconnect_of(load_cluster(name))
+    links = named(name)
     for ranks in rank_counts(links.cluster):
         one_by_one = [links.all_reduce_s(float(size), ranks) for size in SIZES]
         np.testing.assert_array_equal(links.all_reduce_s(SIZES, ranks), one_by_one)
@@ -68,7 +77,7 @@ def test_many_sizes_at_once_are_the_sizes_one_by_one(name):
 @pytest.mark.parametrize("name", ALL)
 def test_an_all_reduce_is_at_most_a_reduce_scatter_and_an_all_gather(name):
     """And not much less where bytes and not latencies count: a ring is just these two."""
-    links = interconnect_of(load_cluster(name))
+    links = named(name)
     for ranks in rank_counts(links.cluster):
         both = links.reduce_scatter_s(SIZES, ranks) + links.all_gather_s(SIZES, ranks)
         whole = links.all_reduce_s(SIZES, ranks)

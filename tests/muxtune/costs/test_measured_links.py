@@ -1,11 +1,11 @@
-"""Links of this machine: what a profile shows, and what is assumed where it shows nothing."""
+"""Links of this machine: what a profile shows, and nothing where it shows nothing."""
 
 import pytest
 
 from muxtune.cluster import load_cluster
 from muxtune.costs.collectives import interconnect_of
-from muxtune.costs.links import GLOO_DEFAULT
 from muxtune.costs.measured_links import link_from_profile
+from muxtune.errors import SpecError, UserError
 from muxtune.operators import Operator
 from tests.muxtune.costs.synthetic import make_profile
 
@@ -24,12 +24,12 @@ def test_transfers_follow_the_profile():
         assert links.all_reduce_s(size, 2) == pytest.approx(80e-6 + size / 2e9, rel=1e-6)
 
 
-def test_without_transfers_a_default_is_assumed_and_said():
+def test_without_transfers_nothing_is_assumed():
     profile = make_profile(transfer_law, [Operator("norm", (64,))])
-    assert link_from_profile(profile).basis == "assumed transfers, textbook collectives"
-    assumed = interconnect_of(load_cluster("cpu-2"), profile=profile)
-    assert assumed.send_recv_s(1e6) == interconnect_of(load_cluster("cpu-2")).send_recv_s(1e6)
-    assert assumed.send_recv_s(0.0) == GLOO_DEFAULT.latency_s
+    with pytest.raises(UserError, match="has no transfers; expected one of two ranks or more"):
+        interconnect_of(load_cluster("cpu-2"), profile=profile)
+    with pytest.raises(SpecError, match="within_node of cpu-2 = 'loopback-gloo': expected a profile"):
+        interconnect_of(load_cluster("cpu-2"))
 
 
 def test_measured_all_reduces_come_before_the_textbook():
@@ -52,3 +52,9 @@ def test_sizes_that_show_no_rate_give_a_latency():
     profile = make_profile(lambda op, phase: 90e-6, TRANSFERS)
     links = interconnect_of(load_cluster("cpu-2"), profile=profile)
     assert links.send_recv_s(1e6) == pytest.approx(90e-6, rel=1e-3)
+
+
+def test_a_rate_that_no_size_shows_is_said():
+    """Larger messages that took less time, as noise has it."""
+    coefficients = link_from_profile(make_profile(lambda op, phase: 90e-6 - 1e-12 * op.dims[0], TRANSFERS))
+    assert coefficients.basis == "fitted to 4 transfers, whose sizes show no rate, textbook collectives"

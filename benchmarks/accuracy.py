@@ -1,10 +1,11 @@
 """How well is the iteration time of a workload predicted that the profiler has not seen?
 
 Profiles this machine, then plans and executes random workloads (tasks, lengths, ranks, batch sizes, targets
-drawn from a seed; policies, templates and pp take turns) and prints every case. With --classes, the operators
-of every case are measured by class too, which shows where an error comes from.
+drawn from a seed; policies, templates and pp take turns) and prints every case. The operators of every case
+are measured by class too: classes that err in opposite directions cancel in the mean error, so both are
+printed together.
 
-    python -m benchmarks.accuracy [--cases 10] [--steps 10] [--profile P.parquet] [--seed 0] [--classes]
+    python -m benchmarks.accuracy [--cases 10] [--steps 10] [--profile P.parquet] [--seed 0] [--no-classes]
 """
 
 from __future__ import annotations
@@ -73,7 +74,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--profile", type=Path, help="of this machine; measured now if absent")
-    parser.add_argument("--classes", action="store_true", help="also measure the operators by class")
+    parser.add_argument(
+        "--classes",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="also measure the operators by class",
+    )
     arguments = parser.parse_args()
 
     model, cluster = load_model_spec("llama-tiny"), load_cluster("cpu-2")
@@ -105,26 +111,68 @@ def main() -> None:
     _print_mean("iteration", [abs(result.iteration) for result in results])
     _print_mean("busy time of a stage", [abs(error) for result in results for error in result.busy])
     if classes:
+        print(class_line(classes))
         _print_classes(classes)
+    else:
+        print("classes of operators, whose errors may cancel: not measured")
 
 
 def _print_mean(what: str, errors: Sequence[float]) -> None:
     print(f"{what}: mean error {sum(errors) / len(errors):.1%}, largest {max(errors):.1%}")
 
 
-def _print_classes(cases: Sequence[dict[str, tuple[float, float]]]) -> None:
-    """Each class over all cases, every case counting the same."""
+ClassSeconds = dict[str, tuple[float, float]]
+"""Predicted and measured seconds of a case, by class."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClassError:
+    """A class of operators over all cases, every case counting the same."""
+
+    name: str
+    share: float
+    """Of the measured time."""
+    part: float
+    """Predicted less measured, relative to the measured time of all classes."""
+
+    @property
+    def ratio(self) -> float | None:
+        """Predicted over measured; None where nothing was measured."""
+        return 1 + self.part / self.share if self.share else None
+
+
+def class_errors(cases: Sequence[ClassSeconds]) -> list[ClassError]:
+    """Error of each class, in the order of :data:`CLASSES`."""
+    totals = [sum(measured for _, measured in case.values()) for case in cases]
+    return [
+        ClassError(
+            name,
+            sum(case[name][1] / total for case, total in zip(cases, totals, strict=True)) / len(cases),
+            sum((case[name][0] - case[name][1]) / total for case, total in zip(cases, totals, strict=True))
+            / len(cases),
+        )
+        for name in CLASSES
+    ]
+
+
+def class_line(cases: Sequence[ClassSeconds]) -> str:
+    """What stands beside the mean error: how far classes err, and how much of that cancels in the sum."""
+    errors = class_errors(cases)
+    ratios = ", ".join(f"{each.name} {each.ratio:.2f}" for each in errors if each.ratio is not None)
+    amount, left = sum(abs(each.part) for each in errors), sum(each.part for each in errors)
+    return (
+        f"classes of operators, predicted / measured: {ratios}; their errors are {amount:.1%} of the time in "
+        f"amount, of which {left:+.1%} is left in the sum"
+    )
+
+
+def _print_classes(cases: Sequence[ClassSeconds]) -> None:
     print(
         f"\n{'operators':12} {'share of the time':>18} {'predicted / measured':>21} {'part of the error':>18}"
     )
-    totals = [sum(measured for _, measured in case.values()) for case in cases]
-    for name in CLASSES:
-        share = sum(case[name][1] / total for case, total in zip(cases, totals, strict=True)) / len(cases)
-        part = sum(
-            (case[name][0] - case[name][1]) / total for case, total in zip(cases, totals, strict=True)
-        ) / len(cases)
-        ratio = f"{1 + part / share:.2f}" if share else ""
-        print(f"{name:12} {share:18.1%} {ratio:>21} {part:+18.1%}")
+    for each in class_errors(cases):
+        ratio = "" if each.ratio is None else f"{each.ratio:.2f}"
+        print(f"{each.name:12} {each.share:18.1%} {ratio:>21} {each.part:+18.1%}")
 
 
 if __name__ == "__main__":

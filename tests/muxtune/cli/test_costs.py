@@ -96,3 +96,64 @@ def test_what_changes_the_costs_changes_the_kept_file(monkeypatch, tmp_path):
     assert len(paths) == len(variants)
     other_weights = tiny.model_copy(update={"init_seed": 7})
     assert kept_profile_path(other_weights, load_cluster("cpu-2")) in paths
+
+
+@pytest.mark.parametrize(
+    ("target", "value"),
+    [
+        ("muxtune.cli.costs.processor_name", lambda: "Another Core"),
+        ("muxtune.cli.costs.usable_cores", lambda: 7),
+        ("muxtune.cli.costs.package_version", lambda package: "0.0"),
+        ("muxtune.cli.costs.PROFILE_FORMAT", 99),
+        ("platform.node", lambda: "another-host"),
+        ("platform.machine", lambda: "riscv64"),
+        ("platform.python_version", lambda: "3.99"),
+    ],
+)
+def test_what_changes_speed_changes_the_kept_file(monkeypatch, tmp_path, target, value):
+    monkeypatch.setenv("MUXTUNE_CACHE", str(tmp_path))
+    tiny, cluster = PRESETS["llama-tiny"], load_cluster("cpu-2")
+    before = kept_profile_path(tiny, cluster)
+    assert kept_profile_path(tiny, cluster) == before
+    monkeypatch.setattr(target, value)
+    assert kept_profile_path(tiny, cluster) != before
+
+
+@pytest.mark.parametrize("variable", ["MUXTUNE_KERNELS", "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY"])
+def test_settings_of_kernels_change_the_kept_file(monkeypatch, tmp_path, variable):
+    monkeypatch.setenv("MUXTUNE_CACHE", str(tmp_path))
+    monkeypatch.delenv(variable, raising=False)
+    before = kept_profile_path(PRESETS["llama-tiny"], load_cluster("cpu-2"))
+    monkeypatch.setenv(variable, "torch")
+    assert kept_profile_path(PRESETS["llama-tiny"], load_cluster("cpu-2")) != before
+
+
+def test_a_profile_of_another_kind_of_device_is_refused(cli, write_workload, profile_path, tmp_path):
+    options = ("--workload", write_workload(), "--profile", profile_path, "--cluster", "testbed-a")
+    for command in (("plan",), ("compare", "--policies", "nemo")):
+        result = cli(*command, *options)
+        assert result.code == 2
+        assert f"{profile_path}: device = 'cpu': expected 'cuda': testbed-a has devices of" in result.err
+    assert not (tmp_path / "plan.json").exists()
+
+
+def test_doubts_are_said_on_stderr_in_the_summary_and_in_the_plan(
+    cli, write_workload, profile_path, tmp_path
+):
+    options = ("--workload", write_workload(), "--profile", profile_path)
+    result = cli("plan", *options, "--cluster", "cpu-4")
+    assert result.code == 0, result.err
+    doubt = "measured with 2 ranks at a time, and cpu-4 has 4"
+    assert f"muxtune: warning: {profile_path}: {doubt}" in result.err
+    assert f"note on costs: {doubt}" in result.out
+    assert load_plan(tmp_path / "plan.json").costs.notes[0].startswith(doubt)
+    assert doubt not in cli("plan", *options, "--cluster", "cpu-2").err
+    assert "that are reserved for interpreter and drivers" in result.out
+
+
+def test_more_ranks_in_a_sum_than_were_measured_are_refused(cli, write_workload, profile_path):
+    options = ("--workload", write_workload(), "--profile", profile_path, "--cluster", "cpu-4")
+    assert cli("plan", *options, "--tp", "2").code == 0
+    result = cli("plan", *options, "--tp", "4")
+    assert result.code == 2
+    assert "--tp and --dp = '4 and 1': expected at most 2, the ranks of the largest collective" in result.err

@@ -130,7 +130,15 @@ def test_missing_columns_are_named(profile, tmp_path):
         ("kind", "matmul", "row 0: kind = 'matmul': expected one of linear"),
         ("phase", "both", "row 0: phase = 'both': expected fwd or bwd"),
         ("d0", None, "row 0: dims = .*: expected in_features"),
+        ("d0", -256, r"row 0: dims = \(-256, .*: expected in_features, out_features, tokens, none below 1"),
         ("median_s", 0.0, "row 0: median_s = 0.0: expected seconds above 0"),
+        ("median_s", -1e-3, "row 0: median_s = -0.001: expected seconds above 0"),
+        ("median_s", None, "row 0: median_s = None: expected seconds above 0"),
+        ("median_s", float("nan"), "row 0: median_s = nan: expected seconds above 0"),
+        ("median_s", float("inf"), "row 0: median_s = inf: expected seconds above 0, and at most 1000000000"),
+        ("median_s", 1e308, r"row 0: median_s = 1e\+308: expected seconds above 0, and at most 1000000000"),
+        ("p90_s", float("nan"), "row 0: p90_s = nan: expected seconds above 0"),
+        ("repetitions", 0, "row 0: repetitions = 0: expected at least 1"),
     ],
 )
 def test_senseless_rows_are_named(profile, tmp_path, column, value, match):

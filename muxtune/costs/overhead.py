@@ -59,20 +59,20 @@ class ActionOverhead:
     factors: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(CLASSES, 1.0))
     stages: int = 0
     """That it was fitted to; without any there is no overhead to see."""
+    at_bounds: tuple[str, ...] = ()
+    """Classes whose factor rests on a bound of the fit, and seconds that do."""
 
     @property
     def doubts(self) -> list[str]:
         """What the fit could not tell, as sentences."""
         if not self.stages:
             return ["no whole stage was measured: operators add up as if each ran alone, without overhead"]
-        at_bound = {name: value for name, value in self.factors.items() if _rests(value)}
-        if not at_bound:
+        if not self.at_bounds:
             return []
         low, high = _FACTORS
-        named = ", ".join(f"{name} {value:.2f}" for name, value in at_bound.items())
         return [
-            f"how much longer or shorter operators take inside a stage rests on the fit's bounds {low:g} and "
-            f"{high:g} ({named}): the measured stages do not tell the classes apart"
+            f"what operators take inside a stage rests on bounds of its fit ({', '.join(self.at_bounds)}; "
+            f"factors {low:g} to {high:g}): the measured stages do not tell the classes apart"
         ]
 
     def operator_s(self, kind: str, alone_s: float) -> float:
@@ -125,7 +125,8 @@ def fit_overhead(stages: Sequence[StageSum]) -> ActionOverhead:
         return np.append(misfit, _ALIKE * apart)
 
     lower, upper = _FACTORS
-    bounds = ([0.0, 0.0, *[lower] * len(CLASSES)], [1.0, 1.0, *[upper] * len(CLASSES)])
+    most = [_MOST_UNITS, _MOST_UNITS, *[upper] * len(CLASSES)]
+    bounds = ([0.0, 0.0, *[lower] * len(CLASSES)], most)
     start = [0.01, 0.01, *[1.0] * len(CLASSES)]
     fit = least_squares(residuals, start, bounds=bounds, loss="soft_l1", f_scale=0.05)
     fixed, per_operator, *factors = (float(value) for value in fit.x)
@@ -134,11 +135,22 @@ def fit_overhead(stages: Sequence[StageSum]) -> ActionOverhead:
         per_operator_s=per_operator * unit_s / unit_operators,
         factors=dict(zip(CLASSES, factors, strict=True)),
         stages=len(stages),
+        at_bounds=(
+            *(f"{name} {value:.2f}" for name, value in zip(CLASSES, factors, strict=True) if _rests(value)),
+            *(
+                name
+                for name, value in (("fixed seconds", fixed), ("seconds per operator", per_operator))
+                if value > _MOST_UNITS * (1 - _AT_BOUND)  # none at all is what a device may well have
+            ),
+        ),
     )
 
 
 _FACTORS = (0.5, 2.0)
 """Beyond these a factor would hide a wrong operator."""
+
+_MOST_UNITS = 1.0
+"""Of fixed seconds, and of seconds per operator: the smallest stage has nothing else."""
 
 _AT_BOUND = 0.01
 """Relative distance to a bound below which a factor rests on it; the fit stays strictly inside."""

@@ -18,7 +18,7 @@ from muxtune.launches import ClockLaunches
 from muxtune.memory import StageMemory
 from muxtune.model import ModelSpec
 from muxtune.planning.footprint import StructureMemory
-from muxtune.planning.prices import StructurePrices
+from muxtune.planning.prices import StructurePrices, overlaps
 from muxtune.planning.structure import PlanStructure
 from muxtune.planning.works import sample_works
 from muxtune.prediction import IterationTokens
@@ -114,6 +114,10 @@ class PlanningProblem:
         """What is doubtful about the costs of a structure, whatever was priced before."""
         with self.costs.exploring(), self.costs.noting() as notes:
             self.price_again(structure)
+        if overlaps(structure.mesh, structure.orchestration) and self.costs.contention is None:
+            notes.append(
+                "computing beside a collective is taken to slow neither: nobody measured it on this device"
+            )
         return tuple(notes)
 
     def memory(

@@ -90,7 +90,7 @@ def test_factors_that_rest_on_their_bounds_are_named(ratio, rests):
     doubts = fit_overhead(stages).doubts
     assert bool(doubts) == rests
     if rests:
-        assert "rests on the fit's bounds 0.5 and 2 (linear " in doubts[0]
+        assert doubts[0].startswith("what operators take inside a stage rests on bounds of its fit (linear ")
 
 
 def test_no_stage_is_another_doubt_than_a_bound():
@@ -134,6 +134,14 @@ def test_a_mesh_beyond_the_measured_collectives_is_refused():
     without = ProfiledCosts(make_profile(law, operators()), MODEL)
     with pytest.raises(SpecError, match="expected at most 1, the ranks of"):
         planned(without, tp=2)
+
+
+def test_overlap_that_nobody_measured_is_said_by_plans_that_overlap():
+    costs = AnalyticCosts("a40", PRESETS["llama2-7b"], interconnect_of(load_cluster("testbed-a")))
+    said = "computing beside a collective is taken to slow neither: nobody measured it on this device"
+    assert said in planned(costs, cluster="testbed-a", tp=2, orchestration="interleaved").costs.notes
+    assert said not in planned(costs, cluster="testbed-a", tp=2, orchestration="sequential").costs.notes
+    assert said not in planned(costs, cluster="testbed-a", tp=1).costs.notes
 
 
 def test_a_gpu_says_what_is_derived_and_assumed():

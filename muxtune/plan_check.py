@@ -12,6 +12,7 @@ from muxtune.plan import HTask, Plan
 from muxtune.plan_basis import check_prediction_basis
 from muxtune.schedule import Kind, Template, clocks_of
 from muxtune.schedule_check import check_schedule
+from muxtune.schedule_extension import check_step_meetings
 
 _PHASES: dict[Kind, Phase] = {"F": "fwd", "B": "bwd"}
 
@@ -65,6 +66,8 @@ def check_plan(plan: Plan, where: str = "plan") -> None:
     if missing:
         expected = "at least one step of every hTask"
         raise SpecError(f"{where}: schedule", f"no action of hTask {min(missing)}", expected)
+    clipping = [h.id for h in plan.htasks if any(t.max_grad_norm is not None for t in plan.htask_tasks(h.id))]
+    check_step_meetings(plan.actions, clipping, where)
     _check_predicted(plan, where)
     _check_launches(plan, where)
     _check_memory(plan, where)

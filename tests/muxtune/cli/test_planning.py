@@ -250,3 +250,20 @@ def test_a_damaged_plan_is_refused_by_every_reader(cli, plan_path, tmp_path, com
     assert message in result.err
     assert errors_of(result) == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_an_edited_plan_is_refused_by_whoever_reads_it(cli, write_workload, profile_path, tmp_path):
+    path, run_dir = tmp_path / "plan.json", tmp_path / "run"
+    assert cli("plan", "--workload", write_workload(), "--profile", profile_path, "--out", path).code == 0
+    content = json.loads(path.read_text())
+    content["tasks"][0]["peft"]["r"] = 64
+    path.write_text(json.dumps(content))
+    for command in (("simulate", path), ("run", path, "--out", run_dir), ("validate", path, run_dir)):
+        result = cli(*command)
+        assert result.code == 2
+        assert "plan.json: tasks.a.peft.r = 64: expected what the plan's times and memory were" in result.err
+        assert result.err.endswith("plan again (muxtune plan)\n")
+    assert not run_dir.exists()
+    content["tasks"][0]["peft"]["r"], content["tasks"][0]["learning_rate"] = 4, 0.5
+    path.write_text(json.dumps(content))
+    assert cli("simulate", path).code == 0

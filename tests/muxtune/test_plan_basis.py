@@ -68,7 +68,6 @@ EDITS = [
     (("tasks", 0, "dataset", "lengths"), "rte", "tasks.a.dataset.lengths = 'rte'"),
     (("tasks", 0, "seed"), 3, "tasks.a.seed = 3"),  # of drawn lengths
     (("htasks", 0, "tokens_per_microbatch"), 256, "htasks[0].tokens_per_microbatch = 256"),
-    (("htasks", 1, "microbatches"), 2, None),
     (("htasks", 1, "instance"), 1, "htasks[1].instance = 1"),
     (("orchestration", "mode"), "intra", "orchestration.mode = 'intra'"),
     (("orchestration", "contention"), 0.5, "orchestration.contention = 0.5"),
@@ -83,11 +82,7 @@ EDITS = [
 @pytest.mark.parametrize(("path", "value", "named"), EDITS, ids=lambda v: str(v)[:60])
 def test_an_edited_plan_is_refused_with_the_field(path, value, named, tmp_path):
     content = content_of(make_plan())
-    before = content_of(make_plan())
     set_at(content, path, value)
-    if content == before:
-        check_plan(Plan.model_validate(content))
-        return
     (tmp_path / "plan.json").write_text(json.dumps(content))
     with pytest.raises(SpecError) as caught:
         load_plan(tmp_path / "plan.json")

@@ -221,28 +221,6 @@ def place_groups(sizes: Sequence[NDArray[np.int64]], alignment: Alignment) -> li
     return placed[::-1]
 
 
-def stream_tokens(
-    sizes: Sequence[NDArray[np.int64]], alignment: Alignment, *, row_tokens: int | None = None, carry: int = 1
-) -> int:
-    """Length that holds every micro-batch of some steps.
-
-    Args:
-        sizes: As in :func:`place_groups`.
-        alignment: Of the hTask.
-        row_tokens: Chunk length under ``chunk``; needed where carry groups have several micro-batches.
-        carry: Micro-batches of a carry group.
-    """
-    placed = place_groups(sizes, alignment)
-    filled = sum(
-        np.take_along_axis(tokens, group, axis=1) for tokens, group in zip(sizes, placed, strict=True)
-    )
-    fullest = int(np.max(filled))
-    if carry == 1:
-        return fullest
-    assert row_tokens is not None
-    return -(-fullest // (carry * row_tokens)) * row_tokens
-
-
 def layout_step(
     shape: HTaskShape, lengths: Sequence[NDArray[np.int64]], *, tokens: int | None = None
 ) -> list[MicrobatchLayout]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from muxtune.alignment import Alignment, HTaskShape
@@ -105,18 +104,16 @@ def alignment_report(
 
 def effective_tokens(tasks: Iterable[TaskData]) -> float:
     """Tokens of one step's examples of all tasks; the mean over each task's steps."""
-    return sum(
-        float(np.mean([data.batch_lengths(step).sum() for step in range(data.task.steps)])) for data in tasks
-    )
+    return sum(data.step_tokens for data in tasks)
 
 
 def smallest_chunk(tasks: Iterable[TaskData]) -> int:
     """The smallest power of two that holds every sequence."""
-    return 1 << (max(int(data.lengths.max()) for data in tasks) - 1).bit_length()
+    return 1 << (max(data.longest for data in tasks) - 1).bit_length()
 
 
 def _chunk_of(tasks: Sequence[TaskData], shape: HTaskShape, chunk_tokens: int | None) -> int:
-    longest = max(int(data.lengths.max()) for data in tasks)
+    longest = max(data.longest for data in tasks)
     if chunk_tokens is not None and chunk_tokens >= longest:
         return chunk_tokens
     if shape.alignment == "chunk" and shape.row_tokens is not None:

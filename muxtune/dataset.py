@@ -1,76 +1,46 @@
-"""Examples of a task as token ids, and the order in which its steps take them.
+"""The data of a task: its examples, and the order in which its steps take them.
 
 Planner, runtime and solo reference all read their data here, so a step means the same sequences everywhere.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+import logging
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from muxtune.data.histograms import load_length_histogram
-from muxtune.errors import SpecError, UserError
+from muxtune.errors import SpecError
+from muxtune.examples import (
+    HISTOGRAM_EXAMPLES,
+    DrawnExamples,
+    Example,
+    FileExamples,
+    MeasuredExamples,
+    drawn_examples,
+    make_frame,
+)
+from muxtune.jsonl import open_jsonl
 from muxtune.model import ModelSpec
+from muxtune.order import StepOrder, step_order
+from muxtune.token_cache import TextTokens, token_folder, tokenized_file
 from muxtune.tokenizer import Tokenizer, load_tokenizer
-from muxtune.workload import DatasetSpec, PeftTask
+from muxtune.workload import BosRule, DatasetSpec, PeftTask
 
-HISTOGRAM_EXAMPLES = 2048
-"""Examples drawn for a dataset that is given by its length distribution."""
+__all__ = [
+    "HISTOGRAM_EXAMPLES",
+    "DrawnExamples",
+    "Example",
+    "TaskData",
+    "load_task_data",
+    "make_example",
+    "with_digest",
+]
 
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One sequence: ``tokens``, of which those from ``target_start`` on are predicted and learned."""
-
-    tokens: NDArray[np.int64]
-    target_start: int
-
-    @property
-    def target_tokens(self) -> int:
-        """Number of predicted tokens."""
-        return len(self.tokens) - self.target_start
-
-
-class DrawnExamples(Sequence[Example]):
-    """Random tokens, drawn when somebody first looks at them: planning needs their lengths alone.
-
-    Args:
-        lengths: Tokens of each example. The last two are its targets, as of a class label and EOS.
-        generator: That draws the tokens, in order.
-        vocab: Tokens are below it.
-    """
-
-    def __init__(self, lengths: NDArray[np.int64], generator: np.random.Generator, vocab: int) -> None:
-        self.lengths = lengths
-        self.target_starts: NDArray[np.int64] = np.maximum(lengths - 2, 1)
-        self._generator = generator
-        self._vocab = vocab
-
-    def __len__(self) -> int:
-        """Number of examples."""
-        return len(self.lengths)
-
-    @overload
-    def __getitem__(self, position: int) -> Example: ...
-    @overload
-    def __getitem__(self, position: slice) -> list[Example]: ...
-    def __getitem__(self, position: int | slice) -> Example | list[Example]:
-        """One example, or several."""
-        return self._examples[position]
-
-    @cached_property
-    def _examples(self) -> list[Example]:
-        tokens = self._generator.integers(0, self._vocab, size=int(self.lengths.sum()), dtype=np.int64)
-        each = np.split(tokens, np.cumsum(self.lengths)[:-1])
-        return [Example(*pair) for pair in zip(each, self.target_starts.tolist(), strict=True)]
+_LOG = logging.getLogger("muxtune")
 
 
 class TaskData:
@@ -84,36 +54,49 @@ class TaskData:
     def __init__(self, task: PeftTask, examples: Sequence[Example]) -> None:
         self.task = task
         self.examples = examples
+        self._order = _order(task, len(examples))
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
-        """Tokens per example, in file order."""
-        if isinstance(self.examples, DrawnExamples):
+        """Tokens per example, in file order; 0 for one of a file that no step takes."""
+        if isinstance(self.examples, MeasuredExamples):
             return self.examples.lengths
         return np.array([len(example.tokens) for example in self.examples])
 
     @cached_property
     def targets(self) -> NDArray[np.int64]:
-        """Predicted tokens per example, in file order."""
-        if isinstance(self.examples, DrawnExamples):
-            return self.examples.lengths - self.examples.target_starts
+        """Predicted tokens per example, alike."""
+        if isinstance(self.examples, MeasuredExamples):
+            return self.examples.targets
         return np.array([example.target_tokens for example in self.examples])
 
     @cached_property
-    def _order(self) -> NDArray[np.int64]:
-        """Example index of every sequence that the task's own steps take."""
-        return self.order(self.task.steps)
+    def step_tokens(self) -> float:
+        """Tokens of the examples of a step, the mean over all steps."""
+        return float(self.lengths @ self._order.times_used) / self.task.steps
+
+    @property
+    def mean_length(self) -> float:
+        """Tokens of a sequence, the mean over all that the steps take."""
+        return self.step_tokens / self.task.global_batch_size
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest sequence of any step."""
+        return int(self.lengths[self._order.used].max())
+
+    @property
+    def distinct_steps(self) -> int:
+        """Steps after which the batches repeat, or all of the task's if none does."""
+        return self._order.distinct_steps
 
     def order(self, steps: int) -> NDArray[np.int64]:
         """Example indices of the first ``steps`` steps, ``[steps * global_batch_size]``."""
-        wanted = steps * self.task.global_batch_size
-        epochs = epoch_orders(len(self.examples), self.task.seed, shuffle=self.task.shuffle)
-        whole_epochs = -(-wanted // len(self.examples))
-        return np.concatenate([next(epochs) for _ in range(whole_epochs)])[:wanted]
+        return self._order.first(steps)
 
     def batch(self, step: int) -> list[Example]:
         """The ``global_batch_size`` examples of optimizer step ``step`` (from 0)."""
-        return [self.examples[i] for i in self.step_indices(step)]
+        return [self.examples[i] for i in self.step_indices(step).tolist()]
 
     def batch_lengths(self, step: int) -> NDArray[np.int64]:
         """Tokens of each sequence of step ``step``, ``[global_batch_size]``."""
@@ -121,105 +104,70 @@ class TaskData:
 
     def step_indices(self, step: int | NDArray[np.int64]) -> NDArray[np.int64]:
         """Example indices of a step, ``[global_batch_size]``; of several in rows."""
-        return self._order.reshape(self.task.steps, self.task.global_batch_size)[step]
-
-
-def epoch_orders(n: int, seed: int, *, shuffle: bool) -> Iterator[NDArray[np.int64]]:
-    """Order of ``n`` examples for epoch after epoch.
-
-    With ``shuffle``, the permutations that one ``torch.Generator().manual_seed(seed)`` gives to successive
-    ``torch.randperm(n, generator=...)``. The planner has no torch, so the generator (MT19937, seeded with
-    the low 32 bits) and the shuffle (swap ``i`` with ``i + draw % (n - i)``) are repeated here; a test
-    compares them with torch's.
-    """
-    if not shuffle:
-        while True:
-            yield np.arange(n)
-    generator = np.random.RandomState(seed & 0xFFFFFFFF)
-    while True:
-        order = np.arange(n)
-        draws = generator.randint(0, 2**32, size=max(n - 1, 0), dtype=np.uint32)
-        for i, draw in enumerate(draws):
-            j = i + int(draw) % (n - i)
-            order[i], order[j] = order[j], order[i]
-        yield order
+        return self._order.of(step)
 
 
 def load_task_data(task: PeftTask, model: ModelSpec, tokenizer: Tokenizer | None = None) -> TaskData:
-    """Read, tokenize and truncate the dataset of a task.
+    """Read, tokenize and truncate the examples that a task takes from its dataset.
 
     Raises:
         UserError: Missing or malformed file (with the line), or a file that changed since it was planned.
     """
-    if task.dataset.lengths is not None:
-        return TaskData(task, _drawn_examples(task.dataset.lengths, task.seed, task.max_length, model.vocab))
+    dataset = task.dataset
+    if dataset.lengths is not None:
+        return TaskData(task, drawn_examples(dataset.lengths, task.seed, task.max_length, model.vocab))
     tokenizer = tokenizer or load_tokenizer(model)
-    assert task.dataset.path is not None  # DatasetSpec: exactly one of the two
-    path, where = task.dataset.path, f"tasks.{task.id}.dataset.path"
-    content = _read(path, where)
-    digest = hashlib.sha256(content).hexdigest()
-    if task.dataset.sha256 is not None and digest != task.dataset.sha256:
-        expected = f"the file that the plan was made for (sha256 {task.dataset.sha256[:12]}..., plan again)"
-        raise SpecError(where, str(path), expected)
-    examples = []
-    for number, line in enumerate(content.split(b"\n"), start=1):
-        if line.strip():
-            prompt, completion = _parse_line(line, f"{path}:{number}")
-            examples.append(make_example(prompt, completion, tokenizer, task.max_length))
-    if not examples:
-        raise SpecError(where, str(path), "at least one example")
-    return TaskData(task, examples)
+    assert dataset.path is not None  # DatasetSpec: exactly one of the two
+    field = f"tasks.{task.id}.dataset"
+    frame = make_frame(tokenizer, task.max_length, dataset.bos, f"{field}.bos")
+    file = open_jsonl(dataset.path, f"{field}.path")
+    if dataset.sha256 is not None and file.digest != dataset.sha256:
+        expected = f"the file that the plan was made for (sha256 {dataset.sha256[:12]}..., plan again)"
+        raise SpecError(f"{field}.path", str(dataset.path), expected)
+    source = tokenized_file(file, tokenizer, dataset.allow_special, token_folder())
+    used = _order(task, len(file)).used
+    _say_what_texts_have(dataset.path, source.texts(used), tokenizer, dataset.bos)
+    return TaskData(task, FileExamples(source, frame, len(file), used))
 
 
 def with_digest(dataset: DatasetSpec) -> DatasetSpec:
     """The dataset with the digest of its file, for a plan (``UserError`` where it cannot be read)."""
     if dataset.path is None:
         return dataset
-    digest = hashlib.sha256(_read(dataset.path, "dataset.path")).hexdigest()
-    return dataset.model_copy(update={"sha256": digest})
+    return dataset.model_copy(update={"sha256": open_jsonl(dataset.path, "dataset.path").digest})
 
 
-def make_example(prompt: str | None, completion: str, tokenizer: Tokenizer, max_length: int) -> Example:
-    """BOS + prompt + completion + EOS, each tokenized alone; targets are the completion and EOS.
+def make_example(
+    prompt: str | None,
+    completion: str,
+    tokenizer: Tokenizer,
+    max_length: int,
+    *,
+    bos: BosRule = "auto",
+    allow_special: bool = True,
+) -> Example:
+    """One sequence of a text; see :meth:`muxtune.examples.Frame.enclose`.
 
-    Too long a sequence loses the left end of its prompt; if the completion alone is too long, its right end.
     ``prompt`` is None for plain text, whose tokens are all targets.
     """
-    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    head = tokenizer.encode(prompt) if prompt else []
-    targets = [*tokenizer.encode(completion), tokenizer.eos_id]
-    room = max_length - len(bos) - len(targets)
-    head = head[len(head) - min(len(head), max(room, 0)) :]
-    tokens = [*bos, *head, *targets][:max_length]
-    # The first token of a sequence has nothing before it that could predict it.
-    target_start = max(len(bos) + len(head), 1)
-    return Example(np.array(tokens, dtype=np.int64), target_start)
+    frame = make_frame(tokenizer, max_length, bos, "bos")
+    head = tokenizer.encode(prompt, allow_special=allow_special) if prompt else []
+    return frame.enclose(head, tokenizer.encode(completion, allow_special=allow_special))
 
 
-def _read(path: Path, where: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise SpecError(where, str(path), f"a readable JSONL file ({error.strerror})") from error
+def _order(task: PeftTask, examples: int) -> StepOrder:
+    return step_order(examples, task.global_batch_size, task.steps, task.seed if task.shuffle else None)
 
 
-def _parse_line(line: bytes, where: str) -> tuple[str | None, str]:
-    try:
-        record = json.loads(line)
-        json.dumps(record, ensure_ascii=False).encode()  # fails on half a surrogate pair, fine in JSON
-    except ValueError as error:
-        raise UserError(f"{where}: not JSON: {error}") from error
-    if isinstance(record, dict):
-        if isinstance(record.get("prompt"), str) and isinstance(record.get("completion"), str):
-            return record["prompt"], record["completion"]
-        if isinstance(record.get("text"), str) and record["text"]:
-            return None, record["text"]
-    raise SpecError(where, record, 'an object with the strings "prompt" and "completion", or "text"')
+def _say_what_texts_have(path: Path, texts: TextTokens, tokenizer: Tokenizer, rule: BosRule) -> None:
+    """Say once where texts bring BOS or EOS along: there they are not put a second time."""
+    begin = 0 if rule == "never" or tokenizer.bos_id is None else int((texts.first == tokenizer.bos_id).sum())
+    end = int((texts.last == tokenizer.eos_id).sum())
+    had = [f"{n} {verb}" for n, verb in ((begin, "begin with BOS"), (end, "end with EOS")) if n]
+    message = f"{path}: of {len(texts.positions)} texts {' and '.join(had)} already, which is not put twice"
+    if had and message not in _SAID:
+        _SAID.add(message)
+        _LOG.warning(message)
 
 
-@lru_cache(maxsize=64)  # about 1 MB each; the problems of a sweep draw the same ones again and again
-def _drawn_examples(histogram: str, seed: int, max_length: int, vocab: int) -> DrawnExamples:
-    """Random tokens with lengths from a histogram."""
-    generator = np.random.default_rng(seed)
-    lengths = np.minimum(load_length_histogram(histogram).sample(generator, HISTOGRAM_EXAMPLES), max_length)
-    return DrawnExamples(lengths, generator, vocab)
+_SAID: set[str] = set()

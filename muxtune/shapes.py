@@ -8,8 +8,10 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from muxtune.alignment import Alignment, HTaskShape, deal_sequences, group_tokens, stream_tokens
+from muxtune.alignment import Alignment, HTaskShape
 from muxtune.dataset import TaskData
+from muxtune.dealing import chunked_sizes, deal_lengths, group_counts, largest_stream, packed_sizes
+from muxtune.errors import SpecError
 
 PACKED_MULTIPLE = 8
 """Packed streams are rounded up to this many tokens: matrix libraries are slow for odd sizes (oneDNN on an
@@ -24,16 +26,36 @@ def htask_microbatches(tasks: Sequence[TaskData]) -> int:
 def step_group_tokens(
     data: TaskData, alignment: Alignment, microbatches: int, row_tokens: int | None
 ) -> NDArray[np.int64]:
-    """Tokens of a task's groups in each of its steps, ``[steps, m]``; no neighbour changes them.
+    """Tokens of a task's groups in each of its distinct steps, ``[steps, m]``; no neighbour changes them.
 
-    Where carry groups have several micro-batches, there is a group for each of them.
+    Where carry groups have several micro-batches, there is a group for each of them. Under ``pad`` all steps
+    are alike, and there is one row.
+
+    Raises:
+        SpecError: A sequence is longer than a row.
     """
+    size = data.task.global_batch_size
+    if alignment == "pad":
+        assert row_tokens is not None
+        if data.longest > row_tokens:
+            expected = f"at least the longest sequence ({data.longest} tokens)"
+            raise SpecError("row_tokens", row_tokens, expected)
+        return group_counts(size, microbatches)[None] * row_tokens
+    at_once = max(1, _SEQUENCES_AT_ONCE // size)
     rows = []
-    for step in range(data.task.steps):
-        lengths = data.batch_lengths(step)
-        groups = deal_sequences(lengths, alignment, microbatches)
-        rows.append(group_tokens(lengths, groups, alignment, row_tokens))
-    return np.array(rows, dtype=np.int64)
+    for first in range(0, data.distinct_steps, at_once):
+        steps = np.arange(first, min(first + at_once, data.distinct_steps))
+        dealt = deal_lengths(-np.sort(-data.lengths[data.step_indices(steps)], axis=1), microbatches)
+        if alignment == "pack":
+            rows.append(packed_sizes(dealt))
+        else:
+            assert row_tokens is not None
+            rows.append(chunked_sizes(dealt, row_tokens))
+    return np.concatenate(rows)
+
+
+_SEQUENCES_AT_ONCE = 1 << 18
+"""Sequences whose steps are dealt at once: their arrays fit the processor's cache."""
 
 
 def phases(tasks: Sequence[TaskData]) -> list[range]:
@@ -58,15 +80,16 @@ def phase_tokens(
         sizes: What :func:`step_group_tokens` gives for each.
         alignment: Of the hTask.
         phase: One of :func:`phases`.
-        row_tokens: As in :func:`~muxtune.alignment.stream_tokens`.
-        carry: Likewise.
+        row_tokens: Chunk length under ``chunk``; needed where carry groups have several micro-batches.
+        carry: Micro-batches of a carry group.
     """
-    active = [
-        tokens[phase.start : phase.stop]
-        for data, tokens in zip(tasks, sizes, strict=True)
-        if data.task.steps >= phase.stop
-    ]
-    tokens = stream_tokens(active, alignment, row_tokens=row_tokens, carry=carry)
+    active = [tokens for data, tokens in zip(tasks, sizes, strict=True) if data.task.steps >= phase.stop]
+    if alignment == "pad":
+        return int(np.sum(active, axis=0).max())
+    tokens = largest_stream(active, phase)
+    if carry > 1:
+        assert row_tokens is not None
+        tokens = -(-tokens // (carry * row_tokens)) * row_tokens
     return -(-tokens // PACKED_MULTIPLE) * PACKED_MULTIPLE if alignment == "pack" else tokens
 
 

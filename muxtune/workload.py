@@ -47,6 +47,10 @@ class LoraSpec(BaseModel):
         return self.alpha / self.r
 
 
+BosRule = Literal["auto", "always", "never"]
+"""Whether BOS stands before a sequence; ``auto``: where the tokenizer itself puts one."""
+
+
 class DatasetSpec(BaseModel):
     """Where the examples come from: a JSONL file, or only a distribution of lengths."""
 
@@ -58,6 +62,10 @@ class DatasetSpec(BaseModel):
     """Name of a shipped length histogram; the tokens are then drawn at random from the task's seed."""
     sha256: str | None = None
     """Digest of the file when the plan was made; a changed file is refused."""
+    bos: BosRule = "auto"
+    """Whether BOS stands before each text; one that a text begins with counts."""
+    allow_special: bool = True
+    """Whether control tokens that are written in a text (``</s>``) are those tokens, or plain characters."""
 
     @model_validator(mode="after")
     def _exactly_one(self) -> DatasetSpec:

@@ -89,7 +89,7 @@ class Feed:
     def target_tokens(self, htask: int, step: int) -> dict[str, int]:
         """Target tokens in the global batch of each task that still trains, in the order of spans."""
         return {
-            data.task.id: sum(example.target_tokens for example in data.batch(step))
+            data.task.id: int(data.targets[data.step_indices(step)].sum())
             for data in self._data[htask]
             if _active(data, step)
         }

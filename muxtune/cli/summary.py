@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from muxtune.dataset import load_task_data
 from muxtune.plan import HTask, Plan, Predicted
 from muxtune.planning.explain import Explanation
@@ -145,10 +143,7 @@ def _effective_tokens(plan: Plan) -> dict[str, float]:
     """Tokens of examples per step and task, the mean over its steps."""
     tokenizer = load_tokenizer(plan.model)
     data = {task.id: load_task_data(task, plan.model, tokenizer) for task in plan.tasks}
-    return {
-        task_id: float(np.mean([d.batch_lengths(step).sum() for step in range(d.task.steps)]))
-        for task_id, d in data.items()
-    }
+    return {task_id: each.step_tokens for task_id, each in data.items()}
 
 
 def _count(n: int, noun: str) -> str:

@@ -65,7 +65,7 @@ class PlanningProblem:
         }
         # Shapes and prices are asked for again and again by every policy; both depend on the arguments alone.
         self._shape = lru_cache(maxsize=None)(self._measure_shape)
-        self._group_tokens = lru_cache(maxsize=None)(self._measure_groups)
+        self.group_tokens = lru_cache(maxsize=None)(self._measure_groups)
         works = partial(sample_works, data=self.data, attention=costs.attention)
         self._works = lru_cache(maxsize=None)(works)
         self._prices = StructurePrices(costs, model, cluster, self._works)
@@ -81,7 +81,7 @@ class PlanningProblem:
 
     def longest_sequence(self, task_ids: Sequence[str]) -> int:
         """Longest sequence of these tasks in tokens, after truncation."""
-        return max(int(self.data[task_id].lengths.max()) for task_id in task_ids)
+        return max(self.data[task_id].longest for task_id in task_ids)
 
     def shape(
         self,
@@ -191,7 +191,7 @@ class PlanningProblem:
         """Row length and length of the stream; ``groups`` are carry groups."""
         members = [self.data[task_id] for task_id in task_ids]
         row_tokens = row_tokens_of(members, alignment, chunk_tokens)
-        sizes = [self._group_tokens(task_id, alignment, groups, row_tokens) for task_id in task_ids]
+        sizes = [self.group_tokens(task_id, alignment, groups, row_tokens) for task_id in task_ids]
         first = phases(members)[0]
         return row_tokens, phase_tokens(members, sizes, alignment, first, row_tokens=row_tokens, carry=carry)
 

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from muxtune.alignment import group_by_length, row_slots
 from muxtune.costs.compose import step_seconds
 from muxtune.dataset import TaskData
+from muxtune.dealing import chunked_sizes, packed_sizes
 from muxtune.placement import Route
 from muxtune.planning.busiest import BusiestReplica
 from muxtune.planning.curves import Floats, Ints
@@ -34,10 +35,8 @@ from muxtune.planning.structure import Layout
 from muxtune.planning.tokens import (
     band_max,
     band_sum,
-    chunked_sizes,
     dealt_lengths,
     load_batches,
-    packed_sizes,
     packed_tokens,
     padded_rows,
     sampled_steps,

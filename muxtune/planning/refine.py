@@ -146,7 +146,7 @@ def task_orders(table: GroupTable) -> list[tuple[int, ...]]:
 
 def _step_tokens(data: TaskData) -> float:
     """Tokens of an optimizer step."""
-    return data.task.global_batch_size * float(data.lengths.mean())
+    return data.step_tokens
 
 
 class _Refinement:
@@ -303,7 +303,7 @@ class CostEstimate:
     def __init__(self, table: GroupTable) -> None:
         self._table = table
         self._data = [table.problem.data[task_id] for task_id in table.task_ids]
-        self._mean_tokens = [float(data.lengths.mean()) for data in self._data]
+        self._mean_tokens = [data.mean_length for data in self._data]
         curve: dict[float, list[float]] = {}
         for mask in table.masks():
             tokens = self._tokens(mask, table[mask].microbatches)

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muxtune.dataset import TaskData
+from muxtune.dealing import deal_lengths
 from muxtune.shapes import PACKED_MULTIPLE
 
 Ints = NDArray[np.int64]
@@ -80,38 +81,7 @@ def load_batches(tasks: Sequence[TaskData], steps: Ints) -> Batches:
 
 def dealt_lengths(batches: Batches, groups: int) -> Ints:
     """Sequences as :func:`muxtune.alignment.deal_sequences` deals them to pack: ``[n, S, T, G]``."""
-    n, steps, size = batches.lengths_nsk.shape
-    turns = -(-size // groups)
-    padded = np.zeros((n, steps, turns * groups), dtype=np.int64)
-    padded[:, :, :size] = batches.lengths_nsk
-    dealt = padded.reshape(n, steps, turns, groups)
-    dealt[:, :, 1::2] = dealt[:, :, 1::2, ::-1]  # back and forth
-    return dealt
-
-
-def packed_sizes(dealt_nstg: Ints) -> Ints:
-    """Tokens of each group, packed: ``[n, S, G]``."""
-    return np.asarray(dealt_nstg.sum(axis=2))
-
-
-def chunked_sizes(dealt_nstg: Ints, chunk_tokens: int) -> Ints:
-    """Tokens of each group in chunks: ``[n, S, G]``.
-
-    :func:`muxtune.chunks.count_chunks` for all groups at once: beside the full chunks of longer sequences,
-    each rest, longest first, goes into the first chunk with room.
-    """
-    n, steps, turns, groups = dealt_nstg.shape
-    lengths_rt = dealt_nstg.transpose(0, 1, 3, 2).reshape(-1, turns)
-    full_r = (lengths_rt // chunk_tokens).sum(axis=1)
-    items_rt = -np.sort(-(lengths_rt % chunk_tokens), axis=1)
-    free_rt = np.full(items_rt.shape, chunk_tokens, dtype=np.int64)
-    rows = np.arange(len(items_rt))
-    for turn in range(turns):
-        length = items_rt[:, turn]
-        first = np.argmax(free_rt >= length[:, None], axis=1)
-        free_rt[rows, first] -= length
-    chunks = full_r + (free_rt < chunk_tokens).sum(axis=1)
-    return np.asarray((chunks * chunk_tokens).reshape(n, steps, groups))
+    return deal_lengths(batches.lengths_nsk, groups)
 
 
 def padded_rows(batches: Batches, groups: int) -> Ints:

@@ -19,9 +19,9 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
 from muxtune.alignment import HTaskShape
+from muxtune.dealing import largest_stream
 from muxtune.errors import SpecError
 from muxtune.planning.meshes import on_every_mesh
 from muxtune.planning.options import PlanOptions
@@ -29,7 +29,6 @@ from muxtune.planning.pipeline import in_order
 from muxtune.planning.problem import PlanningProblem
 from muxtune.planning.stages import choose_mesh
 from muxtune.planning.structure import HTaskChoice, PlanStructure
-from muxtune.planning.tokens import dealt_lengths, load_batches, packed_sizes
 from muxtune.policies.base import POLICIES
 from muxtune.policies.shared import refuse_partition
 from muxtune.shapes import phase_tokens, phases
@@ -69,11 +68,6 @@ class Packer:
 
     def __init__(self, problem: PlanningProblem) -> None:
         self._problem = problem
-        self._members = list(problem.data.values())
-        self._position = {task_id: position for position, task_id in enumerate(problem.data)}
-        steps = max(data.task.steps for data in self._members)
-        self._batches = load_batches(self._members, np.arange(steps))
-        self._sizes = lru_cache(maxsize=None)(self._deal)
         self._fullest = lru_cache(maxsize=None)(self._measure_fullest)
         self._choice = lru_cache(maxsize=None)(self._with_microbatches)
 
@@ -96,26 +90,21 @@ class Packer:
 
     def _with_microbatches(self, group: Group, microbatches: int, dp: int) -> HTaskChoice:
         members = [self._problem.data[task_id] for task_id in group]
-        sizes = self._sizes(microbatches * dp)
-        own = [sizes[self._position[task_id]] for task_id in group]
+        sizes = [self._problem.group_tokens(task_id, "pack", microbatches * dp, None) for task_id in group]
         shape = HTaskShape(
             alignment="pack",
             row_tokens=None,
             microbatches=microbatches,
             replicas=dp,
-            tokens=phase_tokens(members, own, "pack", phases(members)[0]),
+            tokens=phase_tokens(members, sizes, "pack", phases(members)[0]),
         )
         return HTaskChoice(task_ids=group, shape=shape)
 
-    def _deal(self, groups: int) -> NDArray[np.int64]:
-        """Tokens of each of ``groups`` shares of every task's steps, ``[tasks, steps, groups]``."""
-        return packed_sizes(dealt_lengths(self._batches, groups))
-
     def _measure_fullest(self, group: Group) -> int:
         """Tokens of the fullest step in which the whole group trains."""
-        members = [self._position[task_id] for task_id in group]
-        steps = min(self._members[position].task.steps for position in members)
-        return int(self._sizes(1)[members, :steps, 0].sum(axis=0).max())
+        sizes = [self._problem.group_tokens(task_id, "pack", 1, None) for task_id in group]
+        steps = min(self._problem.data[task_id].task.steps for task_id in group)
+        return largest_stream(sizes, range(steps))
 
 
 def capacities(problem: PlanningProblem, dp: int) -> list[int]:
@@ -129,7 +118,7 @@ def capacities(problem: PlanningProblem, dp: int) -> list[int]:
 
 def mean_length(problem: PlanningProblem, task_id: str) -> float:
     """Mean length of a task's sequences in tokens."""
-    return float(problem.data[task_id].lengths.mean())
+    return problem.data[task_id].mean_length
 
 
 def obeys_bubble_rule(microbatches: Sequence[int], pp: int) -> bool:

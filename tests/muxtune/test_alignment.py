@@ -17,10 +17,10 @@ from muxtune.alignment import (
     layout_step,
     place_groups,
     row_slots,
-    stream_tokens,
 )
 from muxtune.chunks import pack_chunks
 from muxtune.dataset import Example, TaskData
+from muxtune.dealing import largest_stream
 from muxtune.errors import SpecError
 from muxtune.shapes import PACKED_MULTIPLE, measure_shape, phase_tokens, phases, step_group_tokens
 from tests.plans import make_task
@@ -197,7 +197,7 @@ def test_streams_differ_by_at_most_the_largest_spread_of_a_task(sizes):
     filled = sum(np.take_along_axis(s, p, axis=1) for s, p in zip(sizes, placed, strict=True))
     spread = max(int((s.max(axis=1) - s.min(axis=1)).max()) for s in sizes)
     assert (filled.max(axis=1) - filled.min(axis=1) <= spread).all()
-    assert stream_tokens(sizes, "pack") == filled.max()
+    assert largest_stream(sizes, range(len(filled))) == filled.max()
 
 
 @given(st.lists(st.integers(1, 99), min_size=1, max_size=40), st.integers(1, 12), st.sampled_from(ALIGNMENTS))

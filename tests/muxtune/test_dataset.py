@@ -15,13 +15,13 @@ from muxtune.dataset import (
     HISTOGRAM_EXAMPLES,
     Example,
     TaskData,
-    epoch_orders,
     load_task_data,
     make_example,
     with_digest,
 )
 from muxtune.errors import UserError
 from muxtune.model import PRESETS
+from muxtune.order import epoch_orders
 from muxtune.tokenizer import ByteTokenizer
 from muxtune.workload import DatasetSpec
 from tests.plans import make_task

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from muxtune.dealing import chunked_sizes
 from muxtune.planning.problem import PlanningProblem
 from muxtune.planning.ranking import GroupBands
 from muxtune.planning.structure import Layout
@@ -12,7 +13,6 @@ from muxtune.planning.tokens import (
     SAMPLED_STEPS,
     band_max,
     band_sum,
-    chunked_sizes,
     dealt_lengths,
     load_batches,
     sampled_steps,

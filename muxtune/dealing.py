@@ -94,19 +94,31 @@ def largest_stream(sizes: Sequence[Ints], phase: range) -> int:
         total += _over(tokens.sum(axis=1), phase.start, steps)
         np.maximum(spread, _over(tokens[:, 0] - tokens[:, -1], phase.start, steps), out=spread)
     bound = (total + (groups - 1) * spread) // groups
-    fullest: int = -(-int(total.max()) // groups)
-    candidates = np.flatnonzero(bound >= fullest)
-    candidates = candidates[np.argsort(-bound[candidates], kind="stable")]
-    for start in range(0, len(candidates), _LAID_OUT):
-        chosen = candidates[start : start + _LAID_OUT]
-        if start and bound[chosen[0]] <= fullest:
+    likely = np.argpartition(-bound, min(steps, _LAID_OUT) - 1)[:_LAID_OUT]
+    fullest = _fullest(descending, phase.start + likely)
+    bound[likely] = 0
+    promising = np.flatnonzero(bound > fullest)
+    promising = promising[np.argsort(-bound[promising])]
+    for start in range(0, len(promising), _LAID_OUT):
+        chosen = promising[start : start + _LAID_OUT]
+        if bound[chosen[0]] <= fullest:
             break
-        filled = np.zeros((len(chosen), groups), dtype=np.int64)
-        for tokens in reversed(descending):
-            filled += tokens[(phase.start + chosen) % len(tokens)]
-            filled.sort(axis=1)
-        fullest = max(fullest, int(filled[:, -1].max()))
+        fullest = max(fullest, _fullest(descending, phase.start + chosen))
     return fullest
+
+
+def _fullest(descending: Sequence[Ints], steps: Ints) -> int:
+    """Tokens of the fullest micro-batch of these steps.
+
+    Args:
+        descending: As in :func:`largest_stream`, the largest group first.
+        steps: Which.
+    """
+    filled = np.zeros((len(steps), descending[0].shape[1]), dtype=np.int64)
+    for tokens in reversed(descending):
+        filled += tokens[steps % len(tokens)]
+        filled.sort(axis=1)  # emptiest first, and the largest group comes first
+    return int(filled[:, -1].max())
 
 
 _LAID_OUT = 2048

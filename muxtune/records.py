@@ -124,4 +124,6 @@ def other_format(head: bytes, suffix: str) -> str | None:
     if start == b"[":
         item = f".[] | {_ALPACA}" if b'"instruction"' in head and b'"output"' in head else ".[]"
         return f"an object a line, not an array of them (jq -c '{item}' FILE writes one)"
+    if head.split(b"\n", 1)[0].strip() == b"{":
+        return "each object on one line (jq -c . FILE writes one)"
     return None

@@ -47,6 +47,13 @@ class LoraSpec(BaseModel):
         return self.alpha / self.r
 
 
+MOST_MICROBATCHES = 4096
+"""Micro-batches of a task's step: a schedule has each of them on each stage."""
+MOST_SEQUENCES = 4096
+"""Sequences of a task in a micro-batch."""
+MOST_SHUFFLED = 1 << 21
+"""Sequences of all steps of a task with ``shuffle``: a plan looks at the batch of each step."""
+
 BosRule = Literal["auto", "always", "never"]
 """Whether BOS stands before a sequence; ``auto``: where the tokenizer itself puts one."""
 
@@ -112,6 +119,17 @@ class PeftTask(BaseModel):
         if self.global_batch_size % self.micro_batch_size:
             expected = f"a divisor of global_batch_size ({self.global_batch_size})"
             raise SpecError(f"{where}.micro_batch_size", self.micro_batch_size, expected)
+        if self.declared_microbatches > MOST_MICROBATCHES:
+            least = -(-self.global_batch_size // MOST_MICROBATCHES)
+            expected = f"at least {least}: a step of at most {MOST_MICROBATCHES} micro-batches"
+            raise SpecError(f"{where}.micro_batch_size", self.micro_batch_size, expected)
+        if self.micro_batch_size > MOST_SEQUENCES:
+            expected = f"at most {MOST_SEQUENCES} sequences in a micro-batch"
+            raise SpecError(f"{where}.micro_batch_size", self.micro_batch_size, expected)
+        if self.shuffle and self.steps * self.global_batch_size > MOST_SHUFFLED:
+            most = MOST_SHUFFLED // self.global_batch_size
+            expected = f"at most {most} with shuffle and global_batch_size {self.global_batch_size}"
+            raise SpecError(f"{where}.steps", self.steps, f"{expected}: no two steps are alike")
         if self.max_length > model.max_positions:
             expected = f"at most {model.max_positions}, the position limit of {model.name}"
             raise SpecError(f"{where}.max_length", self.max_length, expected)

@@ -157,23 +157,24 @@ def _scan(descriptor: int) -> _Lines:
     digest = hashlib.sha256()
     newlines: list[NDArray[np.int64]] = []
     first_bytes: list[NDArray[np.uint8]] = []
-    size, head, begins = 0, b"", True
+    size, begins = 0, True
     while block := os.pread(descriptor, _BLOCK_BYTES, size):
         digest.update(block)
-        head = head or block[:_HEAD_BYTES]
         content = np.frombuffer(block, np.uint8)
         here = np.flatnonzero(content == _NEWLINE)
-        firsts = np.concatenate([[0] if begins else [], here + 1]).astype(np.int64)
-        first_bytes.append(content[firsts[firsts < len(block)]])
+        begun = np.concatenate([[0] if begins else [], here + 1]).astype(np.int64)
+        first_bytes.append(content[begun[begun < len(block)]])
         begins = bool(content[-1] == _NEWLINE)
         newlines.append(here + size)
         size += len(block)
     ends = np.concatenate([*newlines, [size]]).astype(np.int64)
     starts = np.concatenate([[0], ends[:-1] + 1])
+    firsts = np.concatenate([*first_bytes, np.full(int(begins), _NEWLINE)]).astype(np.uint8)
+    head = os.pread(descriptor, _HEAD_BYTES, 0)
     if head.startswith(_UTF8_MARK):
         starts[0] = len(_UTF8_MARK)
-    at_end = np.full(int(begins), _NEWLINE, dtype=np.uint8)
-    return _Lines(starts, ends, np.concatenate([*first_bytes, at_end]), digest.hexdigest(), head)
+        firsts[0] = _WHITE_SPACE[0]  # look at what follows
+    return _Lines(starts, ends, firsts, digest.hexdigest(), head)
 
 
 def _not_blank(descriptor: int, lines: _Lines) -> NDArray[np.int64]:

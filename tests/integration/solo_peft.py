@@ -174,12 +174,16 @@ def logits_of(model: torch.nn.Module, tokens: list[int]) -> Tensor:
 
 
 def read_examples(task: SoloTask) -> list[Example]:
-    """BOS + tokens(prompt) + tokens(completion) + EOS of every line; too long a prompt is cut on the left."""
+    """BOS + tokens(prompt) + tokens(completion) + EOS of every line; too long a prompt is cut on the left.
+
+    BOS only where the tokenizer itself puts it; neither where a text has it already.
+    """
     if task.byte_tokens:
-        bos, eos = 256, 257
+        front, eos = [256], 257
     else:
         tokenizer = AutoTokenizer.from_pretrained(task.model_dir)
-        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+        front, eos = tokenizer("")["input_ids"], tokenizer.eos_token_id
+        assert front in ([], [tokenizer.bos_token_id]), "the text does not say what else becomes of it"
 
     def tokens_of(text: str) -> list[int]:
         if task.byte_tokens:
@@ -187,12 +191,14 @@ def read_examples(task: SoloTask) -> list[Example]:
         ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
-    front = [] if bos is None else [bos]
     examples: list[Example] = []
     for line in task.dataset.read_text().splitlines():
         record = json.loads(line)
         prompt = tokens_of(record["prompt"]) if "prompt" in record else []
-        targets = [*tokens_of(record["completion"] if "prompt" in record else record["text"]), eos]
+        targets = tokens_of(record["completion"] if "prompt" in record else record["text"])
+        if front and (prompt + targets)[:1] == front:
+            prompt, targets = (prompt[1:], targets) if prompt else (prompt, targets[1:])
+        targets = targets if targets[-1:] == [eos] else [*targets, eos]
         room = task.max_length - len(front) - len(targets)
         assert room >= 0, "the text does not say what becomes of too long a completion"
         prompt = prompt[max(len(prompt) - room, 0) :]

@@ -258,3 +258,141 @@ def test_indices_of_several_steps_are_those_of_each():
     for row, step in zip(many, (0, 4, 8), strict=True):
         np.testing.assert_array_equal(row, data.step_indices(step))
         np.testing.assert_array_equal(data.lengths[row], data.batch_lengths(step))
+
+
+def test_only_the_lines_that_steps_take_are_read(tmp_path):
+    path = tmp_path / "d.jsonl"
+    path.write_text("".join(f'{{"text": "{"x" * i}"}}\n' for i in range(1, 7)) + "nonsense\n")
+    data = load(path, global_batch_size=2, micro_batch_size=1, steps=3)
+    assert data.lengths.tolist() == [3, 4, 5, 6, 7, 8, 0]
+    assert data.targets.tolist() == [2, 3, 4, 5, 6, 7, 0]
+    assert (data.longest, data.mean_length, data.step_tokens) == (8, 5.5, 11.0)
+    with pytest.raises(UserError, match=r"d\.jsonl:7: not JSON"):
+        load(path, global_batch_size=2, micro_batch_size=1, steps=4)
+    # shuffled, the last line may be among the first ones
+    seeds = [seed for seed in range(20) if 6 in torch.randperm(7, generator=torch.manual_seed(seed))[:2]]
+    for seed in range(20):
+        fields = {"global_batch_size": 2, "micro_batch_size": 1, "steps": 1, "shuffle": True, "seed": seed}
+        if seed in seeds:
+            with pytest.raises(UserError, match="not JSON"):
+                load(path, **fields)
+        else:
+            assert sorted(load(path, **fields).lengths)[:5] == [0] * 5
+
+
+@given(
+    st.lists(st.tuples(st.text(max_size=6), st.text(max_size=6)), min_size=1, max_size=6),
+    st.integers(2, 12),
+    st.booleans(),
+)
+@settings(max_examples=60)
+def test_lengths_before_tokens_are_those_of_the_examples(tmp_path_factory, pairs, max_length, bos):
+    path = write_lines(
+        tmp_path_factory.mktemp("data") / "d.jsonl",
+        *({"prompt": prompt, "completion": completion} for prompt, completion in pairs),
+    )
+    tokenizer = ByteTokenizer() if bos else NoBosTokenizer()
+    data = load_task_data(
+        make_task("t", dataset={"path": str(path)}, max_length=max_length), MODEL, tokenizer
+    )
+    for i, (prompt, completion) in enumerate(pairs):
+        expected = make_example(prompt, completion, tokenizer, max_length)
+        assert data.examples[i].tokens.tolist() == expected.tokens.tolist()
+        assert data.examples[i].target_start == expected.target_start
+        assert (data.lengths[i], data.targets[i]) == (len(expected.tokens), expected.target_tokens)
+    assert len(data.examples[:]) == len(list(data.examples)) == len(pairs)
+
+
+class ControlTokenizer(ByteTokenizer):
+    """Bytes, and ``<`` and ``>`` are BOS and EOS, as ``<s>`` and ``</s>`` of a real one."""
+
+    def __init__(self, *, adds_bos=True, bos_is_eos=False):
+        self.bos_id = EOS if bos_is_eos else BOS
+        self._adds_bos = adds_bos
+        self.digest = f"control {bos_is_eos}"
+
+    @property
+    def adds_bos(self):
+        return self._adds_bos
+
+    def encode(self, text, *, allow_special=True):
+        ids = {ord("<"): self.bos_id, ord(">"): EOS} if allow_special else {}
+        return [ids.get(byte, byte) for byte in text.encode()]
+
+    def encode_batch(self, texts, *, allow_special=True):
+        return [self.encode(text, allow_special=allow_special) for text in texts]
+
+
+RENDERED = [
+    # prompt, completion, adds_bos, rule, tokens, target_start
+    ("<ab", "cd>", True, "auto", "<abcd>", 3),
+    ("<ab", "cd", True, "auto", "<abcd>", 3),
+    ("ab", "cd>", True, "auto", "<abcd>", 3),
+    ("<ab", "cd>", False, "auto", "<abcd>", 3),
+    ("ab", "cd>", False, "auto", "abcd>", 2),
+    ("ab", "cd", False, "always", "<abcd>", 3),
+    ("<ab", "cd>", False, "always", "<abcd>", 3),
+    ("<ab", "cd>", True, "never", "<abcd>", 3),
+    ("ab", "cd", True, "never", "abcd>", 2),
+    ("<<ab", "cd>>", True, "auto", "<<abcd>>", 4),  # two of its own are the text's business
+    ("", "<cd>", True, "auto", "<cd>", 1),
+    ("", "<", True, "auto", "<>", 1),
+    ("", "<>", True, "auto", "<>", 1),
+    ("", ">", True, "auto", "<>", 1),
+    ("a", "<c", True, "auto", "<a<c>", 2),  # BOS in the middle is no beginning
+    ("a>", "", True, "auto", "<a>>", 3),  # EOS of the prompt is no end
+]
+
+
+@pytest.mark.parametrize(("prompt", "completion", "adds", "rule", "tokens", "target_start"), RENDERED)
+def test_bos_and_eos_stand_once(tmp_path, prompt, completion, adds, rule, tokens, target_start):
+    tokenizer = ControlTokenizer(adds_bos=adds)
+    example = make_example(prompt, completion, tokenizer, 64, bos=rule)
+    assert (text(example), example.target_start) == (tokens, target_start)
+    path = write_lines(tmp_path / "d.jsonl", {"prompt": prompt, "completion": completion})
+    task = make_task("t", dataset={"path": str(path), "bos": rule})
+    data = load_task_data(task, MODEL, tokenizer)
+    assert text(data.examples[0]) == tokens
+    assert data.examples[0].target_start == target_start
+    assert (data.lengths[0], data.targets[0]) == (len(tokens), len(tokens) - target_start)
+
+
+def test_a_bos_that_the_text_brings_survives_truncation():
+    example = make_example("<abcd", "ef>", ControlTokenizer(), 6)
+    assert text(example) == "<cdef>"
+    assert example.target_start == 3
+
+
+def test_a_token_that_is_bos_and_eos_at_once_is_recognized_at_both_ends():
+    tokenizer = ControlTokenizer(bos_is_eos=True)
+    assert text(make_example(None, "<ab>", tokenizer, 64)) == ">ab>"
+    assert text(make_example(None, ">", tokenizer, 64)) == ">>"
+
+
+def test_control_tokens_in_texts_are_characters_if_they_are_not_allowed(tmp_path):
+    path = write_lines(tmp_path / "d.jsonl", {"prompt": "<a", "completion": "b>"})
+    task = make_task("t", dataset={"path": str(path), "allow_special": False})
+    (example,) = load_task_data(task, MODEL, ControlTokenizer()).examples
+    assert example.tokens.tolist() == [BOS, ord("<"), ord("a"), ord("b"), ord(">"), EOS]
+    assert example.target_start == 3
+
+
+def test_bos_that_a_tokenizer_does_not_have_cannot_be_asked_for(tmp_path):
+    path = write_lines(tmp_path / "d.jsonl", {"text": "a"})
+    task = make_task("t", dataset={"path": str(path), "bos": "always"})
+    with pytest.raises(UserError, match=r"tasks\.t\.dataset\.bos = 'always': expected auto or never"):
+        load_task_data(task, MODEL, NoBosTokenizer())
+
+
+def test_texts_that_bring_bos_or_eos_are_mentioned_once(tmp_path, caplog):
+    path = write_lines(tmp_path / "d.jsonl", {"text": "<a>"}, {"text": "b>"}, {"text": "c"})
+    for id_ in ("t", "u"):
+        task = make_task(id_, dataset={"path": str(path)})
+        load_task_data(task, MODEL, ControlTokenizer())
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"{path}: of 3 texts 1 begin with BOS and 2 end with EOS already, which is not put twice"
+    )
+    plain = write_lines(tmp_path / "e.jsonl", {"text": "a"})
+    load_task_data(make_task("t", dataset={"path": str(plain)}), MODEL, ControlTokenizer())
+    assert len(caplog.records) == 1

@@ -1,5 +1,7 @@
 """Tokenizers: bytes for presets, the directory's own otherwise, never with special tokens."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,6 +10,7 @@ from muxtune.dataset import load_task_data
 from muxtune.errors import SpecError
 from muxtune.model import BYTE_VOCAB, PRESETS, load_model_spec
 from muxtune.tokenizer import ByteTokenizer, HfTokenizer, load_tokenizer
+from tests.integration.solo_peft import SoloTask, read_examples
 from tests.plans import make_task
 
 WORDS = ("the", "cat", "sat")
@@ -69,6 +72,63 @@ def test_a_directory_brings_its_own_tokenizer_without_special_tokens(tmp_path, a
     assert (tokenizer.bos_id, tokenizer.eos_id) == (1, 2)
     assert tokenizer.encode("the cat ran") == [3, 4, 0]
     assert tokenizer.encode("") == []
+    assert tokenizer.adds_bos == adds_bos_itself
+    assert tokenizer.encode_batch(["the", "", "cat sat"]) == [[3], [], [4, 5]]
+    assert tokenizer.encode_batch([]) == []
+
+
+def test_control_tokens_in_a_text_are_recognized_unless_they_are_not_allowed(tmp_path):
+    save_tokenizer(tmp_path)
+    tokenizer = HfTokenizer(tmp_path, 8)
+    assert tokenizer.encode("<s> the</s>") == [1, 3, 2]
+    assert not {1, 2} & set(tokenizer.encode("<s> the</s>", allow_special=False))
+    assert tokenizer.encode_batch(["</s>"]) == [[2]]  # the tokenizer keeps no state between calls
+
+
+def test_a_tokenizer_is_read_once_until_one_of_its_files_changes(tmp_path):
+    save_tokenizer(tmp_path)
+    save_config(tmp_path)
+    model = load_model_spec(str(tmp_path))
+    first = load_tokenizer(model)
+    assert load_tokenizer(model) is first
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    assert load_tokenizer(model) is first
+    content = (tmp_path / "tokenizer.json").read_text()
+    (tmp_path / "tokenizer.json").write_text(content.replace('"cat"', '"dog"'))
+    second = load_tokenizer(model)
+    assert second.digest != first.digest
+    assert second.encode("the dog") == [3, 4]
+
+
+@pytest.mark.parametrize("adds_bos_itself", [True, False])
+def test_examples_are_those_of_the_reference_of_solo_runs(tmp_path, adds_bos_itself):
+    save_tokenizer(tmp_path, adds_bos_itself=adds_bos_itself)
+    save_config(tmp_path)
+    lines = tmp_path / "d.jsonl"
+    records = [
+        {"prompt": prompt, "completion": completion}
+        for prompt in ("", "the", "<s> the cat", "the <s> cat cat cat")
+        for completion in ("sat", "sat </s>", "<s> sat", "")
+    ]
+    records += [{"text": text} for text in ("the cat", "<s> the </s>", "<s>")]
+    lines.write_text("".join(json.dumps(record) + "\n" for record in records))
+    task = make_task("t", dataset={"path": str(lines)}, max_length=6, global_batch_size=20)
+    data = load_task_data(task, load_model_spec(str(tmp_path)))
+    reference = SoloTask(
+        model_dir=tmp_path,
+        dtype="float32",
+        byte_tokens=False,
+        dataset=lines,
+        r=1,
+        alpha=1,
+        targets=(),
+        global_batch_size=20,
+        max_length=6,
+        learning_rate=1e-3,
+        steps=1,
+    )
+    expected = read_examples(reference)
+    assert [(e.tokens.tolist(), e.target_start) for e in data.examples] == expected
 
 
 @pytest.mark.parametrize(("bos", "expected"), [(True, [1, 3, 4, 5, 2]), (False, [3, 4, 5, 2])])

@@ -78,6 +78,8 @@ class DatasetSpec(BaseModel):
     def _exactly_one(self) -> DatasetSpec:
         if (self.path is None) == (self.lengths is None):
             raise ValueError("expected exactly one of path and lengths")
+        if self.path is None and (self.bos != "auto" or not self.allow_special):
+            raise ValueError("expected bos and allow_special beside path alone: drawn tokens have no text")
         return self
 
 

@@ -226,6 +226,44 @@ def test_the_limits_themselves_are_allowed():
     make_task("t", max_length=1024, peft=peft).check(load_model_spec("llama-tiny"))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"global_batch_size": 1_000_000}, "tasks.t.micro_batch_size = 4: expected at least 245"),
+        (
+            {"global_batch_size": 8192, "micro_batch_size": 8192},
+            "tasks.t.micro_batch_size = 8192: expected at most 4096 sequences",
+        ),
+        (
+            {"steps": 1_000_000, "shuffle": True},
+            "tasks.t.steps = 1000000: expected at most 262144 with shuffle",
+        ),
+    ],
+)
+def test_what_no_plan_could_look_at_in_seconds_is_refused(changes, message):
+    with pytest.raises(SpecError) as caught:
+        make_task("t", **changes).check(load_model_spec("llama-tiny"))
+    assert str(caught.value).startswith(message)
+    make_task("t", global_batch_size=4096, micro_batch_size=1).check(load_model_spec("llama-tiny"))
+    make_task("t", steps=262_144, shuffle=True).check(load_model_spec("llama-tiny"))
+    make_task("t", steps=10**9).check(load_model_spec("llama-tiny"))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        ({"path": "a", "bos": "yes"}, "tasks.0.dataset.bos = 'yes': expected 'auto', 'always' or 'never'"),
+        ({"path": "a", "allow_special": "maybe"}, "tasks.0.dataset.allow_special = 'maybe': expected"),
+        ({"lengths": "sst2", "bos": "never"}, "expected bos and allow_special beside path alone"),
+        ({"lengths": "sst2", "allow_special": False}, "expected bos and allow_special beside path alone"),
+    ],
+)
+def test_rules_of_texts_are_checked(tmp_path, dataset, message):
+    with pytest.raises(SpecError) as caught:
+        load_workload(write(tmp_path, changed("tasks.0.dataset", dataset)))
+    assert message in str(caught.value)
+
+
 @pytest.mark.parametrize("content", ["", "- 1", "3", "tasks"])
 def test_a_file_that_is_no_mapping_is_refused(tmp_path, content):
     with pytest.raises(SpecError, match="expected a mapping with the key tasks"):

@@ -31,6 +31,7 @@ from experiments.workloads import random_workload
 from muxtune.cluster import ClusterSpec, load_cluster
 from muxtune.costs.analytic import AnalyticCosts
 from muxtune.costs.collectives import interconnect_of
+from muxtune.files import write_atomically
 from muxtune.model import load_model_spec
 from muxtune.planning.options import FREE
 from muxtune.planning.problem import PlanningProblem
@@ -147,7 +148,8 @@ def draw_growth(medians: dict[int, Run], out: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend()
     figure.tight_layout()
-    figure.savefig(out, dpi=150)
+    kind = out.suffix.removeprefix(".")
+    write_atomically(out, lambda temporary: figure.savefig(temporary, dpi=150, format=kind))
     plt.close(figure)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.comparison import Comparison, PolicyResult
-from muxtune.errors import SpecError, UserError
+from muxtune.errors import SpecError
 from muxtune.files import write_atomically
 
 if TYPE_CHECKING:
@@ -80,10 +80,7 @@ def draw_comparison(comparison: Comparison, out: Path, *, title: str) -> None:
             fontsize=8,
         )
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
-    try:
-        write_atomically(out, lambda temporary: figure.savefig(temporary, dpi=150, format=kind))
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror or error}") from error
+    write_atomically(out, lambda temporary: figure.savefig(temporary, dpi=150, format=kind))
 
 
 def _draw_bars(

@@ -78,10 +78,7 @@ def draw_errors(rows: pd.DataFrame, out: Path) -> None:
     figure.supylabel(f"error, |predicted / measured - 1|, cut at {_TOP:.0%}", fontsize=9)
     _add_legend(figure, rows)
     kind = out.suffix.removeprefix(".").lower()
-    try:
-        write_atomically(out, lambda temporary: figure.savefig(temporary, dpi=160, format=kind))
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror or error}") from error
+    write_atomically(out, lambda temporary: figure.savefig(temporary, dpi=160, format=kind))
 
 
 def _titles(rows: pd.DataFrame) -> list[str]:

@@ -175,6 +175,7 @@ def run_demo(
 
 
 def _prepare(out: Path) -> None:
+    out = out.resolve()  # a link stays one
     if out.exists() and not out.is_dir():
         raise SpecError("--out", str(out), "a folder")
     if out.exists() and any(out.iterdir()):

@@ -181,10 +181,7 @@ def write_frame(frame: pd.DataFrame, path: Path) -> None:
         write = lambda temporary: frame.to_csv(temporary, index=False)  # noqa: E731
     else:
         write = frame.to_parquet
-    try:
-        write_atomically(path, write)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    write_atomically(path, write)
 
 
 def check_suffix(path: Path, where: str) -> None:

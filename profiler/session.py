@@ -17,6 +17,7 @@ from muxtune.attention import AttentionContest
 from muxtune.cluster import load_cluster
 from muxtune.costs.profile import ClockReading, Measurement, Overlap, Overlaps, Profile, save_profile
 from muxtune.errors import RunError, SpecError, UserError, unknown_name
+from muxtune.files import written_file
 from muxtune.model import ModelSpec
 from muxtune.operators import COLLECTIVE_KINDS, FWD_ONLY, LINK_KINDS, Operator, Phase
 from profiler.devices import DEVICES, Description
@@ -103,10 +104,13 @@ def _check_writable(out: Path) -> None:
     if out.is_dir():
         raise SpecError("out", str(out), "a file, not a directory")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        target = written_file(out)
+        place = out if target is None else target.parent
+        if target is not None:
+            place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write the profile {out}: {error.strerror}") from error
-    if not os.access(out.parent, os.W_OK):
+    if not os.access(place, os.W_OK):
         raise UserError(f"cannot write the profile {out}: no permission")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from muxtune.errors import SpecError
+from muxtune.files import descriptor_moved, written_file
 
 _STDOUT, _STDERR = 1, 2
 
@@ -22,7 +23,7 @@ def stdout_kept_clean() -> Iterator[None]:
     saved = os.dup(_STDOUT)
     os.dup2(_STDERR, _STDOUT)
     try:
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(sys.stderr), descriptor_moved(_STDOUT, saved):
             yield
     finally:
         os.dup2(saved, _STDOUT)
@@ -56,12 +57,25 @@ def check_writable(path: Path | None, option: str, *, folder: bool = False) -> N
     """
     if path is None:
         return
-    if path.exists() and path.is_dir() != folder:
-        raise SpecError(option, str(path), "a folder" if folder else "a file, not a folder")
+    try:
+        if path.exists() and path.is_dir() != folder:
+            raise SpecError(option, str(path), "a folder" if folder else "a file, not a folder")
+        _check_place(path, option)
+        target = path if folder else written_file(path)
+        if target is not None and target != path:  # behind a link
+            _check_place(target, option)
+    except OSError as error:
+        raise SpecError(option, str(path), f"a place that can be written ({error.strerror})") from error
+    if not folder and path.exists() and not os.access(path, os.W_OK):
+        raise SpecError(option, str(path), "a file that can be written")
+
+
+def _check_place(path: Path, option: str) -> None:
+    """Refuse a path whose folder is none, or can neither be made nor written."""
     ancestor = path.absolute().parent
     while not ancestor.exists():
         ancestor = ancestor.parent
     if not ancestor.is_dir():
         raise SpecError(option, str(path), f"a path inside a folder; {ancestor} is a file")
-    if not os.access(ancestor, os.W_OK):
+    if not os.access(ancestor, os.W_OK) and (not path.exists() or path.is_file()):
         raise SpecError(option, str(path), f"a place that can be written; {ancestor} cannot")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from muxtune.errors import SpecError, UserError
+from muxtune.errors import SpecError
 from muxtune.files import write_atomically
 from muxtune.frames import LARGEST_EXACT, UserFrame, read_frame
 
@@ -126,10 +126,7 @@ def save_measurements(
         for table, frame in tables.items()
     ]
     whole = pa.concat_tables(parts) if parts else schema.empty_table()
-    try:
-        write_atomically(path, lambda temporary: pq.write_table(whole, temporary))
-    except OSError as error:
-        raise UserError(f"cannot write the measurements {path}: {error.strerror or error}") from error
+    write_atomically(path, lambda temporary: pq.write_table(whole, temporary), what="the measurements")
 
 
 def load_measurements(paths: Sequence[Path]) -> dict[TableName, pd.DataFrame]:

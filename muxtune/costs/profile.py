@@ -220,10 +220,7 @@ def save_profile(profile: Profile, path: Path) -> None:
         metadata[_OVERLAPS_KEY] = profile.overlaps.model_dump_json().encode()
     schema = pa.schema([(name, types.get(name, pa.string())) for name in _COLUMNS], metadata=metadata)
     table = pa.Table.from_pylist(rows, schema=schema)
-    try:
-        write_atomically(path, lambda temporary: pq.write_table(table, temporary))
-    except OSError as error:
-        raise UserError(f"cannot write the profile {path}: {error.strerror}") from error
+    write_atomically(path, lambda temporary: pq.write_table(table, temporary), what="the profile")
 
 
 def load_profile(path: Path) -> Profile:

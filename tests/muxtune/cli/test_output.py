@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -37,3 +39,22 @@ def test_output_paths_are_checked_before_the_work(tmp_path):
         check_writable(file, "--out", folder=True)
     with pytest.raises(SpecError, match="file is a file"):
         check_writable(file / "x.json", "--out")
+
+
+def test_an_output_path_may_be_a_link_a_fifo_or_stdout(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "new").symlink_to(tmp_path / "target")
+    for path in (tmp_path / "fifo", tmp_path / "new", Path("/dev/null"), Path("/dev/stdout")):
+        check_writable(path, "--out")
+
+
+def test_an_output_path_must_lead_somewhere(tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(SpecError, match=r"--out = '.*loop': .* \(Too many levels of symbolic links\)"):
+        check_writable(tmp_path / "loop", "--out")
+    (tmp_path / "file").touch()
+    (tmp_path / "into").symlink_to(tmp_path / "file" / "x")
+    with pytest.raises(SpecError, match="--out"):
+        check_writable(tmp_path / "into", "--out")
+    with pytest.raises(SpecError, match="--out"):
+        check_writable(tmp_path / ("n" * 256), "--out")

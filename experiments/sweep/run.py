@@ -20,7 +20,7 @@ from experiments.sweep.points import Point, build_points
 from experiments.sweep.rows import load_finished, save_rows
 from experiments.sweep.specification import load_sweep
 from experiments.sweep.summary import SweepSummary, summarize
-from muxtune.errors import UserError
+from muxtune.errors import SpecError, UserError
 
 BATCH_POINTS = 8
 """Points that are handed to a process at once, at most; they share a planning problem."""
@@ -63,7 +63,10 @@ def run_sweep(
     start_s = time.perf_counter()
     points = build_points(load_sweep(path), path, costs_digest)
     check_backend(backend)
-    with open_journal(journal_path(out)) as journal:
+    kept = journal_path(out)
+    if resume and kept is None:
+        raise SpecError("--resume", str(out), "a file that an earlier sweep can have left")
+    with open_journal(kept) as journal:
         finished = _finished_before(path, out, points, journal.finished, resume=resume)
         reused = sum(point.digest in finished for point in points)
         for point in points:
@@ -84,7 +87,7 @@ def run_sweep(
                         warnings.warn(text, stacklevel=2)
         finished |= journal.finished
         save_rows(out, points, finished)
-        journal_path(out).unlink()
+        journal.remove()
     seconds = time.perf_counter() - start_s
     return summarize(points, finished, out=out, reused=reused, seconds=seconds)
 
@@ -126,7 +129,7 @@ def _finished_before(
             f"--resume: {lost} of the {len(earlier)} finished points of {out} are not in {path} any more "
             "(it, a file it names or the profile has changed): expected the same points, or these and more"
         )
-    return {digest: outcome for digest, outcome in earlier.items() if outcome["status"] != "failed"}
+    return {digest: outcome for digest, outcome in earlier.items() if outcome.get("status") != "failed"}
 
 
 @contextmanager

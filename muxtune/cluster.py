@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -21,8 +20,13 @@ from pydantic import (
 
 from muxtune.errors import SpecError, UserError, spec_error_from
 from muxtune.machine import memory_limit_bytes, usable_cores
+from muxtune.yaml_file import load_yaml
 
-_STRICT = ConfigDict(frozen=True, extra="forbid")
+_STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+MOST_RANKS = 100_000
+"""Of a cluster."""
 
 
 class DeviceSpec(BaseModel):
@@ -32,7 +36,7 @@ class DeviceSpec(BaseModel):
 
     name: str
     kind: Literal["cpu", "cuda"]
-    memory_bytes: int = Field(gt=0)
+    memory_bytes: int = Field(gt=0, lt=2**63)
     """What a rank may fill."""
     reserved_bytes: int = Field(default=0, ge=0)
     """Of the device, beside that: what is left to the interpreter, libraries and drivers."""
@@ -44,9 +48,9 @@ class LinkSpec(BaseModel):
     model_config = _STRICT
 
     name: str
-    latency_s: float = Field(ge=0)
+    latency_s: float = Field(ge=0, le=1000)
     """Of one message, and of each step of a collective."""
-    bandwidth_bytes_per_s: float = Field(gt=0)
+    bandwidth_bytes_per_s: float = Field(gt=0, ge=1, le=1e18)
     """Achieved rate of large messages in one direction, not the data-sheet rate."""
 
 
@@ -100,7 +104,7 @@ class ClusterSpec(BaseModel):
 
     name: str
     device: DeviceSpec
-    ranks: int = Field(gt=0)
+    ranks: int = Field(gt=0, le=MOST_RANKS)
     """Devices of all nodes."""
     nodes: int = Field(default=1, gt=0)
     within_node: WithinNode
@@ -208,7 +212,7 @@ def load_cluster(name_or_path: str) -> ClusterSpec:
     """
     if name_or_path in TESTBEDS:
         return TESTBEDS[name_or_path]
-    match = re.fullmatch(r"(cpu|a100)-([1-9]\d*)", name_or_path)
+    match = re.fullmatch(r"(cpu|a100)-([1-9]\d{0,8})", name_or_path)
     if match:
         series = {"cpu": _cpu_cluster, "a100": _a100_cluster}[match[1]]
         return series(name_or_path, int(match[2]))
@@ -216,12 +220,9 @@ def load_cluster(name_or_path: str) -> ClusterSpec:
     if path.suffix not in {".yaml", ".yml"}:
         known = ", ".join([*TESTBEDS, "a100-N", "cpu-N"])
         raise UserError(f"no cluster named {name_or_path!r}; expected {known} or a path to a YAML file")
+    content = load_yaml(path, "the cluster")
     try:
-        return ClusterSpec.model_validate(yaml.safe_load(path.read_text()))
-    except OSError as error:
-        raise UserError(f"cannot read the cluster {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        return ClusterSpec.model_validate(content)
     except ValidationError as error:
         raise spec_error_from(error, str(path)) from error
 
@@ -236,6 +237,8 @@ def ranks_memory_bytes(ranks: int) -> int:
 
 
 def _a100_cluster(name: str, ranks: int) -> ClusterSpec:
+    if ranks > MOST_RANKS:
+        raise SpecError("cluster", name, f"at most {MOST_RANKS:,} GPUs")
     nodes = -(-ranks // GPUS_PER_NODE)
     if nodes > 1 and ranks % GPUS_PER_NODE:
         expected = f"1 to {GPUS_PER_NODE} GPUs or a multiple of {GPUS_PER_NODE}"

@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
+from muxtune.complaints import complaints
+from muxtune.printable import SHOWN_CHARACTERS, short_repr
+
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
@@ -37,10 +40,7 @@ class SpecError(UserError, ValueError):
 
     def __str__(self) -> str:
         field, value, expected = self.args
-        shown = repr(value)
-        if len(shown) > _SHOWN_CHARACTERS:
-            shown = shown[: _SHOWN_CHARACTERS - 3] + "..."
-        return f"{field} = {shown}: expected {expected}"
+        return f"{field} = {short_repr(value)}: expected {expected}"
 
 
 @contextmanager
@@ -58,15 +58,12 @@ class RunError(MuxTuneError):
     """A real execution failed; the message names the rank and the cause."""
 
 
-_SHOWN_CHARACTERS = 120
-
-
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     """Error for a name that is not registered, with the nearest known one."""
     known = sorted(known)
-    near = get_close_matches(name, known, n=1, cutoff=0.4)
+    near = get_close_matches(name[:SHOWN_CHARACTERS], known, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
-    return UserError(f"no {kind} named {name!r}; {hint}")
+    return UserError(f"no {kind} named {short_repr(name)}; {hint}")
 
 
 def spec_error_from(error: ValidationError, where: str) -> SpecError:
@@ -76,17 +73,6 @@ def spec_error_from(error: ValidationError, where: str) -> SpecError:
         error: What pydantic raised.
         where: File or object that was read.
     """
-    first, *others = error.errors(include_url=False)
-    path = ".".join(str(part) for part in first["loc"])
-    # Pydantic's sentences do not read on after "expected".
-    expected = (
-        first["msg"].removeprefix("Input should be ").removeprefix("Value error, ").removeprefix("expected ")
-    )
-    if first["type"] == "extra_forbidden":
-        expected = "no such field"
-    elif first["type"] == "missing":
-        expected = "a value; the field is required"
-    if others:
-        expected += f" (and {len(others)} more)"
-    value = None if first["type"] == "missing" else first["input"]
-    return SpecError(f"{where}: {path}" if path else where, value, expected[0].lower() + expected[1:])
+    first, *others = complaints(error)
+    more = f" (and {len(others)} more)" if others else ""
+    return SpecError(f"{where}: {first.path}" if first.path else where, first.value, first.expected + more)

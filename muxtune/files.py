@@ -93,7 +93,7 @@ def written_file(path: Path) -> Path | None:
     Raises:
         OSError: The links go round in circles, it is a folder, or a folder on the way cannot be read.
     """
-    target, descriptor = _follow(path)
+    target, descriptor = follow_links(path)
     if descriptor is not None:
         return None
     try:
@@ -103,6 +103,22 @@ def written_file(path: Path) -> Path | None:
     if stat.S_ISDIR(kind):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     return target if stat.S_ISREG(kind) else None
+
+
+def follow_links(path: Path) -> tuple[Path, int | None]:
+    """Where symbolic links lead, and the descriptor if it is an open one.
+
+    ``/dev/stdout`` leads to ``/proc/self/fd/1``: the link behind that name is not for following, as the file
+    that it shows is already open, at its own place and perhaps without a name.
+    """
+    own = {"/dev/fd", f"/proc/{os.getpid()}/fd"}
+    for _ in range(_MOST_LINKS):
+        if path.name.isdecimal() and os.path.realpath(path.parent) in own:
+            return path, int(path.name)
+        if not path.is_symlink():
+            break
+        path = path.parent / path.readlink()
+    return path, None
 
 
 @contextmanager
@@ -129,22 +145,6 @@ def _named(name: str) -> Iterator[None]:
         raise
     except OSError as error:
         raise OutputError(f"cannot write {name}: {error.strerror or error}") from error
-
-
-def _follow(path: Path) -> tuple[Path, int | None]:
-    """Where symbolic links lead, and the descriptor if it is an open one.
-
-    ``/dev/stdout`` leads to ``/proc/self/fd/1``: the link behind that name is not for following, as the file
-    that it shows is already open, at its own place and perhaps without a name.
-    """
-    own = {"/dev/fd", f"/proc/{os.getpid()}/fd"}
-    for _ in range(_MOST_LINKS):
-        if path.name.isdecimal() and os.path.realpath(path.parent) in own:
-            return path, int(path.name)
-        if not path.is_symlink():
-            break
-        path = path.parent / path.readlink()
-    return path, None
 
 
 def _former(target: Path) -> os.stat_result | None:
@@ -191,7 +191,7 @@ def _write_through(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _open_through(path: Path) -> int:
-    target, descriptor = _follow(path)
+    target, descriptor = follow_links(path)
     if descriptor is None:
         return os.open(target, os.O_WRONLY)
     if descriptor == _STDOUT:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from muxtune.errors import SpecError, UserError, spec_error_from
+from muxtune.errors import SpecError, spec_error_from
 from muxtune.files import write_text_atomically
 from muxtune.plan import SCHEMA_VERSION, Plan
 from muxtune.plan_check import check_plan
+from muxtune.user_files import parse_json, read_user_bytes
+
+MOST_MIB = 256
+"""Of a plan file."""
 
 
 def load_plan(path: Path) -> Plan:
@@ -19,12 +22,7 @@ def load_plan(path: Path) -> Plan:
     Raises:
         UserError: Missing, truncated, of another version, or inconsistent.
     """
-    try:
-        content = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"cannot read the plan {path}: {error.strerror}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path} is not a whole JSON file: {error}") from error
+    content = parse_json(read_user_bytes(path, "the plan", most_mib=MOST_MIB), str(path))
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
         expected = f"{SCHEMA_VERSION}, the version that this muxtune reads"

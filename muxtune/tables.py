@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from muxtune.printable import printable
+
 _BYTES_PER_MIB = 2**20
 _QUANTITY = "0123456789+-"  # what one begins with
 
@@ -13,8 +15,9 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     Args:
         header: Titles.
-        rows: Cells, as many per row as titles.
+        rows: Cells, as many per row as titles; control characters in them are escaped.
     """
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     right = [bool(rows) and all(_is_quantity(row[i]) for row in rows) for i in range(len(header))]
 

@@ -6,11 +6,22 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from muxtune.errors import SpecError, UserError, spec_error_from
+from muxtune.errors import SpecError, spec_error_from
 from muxtune.model import ALL_LINEAR, Dtype, ModelSpec
+from muxtune.user_files import expand_user
+from muxtune.yaml_file import load_yaml
+
+_STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+MOST_ID_CHARACTERS = 128
+"""Of a task's id: it names folders and files, with more around it."""
+MOST_STEPS = 10_000_000
+MOST_SEQUENCES = 10_000_000
+"""Of a batch."""
+LARGEST_FACTOR = 1e6
+"""Of learning rate, weight decay and alpha; single precision ends at 3e38."""
 
 
 def _target_names(value: object) -> object:
@@ -31,11 +42,11 @@ def _target_names(value: object) -> object:
 class LoraSpec(BaseModel):
     """Low-rank adapters (arXiv 2106.09685): ``W x + (alpha / r) B A x``."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = _STRICT
 
     method: Literal["lora"]
     r: int = Field(gt=0)
-    alpha: float = Field(gt=0, allow_inf_nan=False)
+    alpha: float = Field(gt=0, le=LARGEST_FACTOR)
     targets: Annotated[tuple[str, ...], BeforeValidator(_target_names)] = Field(min_length=1)
     """Module names as in PEFT's ``target_modules``, or ``all-linear`` alone, which may be written as text."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -61,7 +72,7 @@ BosRule = Literal["auto", "always", "never"]
 class DatasetSpec(BaseModel):
     """Where the examples come from: a JSONL file, or only a distribution of lengths."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = _STRICT
 
     path: Path | None = None
     """JSONL with ``{"prompt", "completion"}`` or ``{"text"}`` lines; relative to the workload file."""
@@ -86,24 +97,24 @@ class DatasetSpec(BaseModel):
 class PeftTask(BaseModel):
     """One tenant's fine-tuning job."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = _STRICT
 
-    id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    id: str = Field(max_length=MOST_ID_CHARACTERS, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     peft: LoraSpec
     dataset: DatasetSpec
-    global_batch_size: int = Field(gt=0)
+    global_batch_size: int = Field(gt=0, le=MOST_SEQUENCES)
     """Sequences per optimizer step."""
     micro_batch_size: int = Field(gt=0)
     """Sequences of this task per micro-batch, at most."""
     max_length: int = Field(gt=1)
     """Tokens per sequence, at most; longer prompts lose their left end."""
-    learning_rate: float = Field(gt=0, allow_inf_nan=False)
+    learning_rate: float = Field(gt=0, le=LARGEST_FACTOR)
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: int = Field(default=0, ge=0)
-    steps: int = Field(gt=0)
+    warmup_steps: int = Field(default=0, ge=0, le=MOST_STEPS)
+    steps: int = Field(gt=0, le=MOST_STEPS)
     seed: int = Field(default=0, ge=0, lt=2**63)
     shuffle: bool = False
-    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    weight_decay: float = Field(default=0.0, ge=0, le=LARGEST_FACTOR)
     max_grad_norm: float | None = Field(default=None, gt=0)
 
     @property
@@ -145,7 +156,7 @@ class PeftTask(BaseModel):
 class Workload(BaseModel):
     """Tasks that share one backbone."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = _STRICT
 
     backbone: str | None = None
     """Preset or directory; ``--model`` overrides it."""
@@ -174,12 +185,7 @@ def load_workload(path: Path) -> Workload:
     Raises:
         UserError: The file is missing, not YAML, or a field is wrong; the message names it.
     """
-    try:
-        content = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(f"cannot read the workload {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    content = load_yaml(path, "the workload")
     if not isinstance(content, dict):
         raise SpecError(str(path), content, "a mapping with the key tasks")
     return workload_from(content, str(path), path.resolve().parent)
@@ -200,5 +206,6 @@ def _with_absolute_path(task: PeftTask, folder: Path) -> PeftTask:
     path = task.dataset.path
     if path is None:
         return task
-    dataset = task.dataset.model_copy(update={"path": (folder / path.expanduser()).resolve()})
+    whole = folder / expand_user(path, f"tasks.{task.id}.dataset.path")
+    dataset = task.dataset.model_copy(update={"path": whole.resolve()})
     return task.model_copy(update={"dataset": dataset})

@@ -24,6 +24,7 @@ from muxtune.errors import SpecError, UserError, naming, spec_error_from, unknow
 from muxtune.model import Dtype, ModelSpec, load_model_spec
 from muxtune.planning.options import PlanOptions
 from muxtune.policies import POLICIES
+from muxtune.user_files import is_folder
 from muxtune.workload import Workload, load_workload, workload_from
 
 T = TypeVar("T")
@@ -127,7 +128,7 @@ class InputReader:
             raise SpecError("model", None, "a preset or Hugging Face directory, or the workload's backbone")
         if isinstance(content, str):
             directory = self._folder / content
-            model = load_model_spec(str(directory) if directory.is_dir() else content, dtype)
+            model = load_model_spec(str(directory) if is_folder(directory) else content, dtype)
             content = model.model_dump()
         elif isinstance(content, dict) and dtype is not None:
             content["dtype"] = dtype

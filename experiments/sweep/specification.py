@@ -13,11 +13,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from experiments.sweep.fields import Part, Selector, parse_field
-from muxtune.errors import SpecError, UserError, naming, spec_error_from
+from muxtune.errors import SpecError, naming, spec_error_from
+from muxtune.yaml_file import load_yaml
 
 ROOTS = ("workload", "model", "cluster", "policy", "options")
 """First parts of all fields."""
@@ -73,12 +73,7 @@ def load_sweep(path: Path) -> SweepSpec:
     Raises:
         UserError: It is missing, not YAML, or a field is wrong; the message names it.
     """
-    try:
-        content = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(f"cannot read the sweep {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    content = load_yaml(path, "the sweep")
     if not isinstance(content, dict):
         raise SpecError(str(path), content, "a mapping with the key grid or list")
     try:

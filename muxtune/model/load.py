@@ -8,6 +8,7 @@ from muxtune.errors import unknown_name
 from muxtune.model.hugging_face import spec_from_hf
 from muxtune.model.presets import PRESETS
 from muxtune.model.spec import Dtype, ModelSpec
+from muxtune.user_files import expand_user, is_folder
 
 
 def load_model_spec(name_or_dir: str, dtype: Dtype | None = None) -> ModelSpec:
@@ -24,7 +25,7 @@ def load_model_spec(name_or_dir: str, dtype: Dtype | None = None) -> ModelSpec:
     if name_or_dir in PRESETS:
         preset = PRESETS[name_or_dir]
         return preset.model_copy(update={"dtype": dtype or preset.dtype})
-    folder = Path(name_or_dir).expanduser()
-    if not folder.is_dir():
+    folder = expand_user(Path(name_or_dir), "model")
+    if not is_folder(folder):
         raise unknown_name("model preset or directory", name_or_dir, PRESETS)
     return spec_from_hf(folder, dtype or "float32")

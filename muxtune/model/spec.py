@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -45,30 +45,38 @@ class LinearSpec(BaseModel):
         return self.reads in {"attention", "mlp"}
 
 
+MOST_LAYERS = 10_000
+LARGEST_DIMENSION = 2**31 - 1
+"""Of a tensor: dimensions are 32-bit integers in the matrix libraries."""
+
+_Layers = Annotated[int, Field(gt=0, le=MOST_LAYERS)]
+_Dimension = Annotated[int, Field(gt=0, le=LARGEST_DIMENSION)]
+
+
 class ModelSpec(BaseModel):
     """Shapes of a backbone, and where its weights come from."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str
     family: Family
     source: str
     """``preset`` (weights drawn from ``init_seed``) or a Hugging Face directory."""
-    layers: int = Field(gt=0)
-    hidden: int = Field(gt=0)
-    ffn: int = Field(gt=0)
-    heads: int = Field(gt=0)
-    kv_heads: int = Field(gt=0)
-    head_dim: int = Field(gt=0)
-    vocab: int = Field(gt=0)
-    max_positions: int = Field(gt=0)
+    layers: _Layers
+    hidden: _Dimension
+    ffn: _Dimension
+    heads: _Dimension
+    kv_heads: _Dimension
+    head_dim: _Dimension
+    vocab: _Dimension
+    max_positions: _Dimension
     activation: str
     norm_eps: float = Field(gt=0)
     rope_theta: float = 10_000.0
     attention_bias: bool = False
     mlp_bias: bool = False
     tied_embeddings: bool = False
-    init_seed: int = 0
+    init_seed: int = Field(default=0, ge=0, lt=2**63)
     dtype: Dtype = "float32"
 
     @property

@@ -3,10 +3,15 @@
 import pickle
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from muxtune.cluster import ClusterSpec
 from muxtune.errors import MuxTuneError, RunError, SpecError, UserError, spec_error_from, unknown_name
+from muxtune.plan import Plan
 from muxtune.schedule import ScheduleError
+from muxtune.workload import Workload
 
 
 class Inner(BaseModel):
@@ -97,3 +102,69 @@ def test_a_complaint_of_pydantic_becomes_one_line(content, message):
     assert message in str(error)
     assert "\n" not in str(error)
     assert "expected expected" not in str(error)
+
+
+class Choice(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    base: str | dict[str, int] | None = None
+    items: tuple[Inner, ...] = Field(default=(), min_length=1)
+    list: tuple[str, ...] = ()
+    name: str = Field(default="a", pattern="^[a-z]*$", max_length=3)
+    rate: float = 1.0
+    on: bool = True
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"base": 3}, "f: base = 3: expected a valid string, in quotes or a mapping"),
+        ({"base": [1], "on": "maybe"}, "f: base = [1]: expected a valid string or a mapping (and 1 more)"),
+        ({"items": [{"size": 0}]}, "f: items.0.size = 0: expected greater than 0"),
+        (
+            {"items": [{"size": 0}, {"size": "x"}, 3]},
+            "f: items.0.size = 0: expected greater than 0 (and 2 more)",
+        ),
+        ({"items": []}, "f: items = []: expected at least 1, not 0"),
+        ({"items": "many"}, "f: items = 'many': expected a valid list"),
+        ({"items": [3]}, "f: items.0 = 3: expected a mapping with fields"),
+        ({"list": {"a": 1}}, "f: list = {'a': 1}: expected a valid list"),
+        ({"name": "A"}, "f: name = 'A': expected a string that matches ^[a-z]*$"),
+        ({"name": "abcd"}, "f: name = 'abcd': expected at most 3 characters"),
+        ({"rate": "fast"}, "f: rate = 'fast': expected a valid number"),
+        ({"rate": float("inf")}, "f: rate = inf: expected a finite number"),
+        ({"on": "maybe"}, "f: on = 'maybe': expected a valid boolean, true or false"),
+        ({1: 2}, "f: 1 = 1: expected fields whose names are strings"),
+        ([], "f = []: expected a mapping with fields"),
+    ],
+    ids=str,
+)
+def test_a_complaint_is_in_our_words_and_counts_mistakes(content, message):
+    with pytest.raises(ValidationError) as caught:
+        Choice.model_validate(content)
+    assert str(spec_error_from(caught.value, "f")) == message
+
+
+PYDANTIC = [
+    "Input should",
+    "valid tuple",
+    "valid dictionary",
+    "instance of",
+    "unable to parse",
+    "Value error",
+]
+
+
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.dates()
+VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
+
+
+@given(VALUES)
+def test_no_words_of_pydantic_are_shown(value):
+    for schema in (Choice, Outer, Workload, ClusterSpec, Plan):
+        for content in (value, dict.fromkeys(schema.model_fields, value)):
+            try:
+                schema.model_validate(content)
+            except ValidationError as error:
+                complaint = spec_error_from(error, "").args[2]
+                assert not any(words in complaint for words in PYDANTIC)
+                assert "another kind" not in complaint  # every kind of complaint has words of ours

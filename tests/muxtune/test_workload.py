@@ -107,7 +107,7 @@ def test_absolute_paths_and_home_are_kept(tmp_path, monkeypatch):
         ("tusks", [], "tusks = []: expected no such field"),
         ("tasks", MISSING, "tasks = None: expected a value; the field is required"),
         ("tasks", [], "tasks = []: expected"),
-        ("tasks", "many", "tasks = 'many': expected a valid tuple"),
+        ("tasks", "many", "tasks = 'many': expected a valid list"),
         ("tasks.1.id", "sentiment", "expected unique task ids; 'sentiment' stands twice"),
         ("tasks.0.id", MISSING, "tasks.0.id = None: expected a value"),
         ("tasks.0.id", "a/b", "tasks.0.id = 'a/b': expected"),
@@ -124,7 +124,7 @@ def test_absolute_paths_and_home_are_kept(tmp_path, monkeypatch):
         ("tasks.0.peft.alpha", -1, "tasks.0.peft.alpha = -1: expected greater than 0"),
         ("tasks.0.peft.alpha", float("inf"), "tasks.0.peft.alpha = inf: expected a finite number"),
         ("tasks.0.peft.targets", [], "tasks.0.peft.targets = []: expected"),
-        ("tasks.0.peft.targets", 3, "tasks.0.peft.targets = 3: expected a valid tuple"),
+        ("tasks.0.peft.targets", 3, "tasks.0.peft.targets = 3: expected a valid list"),
         (
             "tasks.0.peft.targets",
             "q_proj",

@@ -79,7 +79,7 @@ def draw_comparison(comparison: Comparison, out: Path, *, title: str) -> None:
             va="bottom",
             fontsize=8,
         )
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold", parse_math=False)
     write_atomically(out, lambda temporary: figure.savefig(temporary, dpi=150, format=kind))
 
 

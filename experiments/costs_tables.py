@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.costs_report import BANDS, CostsReport, ErrorSummary, ShippedFit
+from muxtune.printable import printable
 from muxtune.tables import show_percent
 
 __all__ = ["render_report"]
@@ -59,10 +60,10 @@ def _parts(report: CostsReport) -> Iterator[RenderableType]:
         yield from _error_tables(part, list(summaries))
     if report.notes:
         yield Text("Not in these errors:", style="bold")
-        yield from (Text(f"  {note}", style="dim") for note in report.notes)
+        yield from (Text(f"  {printable(note)}", style="dim") for note in report.notes)
         yield ""
     if report.files:
-        yield Text(f"Written: {', '.join(map(str, report.files))}")
+        yield Text(printable(f"Written: {', '.join(map(str, report.files))}"))
 
 
 def _origin(shipped: ShippedFit) -> str:
@@ -145,7 +146,7 @@ def _error_tables(part: str, summaries: Sequence[ErrorSummary]) -> Iterator[Rend
         whole = known[device, operator, None, None, "analytic"]
         cells = [cell(device, operator, None, band) for band in (*BANDS, None)]
         end = (_percent(whole.p90), f"{whole.rows:,}")
-        table.add_row(device, operator or "all", *cells, *end, end_section=operator is None)
+        table.add_row(_given(device), _given(operator or "all"), *cells, *end, end_section=operator is None)
     yield table
 
     yield _title(f"{_TITLES[part]}: mean error on the given tables, by {_group(part)}: {how}")
@@ -156,8 +157,13 @@ def _error_tables(part: str, summaries: Sequence[ErrorSummary]) -> Iterator[Rend
     table.add_column("rows", justify="right")
     for device, group in dict.fromkeys((s.device, s.group) for s in summaries if s.group is not None):
         whole = known[device, None, group, None, "analytic"]
-        table.add_row(device, group, cell(device, None, group, None), f"{whole.rows:,}")
+        table.add_row(_given(device), _given(group or ""), cell(device, None, group, None), f"{whole.rows:,}")
     yield table
+
+
+def _given(name: str) -> Text:
+    """A name out of a user's table, which is neither markup nor moves the cursor."""
+    return Text(printable(name))
 
 
 def _group(part: str) -> str:

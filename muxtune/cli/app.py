@@ -18,6 +18,7 @@ import typer
 
 from muxtune.cli import catalog, compare, costs_commands, demo, planning, profile, running, sweep
 from muxtune.errors import MuxTuneError, UserError
+from muxtune.printable import one_line
 from muxtune.processes import end_process, keep_current_directory_out, under_torchrun
 
 app = typer.Typer(
@@ -56,12 +57,21 @@ def _configure(
     ] = False,
 ) -> None:
     warnings.showwarning = _show_warning
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="muxtune: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_OneLine("muxtune: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+
+
+class _OneLine(logging.Formatter):
+    """What libraries and we log, without the control characters of users' files."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return one_line(super().format(record))
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     """One line without the source that raised it, which says nothing to a user."""
-    sys.stderr.write(f"muxtune: warning: {message}\n")
+    sys.stderr.write(f"muxtune: warning: {one_line(str(message))}\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -83,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _end(error: Exception, *, code: int) -> NoReturn:
-    message = " ".join(str(error).split())
+    message = one_line(str(error))
     if not isinstance(error, MuxTuneError):
         message = f"{type(error).__name__}: {message} (MUXTUNE_DEBUG=1 shows where)"
     sys.stderr.write(f"muxtune: error: {message}\n")

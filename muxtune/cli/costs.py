@@ -23,8 +23,10 @@ from muxtune.costs.profile import PROFILE_FORMAT, load_profile
 from muxtune.costs.profiled import ProfiledCosts
 from muxtune.dataset import load_task_data
 from muxtune.errors import SpecError
+from muxtune.files import file_name
 from muxtune.machine import package_version, processor_name, usable_cores
 from muxtune.model import ModelSpec
+from muxtune.printable import one_line
 from muxtune.workload import Workload
 
 
@@ -47,7 +49,8 @@ def find_costs(profile: Path | None, workload: Workload, model: ModelSpec, clust
     if not kept.exists():
         for task in workload.tasks:
             load_task_data(task, model)
-        typer.echo(f"muxtune: no profile of {model.name} yet; measuring this machine into {kept}", err=True)
+        text = f"no profile of {one_line(model.name)} yet; measuring this machine into {kept}"
+        typer.echo(f"muxtune: {text}", err=True)
         measure_profile(model, cluster, kept)
     return _profiled_costs(kept, model, cluster)
 
@@ -87,7 +90,11 @@ def kept_profile_path(model: ModelSpec, cluster: ClusterSpec) -> Path:
     shapes = model.model_dump_json(exclude={"name", "source", "init_seed"})  # costs depend on nothing else
     key = json.dumps([PROFILE_FORMAT, shapes, cluster.ranks, machine, versions, settings])
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-    return cache_folder() / "profiles" / f"{model.name}-{model.dtype}-{cluster.ranks}-{digest}.parquet"
+    return (
+        cache_folder()
+        / "profiles"
+        / f"{file_name(model.name)}-{model.dtype}-{cluster.ranks}-{digest}.parquet"
+    )
 
 
 _SPEED_VARIABLES = (

@@ -101,4 +101,4 @@ def report(
     found = report_costs(table or (), out)
     width = shutil.get_terminal_size((_PIPE_COLUMNS, 0)).columns
     text = "" if as_json else render_report(found, width=width, colour=sys.stdout.isatty())
-    emit(found, text, as_json=as_json)
+    emit(found, text, as_json=as_json, styled=True)

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from muxtune.errors import SpecError
 from muxtune.files import descriptor_moved, written_file
+from muxtune.printable import printable
 
 _STDOUT, _STDERR = 1, 2
 
@@ -44,9 +45,17 @@ def planning_bar() -> Iterator[Callable[[int, int], None] | None]:
         yield lambda done, of: bar.update(shown, completed=done, total=of)
 
 
-def emit(result: BaseModel, text: str, *, as_json: bool) -> None:
-    """Print the result of a command: as JSON for machines, as text for people."""
-    sys.stdout.write((result.model_dump_json() if as_json else text) + "\n")
+def emit(result: BaseModel, text: str, *, as_json: bool, styled: bool = False) -> None:
+    """Print the result of a command: as JSON for machines, as text for people.
+
+    Args:
+        result: For machines.
+        text: For people; control characters in it are escaped.
+        as_json: Print the result.
+        styled: The text has colours of our own, and nothing of a user that is not escaped.
+    """
+    shown = text if styled else printable(text, lines=True)
+    sys.stdout.write((result.model_dump_json() if as_json else shown) + "\n")
 
 
 def check_writable(path: Path | None, option: str, *, folder: bool = False) -> None:

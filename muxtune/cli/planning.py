@@ -27,6 +27,7 @@ from muxtune.errors import SpecError
 from muxtune.orchestration import Mode
 from muxtune.plan import Plan
 from muxtune.plan_file import load_plan, save_plan
+from muxtune.printable import printable
 from muxtune.schedule import Template
 
 
@@ -121,7 +122,8 @@ def plan(  # noqa: PLR0913, PLR0917  # an argument per option
         content = {"plan": best.model_dump(mode="json"), "explanation": explanation.as_dict()}
         typer.echo(json.dumps(content))
     else:
-        typer.echo(f"{summary}\n\n{explanation_table(explanation)}\n\nwritten to {out}")
+        text = f"{summary}\n\n{explanation_table(explanation)}\n\nwritten to {out}"
+        typer.echo(printable(text, lines=True))
 
 
 def simulate(

@@ -217,9 +217,13 @@ def _measured_cells(result: PolicyResult, comparison: Comparison) -> list[str]:
 
 def _plan_or_reason(problem: PlanningProblem, policy: str) -> Plan | str:
     from muxtune.policies import POLICIES
+    from muxtune.registry import PluginError
     from sim.search import search_problem
 
-    POLICIES.get(policy)  # an unknown name is no result
+    try:
+        POLICIES.get(policy)  # an unknown name is no result
+    except PluginError as error:
+        return str(error)
     try:
         return search_problem(problem, policy=policy)
     except UserError as error:  # this policy cannot; the others may

@@ -130,4 +130,6 @@ class OperatorSuite(Protocol):
         ...
 
 
-OPERATOR_SUITES: Registry[OperatorSuite] = Registry("operator suite", group="muxtune.operators")
+OPERATOR_SUITES: Registry[OperatorSuite] = Registry(
+    "operator suite", group="muxtune.operators", methods=("build",)
+)

@@ -24,6 +24,7 @@ from muxtune.errors import SpecError, UserError, naming, spec_error_from, unknow
 from muxtune.model import Dtype, ModelSpec, load_model_spec
 from muxtune.planning.options import PlanOptions
 from muxtune.policies import POLICIES
+from muxtune.registry import PluginError
 from muxtune.user_files import is_folder
 from muxtune.workload import Workload, load_workload, workload_from
 
@@ -147,7 +148,10 @@ class InputReader:
         name = self._whole("policy", own)
         if not isinstance(name, str):
             raise SpecError("policy", name, f"one of {', '.join(POLICIES.names())}")
-        POLICIES.get(name)
+        try:
+            POLICIES.get(name)
+        except PluginError as error:  # costs the points that ask for it
+            raise CombinationError("policy", name, f"one that works; {error}") from error
         return name
 
     def _options(self, own: Mapping[str, object]) -> PlanOptions:

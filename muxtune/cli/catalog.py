@@ -8,6 +8,7 @@ from muxtune.cli.options import JsonFlag
 from muxtune.cli.output import emit
 from muxtune.cluster import ClusterSpec, cluster_names, load_cluster
 from muxtune.model import PRESETS, ModelSpec
+from muxtune.printable import one_line, printable
 from muxtune.tables import format_table, show_bytes
 
 _MILLION, _BILLION = 10**6, 10**9
@@ -42,10 +43,18 @@ class PolicySummary(BaseModel):
     summary: str
 
 
+class PolicyFault(BaseModel):
+    """A policy of another package that cannot be used."""
+
+    name: str
+    reason: str
+
+
 class PolicyList(BaseModel):
     """What ``muxtune policies --json`` prints."""
 
     policies: list[PolicySummary]
+    faults: list[PolicyFault]
 
 
 def models(as_json: JsonFlag = False) -> None:
@@ -102,6 +111,9 @@ def policies(as_json: JsonFlag = False) -> None:
     from muxtune.policies import POLICIES
 
     found = [PolicySummary(name=name, summary=POLICIES.get(name).summary) for name in POLICIES.names()]
-    width = max(len(policy.name) for policy in found)
-    text = "\n".join(f"{policy.name.ljust(width)}  {policy.summary}" for policy in found)
-    emit(PolicyList(policies=found), text, as_json=as_json)
+    faults = [PolicyFault(name=fault.name, reason=fault.reason) for fault in POLICIES.faults()]
+    lines = [(policy.name, policy.summary) for policy in found]
+    lines += [(fault.name, f"cannot be used: {fault.reason}") for fault in faults]
+    width = max(len(name) for name, _ in lines)
+    text = "\n".join(f"{printable(name).ljust(width)}  {one_line(what)}" for name, what in lines)
+    emit(PolicyList(policies=found, faults=faults), text, as_json=as_json)

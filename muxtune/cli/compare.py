@@ -50,11 +50,13 @@ def compare(
         from experiments.comparison_picture import check_picture
 
         check_picture(picture, "--picture")
-    names = [name for name in POLICIES.names() if name not in _NOT_COMPARED]
-    if policies is not None:
+    if policies is None:
+        known = {*POLICIES.names(), *(fault.name for fault in POLICIES.faults())}
+        names = sorted(known - _NOT_COMPARED)  # what cannot be used is a row that says why
+    else:
         names = [name.strip() for name in policies.split(",")]
-    for name in names:
-        POLICIES.get(name)  # before anything is measured
+        for name in names:
+            POLICIES.get(name)  # before anything is measured
     inputs = load_inputs(workload, model, cluster)
     costs = find_costs(profile, inputs.workload, inputs.model, inputs.cluster)
     from experiments.comparison import comparison_table, run_comparison

@@ -25,4 +25,4 @@ class Policy(Protocol):
         ...
 
 
-POLICIES: Registry[Policy] = Registry("policy", group="muxtune.policies")
+POLICIES: Registry[Policy] = Registry("policy", group="muxtune.policies", methods=("propose",), summary=True)

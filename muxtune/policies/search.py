@@ -13,7 +13,7 @@ from muxtune.planning.assemble import assemble_plan, structure_iteration_s
 from muxtune.planning.options import FREE, PlanOptions
 from muxtune.planning.problem import PlanningProblem
 from muxtune.planning.structure import PlanStructure
-from muxtune.policies.base import POLICIES
+from muxtune.policies.proposed import blaming, proposed_structures
 from muxtune.policies.switches import label, refuse_switches
 from muxtune.timeline import lower_bound_s
 from muxtune.workload import Workload
@@ -53,10 +53,24 @@ def plan_problem(
             raise SpecError(name, asked, expected)
     refuse_switches(policy, options)
     with problem.costs.exploring():
-        structures = POLICIES.get(policy).propose(problem, options)
-        ranked = fastest(problem, _known(problem, structures), FINALISTS)
-    problem.price_again(ranked[0])
-    return [assemble_plan(problem, structure, label(policy, options)) for structure in ranked]
+        structures = proposed_structures(policy, problem, options)
+        with blaming(policy, "pricing what it proposes"):
+            ranked = fastest(problem, _known(problem, structures), FINALISTS)
+    with blaming(policy, "pricing what it proposes"):
+        problem.price_again(ranked[0])
+        plans = [assemble_plan(problem, structure, label(policy, options)) for structure in ranked]
+    return _fitting(plans)
+
+
+def _fitting(plans: Sequence[Plan]) -> list[Plan]:
+    """The plans that fit, whatever a policy thought of its structures."""
+    limit = plans[0].cluster.device.memory_bytes
+    fit = [plan for plan in plans if max(plan.predicted.peak_memory_bytes) <= limit]
+    if not fit:
+        least = min(max(plan.predicted.peak_memory_bytes) for plan in plans)
+        field = f"cluster.device.memory_bytes of {plans[0].cluster.name}"
+        raise SpecError(field, limit, f"at least {least}, for the plan of {plans[0].policy} that needs least")
+    return fit
 
 
 def _known(problem: PlanningProblem, structures: Sequence[PlanStructure]) -> list[PlanStructure]:

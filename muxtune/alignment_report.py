@@ -34,7 +34,7 @@ class TokenCounts(BaseModel):
 class AlignmentReport(BaseModel):
     """Tokens of one iteration of a plan, and of the same hTasks under one alignment for all of them."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     plan: TokenCounts
     pad: TokenCounts

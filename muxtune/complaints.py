@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 _BRANCH = re.compile(r"str|int|float|bool|none|(dict|list|tuple)\[.*|(constrained|function|is-instance)-.*")
 """Part of a location that names an alternative of a union, not a field."""
 
+_KEY_CHARACTERS = 64
+
 _WORDS: dict[str, str] = {
     "missing": "a value; the field is required",
     "extra_forbidden": "no such field",
@@ -82,7 +84,7 @@ def complaints(error: ValidationError) -> list[Complaint]:
             continue
         expected = " or ".join(dict.fromkeys(_expected(each) for each in same))
         value = None if same[0]["type"] == "missing" else same[0]["input"]
-        result.append(Complaint(".".join(map(str, location)), value, expected))
+        result.append(Complaint(".".join(_shown(part) for part in location), value, expected))
     return result
 
 
@@ -90,6 +92,12 @@ def _location(parts: Sequence[int | str]) -> tuple[object, ...]:
     *before, last = parts or ("",)
     fields = [*before] if isinstance(last, str) and (not last or _BRANCH.fullmatch(last)) else [*parts]
     return tuple(part for part in fields if part != "[key]")
+
+
+def _shown(part: object) -> str:
+    """A key of the user, which may be anything."""
+    text = str(part)
+    return text if len(text) <= _KEY_CHARACTERS else f"{text[: _KEY_CHARACTERS - 3]}..."
 
 
 def _expected(each: Mapping[str, Any]) -> str:

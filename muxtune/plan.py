@@ -120,6 +120,9 @@ class Execution(BaseModel):
     """Backend of attention, by the contest of the profile."""
 
 
+_Rate = Annotated[float, Field(gt=0, le=1e15)]
+
+
 class ClockSeconds(BaseModel):
     """Duration of a clock that several hTasks share."""
 
@@ -139,10 +142,10 @@ class Predicted(BaseModel):
 
     iteration_s: Seconds
     """Steady state of one iteration."""
-    tokens_per_s: float = Field(gt=0)
+    tokens_per_s: _Rate
     """All tokens that go through the backbone."""
-    billed_tokens_per_s: float = Field(gt=0)
-    effective_tokens_per_s: float = Field(gt=0)
+    billed_tokens_per_s: _Rate
+    effective_tokens_per_s: _Rate
     peak_memory_bytes: tuple[Annotated[int, Field(gt=0)], ...]
     """Per stage."""
     bubble_fraction: float = Field(ge=0, lt=1)

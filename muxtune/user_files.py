@@ -9,6 +9,7 @@ from typing import Any
 
 from muxtune.errors import SpecError, UserError
 from muxtune.files import follow_links
+from muxtune.printable import short_repr
 
 _MIB = 2**20
 
@@ -97,7 +98,9 @@ def parse_json(content: bytes, where: str) -> object:
         if len(whole) < len(pairs):
             keys = [key for key, _ in pairs]
             twice = next(key for key in keys if keys.count(key) > 1)
-            raise UserError(f"{where}: the key {twice!r} stands twice in one object: expected every key once")
+            raise UserError(
+                f"{where}: the key {short_repr(twice)} stands twice in one object: expected every key once"
+            )
         return whole
 
     try:

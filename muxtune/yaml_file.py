@@ -26,6 +26,7 @@ MOST_VALUES = 1_000_000
 """Values of a file whose aliases are written out."""
 
 _NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+\Z")
+_KEY_CHARACTERS = 64
 _MERGE = "tag:yaml.org,2002:merge"
 
 
@@ -91,7 +92,8 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, Hashable):
                 continue
             if key in first:
-                reason = f"the key {key_node.value} stands in one mapping twice, first in line {first[key]}"
+                shown = key_node.value[:_KEY_CHARACTERS]
+                reason = f"the key {shown} stands in one mapping twice, first in line {first[key]}"
                 self._refuse(key_node.start_mark, f"{reason}: expected every key once")
             first[key] = line
         return node

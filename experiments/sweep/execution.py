@@ -22,6 +22,7 @@ from muxtune.errors import UserError
 from muxtune.model import ModelSpec
 from muxtune.plan import Plan
 from muxtune.planning.problem import PlanningProblem
+from muxtune.registry import PluginError
 from muxtune.workload import Workload
 from sim.search import search_problem
 
@@ -82,6 +83,8 @@ def plan_batch(batch: Batch, source: CostsSource) -> BatchOutcome:
             start_s = time.perf_counter()
             try:
                 outcome = plan_columns(_plan(inputs, source))
+            except PluginError as error:
+                outcome = failure_columns("failed", str(error))
             except UserError as error:
                 outcome = failure_columns("refused", " ".join(str(error).split()))
             except (

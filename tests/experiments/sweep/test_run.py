@@ -87,7 +87,9 @@ def test_a_policy_that_breaks_is_a_row_too(tmp_path, monkeypatch):
     monkeypatch.setitem(POLICIES._entries, "broken", Broken())
     summary = sweep(tmp_path, grid={"policy": ["broken", "nemo"]})
     assert (summary.planned, summary.failed) == (1, 1)
-    assert rows(tmp_path).failure[0].startswith("IndexError: list index out of range (test_run.py:")
+    failure = rows(tmp_path).failure[0]
+    assert failure.startswith(f"the policy 'broken' of {__name__}:Broken: propose raised IndexError: ")
+    assert "IndexError: list index out of range (test_run.py:" in failure
     monkeypatch.setitem(POLICIES._entries, "broken", POLICIES.get("sl-peft"))
     summary = sweep(tmp_path, grid={"policy": ["broken", "nemo"]}, resume=True)
     assert (summary.planned, summary.reused) == (2, 1)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from muxtune.errors import SpecError, UserError
 from muxtune.files import write_atomically
+from muxtune.user_files import check_regular
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -155,6 +156,7 @@ def read_frame(path: Path) -> UserFrame:
         UserError: Unsupported suffix; missing, empty or broken file; a table without rows.
     """
     check_suffix(path, str(path))
+    check_regular(path, "the table")
     try:
         with path.open("rb") as file:
             start = file.read(len(_LFS_POINTER))

@@ -21,6 +21,7 @@ from experiments.sweep.points import Point
 from muxtune.errors import UserError
 from muxtune.files import write_atomically
 from muxtune.plan import Predicted
+from muxtune.user_files import check_regular
 
 _DIGEST = "point_digest"
 _TEXT, _INTEGER, _NUMBER = pa.string(), pa.int64(), pa.float64()
@@ -84,6 +85,7 @@ def load_finished(path: Path) -> Finished:
         UserError: It is no result of a sweep.
     """
     names = [_DIGEST, *outcome_types()]
+    check_regular(path, "the result")
     try:
         rows = pq.read_table(path, columns=names).to_pylist()
     except (OSError, pa.ArrowInvalid) as error:

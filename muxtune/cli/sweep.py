@@ -14,8 +14,8 @@ from muxtune.cli.options import JsonFlag, ProfilePath
 from muxtune.cli.output import check_writable, emit, stdout_kept_clean
 from muxtune.cluster import ClusterSpec
 from muxtune.costs.base import CostModel
-from muxtune.errors import UserError
 from muxtune.model import ModelSpec
+from muxtune.user_files import read_user_bytes
 from muxtune.workload import Workload
 
 
@@ -67,7 +67,4 @@ def sweep(
 def _digest(profile: Path | None) -> str:
     if profile is None:
         return ""
-    try:
-        return hashlib.sha256(profile.read_bytes()).hexdigest()
-    except OSError as error:
-        raise UserError(f"cannot read the profile {profile}: {error.strerror}") from error
+    return hashlib.sha256(read_user_bytes(profile, "the profile")).hexdigest()

@@ -17,6 +17,7 @@ from muxtune.files import write_atomically
 from muxtune.model import ModelSpec
 from muxtune.operators import OPERATOR_DIMS, PHASES, Operator, Phase, dimensions
 from muxtune.plan import MOST_SECONDS, CostsRef
+from muxtune.user_files import check_regular
 
 PROFILE_FORMAT = 1
 """Raised when kinds of operators, the grid or the meaning of a number change; the machine is then measured
@@ -232,6 +233,7 @@ def load_profile(path: Path) -> Profile:
     import pyarrow as pa  # noqa: PLC0415  # a tenth of a second to import
     import pyarrow.parquet as pq  # noqa: PLC0415
 
+    check_regular(path, "the profile")
     try:
         table = pq.read_table(path)
     except pa.ArrowInvalid as error:

@@ -47,7 +47,7 @@ def read_user_bytes(path: Path, what: str, *, most_mib: int | None = None) -> by
 
 
 def check_regular(path: Path, what: str) -> None:
-    """Refuse what is there and no regular file, for readers that open by name.
+    """Refuse a device or a FIFO, for readers that open by name and say themselves what else is wrong.
 
     Raises:
         UserError: Names the file.
@@ -55,8 +55,8 @@ def check_regular(path: Path, what: str) -> None:
     try:
         kind = path.stat().st_mode
     except (OSError, ValueError):
-        return  # whoever opens it says why not
-    if not stat.S_ISREG(kind):
+        return
+    if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
         raise UserError(f"cannot read {what} {path}: expected a regular file")
 
 

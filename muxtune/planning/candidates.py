@@ -143,8 +143,8 @@ class _Estimates(Generic[Bands]):
                 # Problems of about a size share their curves.
                 largest = 4 ** math.ceil(math.log(bands.most_tokens, 4))
                 costs = cast("Hashable", bands.problem.costs)
-                self._per_tp[tp] = _stage_prices(costs, bands.problem.model, tp, largest)
-                self._per_tp[tp].place_between(bands.loras, bands.typical_tokens)  # for these tasks
+                shared = _stage_prices(costs, bands.problem.model, tp, largest)
+                self._per_tp[tp] = shared.between(bands.loras, bands.typical_tokens)
             self._known[key] = price_groups(bands, self._per_tp[tp], shape, carry)
         return self._known[key]
 
@@ -176,7 +176,7 @@ class _Estimates(Generic[Bands]):
 
 @lru_cache(maxsize=32)
 def _stage_prices(costs: CostModel, model: ModelSpec, tp: int, largest_tokens: int) -> StagePrices:
-    """Kept from problem to problem, as a sweep plans many on the same device."""
+    """Kept from problem to problem, as a sweep plans many on one device; nothing in it is of a problem."""
     return StagePrices(costs, model, tp, largest_tokens)
 
 

@@ -19,6 +19,7 @@ Stages on which the operators of several hTasks overlap are not bound by these.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -98,8 +99,19 @@ class GroupTable:
         self.task_ids = tuple(sort_by_tokens(problem))
         self._align = align
         self._groups: dict[int, Group] = {}
+        self._worked_out = self._groups
+        """Of this table and of those that share its work."""
         self._static = _static_memory(problem, mesh)
         self._weigh = lru_cache(maxsize=None)(self._measure_bytes)
+
+    def blank(self) -> GroupTable:
+        """A table that shares the work of this one, but says of no group that it has been worked out.
+
+        Who looks at :meth:`masks` then sees its own groups, whatever others have asked this table for.
+        """
+        blank = copy.copy(self)
+        blank._groups = {}
+        return blank
 
     def masks(self) -> list[int]:
         """Of the groups worked out so far."""
@@ -113,7 +125,8 @@ class GroupTable:
         """The group of the tasks whose bits are set."""
         group = self._groups.get(mask)
         if group is None:
-            group = self._groups[mask] = self._work_out(mask)
+            group = self._worked_out.get(mask) or self._work_out(mask)
+            self._groups[mask] = self._worked_out[mask] = group
         return group
 
     def members(self, mask: int) -> tuple[str, ...]:

@@ -6,12 +6,17 @@ their own tokens. Every part of :mod:`muxtune.graph` is priced as a function of 
 Adapters of several tasks at one base op share a launch, and no sum over tasks says what it takes. A group
 lies between two ends: one pair with the tokens of all, and one launch for each task. Where between (or a
 little beyond) is found out once, on tasks of the workload, for some numbers of them.
+
+Prices are kept from problem to problem. So what is kept is determined by its key alone: the grid of a curve
+comes from the curve and from ``largest_tokens``, never from the sizes that somebody happens to ask for first,
+and what depends on the tasks of a workload is not kept (:meth:`StagePrices.between`).
 """
 
 # Shapes, in names in lower case: n tasks
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -59,8 +64,18 @@ class StagePrices:
         self._tp = tp
         self._largest = largest_tokens
         self._curves: dict[tuple[object, ...], Curve] = {}
-        self._layers = Curve(np.zeros(1), np.zeros(1))
         self._apart = np.ones(1), np.zeros(1)
+
+    def between(self, loras: Sequence[LoraSpec], tokens: Sequence[int]) -> StagePrices:
+        """The same prices, with shared launches of adapters placed between their two ends by these tasks.
+
+        Args:
+            loras: Of all tasks.
+            tokens: That each of them has in a micro-batch.
+        """
+        placed = copy.copy(self)  # with the same curves
+        placed._apart = self._place_between(loras, tokens)
+        return placed
 
     @cached_property
     def action_s(self) -> float:
@@ -71,13 +86,16 @@ class StagePrices:
         """Frozen operators of a layer, attention apart, in streams of some lengths."""
         distinct, inverse = np.unique(np.maximum(tokens, 1), return_inverse=True)
         rounded = round_tokens(distinct)
-        new = np.setdiff1d(rounded, self._layers.sizes)
+        known = self._curves.get(
+            ("layers",), Curve(np.zeros(1), np.zeros(1))
+        )  # exact at every size asked for
+        new = np.setdiff1d(rounded, known.sizes)
         if len(new):
-            sizes = np.concatenate([self._layers.sizes, new])
-            seconds = np.concatenate([self._layers.seconds, self._layers_s(new)])
+            sizes = np.concatenate([known.sizes, new])
+            seconds = np.concatenate([known.seconds, self._layers_s(new)])
             order = np.argsort(sizes)
-            self._layers = Curve(sizes[order], seconds[order])
-        return np.asarray(self._layers(rounded.astype(np.float64))[inverse].reshape(tokens.shape))
+            known = self._curves["layers",] = Curve(sizes[order], seconds[order])
+        return np.asarray(known(rounded.astype(np.float64))[inverse].reshape(tokens.shape))
 
     def _layers_s(self, tokens: Ints) -> Floats:
         seconds = np.zeros(len(tokens))
@@ -127,7 +145,7 @@ class StagePrices:
         def head_s(size: int) -> float:
             return sum(self._part_s("head", _work(8, targets=size), phase) for phase in PHASES)
 
-        return self._curve(("last",), head_s, float(targets.max()))(targets)
+        return self._curve(("last",), head_s)(targets)
 
     def message_s(self, tokens: Floats) -> Floats:
         """Processor time for one neighbour."""
@@ -141,7 +159,7 @@ class StagePrices:
         def call_s(size: int) -> float:
             return sum(self._costs.latency_s(Operator("attention", (size, slots)), p) for p in PHASES)
 
-        return self._curve(("attention", slots), call_s, max(1, self._largest // slots))(sequences)
+        return self._curve(("attention", slots), call_s, tokens_each=slots)(sequences)
 
     def feed_s(self, sequences: Floats) -> Floats:
         """Tensors of a micro-batch."""
@@ -149,7 +167,7 @@ class StagePrices:
         def call_s(size: int) -> float:
             return self._costs.latency_s(Operator("feed", (size,)), "fwd")
 
-        return self._curve(("feed",), call_s, max(1, self._largest // 8))(sequences)
+        return self._curve(("feed",), call_s, tokens_each=_SHORT_TOKENS)(sequences)
 
     def p2p_s(self, tokens: Floats, routes: Sequence[Route]) -> Floats:
         """Until a neighbour has a micro-batch, over the slowest of some links; 0 if there are none."""
@@ -190,13 +208,8 @@ class StagePrices:
 
         return np.asarray(ops.count * self._curve(("dropout", ops.in_features), alone_s)(tokens))
 
-    def place_between(self, loras: Sequence[LoraSpec], tokens: Sequence[int]) -> None:
-        """Find out where between its two ends a shared launch lies, by its number of tasks.
-
-        Args:
-            loras: Of all tasks.
-            tokens: That each of them has in a micro-batch.
-        """
+    def _place_between(self, loras: Sequence[LoraSpec], tokens: Sequence[int]) -> tuple[Floats, Floats]:
+        """Numbers of tasks of a shared launch, and where between its two ends it lies with so many."""
         found = adapted_ops(self.shard, loras)
         ops = max(found, key=lambda each: int(each.tasks_n.sum()))
         tasks = np.flatnonzero(ops.tasks_n)
@@ -206,7 +219,7 @@ class StagePrices:
             chosen = tasks[np.linspace(0, len(tasks) - 1, count).round().astype(int)]
             counts.append(float(count))
             apart.append(self._apart_of(ops, [(loras[t].r, max(tokens[t], 1)) for t in chosen]))
-        self._apart = np.array(counts), np.array(apart)
+        return np.array(counts), np.array(apart)
 
     def _apart_of(self, ops: AdaptedOps, pairs: Sequence[tuple[int, int]]) -> float:
         """Position of the true price: 0 where it is one pair's, 1 where it is a sum over the tasks."""
@@ -242,13 +255,24 @@ class StagePrices:
         return part_graph(part, self._model, work, phase, tp=self._tp)
 
     def _curve(
-        self, key: tuple[object, ...], seconds_of: Callable[[int], float], largest: float | None = None
+        self, key: tuple[object, ...], seconds_of: Callable[[int], float], *, tokens_each: int = 1
     ) -> Curve:
+        """The curve of this key, sampled when it is first asked for.
+
+        Args:
+            key: Determines the curve, ``tokens_each`` included.
+            seconds_of: Price of a size.
+            tokens_each: Of a unit of size; the curve ends where the largest stream has as many units.
+        """
         curve = self._curves.get(key)
         if curve is None:
-            curve = self._curves[key] = sample_curve(seconds_of, largest or self._largest)
+            largest = max(1, self._largest // tokens_each)
+            curve = self._curves[key] = sample_curve(seconds_of, largest)
         return curve
 
+
+_SHORT_TOKENS = 8
+"""Of a short sequence."""
 
 _RANKS = (16, 64)
 """At which adapters are priced; in between, and a little beyond, by straight lines."""

@@ -156,7 +156,7 @@ class _Refinement:
         self.met: dict[Groups, float] = {}
         """Every partition that was priced, with its bound in seconds; infinite where it cannot fit."""
         self._appraiser = appraiser
-        self._table = appraiser.table
+        self._table = appraiser.table.blank()  # estimates and effort follow from this refinement alone
         self._effort = effort or default_effort(len(self._table.task_ids))
         self._found: dict[Groups, Appraised | None] = {}
         self._expanded: set[Groups] = set()
@@ -216,6 +216,7 @@ class _Refinement:
     def _bound_s(self, groups: Groups) -> float:
         if groups not in self.met:
             self._groups_left -= sum(mask not in self._table for mask in groups)
+            self._table.htasks(groups)  # works them out
             exceeds = self._appraiser.surely_exceeds(groups)
             self.met[groups] = math.inf if exceeds else self._appraiser.bound_s(groups)
         return self.met[groups]

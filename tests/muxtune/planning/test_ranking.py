@@ -36,7 +36,7 @@ def ranked(problem: PlanningProblem, tp: int) -> tuple[GroupBands, StagePrices]:
     order = sort_by_tokens(problem)
     bands = GroupBands(problem, order, len(order), [("pack", None), ("pad", None)])
     prices = StagePrices(problem.costs, problem.model, tp, bands.most_tokens)
-    prices.place_between(bands.loras, bands.typical_tokens)
+    prices = prices.between(bands.loras, bands.typical_tokens)
     return bands, prices
 
 

@@ -83,12 +83,14 @@ class StructureMemory:
                 it may not be the fullest.
         """
         fraction = self._allocator_fraction
+        # What the allocator adds is rounded: a moment must exceed the limit after that, too.
+        most_bytes = (give_up_bytes + 0.5) / (1 + fraction)
         fullest: tuple[int, StageMemory] | None = None
         for stage in range(structure.pp):
             load = self._stage_load(structure, stage)
-            peak = load.peak(
-                actions[stage], structure.microbatches, give_up_bytes=give_up_bytes / (1 + fraction)
-            ).with_allocator(fraction)
+            peak = load.peak(actions[stage], structure.microbatches, give_up_bytes=most_bytes).with_allocator(
+                fraction
+            )
             if fullest is None or peak.total_bytes > fullest[1].total_bytes:
                 fullest = stage, peak
             if peak.total_bytes > give_up_bytes:

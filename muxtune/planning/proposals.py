@@ -56,6 +56,8 @@ class Proposal:
     """Rough guess at the iteration, by which partitions stand in line."""
     least_share: float
     """Of the bound that is left if all communication of a stage, or all computation, were hidden."""
+    needed_bytes: float
+    """That surely suffice on the stage with least room, by estimate."""
     has_room: bool
     """Whether it surely fits the memory, by estimate; others come last."""
 
@@ -75,23 +77,34 @@ class Proposal:
             problem: What is planned.
             alternatives: Whether exact prices decide between alignments that are estimated to cost the same.
         """
-
-        def choice(task_ids: tuple[str, ...], number: int) -> HTaskChoice:
-            layout = self.bands.layouts[number]
-            if layout.carry > self.bands.carry:
-                return cut_choice(problem, self.mesh, task_ids, layout.carry)
-            shape = problem.shape(task_ids, *layout, dp=self.mesh.dp)
-            return HTaskChoice(task_ids=task_ids, shape=shape)
-
         found = []
         for task_ids, *layouts in zip(self.groups(), self.layout_h, self.runner_up_h, strict=True):
             possible = [
-                choice(task_ids, layout) for layout in dict.fromkeys(layouts if alternatives else layouts[:1])
+                self._choice(problem, task_ids, layout)
+                for layout in dict.fromkeys(layouts if alternatives else layouts[:1])
             ]
             if len(possible) > 1:
                 possible.sort(key=lambda c: problem.htask_times(c, self.mesh, SEQUENTIAL).slowest_s)
             found.append(possible[0])
         return found
+
+    def shortest_htasks(self, problem: PlanningProblem) -> list[HTaskChoice]:
+        """With exact shapes, each in the layout whose stream is shortest; carry groups stay as they are."""
+        found = []
+        for task_ids, layout in zip(self.groups(), self.layout_h, strict=True):
+            carry = self.bands.layouts[layout].carry
+            alike = [number for number, each in enumerate(self.bands.layouts) if each.carry == carry]
+            numbers = dict.fromkeys([layout, *alike])  # of equal ones the one that is fastest by estimate
+            possible = [self._choice(problem, task_ids, number) for number in numbers]
+            found.append(min(possible, key=lambda choice: choice.shape.tokens))
+        return found
+
+    def _choice(self, problem: PlanningProblem, task_ids: tuple[str, ...], number: int) -> HTaskChoice:
+        layout = self.bands.layouts[number]
+        if layout.carry > self.bands.carry:
+            return cut_choice(problem, self.mesh, task_ids, layout.carry)
+        shape = problem.shape(task_ids, *layout, dp=self.mesh.dp)
+        return HTaskChoice(task_ids=task_ids, shape=shape)
 
 
 @dataclass(frozen=True)
@@ -279,5 +292,6 @@ def make_proposal(
         load_s=bounds.load_s,
         expected_s=expected_s,
         least_share=least_share,
+        needed_bytes=room.needed_bytes(places),
         has_room=room.suffices(places),
     )

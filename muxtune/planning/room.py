@@ -51,6 +51,8 @@ class Room:
     stages: tuple[_StageRoom, ...]
     microbatches_nw: NDArray[np.int64]
     exists_nw: NDArray[np.bool_]
+    memory_bytes: int
+    """Of a device."""
 
     @property
     def possible_nw(self) -> NDArray[np.bool_]:
@@ -71,12 +73,20 @@ class Room:
 
     def suffices(self, places: Places) -> bool:
         """Whether a partition has room with its largest micro-batches open at once."""
+        return self.excess_bytes(places) <= 0
+
+    def excess_bytes(self, places: Places) -> float:
+        """What a partition lacks on the stage with least room for it; negative where all have room."""
+        excess = -np.inf
         for stage in self.stages:
             copies = np.minimum(self.microbatches_nw[places], stage.in_flight)
             kept = np.sort(np.repeat(stage.kept_nw[places], copies))[-stage.in_flight :]
-            if kept.sum() + stage.passing_nw[places].max() > stage.free_bytes:
-                return False
-        return True
+            excess = max(excess, float(kept.sum() + stage.passing_nw[places].max() - stage.free_bytes))
+        return excess
+
+    def needed_bytes(self, places: Places) -> float:
+        """What surely suffices for a partition on the stage with least room, by estimate."""
+        return self.memory_bytes + self.excess_bytes(places)
 
 
 def room_for_groups(bands: GroupBands, prices: GroupPrices, mesh: Mesh) -> Room:
@@ -100,7 +110,8 @@ def room_for_groups(bands: GroupBands, prices: GroupPrices, mesh: Mesh) -> Room:
                 passing_nw=bytes_nw(probe.passing()),
             )
         )
-    return Room(tuple(stages), prices.microbatches_nw, bands.exists_nw)
+    memory_bytes = bands.problem.cluster.device.memory_bytes
+    return Room(tuple(stages), prices.microbatches_nw, bands.exists_nw, memory_bytes)
 
 
 class _Probe:

@@ -8,8 +8,9 @@
    schedule of it goes below if the estimates are right (:mod:`muxtune.planning.bounds`).
 3. From the front of the line they are priced exactly. What cannot be faster than the best so far is dropped:
    by the bound less :data:`SLACK` before, by the exact bound after it is priced. Of the others the schedules
-   are played (:mod:`muxtune.planning.schedules`), and the fastest that fits the memory counts.
-4. The search ends after some partitions in a row that were no better; of few tasks on each mesh.
+   are played, and the fastest that fits the memory counts (:mod:`muxtune.planning.quickest`).
+4. The search ends after some partitions in a row that were no better; of few tasks on each mesh. One that
+   would be better and does not fit is not counted if it promised to need less memory than those before.
 5. Ten and eleven tasks are refined beyond contiguous groups (:mod:`muxtune.planning.refine`), and fewer where
    what would be faster does not fit the memory, for there exact bytes decide.
 """
@@ -17,10 +18,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
 
 import numpy as np
 
@@ -36,16 +36,9 @@ from muxtune.planning.partitions import Appraiser, fits, set_partitions
 from muxtune.planning.pipeline import in_order
 from muxtune.planning.problem import PlanningProblem
 from muxtune.planning.proposals import MeshProposals, Proposal
+from muxtune.planning.quickest import Fate, QuickestSchedule
 from muxtune.planning.refine import Effort, refined_partitions
-from muxtune.planning.schedules import (
-    MOST_ORCHESTRATED,
-    TEMPLATES,
-    SecondsOf,
-    in_mode,
-    modes_to_try,
-    orchestrated,
-    schedules,
-)
+from muxtune.planning.schedules import TEMPLATES, SecondsOf, modes_to_try
 from muxtune.planning.sets import MOST_TASKS
 from muxtune.planning.structure import SEQUENTIAL, HTaskChoice, Layout, Mesh, PlanStructure
 
@@ -77,9 +70,8 @@ PATIENCE_OF_FEW = (12, 24)
 """The same on each mesh, if all partitions were ranked: where many meshes stand in line, and where one or two
 do. With 8 on a single mesh, 2 of 141 random instances missed the optimum by more than 1 %."""
 
-Fate = Literal["fits", "slower", "bound", "memory"]
-"""Of a partition: its fastest schedule fits the memory; it was slower than another's, and nobody asked if it
-fits; its exact bound was no better than what had been found; or its fastest schedules do not fit."""
+LESS_MEMORY = 0.98
+"""Partitions that need less than this share of what did not fit are looked at when patience has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,15 +150,22 @@ def search_structures(
     )
     search = _Search(problem, options, seconds_of, prune=prune)
     in_vain: Counter[tuple[Mesh | None, bool]] = Counter()
+    too_much: dict[tuple[Mesh | None, bool], float] = {}  # least estimate of what did not fit
     for number, proposal in enumerate(proposals):
         if prune and search.least_s(proposal, proposal.bound_s) * (1 - slack) >= search.best_s:
             continue
         kind = (proposal.mesh if few else None, proposal.has_room)
-        if in_vain[kind] == patience:
+        leaner = proposal.needed_bytes <= LESS_MEMORY * too_much.get(kind, 0.0)
+        if in_vain[kind] == patience and not leaner:
             continue
         before_s = search.best_s
-        search.look_at(proposal)
-        in_vain[kind] = 0 if search.best_s < before_s else in_vain[kind] + 1
+        fate = search.look_at(proposal)
+        if search.best_s < before_s:
+            in_vain[kind] = 0
+        elif fate == "memory" and (leaner or kind not in too_much):
+            too_much[kind] = proposal.needed_bytes
+        else:
+            in_vain[kind] += 1
         report(len(meshes) + number + 1, len(meshes) + len(proposals))
     # Refinement plays stages one operator after the other.
     sequential = options.orchestration is None or options.orchestration == "sequential"
@@ -231,10 +230,17 @@ class _Search:
         self._problem = problem
         self._templates = options.templates(TEMPLATES)
         self._modes = modes_to_try(problem, options)
-        self._forced = options.orchestration if self._modes else None
         self._cut = may_carry(options) and len(problem.tasks) <= MOST_TASKS
         self._seconds_of = seconds_of
         self._prune = prune
+        self._quickest = QuickestSchedule(
+            problem,
+            self._templates,
+            self._modes,
+            options.orchestration if self._modes else None,
+            seconds_of,
+            prune=prune,
+        )
         self.best_s = np.inf
         self.outcomes: list[Outcome] = []
 
@@ -245,47 +251,42 @@ class _Search:
     def _overlaps(self, mesh: Mesh) -> bool:
         return mesh.tp > 1 and bool(self._modes)
 
-    def look_at(self, proposal: Proposal) -> None:
-        """Price a partition and play its schedules, unless its bound rules that out."""
+    def look_at(self, proposal: Proposal) -> Fate:
+        """Price a partition and play its schedules, unless its bound rules that out.
+
+        If they do not fit, the same hTasks are tried in the streams that are shortest.
+        """
+        few = len(self._problem.data) <= MOST_TASKS
+        htasks = proposal.htasks(self._problem, alternatives=few)
+        outcome = self._look_at(proposal, htasks)
+        if outcome.fate == "memory":
+            shortest = proposal.shortest_htasks(self._problem)
+            if shortest != htasks:
+                leaner = self._look_at(proposal, shortest)
+                outcome = leaner if leaner.fate == "fits" else outcome
+        self.outcomes.append(outcome)
+        self.best_s = min(self.best_s, outcome.seconds)
+        return outcome.fate
+
+    def _look_at(self, proposal: Proposal, htasks: Sequence[HTaskChoice]) -> Outcome:
         problem, mesh = self._problem, proposal.mesh
-        htasks = proposal.htasks(problem, alternatives=len(problem.data) <= MOST_TASKS)
         times = [problem.htask_times(htask, mesh, SEQUENTIAL) for htask in htasks]
         run = max(htask.shape.carry for htask in htasks)
         bounds = exact_bounds(times, [htask.shape.microbatches for htask in htasks], run)
         bound_s = self.least_s(proposal, bounds.of(self._templates))
         if self._prune and bound_s >= self.best_s:
-            self.outcomes.append(Outcome(proposal, "bound", bound_s))
-            return
-        latency_s = [each.slowest_s for each in times]
-        played: list[tuple[float, PlanStructure]] = []
-        for structure in schedules(htasks, latency_s, mesh, self._templates):
-            found_s = min([seconds for seconds, _ in played], default=np.inf)
-            least_s = self.least_s(proposal, bounds.of([structure.template]))
-            if self._prune and least_s >= min(found_s, self.best_s):
-                continue  # of one template; another may be faster
-            played.append((self._seconds_of(problem, structure), structure))
-        fastest = [s for _, s in sorted(played, key=lambda each: each[0])[:MOST_ORCHESTRATED]]
-        overlapping: Iterable[PlanStructure] = ()
-        if self._forced is not None:
-            played, overlapping = [], in_mode(problem, fastest, latency_s, self._forced)
-        elif self._overlaps(mesh):
-            overlapping = orchestrated(problem, fastest, latency_s, self._modes)
-        played += [(self._seconds_of(problem, structure), structure) for structure in overlapping]
-        played.sort(key=lambda each: each[0])
-        misfit: PlanStructure | None = None
-        for seconds, structure in played:
-            if self._prune and seconds >= self.best_s:
-                if misfit is None:
-                    self.outcomes.append(Outcome(proposal, "slower", bound_s, seconds, structure))
-                    return
-                break
-            if fits(problem, structure):
-                self.best_s = min(self.best_s, seconds)
-                self.outcomes.append(Outcome(proposal, "fits", bound_s, seconds, structure))
-                return
-            misfit = misfit or structure
-        fate: Fate = "bound" if misfit is None else "memory"
-        self.outcomes.append(Outcome(proposal, fate, bound_s, structure=misfit))
+            return Outcome(proposal, "bound", bound_s)
+        overlaps = self._overlaps(mesh)
+        found = self._quickest.find(
+            htasks,
+            [each.slowest_s for each in times],
+            mesh,
+            bounds,
+            overlaps=overlaps,
+            share=proposal.least_share if overlaps else 1.0,
+            below_s=self.best_s,
+        )
+        return Outcome(proposal, found.fate, bound_s, found.seconds, found.structure)
 
     def worth_refining(self, meshes: Sequence[MeshProposals], *, every: bool) -> list[Mesh]:
         """Meshes for :meth:`refine`, the nearest to the best first.

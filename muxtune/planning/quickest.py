@@ -17,9 +17,19 @@ from muxtune.orchestration import Mode
 from muxtune.planning.bounds import IterationBounds
 from muxtune.planning.partitions import fits
 from muxtune.planning.problem import PlanningProblem
-from muxtune.planning.schedules import MOST_ORCHESTRATED, SecondsOf, in_mode, orchestrated, schedules
+from muxtune.planning.schedules import (
+    MOST_GROUPINGS,
+    MOST_ORCHESTRATED,
+    SecondsOf,
+    in_mode,
+    orchestrated,
+    schedules,
+)
 from muxtune.planning.structure import HTaskChoice, Mesh, PlanStructure
 from muxtune.schedule import Template
+
+MOST_REGROUPED = 9
+"""HTasks that are tried in every number of buckets where the usual numbers do not fit the memory."""
 
 Fate = Literal["fits", "slower", "bound", "memory"]
 """Of a partition: its fastest schedule that fits is the best so far; its fastest schedule was slower than
@@ -79,6 +89,7 @@ class QuickestSchedule:
         overlaps: bool,
         share: float = 1.0,
         below_s: float = np.inf,
+        most_groupings: int = MOST_GROUPINGS,
     ) -> Quickest:
         """The fastest schedule below ``below_s`` that fits.
 
@@ -90,10 +101,11 @@ class QuickestSchedule:
             overlaps: Whether operators inside of a stage may overlap.
             share: Of a bound that is left if they do.
             below_s: Slower schedules are of no interest if schedules are pruned.
+            most_groupings: Numbers of buckets to try; all of them if none of a few fits.
         """
         limit_s = below_s if self._prune else np.inf
         asked = _Memory(self._problem)
-        timed = list(self._sequential(htasks, latency_s, mesh, bounds, share, limit_s, asked))
+        timed = list(self._sequential(htasks, latency_s, mesh, bounds, share, limit_s, asked, most_groupings))
         fastest = [structure for _, structure in sorted(timed, key=_seconds)]
         if self._forced is not None:
             timed = self._overlapping(fastest, latency_s, asked, [self._forced])
@@ -105,7 +117,20 @@ class QuickestSchedule:
         if self._prune and timed[0][0] >= below_s:
             return Quickest("slower", *timed[0])
         found = asked.first(timed, limit_s)
-        return Quickest("memory", structure=timed[0][1]) if found is None else Quickest("fits", *found)
+        if found is not None:
+            return Quickest("fits", *found)
+        if most_groupings < len(htasks) <= MOST_REGROUPED:  # others may need less
+            return self.find(
+                htasks,
+                latency_s,
+                mesh,
+                bounds,
+                overlaps=overlaps,
+                share=share,
+                below_s=below_s,
+                most_groupings=len(htasks),
+            )
+        return Quickest("memory", structure=timed[0][1])
 
     def _sequential(
         self,
@@ -116,6 +141,7 @@ class QuickestSchedule:
         share: float,
         limit_s: float,
         asked: _Memory,
+        most_groupings: int,
     ) -> Iterator[Timed]:
         """Template by template, while one may be faster than what fits."""
         played: list[Timed] = []
@@ -126,7 +152,7 @@ class QuickestSchedule:
                 limit_s = limit_s if found is None else found[0]
             if self._prune and least_s >= limit_s:
                 continue
-            for structure in schedules(htasks, latency_s, mesh, [template]):
+            for structure in schedules(htasks, latency_s, mesh, [template], most_groupings):
                 played.append((self._seconds_of(self._problem, structure), structure))
         yield from played
 

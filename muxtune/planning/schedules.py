@@ -103,10 +103,11 @@ def schedules(
     latency_s: Sequence[float],
     mesh: Mesh,
     templates: Sequence[Template],
+    most_groupings: int = MOST_GROUPINGS,
 ) -> Iterator[PlanStructure]:
     """Groupings and templates of a partition; see :func:`muxtune.planning.grouping.bucket_candidates`."""
-    counts = np.unique(np.geomspace(1, len(htasks), MOST_GROUPINGS).round().astype(int))
-    if len(htasks) <= MOST_GROUPINGS:
+    counts = np.unique(np.geomspace(1, len(htasks), most_groupings).round().astype(int))
+    if len(htasks) <= most_groupings:
         counts = np.arange(1, len(htasks) + 1)
     groupings: dict[tuple[tuple[int, ...], ...], None] = {}
     for count in counts.tolist():

@@ -144,3 +144,22 @@ def test_near_the_limit_the_search_is_as_good_as_all_partitions(seed, share):
     found = search_structures(tight, options).structures[0]
     assert known(tight, found).needed_bytes <= tight.cluster.device.memory_bytes
     assert structure_iteration_s(tight, found) <= 1.01 * structure_iteration_s(tight, best)
+
+
+@pytest.mark.parametrize("seed", [3, 4, 7])
+def test_other_numbers_of_buckets_are_tried_where_the_usual_ones_do_not_fit(seed):
+    problem = gpu_problem(9, seed=seed, cluster="testbed-c")
+    mesh = Mesh((5, 5, 5, 5, 4, 4, 3, 1))
+    htasks = [HTaskChoice(task_ids=(i,), shape=problem.shape((i,), "pack")) for i in problem.data]
+    times = [problem.htask_times(htask, mesh) for htask in htasks]
+    latency_s = [each.slowest_s for each in times]
+    usual = [known(problem, s) for s in schedules(htasks, latency_s, mesh, TEMPLATES)]
+    every = [known(problem, s) for s in schedules(htasks, latency_s, mesh, TEMPLATES, len(htasks))]
+    limit = min(k.needed_bytes for k in every)
+    assert limit < min(k.needed_bytes for k in usual)
+    bounds = exact_bounds(times, [htask.shape.microbatches for htask in htasks], 1)
+    tight = with_memory(problem, limit)
+    finder = QuickestSchedule(tight, TEMPLATES, (), None, structure_iteration_s, prune=True)
+    found = finder.find(htasks, latency_s, mesh, bounds, overlaps=False)
+    assert found.fate == "fits"
+    assert found.seconds == min(k.seconds for k in every if k.needed_bytes <= limit)

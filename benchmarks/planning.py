@@ -33,9 +33,10 @@ from muxtune.costs.analytic import AnalyticCosts
 from muxtune.costs.collectives import interconnect_of
 from muxtune.files import write_atomically
 from muxtune.model import load_model_spec
+from muxtune.planning.candidates import propose
 from muxtune.planning.options import FREE
 from muxtune.planning.problem import PlanningProblem
-from muxtune.planning.search import propose, search_structures
+from muxtune.planning.search import search_structures
 from muxtune.tables import format_table
 
 TASKS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)

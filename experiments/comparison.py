@@ -57,6 +57,8 @@ class PolicyResult(BaseModel):
     refused: str | None = None
     """Why it has no plan (out of memory, say); then it has no numbers."""
     parallelism: Parallelism | None = None
+    idle_ranks: int | None = None
+    """Of the cluster."""
     htasks: tuple[tuple[str, ...], ...] = ()
     """Tasks of each hTask."""
     template: str | None = None
@@ -143,6 +145,7 @@ def policy_result(plan: Plan, measured: Measured | None = None) -> PolicyResult:
     return PolicyResult(
         policy=plan.policy,
         parallelism=plan.parallelism,
+        idle_ranks=plan.idle_ranks,
         htasks=tuple(htask.task_ids for htask in plan.htasks),
         template=plan.template,
         predicted=plan.predicted,
@@ -191,7 +194,7 @@ def _predicted_cells(result: PolicyResult, comparison: Comparison) -> list[str]:
     if p is None or mesh is None:
         return ["no plan", *["-"] * 8]
     return [
-        f"{mesh.tp} x {mesh.pp} x {mesh.dp}",
+        f"{mesh.tp} x {mesh.pp} x {mesh.dp}" + (f", {result.idle_ranks} idle" if result.idle_ranks else ""),
         str(len(result.htasks)),
         str(result.template),
         show_seconds(p.iteration_s),

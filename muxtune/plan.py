@@ -251,6 +251,11 @@ class Plan(BaseModel):
         return self.parallelism.tp > 1 and self.orchestration.mode != "sequential"
 
     @property
+    def idle_ranks(self) -> int:
+        """Ranks of the cluster that the plan leaves idle."""
+        return self.cluster.ranks - self.parallelism.tp * self.parallelism.pp * self.parallelism.dp
+
+    @property
     def clock_kinds(self) -> list[tuple[Kind, tuple[int, ...]]]:
         """Kinds of the schedule's clocks, as direction and hTasks; steps are none."""
         clocks = clocks_of(self.actions[0], self.microbatches, self.shared_buckets)

@@ -162,4 +162,4 @@ def simulate(
         from experiments.gantt import draw_plan
 
         draw_plan(loaded, gantt)
-    emit(report.predicted, predicted_table(report.predicted), as_json=as_json)
+    emit(report.predicted, predicted_table(report.predicted, loaded), as_json=as_json)

@@ -15,23 +15,30 @@ def plan_summary(plan: Plan) -> str:
     p = plan.parallelism
     layers = " + ".join(map(str, p.layers_per_stage))
     mesh = f"tp {p.tp}, dp {p.dp}, " if p.tp * p.dp > 1 else ""
+    idle = f", {plan.idle_ranks} of {plan.cluster.ranks} ranks idle" if plan.idle_ranks else ""
     head = (
         f"{plan.policy}: {_count(len(plan.tasks), 'task')} in {_count(len(plan.htasks), 'hTask')}, "
         f"{_count(len(plan.buckets), 'bucket')}, {plan.template} template\n"
-        f"{plan.model.name} on {plan.cluster.name}: {mesh}{_count(p.pp, 'stage')} with {layers} layers; "
-        f"costs {plan.costs.profile_id}"
+        f"{plan.model.name} on {plan.cluster.name}: {mesh}{_count(p.pp, 'stage')} with {layers} layers"
+        f"{idle}; costs {plan.costs.profile_id}"
     )
     device = plan.cluster.device
     head += f"\nmemory per rank {show_bytes(device.memory_bytes)}"
     if device.reserved_bytes:
         head += f", beside {show_bytes(device.reserved_bytes)} that are reserved for interpreter and drivers"
     head += "".join(f"\nnote on costs: {note}" for note in plan.costs.notes)
-    tables = [_htask_table(plan), _token_table(plan), predicted_table(plan.predicted), _memory_table(plan)]
+    tables = [
+        _htask_table(plan),
+        _token_table(plan),
+        predicted_table(plan.predicted, plan),
+        _memory_table(plan),
+    ]
     return "\n\n".join([head, *filter(None, tables)])
 
 
-def predicted_table(predicted: Predicted) -> str:
-    """The numbers of a prediction, the lower bound beside the iteration time."""
+def predicted_table(predicted: Predicted, plan: Plan) -> str:
+    """The numbers of a plan's prediction, with the lower bound beside the iteration time, and idle ranks."""
+    idle = [["ranks idle", f"{plan.idle_ranks} of {plan.cluster.ranks}"]] if plan.idle_ranks else []
     rows = [
         ["iteration", show_seconds(predicted.iteration_s)],
         ["lower bound (busiest stage)", show_seconds(predicted.lower_bound_s)],
@@ -39,6 +46,7 @@ def predicted_table(predicted: Predicted) -> str:
         ["tokens/s", show_rate(predicted.tokens_per_s)],
         ["billed tokens/s", show_rate(predicted.billed_tokens_per_s)],
         ["effective tokens/s", show_rate(predicted.effective_tokens_per_s)],
+        *idle,
         ["bubble", show_percent(predicted.bubble_fraction)],
         *(
             [["bubble in theory", show_percent(predicted.theoretical_bubble_fraction)]]

@@ -17,7 +17,7 @@ from muxtune.placement import Route
 from muxtune.planning.carrying import CARRIES, CUTS_OF_TASKS, carries_at, may_carry
 from muxtune.planning.curves import Floats
 from muxtune.planning.fusion import CARRIED_CHUNKS, CHUNK_CANDIDATES, alignment_candidates, sort_by_tokens
-from muxtune.planning.meshes import MeshShape, candidate_meshes
+from muxtune.planning.meshes import MeshShape, candidate_meshes, least_iteration_s
 from muxtune.planning.options import PlanOptions
 from muxtune.planning.pricing import StagePrices
 from muxtune.planning.problem import PlanningProblem
@@ -47,26 +47,68 @@ Progress = Callable[[int, int], None]
 def propose(
     problem: PlanningProblem, options: PlanOptions, report: Progress = lambda done, of: None
 ) -> list[MeshProposals]:
-    """Partitions worth a look by estimate, mesh by mesh; with long micro-batches cut, where that may help."""
-    shapes = candidate_meshes(problem.model, problem.cluster, options)
-    by_tokens = sort_by_tokens(problem)
-    wanted = layouts(problem, by_tokens, options)
-    if may_carry(options):
-        wanted += [Layout("chunk", CARRIED_CHUNKS[0], carry) for carry in CARRIES[1:]]
-    if len(by_tokens) <= MOST_TASKS:
-        estimates = _Estimates(SetBands(problem, by_tokens, wanted), report)
-        return _distinct(_propose_sets(estimates, shapes, options))
-    orders = [by_tokens, sorted(by_tokens, key=lambda t: problem.data[t].task.declared_microbatches)]
-    width = len(by_tokens) if len(by_tokens) <= 2 * WIDEST_GROUP else WIDEST_GROUP
-    found: list[MeshProposals] = []
-    for task_ids in orders if orders[0] != orders[1] else orders[:1]:
-        bands = GroupBands(problem, task_ids, width, wanted)
-        found += _propose_contiguous(_Estimates(bands, report), shapes, options)
-    return _distinct(found)
+    """Partitions worth a look by estimate, on meshes of as many ranks as there are; see :class:`Ranking`."""
+    return Ranking(problem, options, report).propose(
+        candidate_meshes(problem.model, problem.cluster, options)
+    )
+
+
+class Ranking:
+    """Partitions worth a look by estimate, mesh by mesh; with long micro-batches cut, where that may help.
+
+    Args:
+        problem: What is planned.
+        options: Decisions that are taken away from the search.
+        report: Is told how far it is.
+    """
+
+    def __init__(
+        self, problem: PlanningProblem, options: PlanOptions, report: Progress = lambda done, of: None
+    ) -> None:
+        self._options = options
+        self._layers = problem.model.layers
+        self._layer_work_s: dict[int, float] = {}
+        by_tokens = sort_by_tokens(problem)
+        wanted = layouts(problem, by_tokens, options)
+        if may_carry(options):
+            wanted += [Layout("chunk", CARRIED_CHUNKS[0], carry) for carry in CARRIES[1:]]
+        self._sets: _Estimates[SetBands] | None = None
+        self._contiguous: list[_Estimates[GroupBands]] = []
+        if len(by_tokens) <= MOST_TASKS:
+            self._sets = _Estimates(SetBands(problem, by_tokens, wanted), report)
+            return
+        orders = [by_tokens, sorted(by_tokens, key=lambda t: problem.data[t].task.declared_microbatches)]
+        width = len(by_tokens) if len(by_tokens) <= 2 * WIDEST_GROUP else WIDEST_GROUP
+        for task_ids in orders if orders[0] != orders[1] else orders[:1]:
+            self._contiguous.append(_Estimates(GroupBands(problem, task_ids, width, wanted), report))
+
+    def propose(self, shapes: Sequence[MeshShape], below_s: float = np.inf) -> list[MeshProposals]:
+        """Partitions on some meshes.
+
+        Args:
+            shapes: Of the meshes.
+            below_s: Of an iteration that is possible on another mesh; what would be much slower is left out.
+        """
+        found: list[MeshProposals] = []
+        if self._sets is not None:
+            found += _propose_sets(self._sets, shapes, self._options, below_s)
+        for estimates in self._contiguous:
+            found += _propose_contiguous(estimates, shapes, self._options, below_s)
+        for each in found:
+            known_s = self._layer_work_s.get(each.shape.tp, np.inf)
+            self._layer_work_s[each.shape.tp] = min(known_s, each.layer_work_s)
+        return _distinct(found)
+
+    def least_s(self, shape: MeshShape) -> float:
+        """What an iteration on a mesh takes at least, by the least work seen with as many ranks per stage."""
+        layer_work_s = self._layer_work_s.get(shape.tp, np.inf)
+        if not np.isfinite(layer_work_s):
+            return 0.0
+        return least_iteration_s(layer_work_s, shape, self._layers)
 
 
 def _propose_sets(
-    estimates: _Estimates[SetBands], shapes: Sequence[MeshShape], options: PlanOptions
+    estimates: _Estimates[SetBands], shapes: Sequence[MeshShape], options: PlanOptions, below_s: float
 ) -> list[MeshProposals]:
     bands, templates = estimates.bands, options.templates(TEMPLATES)
     ranked: list[RankedMesh] = []
@@ -74,16 +116,16 @@ def _propose_sets(
         overlaps = shape.tp > 1 and "orchestration" not in options.without
         ranked += rank_on_mesh(bands, estimates.prices(shape), shape, templates, overlaps=overlaps)
         estimates.report(len(ranked), 4 * len(shapes))
-    best_s = min(float(np.where(each.safe_p, each.guess_s_p, np.inf).min()) for each in ranked)
+    best_s = min(below_s, *(each.least_safe_s for each in ranked))
     for each in list(ranked):
         if float(each.load_s_p.min()) < WORTH_CUTTING * best_s:
             for prices in estimates.cut(each.shape, each.mesh):
                 ranked += rank_on_mesh(bands, prices, each.shape, templates, overlaps=each.overlaps)
-    return propose_sets(bands, ranked, templates)
+    return propose_sets(bands, ranked, templates, below_s)
 
 
 def _propose_contiguous(
-    estimates: _Estimates[GroupBands], shapes: Sequence[MeshShape], options: PlanOptions
+    estimates: _Estimates[GroupBands], shapes: Sequence[MeshShape], options: PlanOptions, below_s: float
 ) -> list[MeshProposals]:
     bands, templates = estimates.bands, options.templates(TEMPLATES)
     found: list[MeshProposals] = []
@@ -92,7 +134,7 @@ def _propose_contiguous(
         estimates.report(len(found), 4 * len(shapes))
     fit = [proposal for each in found for proposal in each.proposals if proposal.has_room]
     best = min(fit, key=lambda proposal: proposal.expected_s, default=None)
-    best_s = np.inf if best is None else best.expected_s
+    best_s = below_s if best is None else min(below_s, best.expected_s)
     if best is not None and len(bands.tasks) > CUT_FREELY and not estimates.is_paced_by_one(best):
         return found
     for each in list(found):

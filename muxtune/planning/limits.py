@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import NoReturn
 
 from muxtune.alignment import Alignment
 from muxtune.errors import SpecError
@@ -33,28 +34,56 @@ def fitting(problem: PlanningProblem, structures: Sequence[PlanStructure]) -> li
     Raises:
         SpecError: None does; has the bytes of the one that needs least, and the nearest change that fits.
     """
-    limit = problem.cluster.device.memory_bytes
-    fit: set[PlanStructure] = set()
-    least: tuple[float, PlanStructure | None] = (math.inf, None)
-    drained: dict[PlanStructure, bool] = {}  # under flush, whether it fits
-    for structure in sorted(structures, key=lambda s: s.template != "flush"):
-        flush = replace(structure, template="flush")
-        if structure.template == "continuous" and not drained.get(flush, True):
-            continue  # it begins alike, and where the other drains, it has more micro-batches open
-        fits = surely_fits(problem, structure)
-        if not fits:
-            # What needs more than another that does not fit is of no interest to anybody.
-            needed = _fullest(problem, structure, give_up_bytes=least[0])[1].total_bytes
-            fits = needed <= limit
-            least = least if fits else min(least, (needed, structure), key=lambda each: each[0])
-        if fits:
-            fit.add(structure)
-        if structure.template == "flush":
-            drained[structure] = fits
+    limit = MemoryLimit(problem)
+    fit = limit.fitting(structures)
     if not fit:
-        assert least[1] is not None, "nobody asks about no structures"
-        raise _refusal(problem, least[1])
-    return [structure for structure in structures if structure in fit]
+        limit.refuse()
+    return fit
+
+
+class MemoryLimit:
+    """Asks structures whether they fit, and remembers what to say if none does.
+
+    Args:
+        problem: Has the memory.
+    """
+
+    def __init__(self, problem: PlanningProblem) -> None:
+        self._problem = problem
+        self._least: tuple[float, PlanStructure | None] = (math.inf, None)
+        """Of those that do not fit, the one that needs least."""
+
+    def fitting(self, structures: Sequence[PlanStructure]) -> list[PlanStructure]:
+        """Those whose stages all stay inside their device's memory."""
+        problem = self._problem
+        limit = problem.cluster.device.memory_bytes
+        fit: set[PlanStructure] = set()
+        drained: dict[PlanStructure, bool] = {}  # under flush, whether it fits
+        for structure in sorted(structures, key=lambda s: s.template != "flush"):
+            flush = replace(structure, template="flush")
+            if structure.template == "continuous" and not drained.get(flush, True):
+                continue  # it begins alike, and where the other drains, it has more micro-batches open
+            fits = surely_fits(problem, structure)
+            if not fits:
+                # What needs more than another that does not fit is of no interest to anybody.
+                needed = _fullest(problem, structure, give_up_bytes=max(self._least[0], limit))[1].total_bytes
+                fits = needed <= limit
+                if not fits and needed < self._least[0]:
+                    self._least = needed, structure
+            if fits:
+                fit.add(structure)
+            if structure.template == "flush":
+                drained[structure] = fits
+        return [structure for structure in structures if structure in fit]
+
+    def refuse(self) -> NoReturn:
+        """Say what is missing.
+
+        Raises:
+            SpecError: Has the bytes of the one that needs least, and the nearest change that fits.
+        """
+        assert self._least[1] is not None, "nobody asks about no structures"
+        raise _refusal(self._problem, self._least[1])
 
 
 def _refusal(problem: PlanningProblem, structure: PlanStructure) -> SpecError:

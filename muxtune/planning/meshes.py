@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -10,10 +11,20 @@ from muxtune.cluster import ClusterSpec
 from muxtune.errors import SpecError
 from muxtune.model import ModelSpec, sharding_obstacle
 from muxtune.placement import Placement
-from muxtune.planning.limits import fitting
+from muxtune.planning.assemble import structure_iteration_s
+from muxtune.planning.limits import MemoryLimit
 from muxtune.planning.options import PlanOptions
+from muxtune.planning.prices import overlaps
 from muxtune.planning.problem import PlanningProblem
-from muxtune.planning.structure import PlanStructure
+from muxtune.planning.structure import SEQUENTIAL, PlanStructure
+from muxtune.timeline import lower_bound_s
+
+LEAST_WORK = 0.95
+"""Share of the least work in a layer that was seen with so many ranks per stage, which other meshes may have.
+Longer pipelines have no other, and more replicas cut steps into smaller parts; what is left are roundings."""
+
+HIDDEN = 0.5
+"""Share of the work in a layer that is left where communication and computation hide each other fully."""
 
 
 class MeshShape(NamedTuple):
@@ -45,8 +56,9 @@ def candidate_meshes(
     """Meshes that the backbone can be spread over, those with most ranks first.
 
     Tensor-parallel ranks share a node, and each has whole heads, of keys and values too; a stage has at least
-    one layer. On CPUs only pipelines are proposed, unless ``--tp`` or ``--dp`` asks for more: they alone were
-    held against real runs.
+    one layer. Ranks are taken in their order, so those of a mesh fill node after node, and a mesh that fits
+    into one is in one. On CPUs only pipelines are proposed, unless ``--tp`` or ``--dp`` asks for more: they
+    alone were held against real runs.
 
     Args:
         model: The backbone.
@@ -70,7 +82,7 @@ def candidate_meshes(
         if tp * pp * dp <= ranks
         and pp <= model.layers
         and sharding_obstacle(model, tp) is None
-        and not cluster.devices_per_node % tp
+        and (tp * pp * dp <= cluster.devices_per_node or not cluster.devices_per_node % tp)
     ]
     if not shapes:
         asked = ", ".join(
@@ -92,23 +104,74 @@ def on_every_mesh(
     problem: PlanningProblem,
     options: PlanOptions,
     build: Callable[[PlanOptions], Sequence[PlanStructure]],
+    leaner: Callable[[PlanOptions], Sequence[PlanStructure]] | None = None,
 ) -> list[PlanStructure]:
     """What a policy would do on each mesh of :func:`candidate_meshes`, as far as it fits the memory.
 
-    So every policy gets the mesh that is best for its own structure.
+    So every policy gets the mesh that is best for its own structure, and leaves ranks idle where that is
+    faster. A mesh with idle ranks is left out where its share of the least work seen takes longer than the
+    best iteration so far.
 
     Args:
         problem: What is planned.
         options: Decisions that are taken away from the policy.
         build: Structures for options with a fixed mesh; they may exceed the memory.
+        leaner: Further ones, for meshes where none of these fits.
 
     Raises:
         SpecError: No structure fits, on no mesh.
     """
-    structures: list[PlanStructure] = []
-    for shape in candidate_meshes(problem.model, problem.cluster, options):
-        structures += build(replace(options, **shape._asdict()))
-    return fitting(problem, structures)
+    shapes = candidate_meshes(problem.model, problem.cluster, options, idle=True)
+    limit = MemoryLimit(problem)
+    found: list[PlanStructure] = []
+    best_s = math.inf
+    layer_work_s: dict[int, float] = {}  # least seen in an iteration, of all replicas, by tp
+    for shape in sorted(shapes, key=lambda shape: (not _is_long(shape, shapes), -shape.ranks, shape)):
+        least_s = least_iteration_s(layer_work_s.get(shape.tp, 0.0), shape, problem.model.layers)
+        if shape.ranks < shapes[0].ranks and LEAST_WORK * least_s >= best_s:
+            continue
+        built = build(replace(options, **shape._asdict()))
+        known_s = layer_work_s.get(shape.tp, math.inf)
+        distinct = {each.htasks: each for each in built}.values()
+        layer_work_s[shape.tp] = min([known_s, *(layer_seconds(problem, each) for each in distinct)])
+        fit = limit.fitting(built)
+        if not fit and leaner is not None:
+            fit = limit.fitting(leaner(replace(options, **shape._asdict())))
+        for structure in fit:
+            if lower_bound_s(problem.times(structure), structure.microbatches) < best_s:
+                best_s = min(best_s, structure_iteration_s(problem, structure))
+        found += fit
+    if not found:
+        limit.refuse()
+    return found
+
+
+def least_iteration_s(layer_work_s: float, shape: MeshShape, layers: int) -> float:
+    """About what an iteration on a mesh takes at least: a stage has as many layers as the mean, rounded up.
+
+    Args:
+        layer_work_s: Least work seen in a layer in an iteration, of all replicas.
+        shape: Of the mesh.
+        layers: Of the backbone.
+    """
+    return layer_work_s * -(-layers // shape.pp) / shape.dp
+
+
+def layer_seconds(problem: PlanningProblem, structure: PlanStructure) -> float:
+    """Work of a layer in an iteration, of all replicas, whatever a stage costs beside its layers."""
+    mesh = replace(structure.mesh, layers_per_stage=(1, 1, 2, 1))  # whose middle stages differ by a layer
+    work_s = 0.0
+    for htask in structure.htasks:
+        times = problem.htask_times(htask, mesh, SEQUENTIAL)
+        one_s, two_s = (times.fwd_s[stage] + times.bwd_s[stage] for stage in (1, 2))
+        work_s += mesh.dp * htask.shape.microbatches * (two_s - one_s)
+    return work_s * (HIDDEN if overlaps(structure.mesh, structure.orchestration) else 1.0)
+
+
+def _is_long(shape: MeshShape, shapes: Sequence[MeshShape]) -> bool:
+    """Whether a mesh has as few replicas as there may be, and then as many stages: its work is the least."""
+    alike = [each for each in shapes if each.tp == shape.tp]
+    return shape == min(alike, key=lambda each: (each.dp, -each.pp))
 
 
 def _allowed(fixed: int | None, most: int) -> Sequence[int]:

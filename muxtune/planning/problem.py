@@ -108,7 +108,7 @@ class PlanningProblem:
 
     def price_again(self, structure: PlanStructure) -> None:
         """Ask the costs anew for what the structure needs, so that they say what they did not measure."""
-        StructurePrices(self.costs, self.model, lambda htask: self._works(htask).mean).stage_times(structure)
+        StructurePrices(self.costs, self.model, self.cluster, self._works).stage_times(structure)
 
     def cost_notes(self, structure: PlanStructure) -> tuple[str, ...]:
         """What is doubtful about the costs of a structure, whatever was priced before."""

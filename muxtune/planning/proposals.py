@@ -52,6 +52,8 @@ class Proposal:
     """That no schedule goes below, if the estimated prices are right."""
     load_s: float
     """Work of the busiest stage, of which nothing is gone if micro-batches are cut."""
+    layer_work_s: float
+    """Of a layer of a replica, with as much overlap as expected."""
     expected_s: float
     """Rough guess at the iteration, by which partitions stand in line."""
     least_share: float
@@ -116,6 +118,8 @@ class MeshProposals:
     """With layers balanced for the tasks one by one."""
     proposals: tuple[Proposal, ...]
     """None if the memory has no room for any."""
+    layer_work_s: float
+    """Least work of any partition in an iteration, in a layer of all replicas; infinite if none is known."""
 
 
 def propose_on_mesh(
@@ -136,7 +140,8 @@ def propose_on_mesh(
         rebalanced = mesh_of(shape, balanced_layers(model.layers, shape.pp, *loads))
         if rebalanced != mesh:
             proposals += _proposals(bands, prices, rebalanced, templates)
-    return MeshProposals(shape, mesh, tuple(proposals))
+    layer_work_s = shape.dp * min((each.layer_work_s for each in proposals), default=np.inf)
+    return MeshProposals(shape, mesh, tuple(proposals), layer_work_s)
 
 
 def balanced_layers(layers: int, pp: int, layer_s: float, first_s: float, last_s: float) -> tuple[int, ...]:
@@ -290,6 +295,7 @@ def make_proposal(
         places=places,
         bound_s=bound_s,
         load_s=bounds.load_s,
+        layer_work_s=float((m * (prices.layer_s_nw - OVERLAPPED * prices.hidden_s_nw)[places]).sum()),
         expected_s=expected_s,
         least_share=least_share,
         needed_bytes=room.needed_bytes(places),

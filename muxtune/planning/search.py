@@ -27,10 +27,11 @@ import numpy as np
 from muxtune.errors import SpecError
 from muxtune.planning.assemble import structure_iteration_s
 from muxtune.planning.bounds import exact_bounds
-from muxtune.planning.candidates import WIDEST_GROUP, Progress, layouts, propose
+from muxtune.planning.candidates import WIDEST_GROUP, Progress, Ranking, layouts
 from muxtune.planning.carrying import may_carry
 from muxtune.planning.groups import GroupTable
 from muxtune.planning.limits import fitting
+from muxtune.planning.meshes import candidate_meshes
 from muxtune.planning.options import FREE, PlanOptions
 from muxtune.planning.partitions import Appraiser, fits, set_partitions
 from muxtune.planning.pipeline import in_order
@@ -136,45 +137,41 @@ def search_structures(
         SpecError: The options contradict each other or the cluster, or nothing fits the memory.
     """
     report = progress or (lambda done, of: None)
-    few = len(problem.tasks) <= MOST_TASKS
-    slack = SLACK_OF_FEW if few else SLACK
-    meshes = propose(problem, options, report)
+    few, asked = len(problem.tasks) <= MOST_TASKS, patience is not None
+    search = _Search(problem, options, seconds_of, prune=prune)
+    ranking = Ranking(problem, options, report)
+    shapes = candidate_meshes(problem.model, problem.cluster, options, idle=True)
+    full = [shape for shape in shapes if shape.ranks == shapes[0].ranks]
+    meshes = ranking.propose(full)
     if prune and patience is None and few:
         least, most = PATIENCE_OF_FEW
         patience = max(least, most * 2 // max(2, len({each.mesh for each in meshes})))
     elif prune and patience is None and len(problem.tasks) >= FEW_TASKS:
         patience = PATIENCE
-    proposals = sorted(
-        (proposal for each in meshes for proposal in each.proposals),
-        key=lambda p: (not p.has_room, p.expected_s),
-    )
-    search = _Search(problem, options, seconds_of, prune=prune)
-    in_vain: Counter[tuple[Mesh | None, bool]] = Counter()
-    too_much: dict[tuple[Mesh | None, bool], float] = {}  # least estimate of what did not fit
-    for number, proposal in enumerate(proposals):
-        if prune and search.least_s(proposal, proposal.bound_s) * (1 - slack) >= search.best_s:
-            continue
-        kind = (proposal.mesh if few else None, proposal.has_room)
-        leaner = proposal.needed_bytes <= LESS_MEMORY * too_much.get(kind, 0.0)
-        if in_vain[kind] == patience and not leaner:
-            continue
-        before_s = search.best_s
-        fate = search.look_at(proposal)
-        if search.best_s < before_s:
-            in_vain[kind] = 0
-        elif fate == "memory" and (leaner or kind not in too_much):
-            too_much[kind] = proposal.needed_bytes
-        else:
-            in_vain[kind] += 1
-        report(len(meshes) + number + 1, len(meshes) + len(proposals))
+    proposals = search.play(meshes, patience, on_each_mesh=few, report=report)
+    # Meshes that leave ranks idle are only ranked where they may be faster.
+    worth = [
+        shape
+        for shape in shapes
+        if shape not in full and search.may_win((1 - SLACK) * ranking.least_s(shape))
+    ]
+    fewer: list[MeshProposals] = []
+    if worth:
+        fewer = ranking.propose(worth, search.best_s if prune else np.inf)
+        if prune and few and not asked:
+            patience = PATIENCE_OF_FEW[1]
+        proposals += search.play(fewer, patience, on_each_mesh=True, alone=True, report=report)
     # Refinement plays stages one operator after the other.
     sequential = options.orchestration is None or options.orchestration == "sequential"
     if prune and len(problem.tasks) < FEW_TASKS and sequential:
-        near = search.worth_refining(meshes, every=len(problem.tasks) > MOST_TASKS)
+        every = len(problem.tasks) > MOST_TASKS
+        near = search.worth_refining(meshes, every=every, within=REFINE_WITHIN)
+        near += search.worth_refining(fewer, every=every, within=1.0)
         search.refine(near, layouts(problem, list(problem.data), options))
     report(1, 1)
     if few and not np.isfinite(search.best_s) and sequential:
-        search.try_least_memory([each.mesh for each in meshes], layouts(problem, list(problem.data), options))
+        all_meshes = [each.mesh for each in [*meshes, *fewer]]
+        search.try_least_memory(all_meshes, layouts(problem, list(problem.data), options))
     if not np.isfinite(search.best_s):
         _refuse(problem, meshes, search)
     return SearchRecord(tuple(search.ranked(keep)), tuple(proposals))
@@ -248,10 +245,64 @@ class _Search:
         """What is left of a bound if operators of a stage may overlap."""
         return bound_s * (proposal.least_share if self._overlaps(proposal.mesh) else 1.0)
 
+    def may_win(self, least_s: float) -> bool:
+        """Whether something that takes no less may be faster than the best so far."""
+        return not self._prune or least_s < self.best_s
+
+    def play(
+        self,
+        meshes: Sequence[MeshProposals],
+        patience: int | None,
+        *,
+        on_each_mesh: bool,
+        report: Progress,
+        alone: bool = False,
+    ) -> list[Proposal]:
+        """Look at partitions in the order of their expected iterations, as long as there is patience.
+
+        Args:
+            meshes: With their partitions.
+            patience: Partitions in a row that may be no better than the best; any number if absent.
+            on_each_mesh: Whether patience is for each mesh.
+            report: Is told how far it is.
+            alone: Whether a mesh has patience as if there were no others: a partition must be no better than
+                the mesh's own best to try it. So what is found on a mesh does not depend on larger ones.
+
+        Returns:
+            The partitions in their order.
+        """
+        few = len(self._problem.data) <= MOST_TASKS
+        slack = SLACK_OF_FEW if few and not alone else SLACK
+        proposals = sorted(
+            (proposal for each in meshes for proposal in each.proposals),
+            key=lambda p: (not p.has_room, p.expected_s),
+        )
+        in_vain: Counter[tuple[Mesh | None, bool]] = Counter()
+        too_much: dict[tuple[Mesh | None, bool], float] = {}  # least estimate of what did not fit
+        own_best_s: dict[tuple[Mesh | None, bool], float] = {}
+        for number, proposal in enumerate(proposals):
+            if self._prune and self.least_s(proposal, proposal.bound_s) * (1 - slack) >= self.best_s:
+                continue
+            kind = (proposal.mesh if on_each_mesh else None, proposal.has_room)
+            leaner = proposal.needed_bytes <= LESS_MEMORY * too_much.get(kind, 0.0)
+            if in_vain[kind] == patience and not leaner:
+                continue
+            before_s = self.best_s
+            outcome = self.look_at(proposal)
+            if self.best_s < before_s or (alone and outcome.seconds < own_best_s.get(kind, np.inf)):
+                in_vain[kind] = 0
+                own_best_s[kind] = outcome.seconds
+            elif outcome.fate == "memory" and (leaner or kind not in too_much):
+                too_much[kind] = proposal.needed_bytes
+            elif not (alone and outcome.fate == "bound"):
+                in_vain[kind] += 1
+            report(len(meshes) + number + 1, len(meshes) + len(proposals))
+        return proposals
+
     def _overlaps(self, mesh: Mesh) -> bool:
         return mesh.tp > 1 and bool(self._modes)
 
-    def look_at(self, proposal: Proposal) -> Fate:
+    def look_at(self, proposal: Proposal) -> Outcome:
         """Price a partition and play its schedules, unless its bound rules that out.
 
         If they do not fit, the same hTasks are tried in the streams that are shortest.
@@ -266,7 +317,7 @@ class _Search:
                 outcome = leaner if leaner.fate == "fits" else outcome
         self.outcomes.append(outcome)
         self.best_s = min(self.best_s, outcome.seconds)
-        return outcome.fate
+        return outcome
 
     def _look_at(self, proposal: Proposal, htasks: Sequence[HTaskChoice]) -> Outcome:
         problem, mesh = self._problem, proposal.mesh
@@ -288,13 +339,14 @@ class _Search:
         )
         return Outcome(proposal, found.fate, bound_s, found.seconds, found.structure)
 
-    def worth_refining(self, meshes: Sequence[MeshProposals], *, every: bool) -> list[Mesh]:
+    def worth_refining(self, meshes: Sequence[MeshProposals], *, every: bool, within: float) -> list[Mesh]:
         """Meshes for :meth:`refine`, the nearest to the best first.
 
         Args:
             meshes: With their partitions.
             every: All that come near the best; else those whose faster partitions do not fit the memory, or
                 all meshes if nothing does.
+            within: How near, as a factor on the best.
         """
         nearest: dict[Mesh, float] = {}
         for each in meshes:
@@ -302,7 +354,7 @@ class _Search:
             for proposal in each.proposals:
                 least_s = self.least_s(proposal, proposal.bound_s)
                 nearest[proposal.mesh] = min(nearest.get(proposal.mesh, np.inf), least_s)
-        near = [mesh for mesh in nearest if nearest[mesh] <= REFINE_WITHIN * self.best_s]
+        near = [mesh for mesh in nearest if nearest[mesh] <= within * self.best_s]
         if not every and np.isfinite(self.best_s):
             misfit = {
                 outcome.proposal.mesh

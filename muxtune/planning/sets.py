@@ -146,10 +146,17 @@ class RankedMesh:
     """At the iteration; infinite where a group has no room."""
     load_s_p: Floats
     """Work of the busiest stage; infinite likewise."""
+    layer_work_s: float
+    """Least work of any partition in an iteration, in a layer of all replicas; what overlaps as expected."""
     overlaps: bool
     """Whether operators inside of a stage may overlap."""
     safe_p: NDArray[np.bool_]
     """Whether every group has room in any company of groups that are no larger."""
+
+    @property
+    def least_safe_s(self) -> float:
+        """Least guess at a partition that surely fits the memory."""
+        return float(np.where(self.safe_p, self.guess_s_p, np.inf).min())
 
 
 def rank_on_mesh(
@@ -189,6 +196,8 @@ def _rank(
     window_s_g = m_g * (through[-1] + hops_s[-1]) / (mesh.pp - 1 + prices.run)
     rows = _partition_rows(len(bands.tasks))
     load_s = _of_groups(m_g * slot_s_g, rows, 0.0).sum(axis=1)
+    layer_work_s_g = m_g * (prices.layer_s_nw - OVERLAPPED * prices.hidden_s_nw)[:, 0]
+    layer_work_s_p = _of_groups(layer_work_s_g, rows, 0.0).sum(axis=1)
     guess_s = np.maximum(load_s, _of_groups(window_s_g, rows, 0.0).sum(axis=1))
     guess_s = np.maximum(guess_s, _of_groups(chain_s_g, rows, 0.0).max(axis=1))
     if "continuous" not in templates:
@@ -215,6 +224,7 @@ def _rank(
         work_s=work_s,
         guess_s_p=np.where(too_large, np.inf, guess_s),
         load_s_p=np.where(too_large, np.inf, load_s),
+        layer_work_s=mesh.dp * float(layer_work_s_p.min()),
         overlaps=overlaps,
         safe_p=np.asarray(safe),
     )
@@ -231,13 +241,19 @@ def _places(bands: SetBands, partition: int) -> Places:
 
 
 def propose_sets(
-    bands: SetBands, ranked: Sequence[RankedMesh], templates: Sequence[Template]
+    bands: SetBands, ranked: Sequence[RankedMesh], templates: Sequence[Template], below_s: float = np.inf
 ) -> list[MeshProposals]:
     """The partitions in front on each mesh that comes near the best.
 
     Of those that may not fit the memory, the ones that would be faster.
+
+    Args:
+        bands: Groups.
+        ranked: All partitions on some meshes.
+        templates: That may be used.
+        below_s: Of an iteration that is possible on another mesh.
     """
-    least_safe_s = min(float(np.where(each.safe_p, each.guess_s_p, np.inf).min()) for each in ranked)
+    least_safe_s = min(below_s, *(each.least_safe_s for each in ranked))
     found = []
     for each in ranked:
         wanted = [
@@ -265,5 +281,5 @@ def propose_sets(
             )
             for partition in chosen
         ]
-        found.append(MeshProposals(each.shape, each.mesh, tuple(proposals)))
+        found.append(MeshProposals(each.shape, each.mesh, tuple(proposals), each.layer_work_s))
     return found

@@ -7,14 +7,16 @@ from dataclasses import replace
 
 from muxtune.errors import SpecError
 from muxtune.planning.limits import fitting
-from muxtune.planning.meshes import candidate_meshes
+from muxtune.planning.meshes import LEAST_WORK, candidate_meshes, layer_seconds, least_iteration_s
 from muxtune.planning.options import PlanOptions
 from muxtune.planning.partitions import (
     Appraised,
+    Appraiser,
     best_of_all,
     set_partitions,
     task_appraiser,
 )
+from muxtune.planning.pipeline import in_order
 from muxtune.planning.problem import PlanningProblem
 from muxtune.planning.structure import PlanStructure
 from muxtune.policies.base import POLICIES
@@ -49,13 +51,19 @@ class Exhaustive:
         if count > MOST_TASKS:
             expected = f"at most {MOST_TASKS} for the policy exhaustive, whose partitions it tries one by one"
             raise SpecError("number of tasks", count, expected)
-        appraisers = [
-            task_appraiser(problem, replace(options, **shape._asdict()))
-            for shape in candidate_meshes(problem.model, problem.cluster, options)
-        ]
+        shapes = candidate_meshes(problem.model, problem.cluster, options, idle=True)
+        appraisers: list[Appraiser] = []
+        layer_work_s: dict[int, float] = {}  # of the best partition, of all replicas, by tp
         best: list[Appraised] = []
-        for appraiser in appraisers:
+        for shape in shapes:
             below_s = best[-1].seconds if len(best) == FINALISTS else math.inf
+            least_s = least_iteration_s(layer_work_s.get(shape.tp, 0.0), shape, problem.model.layers)
+            if shape.ranks < shapes[0].ranks and LEAST_WORK * least_s >= below_s:
+                continue
+            appraiser = task_appraiser(problem, replace(options, **shape._asdict()))
+            appraisers.append(appraiser)
+            known_s = layer_work_s.get(shape.tp, math.inf)
+            layer_work_s[shape.tp] = min(known_s, _least_layer_work_s(appraiser))
             best += best_of_all(appraiser, keep=FINALISTS, below_s=below_s)
             best = sorted(best, key=lambda each: each.seconds)[:FINALISTS]
         if best:
@@ -64,3 +72,22 @@ class Exhaustive:
             problem,
             [structure for each in appraisers for structure in each.least_structures(set_partitions(count))],
         )
+
+
+def _least_layer_work_s(appraiser: Appraiser) -> float:
+    """Least work of a partition in an iteration, in a layer of all replicas."""
+    table = appraiser.table
+    works_s = [0.0]  # of every group
+    for mask in range(1, 1 << len(table.task_ids)):
+        alone = in_order([table[mask].choice], table.mesh, "continuous")
+        works_s.append(layer_seconds(table.problem, alone))
+    least = [0.0]  # of the tasks of every mask
+    for mask in range(1, 1 << len(table.task_ids)):
+        first = mask & -mask
+        group, totals = mask, []
+        while group:  # all groups that have the mask's first task
+            if group & first:
+                totals.append(works_s[group] + least[mask ^ group])
+            group = (group - 1) & mask
+        least.append(min(totals))
+    return least[-1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from muxtune.errors import SpecError
 from muxtune.planning.carrying import cut_variants, may_carry
@@ -88,4 +89,9 @@ def fixed_partition(
         latency_s = [problem.htask_times(htask, mesh).slowest_s for htask in htasks]
         return in_mode(problem, structures, latency_s, fixed.orchestration)
 
-    return on_every_mesh(problem, options, build)
+    def leaner(fixed: PlanOptions) -> list[PlanStructure]:
+        """In the alignment whose streams are shortest, if what is fastest does not fit."""
+        free = fixed.alignment is None and fixed.chunk_tokens is None and (fixed.carry or 1) == 1
+        return build(replace(fixed, alignment="pack")) if free else []
+
+    return on_every_mesh(problem, options, build, leaner)

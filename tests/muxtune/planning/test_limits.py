@@ -22,27 +22,41 @@ def refusal(policy: str, memory_bytes: int, options: PlanOptions | None = None) 
     return str(caught.value)
 
 
-def needed_bytes(policy: str, *, memory_bytes: int = 10**9, tasks=MIXED) -> int:
-    plan = plan_problem(make_problem(tasks, memory_bytes=memory_bytes), policy=policy)[0]
+def needed_bytes(
+    policy: str, *, memory_bytes: int = 10**9, tasks=MIXED, options: PlanOptions | None = None
+) -> int:
+    problem = make_problem(tasks, memory_bytes=memory_bytes)
+    plan = plan_problem(problem, policy=policy, options=options or PlanOptions())[0]
     return max(plan.predicted.peak_memory_bytes)
 
 
 @pytest.mark.parametrize("policy", ["nemo", "sl-peft"])
-def test_the_bytes_in_the_message_are_just_enough(policy):
+@pytest.mark.parametrize("options", [PlanOptions(pp=1), PlanOptions(pp=2)], ids=["one", "two"])
+def test_the_bytes_in_the_message_are_just_enough(policy, options):
+    needed = int(re.search(r"expected at least (\d+)", refusal(policy, 20_000_000, options))[1])
+    assert needed == needed_bytes(policy, options=options)
+    assert needed_bytes(policy, memory_bytes=needed, options=options) == needed
+    assert f"expected at least {needed}: stage" in refusal(policy, needed - 1, options)
+
+
+@pytest.mark.parametrize("policy", ["nemo", "sl-peft", "temporal-only"])
+def test_the_bytes_in_the_message_are_those_of_the_mesh_that_needs_least(policy):
     needed = int(re.search(r"expected at least (\d+)", refusal(policy, 20_000_000))[1])
-    assert needed == needed_bytes(policy)
     assert needed_bytes(policy, memory_bytes=needed) == needed
     assert f"expected at least {needed}: stage" in refusal(policy, needed - 1)
 
 
 def test_instances_are_told_to_share_one_backbone():
-    message = refusal("nemo", needed_bytes("nemo") - 1)
+    options = PlanOptions(pp=2)
+    message = refusal("nemo", needed_bytes("nemo", options=options) - 1, options)
     assert "the nearest that fits needs" in message
     assert message.endswith("one backbone for all (policy temporal-only)")
 
 
 def test_a_padded_batch_is_told_to_pack():
-    assert refusal("sl-peft", needed_bytes("sl-peft") - 1).endswith("packed sequences (--alignment pack)")
+    options = PlanOptions(pp=2)
+    needed = needed_bytes("sl-peft", options=options)
+    assert refusal("sl-peft", needed - 1, options).endswith("packed sequences (--alignment pack)")
 
 
 def promised_bytes(message: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -9,10 +10,11 @@ import pytest
 from muxtune.cluster import load_cluster
 from muxtune.errors import SpecError
 from muxtune.model import PRESETS
+from muxtune.planning.assemble import structure_iteration_s
 from muxtune.planning.meshes import MeshShape, candidate_meshes, on_every_mesh
 from muxtune.planning.options import FREE, PlanOptions
 from muxtune.planning.pipeline import aligned_groups, in_order
-from tests.muxtune.planning.problems import make_problem
+from tests.muxtune.planning.problems import FakeCosts, make_problem
 
 LLAMA = PRESETS["llama2-7b"]  # 32 heads, 32 layers
 
@@ -42,6 +44,23 @@ def test_most_ranks_come_first():
     assert ranks == sorted(ranks, reverse=True)
 
 
+@pytest.mark.parametrize("ranks", range(1, 9))
+def test_with_idle_ranks_more_devices_of_a_node_allow_all_that_fewer_do(ranks):
+    def node(count: int) -> set[tuple[int, int, int]]:
+        cluster = load_cluster("testbed-c").model_copy(update={"ranks": count})
+        return {tuple(mesh) for mesh in candidate_meshes(LLAMA, cluster, FREE, idle=True)}
+
+    assert node(ranks) < node(ranks + 1)
+    assert ranks < 3 or (2, 1, 1) in node(ranks)
+
+
+def test_on_several_nodes_no_ranks_of_a_stage_lie_on_two():
+    cluster = load_cluster("testbed-b").model_copy(update={"ranks": 12, "nodes": 4})  # of three
+    for mesh in candidate_meshes(LLAMA, cluster, FREE, idle=True):
+        for first in range(0, mesh.ranks, mesh.tp):  # ranks of a stage are neighbours
+            assert len({rank // 3 for rank in range(first, first + mesh.tp)}) == 1, mesh
+
+
 def test_heads_are_not_cut_and_no_stage_is_empty():
     narrow = LLAMA.model_copy(update={"heads": 6, "kv_heads": 6, "hidden": 768, "layers": 2})
     found = candidate_meshes(narrow, load_cluster("testbed-c"), FREE)
@@ -52,6 +71,26 @@ def test_heads_are_not_cut_and_no_stage_is_empty():
 def test_ranks_stay_idle_where_nothing_uses_all():
     short = LLAMA.model_copy(update={"layers": 4})
     assert candidate_meshes(short, load_cluster("cpu-6"), FREE) == [MeshShape(1, 4, 1)]
+
+
+@pytest.mark.parametrize("launch_s", [1e-6, 1e-4, 2e-3])
+@pytest.mark.parametrize("template", ["flush", "continuous"])
+def test_ranks_stay_idle_where_that_is_faster(launch_s, template):
+    problem = make_problem(ranks=4, costs=FakeCosts(launch_s=launch_s))
+
+    def build(fixed):
+        htasks, mesh = aligned_groups(problem, fixed, [(task_id,) for task_id in problem.data])
+        return [in_order(htasks, mesh, template)]
+
+    def fastest_s(structures):
+        return min(structure_iteration_s(problem, structure) for structure in structures)
+
+    everywhere = [
+        structure
+        for shape in candidate_meshes(problem.model, problem.cluster, FREE, idle=True)
+        for structure in build(replace(FREE, **shape._asdict()))
+    ]
+    assert fastest_s(on_every_mesh(problem, FREE, build)) == fastest_s(everywhere)
 
 
 def test_only_pipelines_on_cpus_unless_something_else_is_asked_for():
@@ -90,8 +129,9 @@ def test_a_builder_is_asked_for_every_mesh_and_keeps_what_fits():
         return [in_order(htasks, mesh, "flush")]
 
     found = on_every_mesh(problem, PlanOptions(tp=1, dp=None), build)
-    assert asked == [(1, 4, 1)]  # a CPU cluster
-    assert [structure.mesh.pp for structure in found] == [4]
+    assert asked[0] == (1, 4, 1)
+    assert set(asked) <= {(1, pp, 1) for pp in (1, 2, 3, 4)}  # a CPU cluster
+    assert [structure.mesh.pp for structure in found] == [pp for _, pp, _ in asked]
     small = make_problem(({},) * 3, ranks=4, memory_bytes=1_000_000)
     with pytest.raises(SpecError, match="memory_bytes of fake"):
         on_every_mesh(small, FREE, build)

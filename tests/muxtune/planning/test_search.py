@@ -38,7 +38,7 @@ def test_few_tasks_are_searched_as_well_as_exhaustively_on_all_meshes(seed):
 @pytest.mark.parametrize("launch_s", [1e-6, 1e-4, 2e-3])
 def test_structures_come_fastest_first_with_their_own_seconds(launch_s):
     problem = make_problem(costs=FakeCosts(launch_s=launch_s))
-    record = search_structures(problem)
+    record = search_structures(problem, PlanOptions(pp=2))
     seconds = [structure_iteration_s(problem, structure) for structure in record.structures]
     assert seconds == sorted(seconds)
     assert seconds[0] == pytest.approx(record.outcomes[0].seconds)

@@ -89,7 +89,7 @@ def test_the_rule_is_that_of_the_distance_between_steps(microbatches, pp):
 @given(count=st.integers(4, 8), ranks=st.sampled_from([2, 3]))
 def test_where_the_rule_holds_no_stage_waits_for_a_step(count, ranks):
     problem = make_problem([MIXED[i % len(MIXED)] for i in range(count)], ranks=ranks)
-    for structure in propose(problem):
+    for structure in propose(problem, PlanOptions(pp=ranks)):
         forwards = [a for a in structure_schedule(structure)[0] if a.kind == "F"]
         m = structure.microbatches
         assert obeys_bubble_rule(m, ranks)

@@ -54,14 +54,16 @@ def test_every_number_of_batches_is_tried_and_neighbours_in_length_share_one():
 
 def test_as_many_batches_as_stages_fill_the_pipeline():
     problem = make_problem(({},) * 6, ranks=2)
-    alone = [s for s in propose(problem) if len(s.htasks) == 6]
+    options = PlanOptions(pp=2)
+    alone = [s for s in propose(problem, options) if len(s.htasks) == 6]
     assert alone
-    bubble = plan_problem(problem, policy="mlora")[0].predicted.bubble_fraction
+    bubble = plan_problem(problem, policy="mlora", options=options)[0].predicted.bubble_fraction
     assert bubble < 0.05  # what transfers leave
 
 
 def test_a_task_that_is_alone_waits_for_itself():
-    plan = plan_problem(make_problem(({"global_batch_size": 32},), ranks=2), policy="mlora")[0]
+    problem = make_problem(({"global_batch_size": 32},), ranks=2)
+    plan = plan_problem(problem, policy="mlora", options=PlanOptions(pp=2))[0]
     assert plan.predicted.bubble_fraction > 0.45  # of two stages one is always idle
 
 

@@ -35,9 +35,13 @@ def test_an_unknown_policy_gets_the_nearest_name():
 @pytest.mark.parametrize("policy", [*SYSTEMS, *OURS])
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_every_policy_gives_a_valid_plan_above_its_lower_bound(policy, ranks):
-    plan = best(policy, ranks=ranks)
+    plan = best(policy, PlanOptions(pp=ranks), ranks=ranks)
     check_valid(plan, policy)
     assert (plan.parallelism.tp, plan.parallelism.pp, plan.parallelism.dp) == (1, ranks, 1)  # on CPUs
+    free = best(policy, ranks=ranks)
+    check_valid(free, policy)
+    assert free.parallelism.ranks + free.idle_ranks == ranks
+    assert free.predicted.iteration_s <= plan.predicted.iteration_s * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("policy", [*SYSTEMS, *OURS])
@@ -49,7 +53,8 @@ def test_every_policy_plans_the_paper_s_testbeds(policy, cluster, model, tasks):
     problem = gpu_problem(cluster, model, tasks)
     plan = plan_problem(problem, policy=policy)[0]
     check_valid(plan, policy)
-    assert plan.parallelism.ranks == problem.cluster.ranks
+    assert plan.parallelism.ranks + plan.idle_ranks == problem.cluster.ranks
+    assert plan.parallelism.ranks > problem.cluster.ranks // 2  # of these, fewer are never faster
 
 
 def check_valid(plan: Plan, policy: str) -> None:
@@ -109,7 +114,7 @@ def test_instances_cost_memory_and_a_shared_backbone_does_not():
     backbone = {}
     for name, problem in (("few", few), ("many", many)):
         for policy in ("nemo", "muxtune"):
-            structure = POLICIES.get(policy).propose(problem, PlanOptions())[0]
+            structure = POLICIES.get(policy).propose(problem, PlanOptions(pp=2))[0]
             backbone[name, policy] = [stage.backbone_bytes for stage in problem.memory(structure)]
     assert backbone["few", "muxtune"] == backbone["many", "muxtune"]
     assert backbone["many", "nemo"] == [4 * b for b in backbone["few", "nemo"]]
@@ -144,9 +149,9 @@ def test_too_little_memory_is_refused_with_the_bytes_needed(policy):
 
 
 def test_tight_memory_makes_smaller_htasks():
-    loose = best("spatial-only")
+    loose = best("spatial-only", PlanOptions(pp=2))
     needed = max(loose.predicted.peak_memory_bytes)
-    tight = best("muxtune", memory_bytes=needed - 1)
+    tight = best("muxtune", PlanOptions(pp=2), memory_bytes=needed - 1)
     assert len(tight.htasks) > 1
     assert max(tight.predicted.peak_memory_bytes) < needed
 

@@ -1,0 +1,106 @@
+"""More devices never make a predicted plan slower: every policy may leave ranks idle."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+
+from experiments.workloads import random_workload
+from muxtune.cli.summary import plan_summary
+from muxtune.cluster import GPUS, ClusterSpec
+from muxtune.costs import AnalyticCosts
+from muxtune.costs.collectives import interconnect_of
+from muxtune.model import load_model_spec
+from muxtune.plan import Plan
+from muxtune.planning.options import FREE, PlanOptions
+from muxtune.planning.problem import PlanningProblem
+from muxtune.policies import plan_problem
+from muxtune.workload import Workload
+
+MODEL = load_model_spec("llama2-7b")
+POLICIES = (
+    "muxtune",
+    "nemo",
+    "hf-peft",
+    "sl-peft",
+    "mlora",
+    "lorafusion",
+    "spatial-only",
+    "temporal-only",
+    "exhaustive",
+)
+
+
+def node_of(ranks: int) -> ClusterSpec:
+    """A100s that all reach each other."""
+    return ClusterSpec(name=f"node-{ranks}", device=GPUS["a100"], ranks=ranks, within_node="nvlink-all")
+
+
+def nodes_of_two(ranks: int) -> ClusterSpec:
+    """As testbed-b has them."""
+    return ClusterSpec(
+        name=f"pairs-{ranks}",
+        device=GPUS["a40"],
+        ranks=ranks,
+        nodes=ranks // 2,
+        within_node="nvlink-pair",
+        between_nodes="infiniband",
+    )
+
+
+def best_plan(workload: Workload, cluster: ClusterSpec, policy: str, options: PlanOptions = FREE) -> Plan:
+    costs = AnalyticCosts(cluster.device.name, MODEL, interconnect_of(cluster))
+    return plan_problem(PlanningProblem(workload, MODEL, cluster, costs), policy=policy, options=options)[0]
+
+
+def one_long_sequence() -> Workload:
+    """Nothing to share among replicas."""
+    (task,) = random_workload(6, tasks=1).tasks
+    changed = {"global_batch_size": 1, "micro_batch_size": 1}
+    return Workload(tasks=(task.model_copy(update=changed),))
+
+
+WORKLOADS = {
+    "one": one_long_sequence(),
+    "two": random_workload(1, tasks=2),
+    "four": random_workload(3, tasks=4),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workload", WORKLOADS)
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(
+    ("cluster_of", "counts"),
+    [(node_of, (1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 16)), (nodes_of_two, (4, 6, 8, 10, 14, 16))],
+    ids=["node", "nodes"],
+)
+def test_more_devices_never_make_a_plan_slower(cluster_of, counts, policy, workload):
+    if policy == "exhaustive" and workload == "four":
+        counts = tuple(count for count in counts if count <= 8)
+    seconds = {}
+    for ranks in counts:
+        plan = best_plan(WORKLOADS[workload], cluster_of(ranks), policy)
+        seconds[ranks] = plan.predicted.iteration_s
+        used = plan.parallelism.tp * plan.parallelism.pp * plan.parallelism.dp
+        assert plan.idle_ranks == ranks - used >= 0
+    for fewer, more in pairwise(counts):
+        assert seconds[more] <= seconds[fewer] * (1 + 1e-9), (fewer, more, seconds)
+
+
+def test_what_is_fixed_stays_fixed_and_the_rest_may_be_idle():
+    workload = WORKLOADS["one"]
+    for policy in ("muxtune", "nemo", "spatial-only"):
+        fixed = best_plan(workload, node_of(5), policy, PlanOptions(tp=1, pp=2, dp=2))
+        assert (fixed.parallelism.tp, fixed.parallelism.pp, fixed.parallelism.dp) == (1, 2, 2)
+        assert fixed.idle_ranks == 1
+        assert best_plan(workload, node_of(5), policy, PlanOptions(dp=2)).parallelism.dp == 2
+
+
+def test_a_summary_says_how_many_ranks_are_idle():
+    idle = best_plan(WORKLOADS["two"], node_of(5), "nemo", PlanOptions(tp=2, pp=1, dp=2))
+    assert "1 of 5 ranks idle; costs" in plan_summary(idle)
+    assert "ranks idle" in plan_summary(idle).split("iteration")[-1]
+    busy = best_plan(WORKLOADS["two"], node_of(4), "nemo", PlanOptions(tp=2, pp=1, dp=2))
+    assert "idle" not in plan_summary(busy)

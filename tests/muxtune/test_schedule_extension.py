@@ -140,3 +140,13 @@ def test_stages_that_meet_after_different_backwards_are_refused():
     check_step_meetings([late, late], [0, 1], "plan")
     with pytest.raises(SpecError, match=r"plan: schedule\[1\]\[3\] = 'STEP0.0': expected a place"):
         check_step_meetings([late, early], [0], "plan")
+
+
+def test_stages_that_step_in_different_orders_are_refused():
+    """They tell each other in that order whether a step is sound."""
+    first = [*map(Action.parse, "F0.0 F1.0 B0.0 B1.0 STEP0.0 STEP1.0".split())]
+    other = [*first[:4], *first[:3:-1]]
+    with pytest.raises(
+        SpecError, match=r"plan: schedule\[1\]\[4\] = 'STEP1\.0': expected STEP0\.0, as stages"
+    ):
+        check_step_meetings([first, other], [], "plan")

@@ -74,12 +74,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--profile", type=Path, help="of this machine; measured now if absent")
-    parser.add_argument(
-        "--classes",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="also measure the operators by class",
-    )
+    either = argparse.BooleanOptionalAction
+    parser.add_argument("--classes", action=either, default=True, help="measure the operators by class, too")
     arguments = parser.parse_args()
 
     model, cluster = load_model_spec("llama-tiny"), load_cluster("cpu-2")

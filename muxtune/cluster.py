@@ -25,6 +25,7 @@ from muxtune.yaml_file import load_yaml
 _STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+MOST_NAME_CHARACTERS = 128
 MOST_RANKS = 100_000
 """Of a cluster."""
 
@@ -34,7 +35,7 @@ class DeviceSpec(BaseModel):
 
     model_config = _STRICT
 
-    name: str
+    name: str = Field(max_length=MOST_NAME_CHARACTERS)
     kind: Literal["cpu", "cuda"]
     memory_bytes: int = Field(gt=0, lt=2**63)
     """What a rank may fill."""
@@ -47,7 +48,7 @@ class LinkSpec(BaseModel):
 
     model_config = _STRICT
 
-    name: str
+    name: str = Field(max_length=MOST_NAME_CHARACTERS)
     latency_s: float = Field(ge=0, le=1000)
     """Of one message, and of each step of a collective."""
     bandwidth_bytes_per_s: float = Field(gt=0, ge=1, le=1e18)
@@ -102,7 +103,7 @@ class ClusterSpec(BaseModel):
 
     model_config = _STRICT
 
-    name: str
+    name: str = Field(max_length=MOST_NAME_CHARACTERS)
     device: DeviceSpec
     ranks: int = Field(gt=0, le=MOST_RANKS)
     """Devices of all nodes."""

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from muxtune.cache import cache_folder
 from muxtune.files import write_atomically
 from muxtune.jsonl import JsonlFile
 from muxtune.tokenizer import Tokenizer
@@ -214,9 +215,8 @@ def tokenized_file(
 
 
 def token_folder() -> Path:
-    """``~/.cache/muxtune/tokens``; the variable ``MUXTUNE_CACHE`` replaces ``~/.cache/muxtune``."""
-    root = os.environ.get("MUXTUNE_CACHE") or Path.home() / ".cache" / "muxtune"
-    return Path(root) / "tokens"
+    """Where token ids are kept, in :func:`muxtune.cache.cache_folder`."""
+    return cache_folder() / "tokens"
 
 
 def _small(ids: NDArray[np.int64]) -> NDArray[Any]:

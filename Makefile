@@ -55,7 +55,7 @@ notebooks: setup  ## Execute the notebooks
 	else echo "no notebooks yet"; fi
 
 gpu-check: setup  ## What can only be checked on a GPU; writes docs/gpu-report.md
-	$(BIN)/python -m experiments.gpu_check --out docs/gpu-report.md
+	$(BIN)/python -m experiments.gpu.check --out docs/gpu-report.md
 
 # By way of a temporary file, so that a failure leaves the old schema in place.
 schema: setup  ## Renew docs/plan.schema.json

@@ -16,15 +16,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.machine import machine_costs, machine_line
-from benchmarks.operator_classes import CLASSES, class_totals
+from benchmarks.helpers.machine import machine_costs, machine_line
+from benchmarks.helpers.operator_classes import CLASSES, class_totals
 from experiments.workloads import random_workload
 from muxtune.cluster import load_cluster
 from muxtune.model import load_model_spec
-from muxtune.plan import Plan
-from muxtune.planning.options import PlanOptions
+from muxtune.plan.plan import Plan
+from muxtune.planning.decisions.options import PlanOptions
 from runtime import run_plan
-from runtime.report import RunReport
+from runtime.reports.report import RunReport
 from sim import search_plan
 
 CASES: tuple[tuple[str, PlanOptions], ...] = (

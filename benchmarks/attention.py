@@ -16,13 +16,13 @@ from typing import get_args
 
 import torch
 
-from benchmarks.machine import machine_line
-from muxtune.allocator import keep_freed_memory
-from muxtune.attention import DEFAULT_ATTENTION, AttentionName
-from muxtune.errors import UserError
+from benchmarks.helpers.machine import machine_line
+from muxtune.graph.attention_backends import DEFAULT_ATTENTION, AttentionName
+from muxtune.graph.operators import PHASES
 from muxtune.model import PRESETS, Dtype, ModelSpec
-from muxtune.operators import PHASES
-from muxtune.tables import format_table, show_seconds
+from muxtune.support.allocator import keep_freed_memory
+from muxtune.support.errors import UserError
+from muxtune.support.tables import format_table, show_seconds
 from profiler.devices import DEVICES
 from profiler.timing import Timer, time_repeatedly
 from runtime.attention import attention_site, refusals

@@ -1,7 +1,8 @@
 """How far is the fusion that ``muxtune`` finds from the best of all set partitions?
 
-Draws problems (device, backbone, mesh, tasks and memory, see :mod:`benchmarks.fusion_instances`), plans
-each by dynamic programming alone, by the policy ``muxtune`` and exhaustively, and prints the distribution of
+Draws problems (device, backbone, mesh, tasks and memory, see :mod:`benchmarks.helpers.fusion_instances`),
+plans each by dynamic programming alone, by the policy ``muxtune`` and exhaustively, and prints the
+distribution of
 
     gap = iteration time / iteration time of the best partition - 1
 
@@ -17,15 +18,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.fusion_instances import Instance, draw_instance
-from benchmarks.machine import machine_line
-from muxtune.errors import SpecError
-from muxtune.planning.assemble import structure_iteration_s
-from muxtune.planning.options import PlanOptions
-from muxtune.planning.partitions import Appraised, best_of_all, task_appraiser
-from muxtune.planning.problem import PlanningProblem
-from muxtune.planning.refine import dp_starts
+from benchmarks.helpers.fusion_instances import Instance, draw_instance
+from benchmarks.helpers.machine import machine_line
+from muxtune.planning.decisions.options import PlanOptions
+from muxtune.planning.oracle.local_search import dp_starts
+from muxtune.planning.oracle.partitions import Appraised, best_of_all, task_appraiser
+from muxtune.planning.problem.assemble import structure_iteration_s
+from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.policies import POLICIES
+from muxtune.support.errors import SpecError
 
 PROMISED = 0.01
 """Largest gap that the design allows."""

@@ -36,9 +36,9 @@ from typing import Any, Literal
 import yaml
 
 from muxtune.cli.app import main as muxtune
-from muxtune.errors import UserError
-from muxtune.plan_file import load_plan
-from muxtune.tables import format_table
+from muxtune.plan.file import load_plan
+from muxtune.support.errors import UserError
+from muxtune.support.tables import format_table
 
 Kind = Literal["workload", "plan"]
 Verdict = Literal["accepted", "refused", "failed", "late"]

@@ -21,8 +21,8 @@ empty          process peak of the same policy's run on a backbone 128 wide, les
                Python, torch, transformers, peft, plan, data, and what measuring takes
 beyond empty   process peak less empty: what the backbone and its tasks take from the machine
 
-Plans are searched with rough costs (``benchmarks.backbones``), so they are the same on every machine; no byte
-depends on costs.
+Plans are searched with rough costs (``benchmarks.helpers.backbones``), so they are the same on every machine;
+no byte depends on costs.
 
     python -m benchmarks.instances_memory [--steps 2] [--hidden 1024] [--layers 8] [--batches-divided-by 4]
 """
@@ -35,15 +35,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.backbones import llama_of_width, many_mixed_tasks, rough_costs
-from benchmarks.machine import machine_line
+from benchmarks.helpers.backbones import llama_of_width, many_mixed_tasks, rough_costs
+from benchmarks.helpers.machine import machine_line
 from muxtune.cluster import ClusterSpec, load_cluster
 from muxtune.model import ModelSpec
-from muxtune.plan import Plan
-from muxtune.planning.options import PlanOptions
+from muxtune.plan.plan import Plan
+from muxtune.planning.decisions.options import PlanOptions
 from muxtune.policies import plan_workload
-from muxtune.tables import format_table, show_bytes, show_difference, show_rate
-from muxtune.workload import Workload
+from muxtune.support.tables import format_table, show_bytes, show_difference, show_rate
+from muxtune.tasks.workload import Workload
 from runtime import RunReport, run_plan
 
 RATIO_BAR = 4.0

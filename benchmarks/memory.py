@@ -19,21 +19,21 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.machine import machine_line
-from benchmarks.memory_trace import traced_peaks
+from benchmarks.helpers.machine import machine_line
+from benchmarks.helpers.memory_trace import traced_peaks
 from muxtune.cluster import load_cluster
 from muxtune.costs import CostModel
+from muxtune.graph.operators import Operator, Phase
 from muxtune.memory import StageMemory
 from muxtune.model import Dtype, load_model_spec
-from muxtune.operators import Operator, Phase
-from muxtune.plan import CostsRef, Plan
-from muxtune.planning.footprint import plan_memory
-from muxtune.planning.options import PlanOptions
+from muxtune.plan.plan import CostsRef, Plan
+from muxtune.planning.decisions.options import PlanOptions
+from muxtune.planning.exact.bytes import plan_memory
 from muxtune.policies import plan_workload
-from muxtune.tables import format_table, show_bytes, show_difference
-from muxtune.workload import Workload, workload_from
+from muxtune.support.tables import format_table, show_bytes, show_difference
+from muxtune.tasks.workload import Workload, workload_from
 from runtime import run_plan
-from runtime.footprint import StageMemory as CountedMemory
+from runtime.reports.footprint import StageMemory as CountedMemory
 
 Row = tuple[str, int, tuple[str, ...], int, int]
 """Length histogram, rank, targets, global batch, micro-batch."""

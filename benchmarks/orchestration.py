@@ -16,10 +16,10 @@ from time import process_time
 from experiments.orchestration import a40_costs, htask_graph
 from muxtune.costs import MicrobatchWork
 from muxtune.graph import StageGraph, TimedNode
-from muxtune.operators import PHASES
+from muxtune.graph.operators import PHASES
 from muxtune.orchestration import LaunchGraph, launch_graph, schedule_clock
-from muxtune.tables import format_table
-from muxtune.workload import LoraSpec
+from muxtune.support.tables import format_table
+from muxtune.tasks.workload import LoraSpec
 
 HTASKS = (1, 2, 4, 8)
 _TP = 4

@@ -30,17 +30,17 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from benchmarks.backbones import llama_of_width, many_mixed_tasks, rough_costs
-from benchmarks.machine import machine_line
-from benchmarks.overhead_run import ActionTimes, WatchedStage, watch_run
+from benchmarks.helpers.backbones import llama_of_width, many_mixed_tasks, rough_costs
+from benchmarks.helpers.machine import machine_line
+from benchmarks.helpers.overhead_run import ActionTimes, WatchedStage, watch_run
 from muxtune.cluster import load_cluster
 from muxtune.model import ModelSpec
-from muxtune.plan import Plan
-from muxtune.plan_basis import finish_plan
-from muxtune.planning.options import PlanOptions
+from muxtune.plan.basis import finish_plan
+from muxtune.plan.plan import Plan
+from muxtune.planning.decisions.options import PlanOptions
 from muxtune.policies import plan_workload
-from muxtune.tables import format_table, show_percent, show_seconds
-from muxtune.workload import Workload
+from muxtune.support.tables import format_table, show_percent, show_seconds
+from muxtune.tasks.workload import Workload
 
 BAR = 0.05
 """Of an action's time, for Python's overhead."""

@@ -26,16 +26,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from benchmarks.machine import machine_costs, machine_line
+from benchmarks.helpers.machine import machine_costs, machine_line
 from experiments.workloads import mixed_workload
 from muxtune.cluster import load_cluster
 from muxtune.costs import CostModel
 from muxtune.model import load_model_spec
 from muxtune.orchestration import MODES
-from muxtune.plan import Plan
-from muxtune.planning.options import PlanOptions
-from muxtune.tables import format_table, show_seconds
-from muxtune.trace import OperatorSpan
+from muxtune.plan.plan import Plan
+from muxtune.planning.decisions.options import PlanOptions
+from muxtune.schedule.trace import OperatorSpan
+from muxtune.support.tables import format_table, show_seconds
 from runtime import run_plan
 from sim import search_plan, simulate_operators
 

@@ -26,18 +26,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.machine import machine_line
+from benchmarks.helpers.machine import machine_line
 from experiments.workloads import random_workload
 from muxtune.cluster import ClusterSpec, load_cluster
 from muxtune.costs.analytic import AnalyticCosts
 from muxtune.costs.collectives import interconnect_of
-from muxtune.files import write_atomically
 from muxtune.model import load_model_spec
-from muxtune.planning.candidates import propose
-from muxtune.planning.options import FREE
-from muxtune.planning.problem import PlanningProblem
-from muxtune.planning.search import search_structures
-from muxtune.tables import format_table
+from muxtune.planning.decisions.options import FREE
+from muxtune.planning.problem.problem import PlanningProblem
+from muxtune.planning.search.candidates import propose
+from muxtune.planning.search.search import search_structures
+from muxtune.support.files import write_atomically
+from muxtune.support.tables import format_table
 
 TASKS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 RAISED_FROM = 2048

@@ -28,14 +28,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from benchmarks.machine import machine_costs, machine_line
+from benchmarks.helpers.machine import machine_costs, machine_line
 from muxtune.cluster import load_cluster
 from muxtune.costs import CostModel
 from muxtune.model import ModelSpec, load_model_spec
-from muxtune.plan import Plan
-from muxtune.planning.options import PlanOptions
-from muxtune.tables import format_table, show_seconds
-from muxtune.workload import workload_from
+from muxtune.plan.plan import Plan
+from muxtune.planning.decisions.options import PlanOptions
+from muxtune.support.tables import format_table, show_seconds
+from muxtune.tasks.workload import workload_from
 from runtime import run_plan
 from sim import search_plan
 

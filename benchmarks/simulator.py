@@ -18,18 +18,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from benchmarks.machine import machine_line
+from benchmarks.helpers.machine import machine_line
 from muxtune.cluster import ClusterSpec, load_cluster
 from muxtune.costs import AnalyticCosts
 from muxtune.costs.collectives import interconnect_of
 from muxtune.model import PRESETS
-from muxtune.plan import Orchestration, Plan
-from muxtune.planning.assemble import assemble_plan
-from muxtune.planning.problem import PlanningProblem
-from muxtune.planning.structure import HTaskChoice, Mesh, PlanStructure
-from muxtune.schedule import build_schedule
-from muxtune.timeline import StageTimes
-from muxtune.workload import Workload, workload_from
+from muxtune.plan.plan import Orchestration, Plan
+from muxtune.planning.decisions.structure import HTaskChoice, Mesh, PlanStructure
+from muxtune.planning.problem.assemble import assemble_plan
+from muxtune.planning.problem.problem import PlanningProblem
+from muxtune.schedule.actions import build_schedule
+from muxtune.schedule.recurrence import StageTimes
+from muxtune.tasks.workload import Workload, workload_from
 from sim.engine import play_clocks
 from sim.operators import OperatorWork
 from sim.plan_programs import PlanPrograms

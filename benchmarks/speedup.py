@@ -31,14 +31,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
-from benchmarks.machine import machine_costs, machine_line
-from benchmarks.peft_loop import measure_peft_loop
+from benchmarks.helpers.machine import machine_costs, machine_line
+from benchmarks.helpers.peft_loop import measure_peft_loop
 from experiments.workloads import mixed_workload
 from muxtune.cluster import load_cluster
 from muxtune.model import load_model_spec
-from muxtune.plan import Plan
-from muxtune.planning.options import PlanOptions
-from muxtune.tables import format_table, show_bytes, show_rate
+from muxtune.plan.plan import Plan
+from muxtune.planning.decisions.options import PlanOptions
+from muxtune.support.tables import format_table, show_bytes, show_rate
 from runtime import RunReport, run_plan
 from sim import search_plan
 

@@ -20,19 +20,19 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter
 
-import runtime.launch
-from benchmarks.machine import machine_line
+import runtime.launch.local
+from benchmarks.helpers.machine import machine_line
 from experiments.workloads import mixed_workload
 from muxtune.cluster import load_cluster
 from muxtune.costs.analytic import AnalyticCosts
 from muxtune.costs.collectives import interconnect_of
 from muxtune.model import load_model_spec
-from muxtune.plan import Plan
-from muxtune.planning.options import PlanOptions
-from muxtune.schedule import Template
-from muxtune.tables import format_table, show_seconds
+from muxtune.plan.plan import Plan
+from muxtune.planning.decisions.options import PlanOptions
+from muxtune.schedule.actions import Template
+from muxtune.support.tables import format_table, show_seconds
 from runtime import load_report, run_plan
-from runtime.rank import RunJob
+from runtime.engine.rank import RunJob
 from sim import search_plan
 
 BAR = 0.01
@@ -93,14 +93,16 @@ def _start(job: RunJob, rank: int, meeting: Path, logs: Path) -> subprocess.Pope
     command = [sys.executable, "-c", "from benchmarks.verdict import counting_rank; counting_rank()"]
     command += [job.model_dump_json(), str(rank), str(meeting)]
     with (logs / f"rank-{rank}.log").open("ab") as log:
-        return runtime.launch._Rank(command, stdin=subprocess.PIPE, stdout=log, stderr=log, process_group=0)
+        return runtime.launch.local._Rank(
+            command, stdin=subprocess.PIPE, stdout=log, stderr=log, process_group=0
+        )
 
 
 def counting_rank() -> None:
     """Be a rank, and leave the seconds per step in the run's folder."""
-    from runtime.rank import RankRun, main  # noqa: PLC0415  # only in a rank
-    from runtime.runner import StageRunner  # noqa: PLC0415
-    from runtime.verdict import StepVerdict  # noqa: PLC0415
+    from runtime.engine.rank import RankRun, main  # noqa: PLC0415  # only in a rank
+    from runtime.engine.runner import StageRunner  # noqa: PLC0415
+    from runtime.tasks.verdict import StepVerdict  # noqa: PLC0415
 
     seconds: dict[int, float] = {}
     find, finish = StageRunner._verdict, RankRun._save_results
@@ -133,5 +135,5 @@ def counting_rank() -> None:
 
 
 if __name__ == "__main__":
-    runtime.launch._start = _start
+    runtime.launch.local._start = _start
     main()

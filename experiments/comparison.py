@@ -7,10 +7,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from muxtune.errors import UserError
-from muxtune.plan import Parallelism, Plan, Predicted
-from muxtune.planning.problem import PlanningProblem
-from muxtune.tables import format_table, show_bytes, show_percent, show_rate, show_seconds
+from muxtune.plan.plan import Parallelism, Plan, Predicted
+from muxtune.planning.problem.problem import PlanningProblem
+from muxtune.support.errors import UserError
+from muxtune.support.tables import format_table, show_bytes, show_percent, show_rate, show_seconds
 
 __all__ = [
     "BASELINE",
@@ -220,7 +220,7 @@ def _measured_cells(result: PolicyResult, comparison: Comparison) -> list[str]:
 
 def _plan_or_reason(problem: PlanningProblem, policy: str) -> Plan | str:
     from muxtune.policies import POLICIES
-    from muxtune.registry import PluginError
+    from muxtune.support.registry import PluginError
     from sim.search import search_problem
 
     try:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.comparison import Comparison, PolicyResult
-from muxtune.errors import SpecError
-from muxtune.files import write_atomically
+from muxtune.support.errors import SpecError
+from muxtune.support.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -26,17 +26,17 @@ from experiments.demo_texts import DEMO_DATASETS, write_demo_texts
 from experiments.gantt import draw_plan
 from muxtune.cluster import load_cluster
 from muxtune.costs.profiled import ProfiledCosts
-from muxtune.errors import SpecError
-from muxtune.files import write_text_atomically
 from muxtune.model import load_model_spec
-from muxtune.plan import Plan, Predicted
-from muxtune.plan_file import save_plan
-from muxtune.planning.problem import PlanningProblem
-from muxtune.tables import format_table, show_bytes, show_difference, show_rate, show_seconds
-from muxtune.trace import save_trace
-from muxtune.workload import load_workload
+from muxtune.plan.file import save_plan
+from muxtune.plan.plan import Plan, Predicted
+from muxtune.planning.problem.problem import PlanningProblem
+from muxtune.schedule.trace import save_trace
+from muxtune.support.errors import SpecError
+from muxtune.support.files import write_text_atomically
+from muxtune.support.tables import format_table, show_bytes, show_difference, show_rate, show_seconds
+from muxtune.tasks.workload import load_workload
 from runtime import ValidationReport
-from runtime.validate import TaskValidation
+from runtime.reports.validate import TaskValidation
 
 __all__ = ["DemoReport", "run_demo"]
 

@@ -19,7 +19,7 @@ from types import MappingProxyType
 import numpy as np
 
 from muxtune.data.histograms import load_length_histogram
-from muxtune.errors import SpecError
+from muxtune.support.errors import SpecError
 
 __all__ = ["DEMO_DATASETS", "DemoDataset", "DemoExample", "write_demo_texts"]
 

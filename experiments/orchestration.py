@@ -25,14 +25,14 @@ from typing import TYPE_CHECKING
 from muxtune.cluster import load_cluster
 from muxtune.costs import AnalyticCosts, CostModel, MicrobatchWork
 from muxtune.costs.collectives import interconnect_of
-from muxtune.errors import UserError
-from muxtune.files import write_atomically
 from muxtune.graph import StageGraph, TimedNode, stage_graph, time_graph
+from muxtune.graph.operators import PHASES, Phase
 from muxtune.model import PRESETS
-from muxtune.operators import PHASES, Phase
 from muxtune.orchestration import MODES, ClockSchedule, LaunchGraph, Mode, launch_graph, schedule_clock
-from muxtune.tables import format_table, show_seconds
-from muxtune.workload import LoraSpec
+from muxtune.support.errors import UserError
+from muxtune.support.files import write_atomically
+from muxtune.support.tables import format_table, show_seconds
+from muxtune.tasks.workload import LoraSpec
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

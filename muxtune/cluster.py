@@ -18,9 +18,9 @@ from pydantic import (
     field_validator,
 )
 
-from muxtune.errors import SpecError, UserError, spec_error_from
-from muxtune.machine import memory_limit_bytes, usable_cores
-from muxtune.yaml_file import load_yaml
+from muxtune.support.errors import SpecError, UserError, spec_error_from
+from muxtune.support.machine import memory_limit_bytes, usable_cores
+from muxtune.support.yaml_file import load_yaml
 
 _STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -231,8 +231,9 @@ def load_cluster(name_or_path: str) -> ClusterSpec:
 def ranks_memory_bytes(ranks: int) -> int:
     """What ``ranks`` processes on this machine may fill together with what the memory model counts.
 
-    Control groups limit it (:func:`muxtune.machine.memory_limit_bytes`), and every rank, and the process that
-    starts them, has its interpreter and libraries in it. 0 or less where there is no room for that many.
+    Control groups limit it (:func:`muxtune.support.machine.memory_limit_bytes`), and every rank, and the
+    process that starts them, has its interpreter and libraries in it. 0 or less where there is no room for
+    that many.
     """
     return memory_limit_bytes() - (ranks + 1) * PROCESS_RESERVE_BYTES
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from muxtune.attention import (
+from muxtune.graph.attention_backends import (
     AttentionContest,
     AttentionName,
     AttentionSuite,
@@ -16,8 +16,8 @@ from muxtune.attention import (
     choose_attention,
     contest_streams,
 )
+from muxtune.graph.operators import PHASES
 from muxtune.model import ModelSpec
-from muxtune.operators import PHASES
 from profiler.devices import Device
 from profiler.measure import time_together
 from profiler.rendezvous import Rendezvous

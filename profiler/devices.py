@@ -20,8 +20,8 @@ from pydantic import BaseModel, ConfigDict
 
 from muxtune.costs.applicability import DEFAULT_KERNELS, KERNELS_VARIABLE
 from muxtune.costs.profile import ClockReading
-from muxtune.errors import UserError
-from muxtune.machine import processor_name, usable_cores
+from muxtune.support.errors import UserError
+from muxtune.support.machine import processor_name, usable_cores
 from profiler.nvidia_smi import query_gpu, throttle_reasons
 from profiler.timing import CpuTimer, CudaTimer, Timer, WallTimer
 

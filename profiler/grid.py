@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import product
 
-from muxtune.alignment import ROW_MULTIPLE, row_slots
+from muxtune.batches.layout import ROW_MULTIPLE, row_slots
 from muxtune.costs.compose import frozen_products
+from muxtune.graph.operators import COLLECTIVE_KINDS, Operator
 from muxtune.model import ModelSpec
-from muxtune.operators import COLLECTIVE_KINDS, Operator
 
 MAX_TOKENS = 4096
 """Of one micro-batch; larger ones are priced as at this edge."""

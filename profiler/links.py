@@ -16,8 +16,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from muxtune.costs.profile import SHORTEST_S, Overlap
+from muxtune.graph.operators import Operator
 from muxtune.model import ModelSpec
-from muxtune.operators import Operator
 from profiler.devices import Device
 from profiler.timing import MIN_REPETITIONS, Sample, summarize
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle
 
-from muxtune.costs.work import operator_work
+from muxtune.costs.operator_work import operator_work
+from muxtune.graph.operators import FWD_ONLY, PHASES, Operator, OperatorSuite, Phase
 from muxtune.model import ModelSpec
-from muxtune.operators import FWD_ONLY, PHASES, Operator, OperatorSuite, Phase
 from profiler.devices import Device
 from profiler.rendezvous import Rendezvous
 from profiler.timing import Sample, Timer, time_repeatedly

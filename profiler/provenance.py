@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from muxtune.attention import AttentionContest
 from muxtune.costs.profile import ClockReading, Provenance
+from muxtune.graph.attention_backends import AttentionContest
 from profiler.devices import DEVICES, Description
 from profiler.worker import Job
 

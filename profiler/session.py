@@ -13,20 +13,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, cast
 
-from muxtune.attention import AttentionContest
 from muxtune.cluster import load_cluster
 from muxtune.costs.profile import ClockReading, Measurement, Overlap, Overlaps, Profile, save_profile
-from muxtune.errors import RunError, SpecError, UserError, unknown_name
-from muxtune.files import written_file
+from muxtune.graph.attention_backends import AttentionContest
+from muxtune.graph.operators import COLLECTIVE_KINDS, FWD_ONLY, LINK_KINDS, Operator, Phase
 from muxtune.model import ModelSpec
-from muxtune.operators import COLLECTIVE_KINDS, FWD_ONLY, LINK_KINDS, Operator, Phase
+from muxtune.support.errors import RunError, SpecError, UserError, unknown_name
+from muxtune.support.files import written_file
 from profiler.devices import DEVICES, Description
 from profiler.grid import operator_grid, powers
-from profiler.lines import Line, Reading, read_line
 from profiler.provenance import build_provenance
 from profiler.rendezvous import create_rendezvous
 from profiler.timing import Sample, merge_samples
 from profiler.worker import JOB_FILE, RENDEZVOUS_FILE, Job
+from profiler.worker_protocol import Line, Reading, read_line
 
 _SUITE = "torch"
 _MAX_RANKS = 64

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from muxtune.costs.devices import device_names
 from muxtune.costs.measurements import LAYOUTS, MeasurementsProvenance, TableName, save_measurements
-from muxtune.errors import SpecError, UserError, unknown_name
+from muxtune.support.errors import SpecError, UserError, unknown_name
 
 if TYPE_CHECKING:
     import pandas as pd

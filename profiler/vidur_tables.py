@@ -17,8 +17,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from muxtune.costs.measurements import LAYOUTS, TableName
-from muxtune.errors import SpecError
-from muxtune.frames import LARGEST_EXACT, UserFrame, read_frame
+from muxtune.support.errors import SpecError
+from muxtune.support.user_tables import LARGEST_EXACT, UserFrame, read_frame
 
 __all__ = ["Merged", "merge", "read_attention", "read_collectives", "read_compute"]
 

@@ -14,18 +14,18 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from muxtune.allocator import keep_freed_memory
-from muxtune.attention import AttentionSuite
 from muxtune.graph import frozen_products
+from muxtune.graph.attention_backends import AttentionSuite
+from muxtune.graph.operators import COLLECTIVE_KINDS, OPERATOR_SUITES, Operator
 from muxtune.model import ModelSpec
-from muxtune.operators import COLLECTIVE_KINDS, OPERATOR_SUITES, Operator
-from muxtune.processes import end_process, end_with_parent
+from muxtune.support.allocator import keep_freed_memory
+from muxtune.support.processes import end_process, end_with_parent
 from profiler.attention import hold_contest
 from profiler.devices import DEVICES, Device
-from profiler.lines import Line, Reading, write_line
 from profiler.links import RankGroup
 from profiler.measure import measure_operator
 from profiler.rendezvous import Rendezvous
+from profiler.worker_protocol import Line, Reading, write_line
 
 JOB_FILE = "job.json"
 RENDEZVOUS_FILE = "rendezvous"

@@ -1,10 +1,10 @@
 """Executes a plan with torch."""
 
-from runtime.peers import PeerLostError
-from runtime.rank import PEER_LOST_EXIT_CODE
-from runtime.report import RunReport, load_report
-from runtime.run import run_plan
-from runtime.validate import ValidationReport, validate_run
+from runtime.distributed.peers import PeerLostError
+from runtime.engine.rank import PEER_LOST_EXIT_CODE
+from runtime.launch.run import run_plan
+from runtime.reports.report import RunReport, load_report
+from runtime.reports.validate import ValidationReport, validate_run
 
 __all__ = [
     "PEER_LOST_EXIT_CODE",

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from muxtune.alignment import MicrobatchLayout, Segment, row_slots
-from muxtune.attention import DEFAULT_ATTENTION, AttentionName
-from muxtune.dataset import Example
+from muxtune.batches.layout import MicrobatchLayout, Segment, row_slots
+from muxtune.graph.attention_backends import DEFAULT_ATTENTION, AttentionName
+from muxtune.graph.operators import FWD_ONLY, Operator, Phase, stage_layout
 from muxtune.model import ModelSpec
-from muxtune.operators import FWD_ONLY, Operator, Phase, stage_layout
-from muxtune.workload import DatasetSpec, LoraSpec, PeftTask
+from muxtune.tasks.dataset import Example
+from muxtune.tasks.workload import DatasetSpec, LoraSpec, PeftTask
 from runtime.attention import (
     BACKENDS,
     RopeTables,
@@ -26,13 +26,13 @@ from runtime.attention import (
     causal_attention,
     refusals,
 )
-from runtime.backbone import Stage, load_hf_model, torch_dtype
-from runtime.batch import MicrobatchTensors, build_microbatch
-from runtime.dropout import Dropout
-from runtime.elementwise import LayerNorm, RmsNorm, find_activation, find_gated_activation
-from runtime.layers import Embedding, Head, Norm
-from runtime.lora import add_input_gradient_, add_update_, kept_input, lora_linear, pair_gradients
-from runtime.optim import build_optimizer
+from runtime.backbone.layers import Embedding, Head, Norm
+from runtime.backbone.stage import Stage, load_hf_model, torch_dtype
+from runtime.data.batch import MicrobatchTensors, build_microbatch
+from runtime.ops.dropout import Dropout
+from runtime.ops.elementwise import LayerNorm, RmsNorm, find_activation, find_gated_activation
+from runtime.peft.lora import add_input_gradient_, add_update_, kept_input, lora_linear, pair_gradients
+from runtime.tasks.optimizer import build_optimizer
 
 Run = Callable[[], object]
 Built = tuple[Run, Run | None]

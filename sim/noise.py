@@ -9,7 +9,7 @@ from math import isfinite
 
 import numpy as np
 
-from muxtune.errors import SpecError
+from muxtune.support.errors import SpecError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,18 +8,18 @@ from typing import Literal
 
 from muxtune.costs.base import CostModel
 from muxtune.costs.compose import MicrobatchWork, p2p_seconds, step_seconds
-from muxtune.dataset import load_task_data
 from muxtune.graph import StageGraph, TimedNode, stage_graph, time_graph
-from muxtune.injection import shared_clocks
-from muxtune.operators import Phase
+from muxtune.graph.operators import Phase
 from muxtune.orchestration import LaunchOrder, launch_graph, replay_clock, schedule_clock
-from muxtune.plan import Plan
-from muxtune.planning.prices import StageKind, stage_kinds
-from muxtune.planning.slowest import slowest_replicas
-from muxtune.planning.structure import HTaskChoice
-from muxtune.planning.works import HTaskWorks, sample_works
-from muxtune.timeline import ClockKind, ClockTimes, StageTimes
-from muxtune.tokenizer import load_tokenizer
+from muxtune.plan.plan import Plan
+from muxtune.planning.decisions.structure import HTaskChoice
+from muxtune.planning.exact.seconds import StageKind, stage_kinds
+from muxtune.planning.exact.slowest_replica import slowest_replicas
+from muxtune.planning.exact.works import HTaskWorks, sample_works
+from muxtune.schedule.pipeline_order import shared_clocks
+from muxtune.schedule.recurrence import ClockKind, ClockTimes, StageTimes
+from muxtune.tasks.dataset import load_task_data
+from muxtune.tasks.tokenizer import load_tokenizer
 from sim.engine import Clock, clock_htasks, clock_kind
 from sim.orchestrated import orchestrated_program
 from sim.program import Program
@@ -154,7 +154,7 @@ class PlanPrograms:
         return time_graph(graph, self._costs, phase)
 
     def _step_share(self, stage: StageKind, htask: int) -> list[TimedNode]:
-        """What a backward has of the optimizer step, as :mod:`muxtune.timeline` counts it."""
+        """What a backward has of the optimizer step, as :mod:`muxtune.schedule.recurrence` counts it."""
         model, tp, m = self._plan.model, self._plan.parallelism.tp, self._plan.microbatches[htask]
         loras = [task.peft for task in self._plan.htask_tasks(htask)]
         seconds = [

@@ -6,8 +6,8 @@ from collections.abc import Generator, Sequence
 
 from simpy import Environment, Event, Resource
 
-from muxtune.schedule import Action
-from muxtune.trace import COMMUNICATION, Span
+from muxtune.schedule.actions import Action
+from muxtune.schedule.trace import COMMUNICATION, Span
 from sim.noise import Noise
 
 

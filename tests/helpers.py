@@ -7,19 +7,19 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from muxtune.alignment import Alignment
+from muxtune.batches.layout import Alignment
+from muxtune.batches.shapes import htask_microbatches, measure_shape
 from muxtune.cluster import load_cluster
-from muxtune.dataset import load_task_data, with_digest
 from muxtune.model import ModelSpec
-from muxtune.plan import CostsRef, HTask, Parallelism, Plan
-from muxtune.plan_basis import finish_plan
-from muxtune.plan_check import check_plan
-from muxtune.prediction import IterationTokens, predict
-from muxtune.schedule import Template, build_schedule
-from muxtune.shapes import htask_microbatches, measure_shape
-from muxtune.timeline import StageTimes, evaluate_schedule
-from muxtune.tokenizer import load_tokenizer
-from muxtune.workload import PeftTask, Workload
+from muxtune.plan.basis import finish_plan
+from muxtune.plan.check import check_plan
+from muxtune.plan.plan import CostsRef, HTask, Parallelism, Plan
+from muxtune.plan.prediction import IterationTokens, predict
+from muxtune.schedule.actions import Template, build_schedule
+from muxtune.schedule.recurrence import StageTimes, evaluate_schedule
+from muxtune.tasks.dataset import load_task_data, with_digest
+from muxtune.tasks.tokenizer import load_tokenizer
+from muxtune.tasks.workload import PeftTask, Workload
 
 TINY_PRESETS = ("llama-tiny", "gpt2-tiny", "opt-tiny")
 """Presets whose weights any machine can hold, one of each family."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from muxtune.cluster import load_cluster
 from muxtune.model import PRESETS
-from muxtune.plan import CostsRef, HTask, Orchestration, Parallelism, Plan
-from muxtune.plan_basis import finish_plan
-from muxtune.plan_check import check_plan
-from muxtune.prediction import IterationTokens, predict
-from muxtune.schedule import Template, build_schedule
-from muxtune.timeline import ClockTimes, StageTimes, evaluate_schedule
-from muxtune.workload import DatasetSpec, LoraSpec, PeftTask
+from muxtune.plan.basis import finish_plan
+from muxtune.plan.check import check_plan
+from muxtune.plan.plan import CostsRef, HTask, Orchestration, Parallelism, Plan
+from muxtune.plan.prediction import IterationTokens, predict
+from muxtune.schedule.actions import Template, build_schedule
+from muxtune.schedule.recurrence import ClockTimes, StageTimes, evaluate_schedule
+from muxtune.tasks.workload import DatasetSpec, LoraSpec, PeftTask
 
 
 def make_task(id_: str, *, max_length: int = 64, **changes: object) -> PeftTask:

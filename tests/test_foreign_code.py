@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from muxtune.errors import SpecError
 from muxtune.model import load_model_spec
-from muxtune.tokenizer import load_tokenizer
-from runtime.backbone import load_hf_model
+from muxtune.support.errors import SpecError
+from muxtune.tasks.tokenizer import load_tokenizer
+from runtime.backbone.stage import load_hf_model
 from tests.helpers import make_hf_model
 
 ROOT = Path(__file__).parents[1]

@@ -14,11 +14,11 @@ import pytest
 from typer.testing import CliRunner
 
 from muxtune.cli.app import app
-from muxtune.errors import SpecError
-from muxtune.plan import HTask, Parallelism, Plan
-from muxtune.planning.options import PlanOptions
+from muxtune.plan.plan import HTask, Parallelism, Plan
+from muxtune.planning.decisions.options import PlanOptions
 from muxtune.policies import POLICIES, plan_problem
-from muxtune.schedule import Action
+from muxtune.schedule.actions import Action
+from muxtune.support.errors import SpecError
 from tests.muxtune.planning.problems import make_problem
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -133,7 +133,7 @@ def test_files_exist():
     paths |= {link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link}
     missing = {path for path in paths if not path.startswith(WRITTEN) and not (ROOT / path).exists()}
     assert not missing
-    assert {"runtime/lora.py", "docs/design.md", "LICENSE"} <= paths
+    assert {"runtime/peft/lora.py", "docs/design.md", "LICENSE"} <= paths
 
 
 @pytest.mark.parametrize("words", [w for w in commands_of("python") if w], ids=" ".join)

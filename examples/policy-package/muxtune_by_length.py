@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from muxtune.planning.options import PlanOptions
-from muxtune.planning.problem import PlanningProblem
-from muxtune.planning.structure import PlanStructure
+from muxtune.planning.decisions.options import PlanOptions
+from muxtune.planning.decisions.structure import PlanStructure
+from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.policies import fixed_partition, refuse_partition
 
 

@@ -14,7 +14,7 @@ from typing import Literal
 import joblib
 
 from experiments.sweep.execution import Batch, BatchOutcome, CostsSource, plan_batch
-from muxtune.errors import RunError, UserError
+from muxtune.support.errors import RunError, UserError
 
 Backend = Literal["loky", "ray"]
 

@@ -18,12 +18,12 @@ from typing import Literal, Protocol
 from experiments.sweep.inputs import PointInputs
 from muxtune.cluster import ClusterSpec
 from muxtune.costs.base import CostModel
-from muxtune.errors import UserError
 from muxtune.model import ModelSpec
-from muxtune.plan import Plan
-from muxtune.planning.problem import PlanningProblem
-from muxtune.registry import PluginError
-from muxtune.workload import Workload
+from muxtune.plan.plan import Plan
+from muxtune.planning.problem.problem import PlanningProblem
+from muxtune.support.errors import UserError
+from muxtune.support.registry import PluginError
+from muxtune.tasks.workload import Workload
 from sim.search import search_problem
 
 KEPT_PROBLEMS = 4

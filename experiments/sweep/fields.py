@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from itertools import pairwise
 
-from muxtune.errors import SpecError
+from muxtune.support.errors import SpecError
 
 _PART = re.compile(r"\.?([A-Za-z_][A-Za-z0-9_]*)|\[(\*|[A-Za-z0-9][A-Za-z0-9._-]*)\]")
 

@@ -20,13 +20,13 @@ from experiments.sweep.fields import CombinationError, Part, assign
 from experiments.sweep.specification import Assignments, SweepSpec
 from experiments.workloads import random_workload
 from muxtune.cluster import ClusterSpec, load_cluster
-from muxtune.errors import SpecError, UserError, naming, spec_error_from, unknown_name
 from muxtune.model import Dtype, ModelSpec, load_model_spec
-from muxtune.planning.options import PlanOptions
+from muxtune.planning.decisions.options import PlanOptions
 from muxtune.policies import POLICIES
-from muxtune.registry import PluginError
-from muxtune.user_files import is_folder
-from muxtune.workload import Workload, load_workload, workload_from
+from muxtune.support.errors import SpecError, UserError, naming, spec_error_from, unknown_name
+from muxtune.support.registry import PluginError
+from muxtune.support.user_files import is_folder
+from muxtune.tasks.workload import Workload, load_workload, workload_from
 
 T = TypeVar("T")
 

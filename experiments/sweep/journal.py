@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from experiments.sweep.execution import Outcome
-from muxtune.errors import UserError
-from muxtune.files import OutputError, written_file
+from muxtune.support.errors import UserError
+from muxtune.support.files import OutputError, written_file
 
 Finished = dict[str, Outcome]
 """Outcomes by the digest of their point."""

@@ -12,9 +12,9 @@ from pathlib import Path
 from experiments.sweep.fields import CombinationError
 from experiments.sweep.inputs import InputReader, PointInputs
 from experiments.sweep.specification import Assignments, SweepSpec
-from muxtune.dataset import with_digest
-from muxtune.errors import SpecError
-from muxtune.workload import DatasetSpec
+from muxtune.support.errors import SpecError
+from muxtune.tasks.dataset import with_digest
+from muxtune.tasks.workload import DatasetSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,10 +18,10 @@ from pydantic import BaseModel
 
 from experiments.sweep.journal import Finished
 from experiments.sweep.points import Point
-from muxtune.errors import UserError
-from muxtune.files import write_atomically
-from muxtune.plan import Predicted
-from muxtune.user_files import check_regular
+from muxtune.plan.plan import Predicted
+from muxtune.support.errors import UserError
+from muxtune.support.files import write_atomically
+from muxtune.support.user_files import check_regular
 
 _DIGEST = "point_digest"
 _TEXT, _INTEGER, _NUMBER = pa.string(), pa.int64(), pa.float64()

@@ -20,7 +20,7 @@ from experiments.sweep.points import Point, build_points
 from experiments.sweep.rows import load_finished, save_rows
 from experiments.sweep.specification import load_sweep
 from experiments.sweep.summary import SweepSummary, summarize
-from muxtune.errors import SpecError, UserError
+from muxtune.support.errors import SpecError, UserError
 
 BATCH_POINTS = 8
 """Points that are handed to a process at once, at most; they share a planning problem."""

@@ -16,8 +16,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from experiments.sweep.fields import Part, Selector, parse_field
-from muxtune.errors import SpecError, naming, spec_error_from
-from muxtune.yaml_file import load_yaml
+from muxtune.support.errors import SpecError, naming, spec_error_from
+from muxtune.support.yaml_file import load_yaml
 
 ROOTS = ("workload", "model", "cluster", "policy", "options")
 """First parts of all fields."""

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from experiments.sweep.journal import Finished
 from experiments.sweep.points import Point
-from muxtune.tables import format_table
+from muxtune.support.tables import format_table
 
 SHOWN_REASONS = 5
 

@@ -17,9 +17,9 @@ from typing import Annotated, NoReturn
 import typer
 
 from muxtune.cli import catalog, compare, costs_commands, demo, planning, profile, running, sweep
-from muxtune.errors import MuxTuneError, UserError
-from muxtune.printable import one_line
-from muxtune.processes import end_process, keep_current_directory_out, under_torchrun
+from muxtune.support.errors import MuxTuneError, UserError
+from muxtune.support.printable import one_line
+from muxtune.support.processes import end_process, keep_current_directory_out, under_torchrun
 
 app = typer.Typer(
     name="muxtune",

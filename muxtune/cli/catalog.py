@@ -8,8 +8,8 @@ from muxtune.cli.options import JsonFlag
 from muxtune.cli.output import emit
 from muxtune.cluster import ClusterSpec, cluster_names, load_cluster
 from muxtune.model import PRESETS, ModelSpec
-from muxtune.printable import one_line, printable
-from muxtune.tables import format_table, show_bytes
+from muxtune.support.printable import one_line, printable
+from muxtune.support.tables import format_table, show_bytes
 
 _MILLION, _BILLION = 10**6, 10**9
 

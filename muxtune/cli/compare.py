@@ -11,7 +11,7 @@ from muxtune.cli.costs import find_costs
 from muxtune.cli.inputs import load_inputs
 from muxtune.cli.options import DEFAULT_CLUSTER, ClusterName, JsonFlag, ModelName, ProfilePath, WorkloadPath
 from muxtune.cli.output import check_writable, emit, stdout_kept_clean
-from muxtune.errors import SpecError
+from muxtune.support.errors import SpecError
 
 _NOT_COMPARED = {"exhaustive"}
 """Left out unless it is asked for: it proves what others find, and takes its time."""
@@ -39,7 +39,7 @@ def compare(
     as_json: JsonFlag = False,
 ) -> None:
     """Plan a workload under every policy; one table, and one picture."""
-    from muxtune.planning.problem import PlanningProblem
+    from muxtune.planning.problem.problem import PlanningProblem
     from muxtune.policies import POLICIES
 
     if measure and out is None:

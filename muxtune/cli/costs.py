@@ -11,7 +11,6 @@ from pathlib import Path
 
 import typer
 
-from muxtune.cache import cache_folder
 from muxtune.cli.output import stdout_kept_clean
 from muxtune.cluster import ClusterSpec
 from muxtune.costs.analytic import AnalyticCosts
@@ -21,13 +20,14 @@ from muxtune.costs.collectives import interconnect_of
 from muxtune.costs.devices import device_names
 from muxtune.costs.profile import PROFILE_FORMAT, load_profile
 from muxtune.costs.profiled import ProfiledCosts
-from muxtune.dataset import load_task_data
-from muxtune.errors import SpecError
-from muxtune.files import file_name
-from muxtune.machine import package_version, processor_name, usable_cores
 from muxtune.model import ModelSpec
-from muxtune.printable import one_line
-from muxtune.workload import Workload
+from muxtune.support.cache import cache_folder
+from muxtune.support.errors import SpecError
+from muxtune.support.files import file_name
+from muxtune.support.machine import package_version, processor_name, usable_cores
+from muxtune.support.printable import one_line
+from muxtune.tasks.dataset import load_task_data
+from muxtune.tasks.workload import Workload
 
 
 def find_costs(profile: Path | None, workload: Workload, model: ModelSpec, cluster: ClusterSpec) -> CostModel:

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from muxtune.cli.options import JsonFlag
 from muxtune.cli.output import check_writable, emit
-from muxtune.errors import SpecError
+from muxtune.support.errors import SpecError
 
 _PIPE_COLUMNS = 140
 """Of the tables where the output is no terminal."""
@@ -57,7 +57,7 @@ def gemm(
     if not out.absolute().parent.is_dir():
         raise SpecError("--out", str(out), "a file in a folder that exists")
     from muxtune.costs.gemm_table import predict_gemm_table
-    from muxtune.frames import check_suffix
+    from muxtune.support.user_tables import check_suffix
 
     check_suffix(out, "--out")
     done = predict_gemm_table(shapes, out, device=device, table=table)
@@ -95,8 +95,8 @@ def report(
 ) -> None:
     """Show where the shipped costs come from, how well they fit, and their errors on measurements."""
     check_writable(out, "--out", folder=True)
-    from experiments.costs_report import report_costs
-    from experiments.costs_tables import render_report
+    from experiments.costs.report import report_costs
+    from experiments.costs.tables import render_report
 
     found = report_costs(table or (), out)
     width = shutil.get_terminal_size((_PIPE_COLUMNS, 0)).columns

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from muxtune.cluster import ClusterSpec, load_cluster
-from muxtune.errors import SpecError
 from muxtune.model import ModelSpec, is_pickled, load_model_spec, weight_files
-from muxtune.workload import Workload, load_workload
+from muxtune.support.errors import SpecError
+from muxtune.tasks.workload import Workload, load_workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +49,6 @@ def _check_weights(spec: ModelSpec) -> None:
     if not files:
         warnings.warn(f"{spec.source} has no weights: it can be planned, not run", stacklevel=3)
     elif is_pickled(files):
-        from runtime.backbone import check_pickled  # only torch reads its own files
+        from runtime.backbone.stage import check_pickled  # only torch reads its own files
 
         check_pickled(spec)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from muxtune.errors import SpecError
-from muxtune.files import descriptor_moved, written_file
-from muxtune.printable import printable
+from muxtune.support.errors import SpecError
+from muxtune.support.files import descriptor_moved, written_file
+from muxtune.support.printable import printable
 
 _STDOUT, _STDERR = 1, 2
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from muxtune.alignment import Alignment
+from muxtune.batches.layout import Alignment
 from muxtune.cli.costs import find_costs, kept_profile
 from muxtune.cli.inputs import load_inputs
 from muxtune.cli.options import (
@@ -23,12 +23,12 @@ from muxtune.cli.options import (
 )
 from muxtune.cli.output import check_writable, emit, planning_bar, stdout_kept_clean
 from muxtune.cli.summary import explanation_table, plan_summary, predicted_table
-from muxtune.errors import SpecError
 from muxtune.orchestration import Mode
-from muxtune.plan import Plan
-from muxtune.plan_file import load_plan, save_plan
-from muxtune.printable import printable
-from muxtune.schedule import Template
+from muxtune.plan.file import load_plan, save_plan
+from muxtune.plan.plan import Plan
+from muxtune.schedule.actions import Template
+from muxtune.support.errors import SpecError
+from muxtune.support.printable import printable
 
 
 def _print_schema(wanted: bool) -> None:
@@ -81,8 +81,8 @@ def plan(  # noqa: PLR0913, PLR0917  # an argument per option
     as_json: JsonFlag = False,
 ) -> None:
     """Search the best plan of a policy for a workload."""
-    from muxtune.planning.options import Part, PlanOptions
-    from muxtune.planning.problem import PlanningProblem
+    from muxtune.planning.decisions.options import Part, PlanOptions
+    from muxtune.planning.problem.problem import PlanningProblem
     from muxtune.policies import POLICIES, explain_muxtune
 
     check_writable(out, "--out")

@@ -8,13 +8,13 @@ from typing import Annotated, Literal
 import typer
 from pydantic import BaseModel
 
-from muxtune.attention import DEFAULT_ATTENTION, AttentionContest
 from muxtune.cli.options import JsonFlag
 from muxtune.cli.output import check_writable, emit, stdout_kept_clean
 from muxtune.costs.measurements import MeasurementsProvenance
 from muxtune.costs.profile import Profile, Provenance
+from muxtune.graph.attention_backends import DEFAULT_ATTENTION, AttentionContest
 from muxtune.model import Dtype, load_model_spec
-from muxtune.tables import format_table, show_percent, show_seconds
+from muxtune.support.tables import format_table, show_percent, show_seconds
 
 profile_app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 _import_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from muxtune.dataset import load_task_data
-from muxtune.plan import HTask, Plan, Predicted
-from muxtune.planning.explain import Explanation
-from muxtune.planning.footprint import plan_memory
-from muxtune.tables import format_table, show_bytes, show_difference, show_percent, show_rate, show_seconds
-from muxtune.tokenizer import load_tokenizer
+from muxtune.plan.plan import HTask, Plan, Predicted
+from muxtune.planning.exact.bytes import plan_memory
+from muxtune.planning.search.explain import Explanation
+from muxtune.support.tables import (
+    format_table,
+    show_bytes,
+    show_difference,
+    show_percent,
+    show_rate,
+    show_seconds,
+)
+from muxtune.tasks.dataset import load_task_data
+from muxtune.tasks.tokenizer import load_tokenizer
 
 
 def plan_summary(plan: Plan) -> str:

@@ -15,8 +15,8 @@ from muxtune.cli.output import check_writable, emit, stdout_kept_clean
 from muxtune.cluster import ClusterSpec
 from muxtune.costs.base import CostModel
 from muxtune.model import ModelSpec
-from muxtune.user_files import read_user_bytes
-from muxtune.workload import Workload
+from muxtune.support.user_files import read_user_bytes
+from muxtune.tasks.workload import Workload
 
 
 @dataclass(frozen=True, slots=True)

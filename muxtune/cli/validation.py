@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from muxtune.tables import format_table, show_bytes, show_difference, show_rate, show_seconds
+from muxtune.support.tables import format_table, show_bytes, show_difference, show_rate, show_seconds
 
 if TYPE_CHECKING:
     from muxtune.validation import (

@@ -15,7 +15,7 @@ from math import ceil
 from typing import NamedTuple
 
 from muxtune.costs.gpu import Gpu
-from muxtune.operators import Phase
+from muxtune.graph.operators import Phase
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,6 @@
 """Operators on a GPU that is not at hand: the calibrated models of a device, put together.
 
-What an operator of :data:`muxtune.operators.OPERATOR_DIMS` runs on a GPU, and which model prices it:
+What an operator of :data:`muxtune.graph.operators.OPERATOR_DIMS` runs on a GPU, and which model prices it:
 
 linear      one product; the backward is the input's gradient, a product with the two widths exchanged
 lora        one task's pair in the grouped kernels (or as torch operations), see :mod:`muxtune.costs.adapters`
@@ -46,12 +46,12 @@ from muxtune.costs.collectives import Interconnect
 from muxtune.costs.gpu import load_gpu
 from muxtune.costs.links import AS_GIVEN
 from muxtune.costs.pointwise import PointwiseKind
-from muxtune.errors import SpecError
 from muxtune.graph.layer import Launching
+from muxtune.graph.operators import Operator, Phase
 from muxtune.model import DTYPE_BYTES, ModelSpec
-from muxtune.operators import Operator, Phase
 from muxtune.placement import Route
-from muxtune.plan import CostsRef
+from muxtune.plan.plan import CostsRef
+from muxtune.support.errors import SpecError
 
 AdapterKernels = Literal["grouped", "torch"]
 

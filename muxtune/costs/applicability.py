@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from muxtune.cluster import LOOPBACK, ClusterSpec
 from muxtune.costs.devices import device_names
 from muxtune.costs.profile import Profile
-from muxtune.errors import SpecError
-from muxtune.machine import package_version, processor_name, usable_cores
+from muxtune.support.errors import SpecError
+from muxtune.support.machine import package_version, processor_name, usable_cores
 
 KERNELS_VARIABLE = "MUXTUNE_KERNELS"
 """Which kernels operators run in; a profile's setting ``kernels`` has its value."""

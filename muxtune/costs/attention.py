@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from muxtune.costs.pointwise import PointwiseCoefficients, stream_seconds
-from muxtune.errors import unknown_name
-from muxtune.operators import Phase
+from muxtune.graph.operators import Phase
+from muxtune.support.errors import unknown_name
 
 Array = NDArray[np.float64]
 

@@ -30,8 +30,8 @@ from muxtune.costs.links import (
 )
 from muxtune.costs.measured_links import link_from_profile
 from muxtune.costs.profile import Profile
-from muxtune.errors import SpecError
 from muxtune.placement import Route, route_among
+from muxtune.support.errors import SpecError
 
 FloatArray = NDArray[np.float64]
 Bytes = TypeVar("Bytes", float, FloatArray)

@@ -17,12 +17,12 @@ from muxtune.graph import (
     stage_parts,
     step_graph,
 )
+from muxtune.graph.microbatch_work import MicrobatchWork
+from muxtune.graph.operators import Operator, Phase
 from muxtune.graph.stage import Part
 from muxtune.model import ModelSpec
-from muxtune.operators import Operator, Phase
 from muxtune.placement import Route
-from muxtune.work import MicrobatchWork
-from muxtune.workload import LoraSpec
+from muxtune.tasks.workload import LoraSpec
 
 __all__ = [
     "ActionPrices",

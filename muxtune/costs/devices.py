@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from muxtune.errors import unknown_name
+from muxtune.support.errors import unknown_name
 
 T = TypeVar("T", bound=BaseModel)
 

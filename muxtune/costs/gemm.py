@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from muxtune.costs.devices import FitRecord, load_part
-from muxtune.errors import SpecError
+from muxtune.support.errors import SpecError
 
 # S shapes, C candidates (tiles x splits), tile by tile
 Floats = NDArray[np.float64]

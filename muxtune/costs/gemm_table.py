@@ -9,7 +9,7 @@ from typing import Literal
 from muxtune.costs.gemm import gemm_seconds, load_gemm
 from muxtune.costs.measured_gemm import MeasuredGemm
 from muxtune.costs.measurements import load_gemm_measurements
-from muxtune.frames import read_frame, write_frame
+from muxtune.support.user_tables import read_frame, write_frame
 
 __all__ = ["GemmPrediction", "predict_gemm_table"]
 

@@ -16,8 +16,8 @@ from muxtune.costs.pointwise import (
     pointwise_seconds,
     stream_seconds,
 )
-from muxtune.errors import unknown_name
-from muxtune.operators import Phase
+from muxtune.graph.operators import Phase
+from muxtune.support.errors import unknown_name
 
 
 class Peaks(NamedTuple):

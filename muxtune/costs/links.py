@@ -21,8 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from muxtune.cluster import LinkSpec
 from muxtune.costs.devices import FitRecord
-from muxtune.errors import UserError
 from muxtune.placement import Route
+from muxtune.support.errors import UserError
 
 Algorithm = Literal["direct", "tree", "ring"]
 

@@ -16,8 +16,8 @@ from muxtune.costs.links import (
     link_from_spec,
 )
 from muxtune.costs.profile import Measurement, Profile
-from muxtune.errors import UserError
-from muxtune.operators import OPERATOR_DIMS
+from muxtune.graph.operators import OPERATOR_DIMS
+from muxtune.support.errors import UserError
 
 _MOST_BYTES_PER_S = 1e15
 """Where the measured sizes are too small or too few to show a rate; the basis says so."""

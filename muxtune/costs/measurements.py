@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from muxtune.errors import SpecError
-from muxtune.files import write_atomically
-from muxtune.frames import LARGEST_EXACT, UserFrame, read_frame
+from muxtune.support.errors import SpecError
+from muxtune.support.files import write_atomically
+from muxtune.support.user_tables import LARGEST_EXACT, UserFrame, read_frame
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from muxtune.costs.devices import FitRecord, load_part
-from muxtune.operators import Phase
+from muxtune.graph.operators import Phase
 
 Array = NDArray[np.float64]
 PointwiseKind = Literal["add", "gelu", "gather", "rope", "rms_norm", "layer_norm", "silu_gate"]

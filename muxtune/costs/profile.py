@@ -11,13 +11,13 @@ from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from muxtune.attention import DEFAULT_ATTENTION, AttentionContest, AttentionName
-from muxtune.errors import UserError, spec_error_from
-from muxtune.files import write_atomically
+from muxtune.graph.attention_backends import DEFAULT_ATTENTION, AttentionContest, AttentionName
+from muxtune.graph.operators import OPERATOR_DIMS, PHASES, Operator, Phase, dimensions
 from muxtune.model import ModelSpec
-from muxtune.operators import OPERATOR_DIMS, PHASES, Operator, Phase, dimensions
-from muxtune.plan import MOST_SECONDS, CostsRef
-from muxtune.user_files import check_regular
+from muxtune.plan.plan import MOST_SECONDS, CostsRef
+from muxtune.support.errors import UserError, spec_error_from
+from muxtune.support.files import write_atomically
+from muxtune.support.user_files import check_regular
 
 PROFILE_FORMAT = 1
 """Raised when kinds of operators, the grid or the meaning of a number change; the machine is then measured

@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from muxtune.attention import AttentionName
 from muxtune.costs.base import CostModel
 from muxtune.costs.interpolation import RatioTable
 from muxtune.costs.overhead import ActionOverhead, StageSum, fit_overhead, sum_stages
 from muxtune.costs.profile import Profile, describe_dims
 from muxtune.costs.roofline import RooflineCosts, fit_coefficients
-from muxtune.errors import UserError
+from muxtune.graph.attention_backends import AttentionName
+from muxtune.graph.operators import COLLECTIVE_KINDS, LINK_KINDS, PHASES, Operator, Phase
 from muxtune.model import ModelSpec
-from muxtune.operators import COLLECTIVE_KINDS, LINK_KINDS, PHASES, Operator, Phase
-from muxtune.plan import CostsRef
+from muxtune.plan.plan import CostsRef
+from muxtune.support.errors import UserError
 
 
 class ExtrapolationWarning(UserWarning):

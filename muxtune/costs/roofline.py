@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muxtune.costs.base import CostModel
+from muxtune.costs.operator_work import operator_work
 from muxtune.costs.profile import Profile
-from muxtune.costs.work import operator_work
-from muxtune.errors import UserError
+from muxtune.graph.operators import LINK_KINDS, Operator, Phase
 from muxtune.model import ModelSpec
-from muxtune.operators import LINK_KINDS, Operator, Phase
-from muxtune.plan import CostsRef
+from muxtune.plan.plan import CostsRef
+from muxtune.support.errors import UserError
 
 Array = NDArray[np.float64]
 

@@ -10,7 +10,7 @@ from importlib.resources import files
 import numpy as np
 from numpy.typing import NDArray
 
-from muxtune.errors import SpecError
+from muxtune.support.errors import SpecError
 
 __all__ = ["LengthHistogram", "load_length_histogram"]
 

@@ -22,11 +22,11 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
+from muxtune.graph.microbatch_work import MicrobatchWork
 from muxtune.graph.nodes import Node, operator
+from muxtune.graph.operators import Phase
 from muxtune.graph.peft import Attachment, BaseOp, attachments, base_ops
 from muxtune.model import ModelSpec
-from muxtune.operators import Phase
-from muxtune.work import MicrobatchWork
 
 Launching = Literal["grouped", "separate"]
 """Adapters of several tasks at one base op: one node, or one node for each."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Generic, Literal, Protocol, Self, TypeVar
 
-from muxtune.operators import COLLECTIVE_KINDS, Operator
+from muxtune.graph.operators import COLLECTIVE_KINDS, Operator
 
 Stream = Literal["compute", "communication"]
 

@@ -16,9 +16,9 @@ from functools import lru_cache
 from typing import Literal
 
 from muxtune.graph.nodes import operator
+from muxtune.graph.operators import Operator
 from muxtune.model import ModelSpec
-from muxtune.operators import Operator
-from muxtune.workload import LoraSpec
+from muxtune.tasks.workload import LoraSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Literal
 
 from muxtune.graph.layer import Launching, layer_graph
+from muxtune.graph.microbatch_work import MicrobatchWork
 from muxtune.graph.nodes import Node, Role, StageGraph
+from muxtune.graph.operators import Operator, Phase
 from muxtune.model import DTYPE_BYTES, ModelSpec
-from muxtune.operators import Operator, Phase
-from muxtune.work import MicrobatchWork
 
 Part = Literal["feed", "receive", "embedding", "layer", "first layer", "head", "send"]
 """``first layer`` is the backward of the first layer of all; in the forward it is a layer like all others."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from muxtune.graph.nodes import Node, StageGraph
+from muxtune.graph.operators import Operator
 from muxtune.graph.peft import attachments
 from muxtune.model import DTYPE_BYTES, ModelSpec
-from muxtune.operators import Operator
 from muxtune.placement import Route
-from muxtune.workload import LoraSpec
+from muxtune.tasks.workload import LoraSpec
 
 
 def step_graph(

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Protocol, Self
 
 from muxtune.graph.nodes import Node, StageGraph, TimedNode
-from muxtune.operators import FWD_ONLY, Operator, Phase
+from muxtune.graph.operators import FWD_ONLY, Operator, Phase
 
 
 class Prices(Protocol):

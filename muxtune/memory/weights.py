@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from muxtune.alignment import row_slots
-from muxtune.errors import SpecError
+from muxtune.batches.layout import row_slots
 from muxtune.model import LinearSpec, ModelSpec
-from muxtune.workload import LoraSpec
+from muxtune.support.errors import SpecError
+from muxtune.tasks.workload import LoraSpec
 
 FLOAT32_BYTES = 4
 

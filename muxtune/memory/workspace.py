@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 from muxtune.costs.compose import MicrobatchWork
-from muxtune.memory.kept import (
+from muxtune.memory.saved_activations import (
     adapted_inputs,
     attention_rows,
     dropping_tokens,

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from muxtune.errors import SpecError
 from muxtune.model.spec import Family
+from muxtune.support.errors import SpecError
 
 Fields = Mapping[str, Any]
 """Of a configuration."""

@@ -18,12 +18,12 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from muxtune.cache import cache_folder
-from muxtune.errors import SpecError
-from muxtune.files import write_text_atomically
 from muxtune.model.config_keys import deciding
 from muxtune.model.spec import ModelSpec
 from muxtune.model.stored import weight_files
+from muxtune.support.cache import cache_folder
+from muxtune.support.errors import SpecError
+from muxtune.support.files import write_text_atomically
 
 _LOG = logging.getLogger(__name__)
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from muxtune.errors import SpecError, spec_error_from
 from muxtune.model.config_keys import (
     Fields,
     check_aliases,
@@ -20,6 +19,7 @@ from muxtune.model.config_keys import (
 )
 from muxtune.model.spec import Dtype, ModelSpec
 from muxtune.model.stored import check_stored
+from muxtune.support.errors import SpecError, spec_error_from
 
 
 def spec_from_hf(folder: Path, dtype: Dtype = "float32") -> ModelSpec:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from muxtune.errors import unknown_name
 from muxtune.model.hugging_face import spec_from_hf
 from muxtune.model.presets import PRESETS
 from muxtune.model.spec import Dtype, ModelSpec
-from muxtune.user_files import expand_user, is_folder
+from muxtune.support.errors import unknown_name
+from muxtune.support.user_files import expand_user, is_folder
 
 
 def load_model_spec(name_or_dir: str, dtype: Dtype | None = None) -> ModelSpec:

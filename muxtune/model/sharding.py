@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from muxtune.errors import SpecError
 from muxtune.model.spec import ModelSpec
+from muxtune.support.errors import SpecError
 
 
 def sharding_obstacle(spec: ModelSpec, tp: int) -> str | None:

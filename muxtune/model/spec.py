@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from muxtune.errors import SpecError
+from muxtune.support.errors import SpecError
 
 Dtype = Literal["float32", "float64", "bfloat16"]
 Family = Literal["llama", "gpt2", "opt"]

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from muxtune.errors import SpecError
 from muxtune.model.parameters import EMBEDDING, HEAD, Shape, base_prefix, parameter_shapes
 from muxtune.model.spec import Family, ModelSpec
+from muxtune.support.errors import SpecError
 
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 

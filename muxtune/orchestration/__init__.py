@@ -11,12 +11,12 @@ from muxtune.orchestration.clock import (
     replay_clock,
     schedule_clock,
 )
-from muxtune.orchestration.launches import LaunchGraph
 from muxtune.orchestration.list_schedule import launch_graph
 from muxtune.orchestration.orders import LaunchOrder, check_order, decode_turns, encode_turns
 from muxtune.orchestration.segments import Segment, clock_segments, collectives, left_of
 from muxtune.orchestration.streams import Barrier
 from muxtune.orchestration.subgraphs import Cut, Sort, Subgraph, cut
+from muxtune.orchestration.timed_subgraphs import LaunchGraph
 
 __all__ = [
     "MODES",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from muxtune.graph import Launching, StageGraph, stage_graph
+from muxtune.graph.microbatch_work import MicrobatchWork
 from muxtune.graph.nodes import Node, TimedNode
+from muxtune.graph.operators import Phase
 from muxtune.model import ModelSpec
-from muxtune.operators import Phase
 from muxtune.orchestration.subgraphs import Cut, cut
-from muxtune.work import MicrobatchWork
-from muxtune.workload import LoraSpec
+from muxtune.tasks.workload import LoraSpec
 
 
 def action_cut(

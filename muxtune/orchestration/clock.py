@@ -8,11 +8,11 @@ from functools import cached_property
 from typing import Literal, get_args
 
 from muxtune.graph.nodes import Stream
-from muxtune.orchestration.launches import Clock, LaunchGraph
 from muxtune.orchestration.list_schedule import list_schedules
 from muxtune.orchestration.orders import LaunchOrder, in_turns, items_of, one_after_another, turns_of
 from muxtune.orchestration.streams import Barrier, Played, contended, play
 from muxtune.orchestration.subgraphs import COMMUNICATION, COMPUTE
+from muxtune.orchestration.timed_subgraphs import Clock, LaunchGraph
 
 Mode = Literal["sequential", "intra", "round-robin", "interleaved"]
 """How the hTasks of a clock share a stage.

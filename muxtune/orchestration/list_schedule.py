@@ -8,8 +8,8 @@ from heapq import heappop, heappush
 from math import inf
 
 from muxtune.graph import Launching, StageGraph, TimedNode
-from muxtune.orchestration.launches import Clock, LaunchGraph
 from muxtune.orchestration.subgraphs import COMMUNICATION, COMPUTE, cut
+from muxtune.orchestration.timed_subgraphs import Clock, LaunchGraph
 
 RULES: tuple[Callable[[LaunchGraph], Sequence[float]], ...] = (
     lambda graph: graph.communication_share,

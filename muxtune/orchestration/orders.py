@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 
-from muxtune.errors import SpecError
-from muxtune.orchestration.launches import Clock, LaunchGraph
 from muxtune.orchestration.streams import Barrier
 from muxtune.orchestration.subgraphs import COMMUNICATION, COMPUTE, Cut
+from muxtune.orchestration.timed_subgraphs import Clock, LaunchGraph
+from muxtune.support.errors import SpecError
 
 Turn = tuple[int, int]
 """An hTask by its position in the clock, and which of its subgraphs on that stream."""

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from muxtune.orchestration.launches import Clock
+from muxtune.orchestration.timed_subgraphs import Clock
 
 Barrier = Literal["launch", "htask", "none"]
 """What ends on both streams before the next one begins: every launch, every hTask, or nothing."""

@@ -11,8 +11,8 @@ from muxtune.policies import (  # noqa: F401  # they register themselves
     switches,
 )
 from muxtune.policies.base import POLICIES, Policy
+from muxtune.policies.finalists import plan_problem, plan_workload
 from muxtune.policies.muxtune import explain_muxtune
-from muxtune.policies.search import plan_problem, plan_workload
 from muxtune.policies.shared import fixed_partition, refuse_partition
 
 __all__ = [

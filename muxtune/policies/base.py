@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from muxtune.planning.options import PlanOptions
-from muxtune.planning.problem import PlanningProblem
-from muxtune.planning.structure import PlanStructure
-from muxtune.registry import Registry
+from muxtune.planning.decisions.options import PlanOptions
+from muxtune.planning.decisions.structure import PlanStructure
+from muxtune.planning.problem.problem import PlanningProblem
+from muxtune.support.registry import Registry
 
 
 class Policy(Protocol):

@@ -5,21 +5,21 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from muxtune.errors import SpecError
-from muxtune.planning.limits import fitting
-from muxtune.planning.meshes import LEAST_WORK, candidate_meshes, layer_seconds, least_iteration_s
-from muxtune.planning.options import PlanOptions
-from muxtune.planning.partitions import (
+from muxtune.planning.decisions.options import PlanOptions
+from muxtune.planning.decisions.structure import PlanStructure
+from muxtune.planning.oracle.partitions import (
     Appraised,
     Appraiser,
     best_of_all,
     set_partitions,
     task_appraiser,
 )
-from muxtune.planning.pipeline import in_order
-from muxtune.planning.problem import PlanningProblem
-from muxtune.planning.structure import PlanStructure
+from muxtune.planning.problem.memory_limit import fitting
+from muxtune.planning.problem.meshes import LEAST_WORK, candidate_meshes, layer_seconds, least_iteration_s
+from muxtune.planning.problem.pipeline import in_order
+from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.policies.base import POLICIES
+from muxtune.support.errors import SpecError
 
 MOST_TASKS = 9
 """21147 partitions; 10 tasks would have 115975."""

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from muxtune.plan import Orchestration
-from muxtune.planning.meshes import on_every_mesh
-from muxtune.planning.options import PlanOptions
-from muxtune.planning.pipeline import in_order
-from muxtune.planning.problem import PlanningProblem
-from muxtune.planning.structure import PlanStructure
+from muxtune.plan.plan import Orchestration
+from muxtune.planning.decisions.options import PlanOptions
+from muxtune.planning.decisions.structure import PlanStructure
+from muxtune.planning.problem.meshes import on_every_mesh
+from muxtune.planning.problem.pipeline import in_order
+from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.policies.base import POLICIES
 from muxtune.policies.instances import task_instances
 from muxtune.policies.shared import refuse_partition

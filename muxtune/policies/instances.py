@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from muxtune.planning.meshes import on_every_mesh
-from muxtune.planning.options import PlanOptions
-from muxtune.planning.pipeline import aligned_groups, in_order
-from muxtune.planning.problem import PlanningProblem
-from muxtune.planning.structure import HTaskChoice, Mesh, PlanStructure
+from muxtune.planning.decisions.options import PlanOptions
+from muxtune.planning.decisions.structure import HTaskChoice, Mesh, PlanStructure
+from muxtune.planning.problem.meshes import on_every_mesh
+from muxtune.planning.problem.pipeline import aligned_groups, in_order
+from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.policies.base import POLICIES
 from muxtune.policies.shared import refuse_partition
 

@@ -20,18 +20,18 @@ from functools import lru_cache
 
 import numpy as np
 
-from muxtune.alignment import HTaskShape
-from muxtune.dealing import largest_stream
-from muxtune.errors import SpecError
-from muxtune.planning.meshes import on_every_mesh
-from muxtune.planning.options import PlanOptions
-from muxtune.planning.pipeline import in_order
-from muxtune.planning.problem import PlanningProblem
-from muxtune.planning.stages import choose_mesh
-from muxtune.planning.structure import HTaskChoice, PlanStructure
+from muxtune.batches.dealing import largest_stream
+from muxtune.batches.layout import HTaskShape
+from muxtune.batches.shapes import phase_tokens, phases
+from muxtune.planning.decisions.options import PlanOptions
+from muxtune.planning.decisions.structure import HTaskChoice, PlanStructure
+from muxtune.planning.problem.meshes import on_every_mesh
+from muxtune.planning.problem.pipeline import in_order
+from muxtune.planning.problem.problem import PlanningProblem
+from muxtune.planning.problem.stages import choose_mesh
 from muxtune.policies.base import POLICIES
 from muxtune.policies.shared import refuse_partition
-from muxtune.shapes import phase_tokens, phases
+from muxtune.support.errors import SpecError
 
 CAPACITIES = 6
 """Token capacities tried: the smallest power of two that no micro-batch needs more than, and its halves."""

@@ -14,14 +14,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from muxtune.errors import SpecError
-from muxtune.planning.meshes import on_every_mesh
-from muxtune.planning.options import PlanOptions
-from muxtune.planning.pipeline import aligned_groups
-from muxtune.planning.problem import PlanningProblem
-from muxtune.planning.structure import PlanStructure
+from muxtune.planning.decisions.options import PlanOptions
+from muxtune.planning.decisions.structure import PlanStructure
+from muxtune.planning.problem.meshes import on_every_mesh
+from muxtune.planning.problem.pipeline import aligned_groups
+from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.policies.base import POLICIES
 from muxtune.policies.shared import refuse_partition
+from muxtune.support.errors import SpecError
 
 
 @POLICIES.register("mlora")

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from muxtune.errors import SpecError
-from muxtune.planning.explain import Explanation, explain_search
-from muxtune.planning.options import PlanOptions, parse_partition
-from muxtune.planning.problem import PlanningProblem
-from muxtune.planning.search import search_structures
-from muxtune.planning.structure import PlanStructure
+from muxtune.planning.decisions.options import PlanOptions, parse_partition
+from muxtune.planning.decisions.structure import PlanStructure
+from muxtune.planning.problem.problem import PlanningProblem
+from muxtune.planning.search.explain import Explanation, explain_search
+from muxtune.planning.search.search import search_structures
 from muxtune.policies.base import POLICIES
 from muxtune.policies.shared import fixed_partition
 from muxtune.policies.switches import decided
+from muxtune.support.errors import SpecError
 
 
 @POLICIES.register("muxtune")

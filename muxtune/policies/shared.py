@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from muxtune.errors import SpecError
-from muxtune.planning.carrying import cut_variants, may_carry
-from muxtune.planning.meshes import on_every_mesh
-from muxtune.planning.options import PlanOptions
-from muxtune.planning.pipeline import aligned_groups, in_order, pipeline_candidates
-from muxtune.planning.problem import PlanningProblem
-from muxtune.planning.schedules import in_mode
-from muxtune.planning.structure import PlanStructure
+from muxtune.planning.decisions.options import PlanOptions
+from muxtune.planning.decisions.structure import PlanStructure
+from muxtune.planning.problem.carrying import cut_variants, may_carry
+from muxtune.planning.problem.meshes import on_every_mesh
+from muxtune.planning.problem.pipeline import aligned_groups, in_order, pipeline_candidates
+from muxtune.planning.problem.problem import PlanningProblem
+from muxtune.planning.problem.schedules import in_mode
 from muxtune.policies.base import POLICIES
+from muxtune.support.errors import SpecError
 
 
 @POLICIES.register("sl-peft")

@@ -20,11 +20,11 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import get_args
 
-from muxtune.errors import SpecError
-from muxtune.planning.options import Part, PlanOptions
-from muxtune.planning.problem import PlanningProblem
-from muxtune.planning.structure import PlanStructure
+from muxtune.planning.decisions.options import Part, PlanOptions
+from muxtune.planning.decisions.structure import PlanStructure
+from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.policies.base import POLICIES
+from muxtune.support.errors import SpecError
 
 _SWITCHED = "muxtune"
 """The policy that has switches."""

@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from muxtune.tables import show_seconds
+from muxtune.support.tables import show_seconds
 from muxtune.validation.classes import class_works
 from muxtune.validation.measured import ClockClass, MeasuredRun, class_of
 from muxtune.validation.replay import (

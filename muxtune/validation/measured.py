@@ -12,11 +12,11 @@ from functools import cached_property
 from statistics import median
 from typing import NamedTuple
 
-from muxtune.errors import UserError
-from muxtune.plan import Plan
-from muxtune.schedule import Action, Kind
-from muxtune.schedule_extension import extend_schedule
-from muxtune.trace import COMMUNICATION, Span
+from muxtune.plan.extension import extend_schedule
+from muxtune.plan.plan import Plan
+from muxtune.schedule.actions import Action, Kind
+from muxtune.schedule.trace import COMMUNICATION, Span
+from muxtune.support.errors import UserError
 from muxtune.validation.replay import (
     Clock,
     ClockTiming,

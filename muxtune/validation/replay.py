@@ -1,4 +1,4 @@
-"""The recurrence of :mod:`muxtune.timeline` with a duration for every single clock, not for its class.
+"""The recurrence of :mod:`muxtune.schedule.recurrence`, with a duration for every single clock.
 
     ready(s, i) = end(s, i - 1) + gap + lead
     start(s, i) = max(ready(s, i), end of the neighbour's clock + transfer) + sync
@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from muxtune.plan import Plan
-from muxtune.prediction import stage_times
-from muxtune.schedule import Action
+from muxtune.plan.plan import Plan
+from muxtune.plan.prediction import stage_times
+from muxtune.schedule.actions import Action
 
 Clock = tuple[Action, ...]
 """What a stage plays together; a STEP stands alone."""

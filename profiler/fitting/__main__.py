@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
-from muxtune.errors import UserError, unknown_name
+from muxtune.support.errors import UserError, unknown_name
 
 PARTS = {
     "collectives": "profiler.fitting.collectives",

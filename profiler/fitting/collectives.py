@@ -27,11 +27,11 @@ from muxtune.costs.links import (
     algorithm_load,
     algorithm_steps,
 )
-from muxtune.errors import SpecError
-from muxtune.files import write_text_atomically
-from muxtune.tables import format_table, show_percent
+from muxtune.support.errors import SpecError
+from muxtune.support.files import write_text_atomically
+from muxtune.support.tables import format_table, show_percent
+from profiler.fitting.alpha_beta import fit_lines
 from profiler.fitting.judgement import Array, judge, link_load, load_rows, rows_of
-from profiler.fitting.lines import fit_lines
 from profiler.fitting.link_sources import SOURCES, LinkSource, Series
 
 TABLE_SOURCE = (

@@ -9,7 +9,7 @@ import pandas as pd
 
 from muxtune.costs.devices import FitRecord
 from muxtune.costs.gemm import Floats, GemmCoefficients, gemm_seconds
-from muxtune.errors import SpecError, unknown_name
+from muxtune.support.errors import SpecError, unknown_name
 
 ROWS = 3000
 """Measurements that a fit looks at, evenly spread over the table; more change little but its duration."""

@@ -15,8 +15,8 @@ from typing import get_args
 import numpy as np
 import pandas as pd
 
-from muxtune.errors import UserError
-from muxtune.files import write_text_atomically
+from muxtune.support.errors import UserError
+from muxtune.support.files import write_text_atomically
 from profiler.fitting.gemm import COLUMNS, DEVICES, fit_gemm, leave_one_model_out
 from profiler.fitting.gemm_evaluation import Split, evaluation_table
 

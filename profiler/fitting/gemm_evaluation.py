@@ -13,7 +13,7 @@ import pandas as pd
 
 from muxtune.costs.gemm import gemm_seconds
 from muxtune.costs.measured_gemm import MeasuredGemm
-from muxtune.tables import format_table, show_percent
+from muxtune.support.tables import format_table, show_percent
 from profiler.fitting.gemm import ROWS, fit_gemm, rows_of, shape_columns
 
 Split = Literal["model", "k", "n"]

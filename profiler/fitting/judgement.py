@@ -28,7 +28,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from muxtune.costs.links import algorithm_load
-from muxtune.errors import SpecError, UserError
+from muxtune.support.errors import SpecError, UserError
 from profiler.fitting.link_sources import LinkSource, Series
 
 Array = NDArray[np.float64]

@@ -27,9 +27,9 @@ from scipy.optimize import least_squares
 
 from muxtune.costs.devices import FitRecord
 from muxtune.costs.pointwise import PointwiseCoefficients, PointwiseKind, pointwise_seconds
-from muxtune.errors import SpecError, UserError, unknown_name
-from muxtune.files import write_text_atomically
-from muxtune.tables import format_table, show_percent
+from muxtune.support.errors import SpecError, UserError, unknown_name
+from muxtune.support.files import write_text_atomically
+from muxtune.support.tables import format_table, show_percent
 
 Array = NDArray[np.float64]
 

@@ -12,7 +12,8 @@ masked     a dense mask over the whole stream: the reference of the others      
 
 Under each of them, sequences attend to nothing but themselves, grouped queries and rotary positions work,
 what belongs to no sequence comes out as zero, and sequences may go on from earlier micro-batches
-(:mod:`runtime.carry`). A NaN stays in its sequence under those that say so (``AttentionBackend.isolates``).
+(:mod:`runtime.attention.carried_kv`). A NaN stays in its sequence under those that say so
+(``AttentionBackend.isolates``).
 """
 
 from runtime.attention.backend import AttentionBackend, AttentionSite

@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from muxtune.alignment import Row
-from muxtune.attention import AttentionName
+from muxtune.batches.layout import Row
+from muxtune.graph.attention_backends import AttentionName
+from runtime.attention.carried_kv import CarriedPlaces
 from runtime.attention.rope import RopeTables
-from runtime.carry import CarriedPlaces
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from muxtune.attention import AttentionName
-from muxtune.errors import SpecError
+from muxtune.graph.attention_backends import AttentionName
 from muxtune.model import ModelSpec
+from muxtune.support.errors import SpecError
 from runtime.attention.backend import AttentionBackend, AttentionSite
 from runtime.attention.flex import FlexAttention
 from runtime.attention.grouped import GroupedAttention, LoopAttention

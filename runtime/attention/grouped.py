@@ -12,11 +12,11 @@ import torch.nn.functional as F  # noqa: N812  # torch's own abbreviation
 from numpy.typing import NDArray
 from torch import Tensor
 
-from muxtune.alignment import Row, group_by_length, group_carried_rows, row_slots
+from muxtune.batches.layout import Row, group_by_length, group_carried_rows, row_slots
 from runtime.attention.backend import AttentionBackend, AttentionSite, Placement, row_tokens
+from runtime.attention.carried_kv import CarriedPlaces
 from runtime.attention.rows import Bias, Placed, RowGroup, RowPlacement, build_layout, carried_source
-from runtime.carry import CarriedPlaces
-from runtime.copies import on_device
+from runtime.ops.to_device import on_device
 
 
 class _RowAttention(AttentionBackend):

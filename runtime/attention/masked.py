@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own abbreviation
 from torch import Tensor
 
-from muxtune.alignment import Row
+from muxtune.batches.layout import Row
 from runtime.attention.backend import AttentionBackend, AttentionSite, Placement
+from runtime.attention.carried_kv import CarriedPlaces
 from runtime.attention.stream import Stream, StreamPlacement, build_stream
-from runtime.carry import CarriedPlaces
 
 
 class MaskedAttention(AttentionBackend):

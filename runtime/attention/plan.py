@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from muxtune.alignment import MicrobatchLayout, Segment, sequence_rows
-from muxtune.attention import DEFAULT_ATTENTION, AttentionName
+from muxtune.batches.layout import MicrobatchLayout, Segment, sequence_rows
+from muxtune.graph.attention_backends import DEFAULT_ATTENTION, AttentionName
 from runtime.attention.backend import Placement
 from runtime.attention.backends import BACKENDS
+from runtime.attention.carried_kv import CarriedKv, CarriedPlaces
 from runtime.attention.rope import RopeTables
-from runtime.carry import CarriedKv, CarriedPlaces
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from muxtune.alignment import Row
+from muxtune.batches.layout import Row
 from runtime.attention.backend import Placement, row_tokens, side_by_side
+from runtime.attention.carried_kv import CarriedPlaces, leaving_rows
 from runtime.attention.rope import RopeTables, rotate_
-from runtime.autograd import Context
-from runtime.carry import CarriedPlaces, leaving_rows
-from runtime.copies import on_device
+from runtime.ops.autograd import Context
+from runtime.ops.to_device import on_device
 
 
 @dataclass(slots=True)

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from muxtune.alignment import Row
+from muxtune.batches.layout import Row
 from runtime.attention.backend import Placement, row_tokens
+from runtime.attention.carried_kv import CarriedPlaces, leaving_rows
 from runtime.attention.rope import RopeTables, rotated
-from runtime.carry import CarriedPlaces, leaving_rows
-from runtime.copies import on_device
+from runtime.ops.to_device import on_device
 
 
 @dataclass(frozen=True, slots=True)

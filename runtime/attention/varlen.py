@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from muxtune.alignment import Row
+from muxtune.batches.layout import Row
 from runtime.attention.backend import AttentionBackend, AttentionSite, Placement, row_tokens
+from runtime.attention.carried_kv import CarriedPlaces
 from runtime.attention.rows import Ends, Placed, RowGroup, RowPlacement, build_layout, carried_source
-from runtime.carry import CarriedPlaces
-from runtime.copies import on_device
+from runtime.ops.to_device import on_device
 
 _DTYPES = (torch.float16, torch.bfloat16)
 _WIDTH_MULTIPLE, _WIDEST = 8, 256

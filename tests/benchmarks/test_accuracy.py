@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.accuracy import class_errors, class_line
-from benchmarks.operator_classes import CLASSES
+from benchmarks.helpers.operator_classes import CLASSES
 
 NOTHING = dict.fromkeys(CLASSES, (0.0, 0.0))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.fusion_instances import cpu_costs
+from benchmarks.helpers.fusion_instances import cpu_costs
 from benchmarks.replicas import CASES, Pair, plan_pair, row
 from muxtune.model import PRESETS
 

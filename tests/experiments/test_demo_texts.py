@@ -9,7 +9,7 @@ import pytest
 
 from experiments.demo_texts import DEMO_DATASETS, write_demo_texts
 from muxtune.data.histograms import load_length_histogram
-from muxtune.errors import SpecError
+from muxtune.support.errors import SpecError
 
 EXAMPLES = 2000
 """Many, so that the mean of a heavy-tailed distribution settles (see the tolerance of the test on means)."""

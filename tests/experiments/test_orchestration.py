@@ -15,8 +15,8 @@ from experiments.orchestration import (
     ratio_rows,
     ratio_table,
 )
-from muxtune.errors import UserError
 from muxtune.orchestration import MODES, launch_graph, schedule_clock
+from muxtune.support.errors import UserError
 
 
 @pytest.fixture(scope="module")

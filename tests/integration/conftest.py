@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from muxtune.tables import format_table
+from muxtune.support.tables import format_table
 from tests.integration.parity import ParityBench
 from tests.integration.parity_tasks import TASKS
 from tests.integration.prepared import prepared_ranks

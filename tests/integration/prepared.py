@@ -2,7 +2,7 @@
 
 A rank spends four seconds of a core on importing torch, transformers and peft, and with the models of these
 tests less than that on its work. What a rank does, and how it is watched over, is the product's own code
-either way. How ranks start and end is tested with real ones (test_launch.py, test_run_faults.py).
+either way. How ranks start and end is tested with real ones (test_local.py, test_run_faults.py).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pytest
 
-import runtime.launch
-from runtime.rank import RunJob
+import runtime.launch.local
+from runtime.engine.rank import RunJob
 
 _RANK_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -68,8 +68,8 @@ class PreparedRank:
 
 
 def _be_rank(words: list[str], stdin: Connection, log: Path, before: Callable[[int], None] | None) -> None:
-    """Take the place of ``python -c "from runtime.rank import main; main()"``."""
-    from runtime.rank import main
+    """Take the place of ``python -c "from runtime.engine.rank import main; main()"``."""
+    from runtime.engine.rank import main
 
     sys.argv = ["-c", *words]
     os.dup2(stdin.fileno(), 0)
@@ -96,5 +96,5 @@ def prepared_ranks(before: Callable[[int], None] | None = None) -> Iterator[None
     with pytest.MonkeyPatch.context() as patch:
         for name, value in _RANK_ENVIRONMENT.items():
             patch.setenv(name, value)
-        patch.setattr(runtime.launch, "_start", partial(PreparedRank, before=before))
+        patch.setattr(runtime.launch.local, "_start", partial(PreparedRank, before=before))
         yield

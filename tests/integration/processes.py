@@ -15,7 +15,7 @@ def rank_pids(out_dir: Path) -> dict[int, int]:
             words = path.read_bytes().split(b"\0")
         except OSError:  # it has just ended
             continue
-        if len(words) > 5 and b"runtime.rank" in words[2] and str(out_dir).encode() in words[3]:
+        if len(words) > 5 and b"runtime.engine.rank" in words[2] and str(out_dir).encode() in words[3]:
             pids[int(words[4])] = int(path.parent.name)
     return pids
 

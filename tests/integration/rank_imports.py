@@ -11,4 +11,4 @@ from transformers import (  # noqa: F401
     OPTForCausalLM,
 )
 
-import runtime.rank  # noqa: F401
+import runtime.engine.rank  # noqa: F401

@@ -12,9 +12,9 @@ from itertools import product
 
 import pytest
 
-from muxtune.alignment import layout_step
-from muxtune.plan import Plan
-from runtime.feed import load_plan_data
+from muxtune.batches.layout import layout_step
+from muxtune.plan.plan import Plan
+from runtime.data.feed import load_plan_data
 from tests.integration.parity import Case, ParityBench
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]

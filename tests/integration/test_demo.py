@@ -7,7 +7,7 @@ import yaml
 
 from experiments.demo import DemoReport, run_demo
 from muxtune.costs import save_profile
-from muxtune.errors import SpecError
+from muxtune.support.errors import SpecError
 from tests.muxtune.costs.synthetic import analytic_law, make_profile, operators
 
 

@@ -1,7 +1,7 @@
 """Dropout beside tasks without it: losses and adapters are those of peft alone with the same masks.
 
 One run with all that could change a mask: chunks that are carried over micro-batches, shards of linears,
-stages of layers. The rest is tested cheaper, in ``tests/runtime/test_stage_dropout.py``.
+stages of layers. The rest is tested cheaper, in ``tests/runtime/backbone/test_stage_dropout.py``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from muxtune.plan import Plan
+from muxtune.plan.plan import Plan
 from runtime import validate_run
 from tests.integration.differences import STRICT
 from tests.integration.parity import ParityBench

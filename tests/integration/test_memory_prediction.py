@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks.helpers.memory_trace import traced_peaks
 from benchmarks.memory import MemoryCase, count_case, plan_case
-from benchmarks.memory_trace import traced_peaks
-from muxtune.planning.footprint import plan_memory
-from muxtune.planning.options import PlanOptions
+from muxtune.planning.decisions.options import PlanOptions
+from muxtune.planning.exact.bytes import plan_memory
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.usefixtures("quick_ranks")]
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from muxtune.errors import RunError, SpecError, UserError
 from muxtune.model import load_model_spec
-from muxtune.plan import Plan
-from muxtune.run_folder import LOCK, locked
-from muxtune.workload import Workload
+from muxtune.plan.plan import Plan
+from muxtune.support.errors import RunError, SpecError, UserError
+from muxtune.support.run_folder import LOCK, locked
+from muxtune.tasks.workload import Workload
 from runtime import load_report, run_plan
-from runtime.checkpoint import newest_checkpoint
+from runtime.tasks.checkpoint import newest_checkpoint
 from tests.helpers import make_plan, make_task, write_examples
 from tests.integration.prepared import prepared_ranks
 from tests.integration.processes import rank_pids, wait_until
@@ -56,7 +56,7 @@ def _flip_a_bit(path: Path) -> None:
 
 def fail_at(rank: int, *, step: int) -> None:
     """Rank 0 raises before a step."""
-    from runtime.runner import StageRunner
+    from runtime.engine.runner import StageRunner
 
     sums = StageRunner._sum_gradients
 

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from muxtune.errors import RunError, SpecError, UserError
 from muxtune.model import load_model_spec
-from muxtune.plan import Plan
-from muxtune.plan_file import save_plan
-from muxtune.workload import Workload
+from muxtune.plan.file import save_plan
+from muxtune.plan.plan import Plan
+from muxtune.support.errors import RunError, SpecError, UserError
+from muxtune.tasks.workload import Workload
 from runtime import run_plan
-from runtime.checkpoint import newest_checkpoint
+from runtime.tasks.checkpoint import newest_checkpoint
 from tests.helpers import make_hf_model, make_plan, make_task, write_examples
 from tests.integration.prepared import prepared_ranks
 from tests.integration.processes import rank_pids, wait_until

@@ -13,22 +13,22 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from muxtune.alignment import Alignment
+from muxtune.batches.layout import Alignment
 from muxtune.cluster import load_cluster
-from muxtune.dataset import load_task_data
-from muxtune.errors import RunError
 from muxtune.model import load_model_spec
-from muxtune.plan import Parallelism, Plan
-from muxtune.plan_basis import finish_plan
-from muxtune.plan_check import check_plan
-from muxtune.plan_file import save_plan
-from muxtune.schedule import Template
-from muxtune.schedule_extension import extend_schedule
-from muxtune.trace import COMPUTE, load_trace
-from muxtune.workload import PeftTask, Workload
+from muxtune.plan.basis import finish_plan
+from muxtune.plan.check import check_plan
+from muxtune.plan.extension import extend_schedule
+from muxtune.plan.file import save_plan
+from muxtune.plan.plan import Parallelism, Plan
+from muxtune.schedule.actions import Template
+from muxtune.schedule.trace import COMPUTE, load_trace
+from muxtune.support.errors import RunError
+from muxtune.tasks.dataset import load_task_data
+from muxtune.tasks.workload import PeftTask, Workload
 from runtime import run_plan, validate_run
-from runtime.solo import train_solo
-from runtime.validate import update_error
+from runtime.reports.solo import train_solo
+from runtime.reports.validate import update_error
 from tests.helpers import make_plan, make_task, write_examples
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]

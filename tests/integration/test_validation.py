@@ -7,11 +7,11 @@ import pytest
 from experiments.gantt import draw_plan
 from muxtune.cli.validation import validation_table
 from muxtune.model import load_model_spec
-from muxtune.trace import iteration_ends_s, load_trace
+from muxtune.schedule.trace import iteration_ends_s, load_trace
+from muxtune.tasks.workload import Workload
 from muxtune.validation import read_run
 from muxtune.validation.replay import iteration_ends_s as replayed_ends_s
 from muxtune.validation.replay import replay, stages_meet
-from muxtune.workload import Workload
 from runtime import ValidationReport, load_report, run_plan, validate_run
 from tests.helpers import make_plan, make_task, write_examples
 

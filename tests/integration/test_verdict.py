@@ -15,14 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from muxtune.errors import RunError
 from muxtune.model import load_model_spec
-from muxtune.plan import Plan
-from muxtune.schedule import Template
-from muxtune.workload import Workload
+from muxtune.plan.plan import Plan
+from muxtune.schedule.actions import Template
+from muxtune.support.errors import RunError
+from muxtune.tasks.workload import Workload
 from runtime import run_plan
-from runtime.checkpoint_files import Owner, complete_checkpoints, load_rank_state, whole_checkpoint
-from runtime.tenant import is_finite
+from runtime.tasks.checkpoint_files import Owner, complete_checkpoints, load_rank_state, whole_checkpoint
+from runtime.tasks.tenant import is_finite
 from tests.helpers import make_plan, make_task, write_examples
 from tests.integration.prepared import prepared_ranks
 from tests.integration.processes import rank_pids
@@ -84,8 +84,8 @@ SAID = MappingProxyType(
 
 def spoil(rank: int, *, case: Case) -> None:
     """Have one rank's part of task ``b`` go wrong in one step; everything around it is the product's own."""
-    from runtime.losses import LossLedger
-    from runtime.runner import StageRunner
+    from runtime.engine.runner import StageRunner
+    from runtime.tasks.losses import LossLedger
 
     if rank != case.rank:
         return

@@ -13,7 +13,7 @@ from muxtune.cluster import (
     cluster_names,
     load_cluster,
 )
-from muxtune.errors import UserError
+from muxtune.support.errors import UserError
 
 CONTENT = {
     "name": "two-boxes",

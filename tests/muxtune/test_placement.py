@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from muxtune.cluster import load_cluster
 from muxtune.model import PRESETS
 from muxtune.placement import Placement, Route, route_among
-from muxtune.planning.meshes import candidate_meshes
-from muxtune.planning.options import FREE
+from muxtune.planning.decisions.options import FREE
+from muxtune.planning.problem.meshes import candidate_meshes
 
 PAIR, ACROSS_PAIRS = Route((2,), paired=True), Route((2,), paired=False)
 TWO_NODES = Route((1, 1), paired=True)

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from muxtune.attention import AttentionSuite, contest_streams
+from muxtune.graph.attention_backends import AttentionSuite, contest_streams
+from muxtune.graph.operators import OPERATOR_SUITES
 from muxtune.model import PRESETS
-from muxtune.operators import OPERATOR_SUITES
 from profiler.attention import hold_contest
 from profiler.rendezvous import Rendezvous, create_rendezvous
 from runtime.operators import TorchOperators

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from muxtune.errors import UserError
+from muxtune.support.errors import UserError
 from profiler import devices
 from profiler.devices import DEVICES, CpuDevice, CudaDevice
 from profiler.timing import CpuTimer, WallTimer

@@ -9,8 +9,8 @@ from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
+from muxtune.graph.operators import COLLECTIVE_KINDS, Operator
 from muxtune.model import PRESETS
-from muxtune.operators import COLLECTIVE_KINDS, Operator
 from profiler.devices import CpuDevice
 from profiler.links import RankGroup
 

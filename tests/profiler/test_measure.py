@@ -2,9 +2,9 @@
 
 import pytest
 
-from muxtune.costs.work import operator_work
+from muxtune.costs.operator_work import operator_work
+from muxtune.graph.operators import Operator
 from muxtune.model import PRESETS
-from muxtune.operators import Operator
 from profiler.measure import measure_operator
 from profiler.rendezvous import Rendezvous, create_rendezvous
 from tests.profiler.fakes import CountingSuite, FakeDevice

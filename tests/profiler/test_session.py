@@ -10,9 +10,9 @@ import pytest
 
 import profiler.session
 from muxtune.costs import ProfiledCosts, load_profile
-from muxtune.errors import RunError, SpecError, UserError
+from muxtune.graph.operators import COLLECTIVE_KINDS, FWD_ONLY, LINK_KINDS, OPERATOR_DIMS, Operator
 from muxtune.model import PRESETS
-from muxtune.operators import COLLECTIVE_KINDS, FWD_ONLY, LINK_KINDS, OPERATOR_DIMS, Operator
+from muxtune.support.errors import RunError, SpecError, UserError
 from profiler import profile_model
 
 SMALL = PRESETS["llama-tiny"].model_copy(

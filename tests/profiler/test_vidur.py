@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from muxtune.costs.measurements import LAYOUTS, MeasurementsProvenance, load_measurements
-from muxtune.errors import UserError
+from muxtune.support.errors import UserError
 from profiler.vidur import import_vidur
 from profiler.vidur_tables import merge, read_compute
 from tests.profiler.vidur_layout import (

@@ -2,14 +2,14 @@
 
 import pytest
 
-from muxtune.attention import AttentionContest
 from muxtune.costs.profile import ClockReading
+from muxtune.graph.attention_backends import AttentionContest
+from muxtune.graph.operators import OPERATOR_SUITES
 from muxtune.model import PRESETS
-from muxtune.operators import OPERATOR_SUITES
 from profiler.devices import Description
-from profiler.lines import Reading
 from profiler.rendezvous import create_rendezvous
 from profiler.worker import RENDEZVOUS_FILE, Job, measure_job
+from profiler.worker_protocol import Reading
 from tests.profiler.fakes import CountingSuite, FakeDevice
 from tests.profiler.test_attention import ThreeBackends
 

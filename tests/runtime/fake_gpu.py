@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-import runtime.gemm
 import runtime.operators
+import runtime.ops.gemm
+from muxtune.graph.operators import LINK_KINDS, OPERATOR_DIMS, Operator
 from muxtune.model import PRESETS
-from muxtune.operators import LINK_KINDS, OPERATOR_DIMS, Operator
-from runtime.backbone import Stage, load_hf_model
+from runtime.backbone.stage import Stage, load_hf_model
 
 DIMS = {"in_features": 16, "out_features": 24, "r": 3, "layers": 2, "tensors": 4, "parameters": 100}
 DEVICE = "gpu:0"
@@ -46,7 +46,7 @@ def _move(stage, device):
 
 def check_operator(op, spec, attention="grouped"):
     """Run both phases twice; the error of the first that fails."""
-    runtime.gemm._unread.cache_clear()  # made under another mode
+    runtime.ops.gemm._unread.cache_clear()  # made under another mode
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
             forward, backward = runtime.operators.TorchOperators(attention).build(op, spec, DEVICE)

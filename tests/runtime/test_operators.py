@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from muxtune.graph.operators import FWD_ONLY, LINK_KINDS, OPERATOR_DIMS, OPERATOR_SUITES, Operator
 from muxtune.model import PRESETS
-from muxtune.operators import FWD_ONLY, LINK_KINDS, OPERATOR_DIMS, OPERATOR_SUITES, Operator
 from runtime.attention import BACKENDS
 from runtime.operators import TorchOperators
 from tests.helpers import TINY_PRESETS

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own abbreviation
 
-from muxtune.alignment import Alignment, HTaskShape, group_tokens, layout_step
-from muxtune.dataset import Example
+from muxtune.batches.layout import Alignment, HTaskShape, group_tokens, layout_step
 from muxtune.model import ModelSpec
-from muxtune.workload import DatasetSpec, LoraSpec, PeftTask
-from runtime.adapters import initial_adapter, load_adapter
+from muxtune.tasks.dataset import Example
+from muxtune.tasks.workload import DatasetSpec, LoraSpec, PeftTask
+from runtime.tasks.adapter_files import initial_adapter, load_adapter
 
 LLAMA = ModelSpec(
     name="llama-test",

@@ -9,20 +9,20 @@ from muxtune.costs import AnalyticCosts
 from muxtune.costs.collectives import interconnect_of
 from muxtune.costs.compose import step_seconds
 from muxtune.graph import Launching, stage_graph, time_graph
-from muxtune.injection import Template, shared_clocks
+from muxtune.graph.operators import Phase
 from muxtune.model import PRESETS
-from muxtune.operators import Phase
 from muxtune.orchestration import Mode, launch_graph, schedule_clock
-from muxtune.plan import ClockSeconds, Orchestration, Plan
-from muxtune.plan_basis import finish_plan
-from muxtune.plan_check import check_plan
-from muxtune.planning.assemble import assemble_plan
-from muxtune.planning.problem import PlanningProblem
-from muxtune.planning.structure import HTaskChoice, Mesh, PlanStructure
-from muxtune.planning.works import sample_works
-from muxtune.prediction import predict_plan, stage_times
-from muxtune.schedule import build_schedule
-from muxtune.timeline import ClockKind, evaluate_schedule
+from muxtune.plan.basis import finish_plan
+from muxtune.plan.check import check_plan
+from muxtune.plan.plan import ClockSeconds, Orchestration, Plan
+from muxtune.plan.prediction import predict_plan, stage_times
+from muxtune.planning.decisions.structure import HTaskChoice, Mesh, PlanStructure
+from muxtune.planning.exact.works import sample_works
+from muxtune.planning.problem.assemble import assemble_plan
+from muxtune.planning.problem.problem import PlanningProblem
+from muxtune.schedule.actions import build_schedule
+from muxtune.schedule.pipeline_order import Template, shared_clocks
+from muxtune.schedule.recurrence import ClockKind, evaluate_schedule
 from tests.muxtune.planning.problems import MIXED, make_workload
 
 MODEL = PRESETS["llama2-7b"].model_copy(update={"layers": 4})

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
-from muxtune.injection import shared_clocks
-from muxtune.schedule import Action, build_schedule
-from muxtune.timeline import ClockKind, ClockTimes, StageTimes
+from muxtune.schedule.actions import Action, build_schedule
+from muxtune.schedule.pipeline_order import shared_clocks
+from muxtune.schedule.recurrence import ClockKind, ClockTimes, StageTimes
 from sim.engine import Clock, clock_htasks, clock_kind
 from sim.program import Program
 from sim.streams import program_seconds

@@ -6,9 +6,9 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 
-from muxtune.schedule import Action
-from muxtune.timeline import StageTimes, evaluate_schedule
-from muxtune.trace import COMMUNICATION, COMPUTE, Span
+from muxtune.schedule.actions import Action
+from muxtune.schedule.recurrence import StageTimes, evaluate_schedule
+from muxtune.schedule.trace import COMMUNICATION, COMPUTE, Span
 from sim.engine import simulate_schedule
 from tests.sim.strategies import Case, cases
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from muxtune.errors import SpecError
+from muxtune.support.errors import SpecError
 from sim.noise import Noise
 
 

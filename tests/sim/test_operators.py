@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from simpy import Environment
 
-from muxtune.schedule import build_schedule
-from muxtune.timeline import StageTimes, evaluate_schedule
-from muxtune.trace import COMMUNICATION, COMPUTE
+from muxtune.schedule.actions import build_schedule
+from muxtune.schedule.recurrence import StageTimes, evaluate_schedule
+from muxtune.schedule.trace import COMMUNICATION, COMPUTE
 from sim.engine import play_clocks
 from sim.noise import Noise
 from sim.operators import OperatorWork

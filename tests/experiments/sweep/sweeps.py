@@ -10,9 +10,9 @@ import yaml
 
 from muxtune.cluster import ClusterSpec
 from muxtune.costs.base import CostModel
-from muxtune.errors import UserError
 from muxtune.model import ModelSpec
-from muxtune.workload import Workload
+from muxtune.support.errors import UserError
+from muxtune.tasks.workload import Workload
 from tests.muxtune.planning.problems import FakeCosts
 
 

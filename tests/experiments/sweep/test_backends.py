@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from experiments.sweep import backends, run_sweep
-from muxtune.errors import UserError
+from muxtune.support.errors import UserError
 from tests.experiments.sweep.sweeps import FakeSource, write_sweep
 
 GRID = {"policy": ["muxtune", "nemo"], "workload.tasks[*].micro_batch_size": [1, 2, 4, 8, 3]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from experiments.sweep.fields import CombinationError, Selector, assign, parse_field
-from muxtune.errors import SpecError
+from muxtune.support.errors import SpecError
 
 
 def test_a_path_has_keys_and_selectors():

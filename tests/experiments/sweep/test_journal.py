@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from experiments.sweep.journal import journal_path, open_journal
-from muxtune.errors import UserError
-from muxtune.files import OutputError
+from muxtune.support.errors import UserError
+from muxtune.support.files import OutputError
 
 
 def test_what_was_appended_is_there_again(tmp_path):
@@ -132,7 +132,7 @@ def test_many_processes_share_a_journal_one_after_the_other(tmp_path):
 import sys, time
 from pathlib import Path
 from experiments.sweep.journal import open_journal
-from muxtune.errors import UserError
+from muxtune.support.errors import UserError
 done = 0
 while done < 25:
     try:

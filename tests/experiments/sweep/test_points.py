@@ -8,7 +8,7 @@ import yaml
 from experiments.sweep.points import build_points
 from experiments.sweep.specification import load_sweep
 from experiments.workloads import random_workload
-from muxtune.errors import UserError
+from muxtune.support.errors import UserError
 from tests.experiments.sweep.sweeps import BASE, task, write_sweep
 
 

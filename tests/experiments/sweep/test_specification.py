@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from experiments.sweep.specification import load_sweep
-from muxtune.errors import UserError
+from muxtune.support.errors import UserError
 from tests.experiments.sweep.sweeps import write_sweep
 
 

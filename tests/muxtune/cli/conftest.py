@@ -10,7 +10,7 @@ import yaml
 
 from muxtune.cli.app import main
 from muxtune.costs import save_profile
-from muxtune.operators import COLLECTIVE_KINDS, Operator
+from muxtune.graph.operators import COLLECTIVE_KINDS, Operator
 from tests.muxtune.costs.synthetic import analytic_law, make_profile, operators
 
 SUMS = [

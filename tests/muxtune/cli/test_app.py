@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from muxtune.cli import catalog
-from muxtune.errors import RunError
+from muxtune.support.errors import RunError
 
 
 def test_help_loads_neither_torch_nor_simpy():

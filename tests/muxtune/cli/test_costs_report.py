@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.costs_report import CostsReport
+from experiments.costs.report import CostsReport
 from tests.profiler.vidur_layout import write_layout
 
 

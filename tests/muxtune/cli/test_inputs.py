@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import load_file
 
 from muxtune.cli.inputs import load_inputs
-from muxtune.errors import SpecError
+from muxtune.support.errors import SpecError
 from tests.helpers import make_hf_model, make_task, write_examples
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from muxtune.cli.output import check_writable
-from muxtune.errors import SpecError
+from muxtune.support.errors import SpecError
 
 
 def test_what_a_child_process_prints_goes_to_stderr():

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from muxtune.attention import AttentionContest, AttentionTime
 from muxtune.costs.measurements import load_measurements
 from muxtune.costs.profile import load_profile, save_profile
+from muxtune.graph.attention_backends import AttentionContest, AttentionTime
 from tests.muxtune.costs.synthetic import analytic_law, make_profile, operators
 from tests.profiler.vidur_layout import write_layout
 

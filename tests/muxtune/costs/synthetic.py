@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable
 from muxtune.costs import Measurement, Profile, Provenance
 from muxtune.costs.compose import frozen_products
 from muxtune.costs.roofline import RooflineCoefficients, RooflineCosts
-from muxtune.machine import package_version, processor_name
+from muxtune.graph.operators import FWD_ONLY, PHASES, Operator, Phase
 from muxtune.model import PRESETS, ModelSpec
-from muxtune.operators import FWD_ONLY, PHASES, Operator, Phase
+from muxtune.support.machine import package_version, processor_name
 
 MODEL = PRESETS["llama-tiny"]
 

@@ -13,10 +13,10 @@ from muxtune.costs.collectives import Interconnect, interconnect_of
 from muxtune.costs.compose import MicrobatchWork, layer_operators
 from muxtune.costs.gpu import PEAKS
 from muxtune.costs.links import load_link
-from muxtune.errors import SpecError, UserError
+from muxtune.graph.operators import FWD_ONLY, OPERATOR_DIMS, PHASES, Operator
 from muxtune.model import ModelSpec, load_model_spec
-from muxtune.operators import FWD_ONLY, OPERATOR_DIMS, PHASES, Operator
-from muxtune.workload import LoraSpec
+from muxtune.support.errors import SpecError, UserError
+from muxtune.tasks.workload import LoraSpec
 
 LLAMA_7B = ModelSpec(
     name="llama-7b-shapes",

@@ -6,8 +6,8 @@ import pytest
 
 from muxtune.cluster import TESTBEDS, ClusterSpec, DeviceSpec, LinkSpec, load_cluster
 from muxtune.costs.applicability import check_profile
-from muxtune.errors import SpecError
-from muxtune.machine import usable_cores
+from muxtune.support.errors import SpecError
+from muxtune.support.machine import usable_cores
 from tests.muxtune.costs.synthetic import analytic_law, make_profile, operators
 
 PROFILE = make_profile(analytic_law(), operators())

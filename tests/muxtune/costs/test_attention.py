@@ -14,7 +14,7 @@ from muxtune.costs.attention import (
     visible_tiles,
 )
 from muxtune.costs.pointwise import load_pointwise
-from muxtune.errors import UserError
+from muxtune.support.errors import UserError
 
 LENGTHS = np.array([512, 1024, 2048, 4096, 8192, 16384])
 # arXiv 2407.08608, figure 5: forward with a causal mask on H100, TFLOP/s, 16384 tokens and 2048 features.

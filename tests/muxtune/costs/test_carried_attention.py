@@ -7,9 +7,9 @@ import pytest
 from muxtune.cluster import load_cluster
 from muxtune.costs import AnalyticCosts, ProfiledCosts
 from muxtune.costs.collectives import interconnect_of
-from muxtune.costs.work import operator_work
+from muxtune.costs.operator_work import operator_work
+from muxtune.graph.operators import PHASES, Operator
 from muxtune.model import load_model_spec
-from muxtune.operators import PHASES, Operator
 from tests.muxtune.costs.synthetic import MODEL, analytic_law, make_profile, operators
 
 

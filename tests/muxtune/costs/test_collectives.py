@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from muxtune.cluster import TESTBEDS, ClusterSpec, DeviceSpec, LinkSpec, load_cluster
 from muxtune.costs.collectives import interconnect_of
 from muxtune.costs.links import link_names, load_link
-from muxtune.errors import UserError
-from muxtune.operators import Operator
+from muxtune.graph.operators import Operator
 from muxtune.placement import Route
+from muxtune.support.errors import UserError
 from tests.muxtune.costs.synthetic import make_profile
 
 LATENCY_S = 1e-5

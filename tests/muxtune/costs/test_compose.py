@@ -13,11 +13,11 @@ from muxtune.costs import (
     stage_seconds,
     step_seconds,
 )
+from muxtune.graph.operators import PHASES, Operator
 from muxtune.model import PRESETS
-from muxtune.operators import PHASES, Operator
 from muxtune.placement import Route
-from muxtune.plan import CostsRef
-from muxtune.workload import LoraSpec
+from muxtune.plan.plan import CostsRef
+from muxtune.tasks.workload import LoraSpec
 
 LLAMA, GPT2, OPT = PRESETS["llama-tiny"], PRESETS["gpt2-tiny"], PRESETS["opt-tiny"]
 

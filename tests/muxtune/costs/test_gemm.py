@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from muxtune.costs.gemm import candidate_kernels, gemm_seconds, load_gemm
-from muxtune.errors import SpecError, UserError
+from muxtune.support.errors import SpecError, UserError
 
 DEVICES = ("a40", "a100", "h100")
 sizes = st.integers(1, 1_000_000)

@@ -5,8 +5,8 @@ import pytest
 from muxtune.cluster import load_cluster
 from muxtune.costs.collectives import interconnect_of
 from muxtune.costs.measured_links import link_from_profile
-from muxtune.errors import SpecError, UserError
-from muxtune.operators import Operator
+from muxtune.graph.operators import Operator
+from muxtune.support.errors import SpecError, UserError
 from tests.muxtune.costs.synthetic import make_profile
 
 SIZES = (4096, 65536, 1 << 20, 8 << 20)

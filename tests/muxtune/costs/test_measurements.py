@@ -13,7 +13,7 @@ from muxtune.costs.measurements import (
     load_measurements,
     save_measurements,
 )
-from muxtune.errors import UserError
+from muxtune.support.errors import UserError
 
 SHARED = Path(__file__).parents[3].parent / "shared" / "data" / "gpu_measurements"
 

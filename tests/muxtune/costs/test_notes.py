@@ -9,12 +9,12 @@ from muxtune.costs import AnalyticCosts, ProfiledCosts
 from muxtune.costs.collectives import interconnect_of
 from muxtune.costs.overhead import CLASSES, ActionOverhead, StageSum, fit_overhead
 from muxtune.costs.profile import Overlap, Overlaps
-from muxtune.errors import SpecError
+from muxtune.graph.operators import Operator
 from muxtune.model import PRESETS
-from muxtune.operators import Operator
-from muxtune.planning.options import PlanOptions
-from muxtune.planning.problem import PlanningProblem
+from muxtune.planning.decisions.options import PlanOptions
+from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.policies import plan_problem
+from muxtune.support.errors import SpecError
 from tests.muxtune.costs.synthetic import MODEL, analytic_law, make_profile, operators
 from tests.muxtune.planning.problems import make_workload
 

@@ -6,7 +6,7 @@ import pytest
 
 from muxtune.costs import ActionOverhead, ProfiledCosts, StageSum
 from muxtune.costs.overhead import CLASSES, fit_overhead, sum_stages
-from muxtune.operators import Operator
+from muxtune.graph.operators import Operator
 from tests.muxtune.costs.synthetic import MODEL, analytic_law, make_profile, operators
 
 STAGES = [

@@ -7,7 +7,7 @@ import pytest
 
 from muxtune.costs.devices import device_names
 from muxtune.costs.pointwise import POINTWISE, load_pointwise, pointwise_seconds, stream_seconds
-from muxtune.errors import UserError
+from muxtune.support.errors import UserError
 
 DEVICES = ("a100", "a40", "h100")
 DATA_SHEET_BYTES_PER_S = {"a40": 696e9, "a100": 2039e9, "h100": 3350e9}

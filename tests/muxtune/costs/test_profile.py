@@ -7,11 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from muxtune.attention import AttentionContest, AttentionTime
 from muxtune.costs import ProfiledCosts, load_profile, save_profile
 from muxtune.costs.profile import Overlap, Overlaps
-from muxtune.errors import UserError
-from muxtune.operators import Operator
+from muxtune.graph.attention_backends import AttentionContest, AttentionTime
+from muxtune.graph.operators import Operator
+from muxtune.support.errors import UserError
 from tests.muxtune.costs.synthetic import analytic_law, make_profile, operators
 
 

@@ -6,9 +6,9 @@ import warnings
 import pytest
 
 from muxtune.costs import ExtrapolationWarning, ProfiledCosts
-from muxtune.errors import UserError
+from muxtune.graph.operators import Operator
 from muxtune.model import PRESETS
-from muxtune.operators import Operator
+from muxtune.support.errors import UserError
 from tests.muxtune.costs.synthetic import MODEL, analytic_law, make_profile, operators
 
 ANALYTIC = analytic_law()

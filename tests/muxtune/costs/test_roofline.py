@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from muxtune.costs import RooflineCosts, fit_coefficients
-from muxtune.errors import UserError
-from muxtune.operators import FWD_ONLY, PHASES, Operator
+from muxtune.graph.operators import FWD_ONLY, PHASES, Operator
+from muxtune.support.errors import UserError
 from tests.muxtune.costs.synthetic import COEFFICIENTS, MODEL, analytic_law, make_profile, operators
 
 COSTS = RooflineCosts(COEFFICIENTS, MODEL)

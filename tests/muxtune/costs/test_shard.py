@@ -10,9 +10,9 @@ from muxtune.costs import AnalyticCosts, ExtrapolationWarning, ProfiledCosts, Ro
 from muxtune.costs.adapters import Pair, grouped_seconds
 from muxtune.costs.analytic import FACTOR_BYTES
 from muxtune.costs.collectives import interconnect_of
-from muxtune.errors import SpecError
+from muxtune.graph.operators import PHASES, Operator
 from muxtune.model import load_model_spec
-from muxtune.operators import PHASES, Operator
+from muxtune.support.errors import SpecError
 from tests.muxtune.costs.synthetic import COEFFICIENTS, MODEL, analytic_law, make_profile, operators
 
 LLAMA_7B = load_model_spec("llama2-7b")

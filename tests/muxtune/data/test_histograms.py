@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from muxtune.data.histograms import LengthHistogram, load_length_histogram
-from muxtune.errors import SpecError
+from muxtune.support.errors import SpecError
 
 NAMES = ("openbookqa", "rte", "sst2")
 

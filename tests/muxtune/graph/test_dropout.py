@@ -8,7 +8,7 @@ import pytest
 
 from muxtune.costs.compose import stage_seconds
 from muxtune.graph import StageGraph, layer_graph, step_graph
-from muxtune.operators import Operator
+from muxtune.graph.operators import Operator
 from tests.muxtune.graph.works import LLAMA, MODELS, Rates, behind, lora, work
 
 

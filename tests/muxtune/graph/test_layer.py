@@ -4,10 +4,10 @@ from collections import Counter
 
 import pytest
 
-from muxtune.errors import SpecError
 from muxtune.graph import StageGraph, layer_graph
+from muxtune.graph.operators import PHASES
 from muxtune.model import PRESETS
-from muxtune.operators import PHASES
+from muxtune.support.errors import SpecError
 from tests.muxtune.graph.works import GPT2, LLAMA, MODELS, OPT, behind, lora, work
 
 BOTH = work(lora("q_proj", "v_proj"), lora("all-linear", r=4))

@@ -8,13 +8,13 @@ from muxtune.cluster import load_cluster
 from muxtune.costs import AnalyticCosts, ProfiledCosts, stage_seconds, step_seconds
 from muxtune.costs.collectives import interconnect_of
 from muxtune.costs.compose import ActionPrices
-from muxtune.costs.work import operator_work
-from muxtune.flops import causal_context_tokens, flops_per_token
+from muxtune.costs.flops import causal_context_tokens, flops_per_token
+from muxtune.costs.operator_work import operator_work
 from muxtune.graph import Node, StageGraph, stage_graph, step_graph, time_graph
 from muxtune.graph.layer import layer_graph
+from muxtune.graph.operators import PHASES, Operator
 from muxtune.graph.stage import part_graph
 from muxtune.model import PRESETS, load_model_spec
-from muxtune.operators import PHASES, Operator
 from muxtune.placement import Route
 from tests.muxtune.costs.synthetic import analytic_law, make_profile, operators
 from tests.muxtune.graph.works import GPT2, LLAMA, Rates, behind, lora, work

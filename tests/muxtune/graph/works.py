@@ -7,10 +7,10 @@ from contextlib import AbstractContextManager, nullcontext
 from muxtune.costs import CostModel, MicrobatchWork
 from muxtune.graph import StageGraph
 from muxtune.graph.nodes import N
+from muxtune.graph.operators import Operator, Phase
 from muxtune.model import PRESETS, ModelSpec
-from muxtune.operators import Operator, Phase
-from muxtune.plan import CostsRef
-from muxtune.workload import LoraSpec
+from muxtune.plan.plan import CostsRef
+from muxtune.tasks.workload import LoraSpec
 
 LLAMA, GPT2, OPT = PRESETS["llama-tiny"], PRESETS["gpt2-tiny"], PRESETS["opt-tiny"]
 MODELS = (LLAMA, GPT2, OPT)

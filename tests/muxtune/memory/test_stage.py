@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muxtune.injection import clocks_in_flight
 from muxtune.memory import HTaskLoad, KeptBytes, MicrobatchLoad, StageLoad, StageMemory, stage_load
 from muxtune.model import PRESETS
-from muxtune.schedule import Action
+from muxtune.schedule.actions import Action
+from muxtune.schedule.pipeline_order import clocks_in_flight
 from tests.muxtune.memory.examples import make_load, make_work
-from tests.muxtune.schedules import Problem, problems
+from tests.muxtune.schedule.schedules import Problem, problems
 
 LLAMA = PRESETS["llama-tiny"]
 

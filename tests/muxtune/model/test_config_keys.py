@@ -9,9 +9,9 @@ import pytest
 from transformers import GPT2Config, LlamaConfig, OPTConfig
 from transformers.activations import ACT2FN
 
-from muxtune.errors import SpecError
 from muxtune.model import spec_from_hf
 from muxtune.model.config_keys import ACTIVATIONS, EXECUTED, HARMLESS, PLAIN, ROPE
+from muxtune.support.errors import SpecError
 from tests.muxtune.model.folders import CONFIGS, GPT2, LLAMA, OPT, write_config
 
 CLASSES = {"llama": LlamaConfig, "gpt2": GPT2Config, "opt": OPTConfig}

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from muxtune.errors import SpecError
 from muxtune.model import PRESETS, backbone_digest, digest, spec_from_hf
+from muxtune.support.errors import SpecError
 from tests.muxtune.model.folders import CONFIGS, LLAMA, split_weights, tensors_of, write_config, write_weights
 
 

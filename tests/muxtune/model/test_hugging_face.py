@@ -7,8 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfig
 
-from muxtune.errors import SpecError
 from muxtune.model import load_model_spec, spec_from_hf
+from muxtune.support.errors import SpecError
 from tests.muxtune.model.configs import assert_same_shapes, hf_model
 
 ROPE_LLAMA3 = {

@@ -2,9 +2,9 @@
 
 import pytest
 
-from muxtune.errors import UserError
 from muxtune.model import BYTE_VOCAB, PRESETS, load_model_spec
-from runtime.backbone import hf_config as runtime_config
+from muxtune.support.errors import UserError
+from runtime.backbone.stage import hf_config as runtime_config
 from tests.helpers import TINY_PRESETS
 from tests.muxtune.model.configs import assert_same_shapes, hf_config, hf_model
 

@@ -3,8 +3,8 @@
 import pytest
 from peft import LoraConfig, get_peft_model
 
-from muxtune.errors import SpecError
 from muxtune.model import PRESETS, load_model_spec
+from muxtune.support.errors import SpecError
 from tests.muxtune.model.configs import hf_config, hf_model
 
 TARGETS = {

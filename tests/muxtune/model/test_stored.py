@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from muxtune.errors import SpecError
 from muxtune.model import spec_from_hf
 from muxtune.model.stored import locate_tensors, weight_files
+from muxtune.support.errors import SpecError
 from tests.muxtune.model.folders import CONFIGS, LLAMA, split_weights, tensors_of, write_config, write_weights
 
 SHARED = Path(__file__).parents[4] / "shared" / "cases"

@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from muxtune.errors import SpecError
 from muxtune.orchestration import (
     MODES,
     LaunchOrder,
@@ -16,6 +15,7 @@ from muxtune.orchestration import (
     replay_clock,
     schedule_clock,
 )
+from muxtune.support.errors import SpecError
 from tests.muxtune.orchestration.graphs import chain, clocks
 
 TWO = [launch_graph(chain(2.0, 1.0, 2.0)), launch_graph(chain(1.0, 1.0))]

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import pytest
 
+from muxtune.graph.operators import PHASES
 from muxtune.model import PRESETS
-from muxtune.operators import PHASES
 from muxtune.orchestration import (
     MODES,
     Cut,
@@ -22,7 +22,7 @@ from muxtune.orchestration import (
     left_of,
     schedule_clock,
 )
-from muxtune.workload import LoraSpec
+from muxtune.tasks.workload import LoraSpec
 from tests.muxtune.orchestration.graphs import chain
 from tests.sim.plans import launched_plan
 

@@ -7,11 +7,11 @@ from contextlib import AbstractContextManager, nullcontext
 
 from muxtune.cluster import ClusterSpec, DeviceSpec, LinkSpec
 from muxtune.costs import CostModel
+from muxtune.graph.operators import Operator, Phase
 from muxtune.model import PRESETS, ModelSpec
-from muxtune.operators import Operator, Phase
-from muxtune.plan import CostsRef
-from muxtune.planning.problem import PlanningProblem
-from muxtune.workload import Workload, workload_from
+from muxtune.plan.plan import CostsRef
+from muxtune.planning.problem.problem import PlanningProblem
+from muxtune.tasks.workload import Workload, workload_from
 
 TINY = PRESETS["llama-tiny"].model_copy(update={"layers": 4})
 

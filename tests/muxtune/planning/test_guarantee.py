@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.fusion_gap import measure, report
-from benchmarks.fusion_instances import DEVICES, draw_instance
+from benchmarks.helpers.fusion_instances import DEVICES, draw_instance
 
 SEEDS = range(200)
 WITHIN = 0.01

@@ -9,7 +9,7 @@ from muxtune.cluster import load_cluster
 from muxtune.costs import AnalyticCosts
 from muxtune.costs.collectives import interconnect_of
 from muxtune.model import load_model_spec
-from muxtune.planning.problem import PlanningProblem
+from muxtune.planning.problem.problem import PlanningProblem
 from tests.muxtune.planning.problems import MIXED, make_workload
 
 

@@ -6,7 +6,7 @@ from itertools import groupby
 
 import pytest
 
-from muxtune.planning.options import PlanOptions
+from muxtune.planning.decisions.options import PlanOptions
 from muxtune.policies import POLICIES, plan_problem
 from tests.muxtune.planning.problems import make_problem
 from tests.muxtune.policies.gpus import gpu_problem

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muxtune.errors import SpecError
-from muxtune.planning.assemble import structure_schedule
-from muxtune.planning.options import PlanOptions
+from muxtune.batches.shapes import measure_shape
+from muxtune.planning.decisions.options import PlanOptions
+from muxtune.planning.problem.assemble import structure_schedule
 from muxtune.policies import POLICIES, plan_problem
 from muxtune.policies.lorafusion import Packer, capacities, head_tail_groupings, obeys_bubble_rule
-from muxtune.shapes import measure_shape
+from muxtune.support.errors import SpecError
 from tests.muxtune.planning.problems import MIXED, make_problem
 from tests.muxtune.policies.gpus import gpu_problem
 

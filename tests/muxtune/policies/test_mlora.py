@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import pytest
 
-from muxtune.planning.assemble import structure_schedule
-from muxtune.planning.options import PlanOptions
+from muxtune.planning.decisions.options import PlanOptions
+from muxtune.planning.problem.assemble import structure_schedule
 from muxtune.policies import POLICIES, plan_problem
 from muxtune.policies.mlora import batches_by_length
 from tests.muxtune.planning.problems import MIXED, make_problem

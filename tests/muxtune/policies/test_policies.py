@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from muxtune.errors import SpecError, UserError
-from muxtune.plan import Plan
-from muxtune.plan_check import check_plan
-from muxtune.planning.assemble import structure_iteration_s
-from muxtune.planning.options import PlanOptions
+from muxtune.plan.check import check_plan
+from muxtune.plan.plan import Plan
+from muxtune.planning.decisions.options import PlanOptions
+from muxtune.planning.problem.assemble import structure_iteration_s
 from muxtune.policies import POLICIES, plan_problem
-from muxtune.policies.search import fastest
+from muxtune.policies.finalists import fastest
+from muxtune.support.errors import SpecError, UserError
 from tests.muxtune.planning.problems import FakeCosts, make_problem
 from tests.muxtune.policies.gpus import gpu_problem
 

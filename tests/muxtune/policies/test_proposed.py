@@ -14,13 +14,13 @@ import pytest
 import yaml
 
 from experiments.comparison import run_comparison
-from muxtune.errors import SpecError, UserError
-from muxtune.planning.options import FREE
-from muxtune.planning.problem import PlanningProblem
-from muxtune.planning.structure import Mesh
+from muxtune.planning.decisions.options import FREE
+from muxtune.planning.decisions.structure import Mesh
+from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.policies import POLICIES, fixed_partition, plan_problem
-from muxtune.registry import PluginError
-from muxtune.workload import Workload
+from muxtune.support.errors import SpecError, UserError
+from muxtune.support.registry import PluginError
+from muxtune.tasks.workload import Workload
 from tests.muxtune.policies.gpus import gpu_problem
 
 ROOT = Path(__file__).parents[3]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from muxtune.errors import SpecError
-from muxtune.planning.options import PlanOptions
+from muxtune.planning.decisions.options import PlanOptions
 from muxtune.policies import POLICIES, plan_problem
 from muxtune.policies.switches import decided, label
+from muxtune.support.errors import SpecError
 from tests.muxtune.planning.problems import FakeCosts, make_problem
 
 

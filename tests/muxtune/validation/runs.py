@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from muxtune.plan import Plan
-from muxtune.prediction import stage_times
-from muxtune.schedule import Action
-from muxtune.schedule_extension import extend_schedule
-from muxtune.trace import COMMUNICATION, COMPUTE, Span
+from muxtune.plan.extension import extend_schedule
+from muxtune.plan.plan import Plan
+from muxtune.plan.prediction import stage_times
+from muxtune.schedule.actions import Action
+from muxtune.schedule.trace import COMMUNICATION, COMPUTE, Span
 
 STEADY = (1, 2, 3)
 """Iterations of a run of four that count."""

@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from muxtune.plan import Plan
-from muxtune.prediction import stage_times
-from muxtune.trace import iteration_ends_s
+from muxtune.plan.plan import Plan
+from muxtune.plan.prediction import stage_times
+from muxtune.schedule.trace import iteration_ends_s
 from muxtune.validation import Explanation, explain_difference, read_run
 from muxtune.validation.replay import iteration_ends_s as replayed_ends_s
 from muxtune.validation.replay import replay, stages_meet

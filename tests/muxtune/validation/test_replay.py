@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 
-from muxtune.schedule import Action
-from muxtune.timeline import evaluate_schedule
+from muxtune.schedule.actions import Action
+from muxtune.schedule.recurrence import evaluate_schedule
 from muxtune.validation.replay import (
     ClockTiming,
     Moment,
@@ -14,7 +14,7 @@ from muxtune.validation.replay import (
     iteration_lengths_s,
     replay,
 )
-from tests.muxtune.test_timeline_parity import schedules
+from tests.muxtune.schedule.test_recurrence_parity import schedules
 
 
 @settings(max_examples=100)

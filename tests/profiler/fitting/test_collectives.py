@@ -10,7 +10,7 @@ import pytest
 from muxtune.cluster import load_cluster
 from muxtune.costs.collectives import interconnect_of
 from muxtune.costs.links import LinkCoefficients, link_names, load_link
-from muxtune.errors import UserError
+from muxtune.support.errors import UserError
 from profiler.fitting.collectives import fit_link, main, with_errors
 from profiler.fitting.judgement import judge, load_rows
 from profiler.fitting.link_sources import SOURCES, Series

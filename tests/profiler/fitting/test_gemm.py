@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from muxtune.costs.gemm import GemmCoefficients, gemm_seconds, load_gemm
-from muxtune.errors import SpecError, UserError
+from muxtune.support.errors import SpecError, UserError
 from profiler.fitting.__main__ import main
 from profiler.fitting.gemm import fit_gemm, leave_one_model_out
 from profiler.fitting.gemm_evaluation import left_out_errors

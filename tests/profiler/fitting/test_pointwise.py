@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from muxtune.costs.pointwise import PointwiseCoefficients, load_pointwise
-from muxtune.errors import UserError
+from muxtune.support.errors import UserError
 from profiler.fitting.pointwise import (
     HEADS,
     errors,

@@ -7,10 +7,10 @@ from typing import get_args
 import pytest
 import torch
 
-from muxtune.alignment import Segment
-from muxtune.attention import DEFAULT_ATTENTION, AttentionName
-from muxtune.errors import SpecError
+from muxtune.batches.layout import Segment
+from muxtune.graph.attention_backends import DEFAULT_ATTENTION, AttentionName
 from muxtune.model import PRESETS
+from muxtune.support.errors import SpecError
 from runtime.attention import (
     BACKENDS,
     AttentionSite,

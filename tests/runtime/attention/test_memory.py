@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from muxtune.alignment import HTaskShape, layout_step
-from muxtune.attention import kept_calls
+from muxtune.batches.layout import HTaskShape, layout_step
 from muxtune.costs.compose import MicrobatchWork
-from muxtune.dataset import Example
+from muxtune.graph.attention_backends import kept_calls
 from muxtune.memory import backward_workspace_bytes, forward_workspace_bytes, kept_bytes, saved_bytes
 from muxtune.model import PRESETS
-from runtime.adapters import initial_adapter, load_adapter
-from runtime.backbone import Stage, load_hf_model
-from runtime.batch import build_microbatch
-from runtime.memory import AllocationTrace, SavedBytes
+from muxtune.tasks.dataset import Example
+from runtime.backbone.stage import Stage, load_hf_model
+from runtime.data.batch import build_microbatch
+from runtime.device.allocations import AllocationTrace, SavedBytes
+from runtime.tasks.adapter_files import initial_adapter, load_adapter
 from tests.plans import make_task
 from tests.runtime.attention.stand_ins import let_every_backend_run
 

@@ -1,0 +1,1 @@
+"""Parts that several benchmarks share, and programs that they start and measure."""

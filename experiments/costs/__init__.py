@@ -1,0 +1,1 @@
+"""Errors of the shipped device models, as tables and pictures."""

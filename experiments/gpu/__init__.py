@@ -1,0 +1,1 @@
+"""Checks of kernels, attention, losses and runs on a GPU, in one report."""

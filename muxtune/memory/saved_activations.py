@@ -1,0 +1,176 @@
+"""What one micro-batch keeps on a stage from its forward to its backward."""
+
+# T tokens of the stream, N targets; widths of a token: D hidden, Q queries, K keys (and values), F of the MLP
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from muxtune.costs.compose import MicrobatchWork
+from muxtune.memory.weights import FLOAT32_BYTES, WHOLE, Sharding, adapter_dtype_bytes, targeted
+from muxtune.model import LAYER_INPUTS, LayerInput, ModelSpec
+
+DROPOUT_KEY_BYTES = 8
+"""Per token: the state from which all its masks are computed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MlpWidths:
+    """What the activation of an MLP holds, in multiples of the MLP's width."""
+
+    hidden: int
+    """Outputs of the first linear: two with a gate."""
+    saved: int
+    """Kept for the backward."""
+    backward: int
+    """Alive at once in the backward: the gradients of its output and inputs, and a temporary."""
+    saves_output: bool
+    """Whether the output, which the last linear reads, is among the saved."""
+
+
+def mlp_widths(model: ModelSpec) -> MlpWidths:
+    """Of the activation that a backbone has, as :mod:`runtime.ops.elementwise` and torch implement it."""
+    if model.gated:  # gate and up-projection; activated gate
+        return MlpWidths(hidden=2, saved=3, backward=4, saves_output=False)
+    if model.activation == "relu":  # keeps its result
+        return MlpWidths(hidden=1, saved=1, backward=2, saves_output=True)
+    if model.activation == "gelu":  # keeps its argument
+        return MlpWidths(hidden=1, saved=1, backward=2, saves_output=False)
+    return MlpWidths(hidden=1, saved=2, backward=3, saves_output=False)  # argument and sigmoid
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptBytes:
+    """Bytes that stay from a micro-batch's forward to its backward."""
+
+    activation_bytes: int
+    """Saved by autograd, with the stage's input and output."""
+    logit_bytes: int
+    """Log-probabilities of all words at the targets, in float32 or better; on the last stage only."""
+
+    @property
+    def total_bytes(self) -> int:
+        """Both."""
+        return self.activation_bytes + self.logit_bytes
+
+
+def kept_bytes(
+    model: ModelSpec,
+    layers: int,
+    *,
+    first: bool,
+    last: bool,
+    work: MicrobatchWork,
+    sharding: Sharding = WHOLE,
+) -> KeptBytes:
+    """What one micro-batch keeps on one rank of a stage.
+
+    A frozen linear keeps its input only for an adapter; norms, attention and activations keep theirs always.
+    Before the first adapter of the first stage nothing has a backward, so nothing is kept.
+    """
+    total = layers * _layer_bytes(model, work, sharding, trained_from=-1)
+    if first:
+        start = min(LAYER_INPUTS.index(name) for name in adapted_inputs(model, work))
+        total += _layer_bytes(model, work, sharding, trained_from=start)
+        total -= _layer_bytes(model, work, sharding, trained_from=-1)
+    message = work.tokens * model.hidden * model.dtype_bytes / sharding.token_ranks
+    # Masks of attention to carried keys, which the layers share.
+    total += model.dtype_bytes * sum(
+        calls * sequences * queries * keys for calls, sequences, queries, keys in work.carried_attention
+    )
+    if any(lora.dropout for lora in work.loras):
+        total += work.tokens * DROPOUT_KEY_BYTES  # which the layers share; masks are computed again
+    if not last:
+        total += message  # the output, which the backward starts from
+    if not first and model.rms_norm and model.dtype_bytes != FLOAT32_BYTES:
+        total += message  # the input; elsewhere the first norm keeps that very tensor
+    logits = 0.0
+    if last:
+        total += work.targets * norm_bytes_per_token(model)
+        logits = logit_bytes(model, work, sharding)
+    return KeptBytes(activation_bytes=round(total), logit_bytes=round(logits))
+
+
+def saved_bytes(model: ModelSpec, layers: int, *, first: bool, last: bool, work: MicrobatchWork) -> int:
+    """The part of :func:`kept_bytes` that autograd saves."""
+    kept = kept_bytes(model, layers, first=first, last=last, work=work).total_bytes
+    message = work.tokens * model.hidden * model.dtype_bytes
+    kept -= message * (not last)
+    return kept - message * (not first and model.rms_norm and model.dtype_bytes != FLOAT32_BYTES)
+
+
+def attention_rows(work: MicrobatchWork) -> float:
+    """Slots of queries that attention works on, padding of its rows included."""
+    begun = sum(calls * sequences * length for calls, sequences, length in work.attention)
+    return begun + sum(calls * sequences * queries for calls, sequences, queries, _ in work.carried_attention)
+
+
+def gathered_keys(work: MicrobatchWork) -> float:
+    """Slots of keys and values of sequences from earlier micro-batches, gathered beside their own rows."""
+    return sum(calls * sequences * keys for calls, sequences, _, keys in work.carried_attention)
+
+
+def rows_are_stream(work: MicrobatchWork) -> bool:
+    """Whether attention works on the stream as it lies, without gathering rows from it."""
+    # Under a mask, as for carried keys, the result has another order than the stream.
+    one_call = len(work.attention) == 1 and not work.carried_attention
+    return one_call and attention_rows(work) == work.tokens
+
+
+def adapted_inputs(model: ModelSpec, work: MicrobatchWork) -> set[LayerInput]:
+    """What the linears read that have an adapter of any task."""
+    return {linear.reads for lora in work.loras for linear in model.targeted_linears(lora.targets, "targets")}
+
+
+def dropping_tokens(model: ModelSpec, work: MicrobatchWork, reads: LayerInput) -> int:
+    """Longest span of a task that has dropout on a linear with this input; 0 if none has."""
+    return max(
+        (
+            tokens
+            for lora, tokens in zip(work.loras, work.task_tokens, strict=True)
+            if lora.dropout and any(linear.reads == reads for linear in targeted(model, lora.targets))
+        ),
+        default=0,
+    )
+
+
+def norm_bytes_per_token(model: ModelSpec) -> int:
+    """Input and statistics of a norm; Llama's computes in float32 whatever the dtype."""
+    if model.rms_norm:
+        return (model.hidden + 1) * FLOAT32_BYTES
+    return (model.hidden + 2) * model.dtype_bytes
+
+
+def logit_bytes(model: ModelSpec, work: MicrobatchWork, sharding: Sharding) -> float:
+    """One number per target and word; the loss of a bfloat16 backbone is computed in float32."""
+    return work.targets * sharding.vocab_rows(model) * max(model.dtype_bytes, FLOAT32_BYTES)
+
+
+def _layer_bytes(model: ModelSpec, work: MicrobatchWork, sharding: Sharding, *, trained_from: int) -> float:
+    """Bytes of one layer; before linears that read ``LAYER_INPUTS[trained_from]`` nothing is trained."""
+    rows = attention_rows(work)
+    query, kv, ffn = sharding.query_width(model), sharding.kv_width(model), sharding.ffn_width(model)
+    mlp = mlp_widths(model)
+    elements = 0.0
+    if trained_from < LAYER_INPUTS.index("attended"):  # queries, keys, values, result and log-sum-exp
+        elements += rows * (2 * query + 2 * kv + model.heads // sharding.tp)
+        elements += gathered_keys(work) * 2 * kv
+    activates = trained_from < LAYER_INPUTS.index("inner")
+    if activates:
+        elements += work.tokens * ffn * mlp.saved
+    # Linears that read the same input keep it once; attention's result needs no copy if it is the stream.
+    kept_as_rows = trained_from < LAYER_INPUTS.index("attended") and rows_are_stream(work)
+    widths: dict[LayerInput, float] = {
+        "attention": model.hidden / sharding.token_ranks,
+        "attended": 0 if kept_as_rows else query,
+        "mlp": model.hidden / sharding.token_ranks,
+        "inner": 0 if activates and mlp.saves_output else ffn,
+    }
+    elements += work.tokens * sum(widths[name] for name in adapted_inputs(model, work))
+    downs = sum(
+        tokens * lora.r * len(targeted(model, lora.targets))
+        for lora, tokens in zip(work.loras, work.task_tokens, strict=True)
+    )
+    norms = (trained_from < 0) + (trained_from < LAYER_INPUTS.index("mlp"))
+    norm = work.tokens * norm_bytes_per_token(model) / sharding.token_ranks
+    return elements * model.dtype_bytes + downs * adapter_dtype_bytes(model) + norms * norm

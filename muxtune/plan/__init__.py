@@ -1,0 +1,1 @@
+"""The plan: its content, its check, its file, and what it predicts."""

@@ -1,0 +1,176 @@
+"""What a plan's prediction was computed from: a short digest of every field that times or memory depend on.
+
+A plan carries them beside its numbers, in ``predicted.made_for``. Where a field was edited afterwards, the
+numbers belong to another plan, and whoever reads it says which field that is. A field counts unless it is
+named here as free: it changes results or is a label, and no duration and no byte depends on it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from muxtune.plan.plan import Plan
+from muxtune.support.errors import SpecError
+
+_FREE = frozenset(
+    {
+        "schema_version",
+        "policy",
+        "model.name",
+        "model.source",
+        "model.init_seed",
+        "model.norm_eps",
+        "model.rope_theta",
+        "cluster.name",
+        "cluster.device.memory_bytes",  # decides what fits, which is checked by itself
+        "cluster.device.reserved_bytes",
+    }
+)
+_FREE_OF_TASK = frozenset(
+    {
+        "id",
+        "dataset.path",  # its digest counts
+        "peft.alpha",
+        "learning_rate",
+        "lr_schedule",
+        "warmup_steps",
+        "weight_decay",
+        "max_grad_norm",
+    }
+)
+_DIGEST_CHARACTERS = 10
+_NAMED_FIELDS = 4
+"""Edited fields that a refusal names."""
+
+
+def finish_plan(plan: Plan) -> Plan:
+    """The plan with the digests of what its prediction belongs to: the last step of whoever makes a plan."""
+    predicted = plan.predicted.model_copy(update={"made_for": prediction_basis(plan)})
+    return plan.model_copy(update={"predicted": predicted})
+
+
+def prediction_basis(plan: Plan) -> dict[str, str]:
+    """Digests by field.
+
+    Of tasks and hTasks there is one digest per entry (``tasks[1]``) and one per field of all entries
+    (``tasks.steps``), which together tell the place of an edit.
+    """
+    return {name: _digest(value) for name, value in _fields(plan).items()}
+
+
+def check_prediction_basis(plan: Plan, where: str = "plan") -> None:
+    """Refuse a plan whose times and memory were computed for other fields than it has.
+
+    Raises:
+        SpecError: Names the fields, or says that the plan does not tell.
+    """
+    known = plan.predicted.made_for
+    if not known:
+        expected = (
+            "digests of what the prediction was computed from; a plan without them is from before there were "
+            "any, so plan again (muxtune plan)"
+        )
+        raise SpecError(f"{where}: predicted.made_for", known, expected)
+    fields = _fields(plan)
+    now = {name: _digest(value) for name, value in fields.items()}
+    differing = [name for name in now | known if now.get(name) != known.get(name)]
+    if not differing:
+        return
+    named = _named(plan, differing)
+    first = named[0]
+    others = ""
+    if len(named) > 1:
+        listed = ", ".join(named[1:_NAMED_FIELDS])
+        more = len(named) - _NAMED_FIELDS
+        others = f" (nor are {listed}{f' and {more} more' if more > 0 else ''} as they were)"
+    expected = f"what the plan's times and memory were predicted for{others}; plan again (muxtune plan)"
+    raise SpecError(f"{where}: {first}", _value(plan, first), expected)
+
+
+def _digest(value: object) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:_DIGEST_CHARACTERS]
+
+
+def _fields(plan: Plan) -> dict[str, object]:
+    """Values by field, as JSON has them."""
+    content = plan.model_dump(mode="json")
+    tasks, htasks = content.pop("tasks"), content.pop("htasks")
+    del content["predicted"]["made_for"]
+    positions = {task["id"]: position for position, task in enumerate(tasks)}
+    for htask in htasks:
+        htask["task_ids"] = [positions[task_id] for task_id in htask["task_ids"]]
+    counting_tasks = [_counting(task) for task in tasks]
+    return {
+        **{name: value for name, value in _leaves(content, depth=3) if name not in _FREE},
+        **_table("tasks", counting_tasks),
+        **_table("htasks", [dict(_leaves(htask, depth=1)) for htask in htasks]),
+    }
+
+
+def _counting(task: dict[str, Any]) -> dict[str, object]:
+    fields = {name: value for name, value in _leaves(task, depth=2) if name not in _FREE_OF_TASK}
+    if fields["dataset.lengths"] is None and not fields["shuffle"]:
+        del fields["seed"]  # draws no lengths and no order, only the first values of the adapters
+    return fields
+
+
+def _leaves(content: Mapping[str, Any], *, depth: int, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Dotted names and values; what lies deeper than ``depth`` is one value."""
+    for key, value in content.items():
+        nested = isinstance(value, dict) and depth > 1 and f"{prefix}{key}" not in _WHOLE
+        if nested:
+            yield from _leaves(value, depth=depth - 1, prefix=f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+_WHOLE = frozenset({"predicted.alignment"})
+
+
+def _table(name: str, rows: Sequence[Mapping[str, object]]) -> dict[str, object]:
+    columns = dict.fromkeys(column for row in rows for column in row)
+    return {
+        **{f"{name}[{position}]": row for position, row in enumerate(rows)},
+        **{f"{name}.{column}": [row.get(column) for row in rows] for column in columns},
+    }
+
+
+def _named(plan: Plan, differing: Sequence[str]) -> list[str]:
+    """Names of the edited fields, the entry and the field of it where both can be told."""
+    named = [name for name in differing if not name.startswith(("tasks", "htasks"))]
+    for table in ("tasks", "htasks"):
+        rows = [name for name in differing if name.startswith(f"{table}[")]
+        columns = [name.removeprefix(table) for name in differing if name.startswith(f"{table}.")]
+        shown = [_entry(plan, row) for row in rows]
+        if len(rows) == 1 or len(columns) == 1:
+            named += [f"{row}{column}" for row in shown for column in columns]
+        else:
+            named += shown
+    return named
+
+
+def _entry(plan: Plan, row: str) -> str:
+    """``tasks.b`` for ``tasks[1]``, as other messages name tasks; hTasks have no names."""
+    position = int(row.partition("[")[2].removesuffix("]"))
+    is_task = row.startswith("tasks") and position < len(plan.tasks)
+    return f"tasks.{plan.tasks[position].id}" if is_task else row
+
+
+def _value(plan: Plan, name: str) -> object:
+    """What stands in a field now; None where the plan has no such field any more."""
+    content = plan.model_dump(mode="json")
+    content |= {f"htasks[{position}]": htask for position, htask in enumerate(content["htasks"])}
+    if name.startswith("tasks."):
+        # An id may have dots.
+        task = next(task for task in plan.tasks if f"{name}.".startswith(f"tasks.{task.id}."))
+        value: object = task.model_dump(mode="json")
+        rest = name.removeprefix(f"tasks.{task.id}").removeprefix(".")
+    else:
+        value, rest = content, name
+    for part in filter(None, rest.split(".")):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value

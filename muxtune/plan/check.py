@@ -1,0 +1,199 @@
+"""Whether the parts of a plan agree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from muxtune.graph.operators import Phase
+from muxtune.model import check_sharding
+from muxtune.orchestration import check_order
+from muxtune.plan.basis import check_prediction_basis
+from muxtune.plan.extension import check_step_meetings
+from muxtune.plan.plan import HTask, Plan
+from muxtune.schedule.actions import Kind, Template, clocks_of
+from muxtune.schedule.check import check_schedule
+from muxtune.support.errors import SpecError, naming
+
+_PHASES: dict[Kind, Phase] = {"F": "fwd", "B": "bwd"}
+
+
+def check_plan(plan: Plan, where: str = "plan") -> None:
+    """Refuse a plan whose parts contradict each other, whoever reads it: simulator, runtime or validation.
+
+    Raises:
+        SpecError: Names the field, its value and what was expected.
+    """
+    p = plan.parallelism
+    if len(p.layers_per_stage) != p.pp or sum(p.layers_per_stage) != plan.model.layers:
+        expected = f"{p.pp} integers with sum {plan.model.layers}, the layers of {plan.model.name}"
+        raise SpecError(f"{where}: parallelism.layers_per_stage", list(p.layers_per_stage), expected)
+    if min(p.layers_per_stage) < 1:
+        raise SpecError(
+            f"{where}: parallelism.layers_per_stage", list(p.layers_per_stage), "at least 1 per stage"
+        )
+    with naming(where):
+        check_sharding(plan.model, p.tp)
+    if p.ranks > plan.cluster.ranks:
+        expected = f"at most {plan.cluster.ranks}, the ranks of {plan.cluster.name}"
+        raise SpecError(f"{where}: parallelism (tp * pp * dp)", p.ranks, expected)
+    if any(route.nodes > 1 for stage in range(p.pp) for route in plan.placement.shard_routes(stage)):
+        per_node = plan.cluster.devices_per_node
+        expected = f"ranks of one node: a divisor of the {per_node} that a node of {plan.cluster.name} has"
+        raise SpecError(f"{where}: parallelism.tp", p.tp, expected)
+    for task in plan.tasks:
+        with naming(where):
+            task.check(plan.model)
+    if len(plan.tasks_by_id) != len(plan.tasks):
+        raise SpecError(f"{where}: tasks", [t.id for t in plan.tasks], "unique ids")
+    _check_htasks(plan, where)
+    listed = sorted(h for bucket in plan.buckets for h in bucket)
+    if listed != list(range(len(plan.htasks))) or not all(plan.buckets):
+        expected = f"every hTask from 0 to {len(plan.htasks) - 1} once"
+        raise SpecError(f"{where}: buckets", [list(b) for b in plan.buckets], expected)
+    if len(plan.schedule) != p.pp:
+        raise SpecError(f"{where}: schedule", f"{len(plan.schedule)} lists", f"one per stage ({p.pp})")
+    if plan.orchestration.shares_clocks:
+        _check_shared_clocks(plan, where)
+    with naming(where):
+        check_schedule(
+            plan.actions,
+            plan.microbatches,
+            buckets=plan.shared_buckets,
+            in_flight_limit=plan.template != "gpipe",
+            carries=plan.carries,
+        )
+    missing = set(range(len(plan.htasks))) - {action.htask for action in plan.actions[0]}
+    if missing:
+        expected = "at least one step of every hTask"
+        raise SpecError(f"{where}: schedule", f"no action of hTask {min(missing)}", expected)
+    clipping = [h.id for h in plan.htasks if any(t.max_grad_norm is not None for t in plan.htask_tasks(h.id))]
+    check_step_meetings(plan.actions, clipping, where)
+    _check_predicted(plan, where)
+    _check_launches(plan, where)
+    _check_memory(plan, where)
+    check_prediction_basis(plan, where)  # last: what is wrong in itself has a message of its own
+
+
+def _check_memory(plan: Plan, where: str) -> None:
+    most, device = max(plan.predicted.peak_memory_bytes), plan.cluster.device
+    if most > device.memory_bytes:
+        expected = f"at most {device.memory_bytes}, the memory of {device.name}"
+        raise SpecError(f"{where}: predicted.peak_memory_bytes", most, expected)
+
+
+def _check_launches(plan: Plan, where: str) -> None:
+    """What stands there is the order of every clock that overlaps, on every stage."""
+    launches = plan.orchestration.launches
+    if not launches:
+        return
+    field = f"{where}: orchestration.launches"
+    listed = [(clock.kind, clock.htasks) for clock in launches]
+    if not plan.overlaps:
+        expected = f"nothing: no clock overlaps (tp {plan.parallelism.tp}, {plan.orchestration.mode})"
+        raise SpecError(field, _named(listed), expected)
+    if sorted(listed) != sorted(plan.clock_kinds):
+        expected = f"nothing, or {', '.join(_named(plan.clock_kinds))}, once each"
+        raise SpecError(field, _named(listed), expected)
+    for position, clock in enumerate(launches):
+        of_clock = f"{field}[{position}].orders"
+        stages = [stage for each in clock.orders for stage in each.stages]
+        if sorted(stages) != list(range(plan.parallelism.pp)):
+            expected = f"every stage from 0 to {plan.parallelism.pp - 1} once"
+            raise SpecError(f"{of_clock}.stages", stages, expected)
+        for number, each in enumerate(clock.orders):
+            for stage in each.stages:
+                cuts = [plan.action_cut(stage, _PHASES[clock.kind], h) for h in clock.htasks]
+                with naming(f"{of_clock}[{number}]"):
+                    check_order(cuts, each.order)
+
+
+def _named(kinds: Iterable[tuple[Kind, tuple[int, ...]]]) -> list[str]:
+    return [f"{kind} of {list(htasks)}" for kind, htasks in kinds]
+
+
+def _check_htasks(plan: Plan, where: str) -> None:
+    assigned: list[str] = []
+    for position, htask in enumerate(plan.htasks):
+        field = f"{where}: htasks[{position}]"
+        if htask.id != position:
+            raise SpecError(f"{field}.id", htask.id, f"{position}, its position in the list")
+        for task_id in htask.task_ids:
+            if task_id not in plan.tasks_by_id:
+                expected = f"one of {', '.join(sorted(plan.tasks_by_id))}"
+                raise SpecError(f"{field}.task_ids", task_id, expected)
+        assigned += htask.task_ids
+        if (htask.alignment == "chunk") != (htask.chunk_tokens is not None):
+            expected = "a chunk length under chunk, and null otherwise"
+            raise SpecError(f"{field}.chunk_tokens", htask.chunk_tokens, expected)
+        if htask.chunk_tokens is not None and htask.tokens_per_microbatch % htask.chunk_tokens:
+            expected = f"a multiple of chunk_tokens ({htask.chunk_tokens})"
+            raise SpecError(f"{field}.tokens_per_microbatch", htask.tokens_per_microbatch, expected)
+        _check_carry(htask, plan.template, field)
+        for task_id in htask.task_ids:
+            needed = -(-plan.tasks_by_id[task_id].declared_microbatches // plan.parallelism.dp)
+            if htask.microbatches < needed:
+                expected = f"at least {needed}: {task_id} allows no more sequences per micro-batch"
+                raise SpecError(f"{field}.microbatches", htask.microbatches, expected)
+    if sorted(assigned) != sorted(plan.tasks_by_id):
+        raise SpecError(f"{where}: htasks.task_ids", assigned, "every task in exactly one hTask")
+
+
+def _check_carry(htask: HTask, template: Template, field: str) -> None:
+    carry = htask.carry_microbatches
+    if carry == 1:
+        return
+    if template == "lorapp":
+        expected = "1: under lorapp an hTask has one micro-batch on its way"
+        raise SpecError(f"{field}.carry_microbatches", carry, expected)
+    if htask.alignment != "chunk":
+        expected = f"1: only chunks are carried on, and the alignment is {htask.alignment}"
+        raise SpecError(f"{field}.carry_microbatches", carry, expected)
+    if carry & (carry - 1) or htask.microbatches % carry:
+        expected = f"a power of two that divides microbatches ({htask.microbatches})"
+        raise SpecError(f"{field}.carry_microbatches", carry, expected)
+
+
+def _check_shared_clocks(plan: Plan, where: str) -> None:
+    for bucket in plan.buckets:
+        instances = sorted({plan.htasks[h].instance for h in bucket})
+        if len(instances) > 1:
+            expected = f"one, as hTasks {list(bucket)} share clocks ({plan.orchestration.mode})"
+            raise SpecError(f"{where}: htasks.instance", instances, expected)
+
+
+def _check_clock_seconds(plan: Plan, where: str) -> None:
+    field = f"{where}: predicted.clock_s"
+    listed = [(clock.kind, clock.htasks) for clock in plan.predicted.clock_s]
+    played = {
+        (clock[0].kind, tuple(action.htask for action in clock))
+        for clock in clocks_of(plan.actions[0], plan.microbatches, plan.shared_buckets)
+        if len(clock) > 1
+    }
+    if len(listed) != len(played) or set(listed) != played:
+        names = [f"{kind} of {list(htasks)}" for kind, htasks in sorted(played)]
+        expected = ", ".join(names) if names else f"nothing: no clocks are shared ({plan.orchestration.mode})"
+        raise SpecError(field, [f"{kind} of {list(htasks)}" for kind, htasks in listed], expected)
+    for position, clock in enumerate(plan.predicted.clock_s):
+        if len(clock.seconds) != plan.parallelism.pp:
+            expected = f"{plan.parallelism.pp} numbers, one per stage"
+            raise SpecError(f"{field}[{position}].seconds", len(clock.seconds), expected)
+
+
+def _check_predicted(plan: Plan, where: str) -> None:
+    p, stages, htasks = plan.predicted, plan.parallelism.pp, len(plan.htasks)
+    tables = {"fwd_s": p.fwd_s, "bwd_s": p.bwd_s}
+    for name, table in tables.items():
+        if len(table) != stages or any(len(row) != htasks for row in table):
+            expected = f"{stages} rows (stages) of {htasks} numbers (hTasks)"
+            raise SpecError(f"{where}: predicted.{name}", [len(row) for row in table], expected)
+    shown = 1 + max((a.number for a in plan.actions[0] if a.kind == "STEP"), default=-1)
+    if p.scheduled_iterations != shown:
+        expected = f"{shown}, the iterations of the schedule"
+        raise SpecError(f"{where}: predicted.scheduled_iterations", p.scheduled_iterations, expected)
+    if len(p.p2p_s) != htasks:
+        raise SpecError(f"{where}: predicted.p2p_s", len(p.p2p_s), f"{htasks} numbers, one per hTask")
+    if len(p.peak_memory_bytes) != stages:
+        raise SpecError(
+            f"{where}: predicted.peak_memory_bytes", len(p.peak_memory_bytes), f"{stages} numbers"
+        )
+    _check_clock_seconds(plan, where)

@@ -1,0 +1,69 @@
+"""Prices at many sizes at once, out of a few: what a search ranks by.
+
+A cost model prices one operator at a time. A search needs the same operators at thousands of sizes, so each
+is priced on a grid of sizes, which is dense in proportion, and read off straight lines between them. Frozen
+products are most of the time and go up in steps (tiles, waves), so they are priced at every size asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muxtune.costs.analytic import AnalyticCosts
+from muxtune.costs.base import CostModel
+from muxtune.costs.gemm import gemm_seconds
+from muxtune.costs.pointwise import ELEMENT_BYTES
+from muxtune.graph.operators import Operator, Phase
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+POINTS = 24
+"""Of a grid."""
+
+_FINE_TOKENS = 8
+_SHARE = 128
+"""Steps of powers of two: no stream below 16384 is moved over the edge of a tile of 128 rows."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Seconds by size, piecewise linear; 0 at size 0."""
+
+    sizes: Floats
+    seconds: Floats
+
+    def __call__(self, sizes: Floats) -> Floats:
+        """Seconds at these sizes; beyond the last one in proportion to the size."""
+        within = np.interp(sizes, self.sizes, self.seconds)
+        return np.asarray(within * np.maximum(sizes / self.sizes[-1], 1.0))
+
+
+def sample_curve(seconds_of: Callable[[int], float], largest: float, points: int = POINTS) -> Curve:
+    """Price whole sizes from 1 to ``largest``."""
+    sizes = np.unique(np.geomspace(1, max(np.ceil(largest), 1), points).round().astype(int))
+    seconds = [seconds_of(int(size)) for size in sizes]
+    return Curve(np.array([0.0, *sizes]), np.array([0.0, *seconds]))
+
+
+def round_tokens(tokens: Ints) -> Ints:
+    """Stream lengths up to the next multiple of 8, or of about a 128th of themselves."""
+    octave = np.floor(np.log2(np.maximum(tokens, 1))).astype(np.int64)
+    step = np.maximum(_FINE_TOKENS, (1 << octave) // _SHARE)
+    return np.asarray(-(-tokens // step) * step)
+
+
+def linear_seconds(
+    costs: CostModel, in_features: int, out_features: int, tokens: Ints, phase: Phase
+) -> Floats:
+    """Seconds of a frozen product at every number of tokens; equals ``costs.latency_s`` (tested)."""
+    if isinstance(costs, AnalyticCosts) and costs.model.dtype_bytes == ELEMENT_BYTES:
+        n, k = (out_features, in_features) if phase == "fwd" else (in_features, out_features)
+        return np.maximum(gemm_seconds(costs.gpu.gemm, tokens, n, k), costs.host_launch_s)
+    return np.array(
+        [costs.latency_s(Operator("linear", (in_features, out_features, int(t))), phase) for t in tokens]
+    )

@@ -1,0 +1,359 @@
+"""Estimated prices of all contiguous groups of tasks, on one rank of any stage of a mesh.
+
+What a group costs is put together from :mod:`muxtune.planning.estimate.stream_tokens` (how long its stream
+is) and :mod:`muxtune.planning.estimate.part_seconds` (what a stream of that length takes). Attention is
+batched by length across tasks (:func:`muxtune.batches.layout.group_by_length`); here sequences are sorted by
+length once for all groups, and a call has as many as a micro-batch has on average.
+
+The exact price of a group is :meth:`muxtune.planning.problem.problem.PlanningProblem.htask_times`; how far
+the estimate is from it is tested.
+"""
+
+# Shapes, in names in lower case: n tasks, W widest group; bands [n, W] as in
+# muxtune.planning.estimate.stream_tokens
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property, lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muxtune.batches.dealing import chunked_sizes, packed_sizes
+from muxtune.batches.layout import group_by_length, row_slots
+from muxtune.batches.shapes import PACKED_MULTIPLE
+from muxtune.costs.compose import step_seconds
+from muxtune.placement import Route
+from muxtune.planning.decisions.partition_dp import Places
+from muxtune.planning.decisions.structure import Layout
+from muxtune.planning.estimate.busiest_replica import BusiestReplica
+from muxtune.planning.estimate.curves import Floats, Ints
+from muxtune.planning.estimate.part_seconds import StagePrices, adapted_ops
+from muxtune.planning.estimate.stream_tokens import (
+    band_max,
+    band_sum,
+    dealt_lengths,
+    load_batches,
+    packed_tokens,
+    padded_rows,
+    sampled_steps,
+)
+from muxtune.planning.problem.meshes import MeshShape
+from muxtune.planning.problem.problem import PlanningProblem
+from muxtune.tasks.dataset import TaskData
+
+NEAR = 1.06
+"""Estimates of two alignments of a group whose order is not certain, one to the other."""
+
+
+@dataclass(frozen=True)
+class LayoutBand:
+    """All groups under one alignment."""
+
+    layout: Layout
+    tokens_nw: Ints
+    """Length of the stream; 0 where a group cannot have this alignment."""
+    task_tokens_nw: Floats
+    """Of all tasks' spans together, mean over the micro-batches."""
+
+
+class GroupBands:
+    """What is known of all contiguous groups before they are priced.
+
+    Args:
+        problem: What is planned.
+        task_ids: In the order in which groups are cut.
+        width: Of the widest group.
+        layouts: That may be used.
+        steps: To look at; by default a sample.
+    """
+
+    def __init__(
+        self,
+        problem: PlanningProblem,
+        task_ids: Sequence[str],
+        width: int,
+        layouts: Sequence[Layout],
+        steps: Ints | None = None,
+    ) -> None:
+        self.problem = problem
+        self.task_ids = tuple(task_ids)
+        self.width = width
+        self.layouts = tuple(Layout(*layout) for layout in layouts)
+        self.carry = min(layout.carry for layout in self.layouts)
+        """Of the groups whose micro-batches are not cut."""
+        self.tasks: list[TaskData] = [problem.data[task_id] for task_id in task_ids]
+        self.batches = load_batches(self.tasks, sampled_steps(self.tasks) if steps is None else steps)
+        self._declared = np.array([data.task.declared_microbatches for data in self.tasks])
+        self._max_length = np.array([data.task.max_length for data in self.tasks])
+        self.loras = [data.task.peft for data in self.tasks]
+        self.microbatches_nw = lru_cache(maxsize=None)(self._microbatches)
+        self.layout_band = lru_cache(maxsize=None)(self._layout_band)
+
+    def sum(self, values_n: Floats) -> Floats:
+        """Of the tasks of every group, ``[n, W]`` (and further axes of ``values_n``)."""
+        return band_sum(values_n, self.width)
+
+    def max(self, values_n: Ints) -> Ints:
+        """Of the tasks of every group, ``[n, W]``."""
+        return band_max(values_n, self.width)
+
+    def members(self, places: Places) -> list[tuple[str, ...]]:
+        """Task ids of the groups in some places."""
+        ends_and_widths = zip(*(each.tolist() for each in places), strict=True)
+        return [self.task_ids[end - w : end + 1] for end, w in ends_and_widths]
+
+    def _packed(self, sizes_nsg: Ints, wanted_nw: NDArray[np.bool_], multiple: int) -> Ints:
+        return packed_tokens(sizes_nsg, self.batches.steps_n, wanted_nw=wanted_nw, multiple=multiple)
+
+    @cached_property
+    def alone(self) -> Places:
+        """Where the tasks stand as groups of their own."""
+        return np.arange(len(self.tasks)), np.zeros(len(self.tasks), dtype=np.intp)
+
+    @cached_property
+    def exists_nw(self) -> NDArray[np.bool_]:
+        """Whether there are as many tasks before the end of a group."""
+        return np.arange(self.width) <= np.arange(len(self.tasks))[:, None]
+
+    def _microbatches(self, dp: int) -> Ints:
+        """On each of ``dp`` replicas; of a carry group only one is counted."""
+        return np.maximum(self.max(-(-self._declared // dp)), 1)
+
+    def _layout_band(self, layout: Layout, dp: int) -> LayoutBand:
+        """All groups under one of the layouts."""
+        alignment, chunk_tokens, carry = layout
+        microbatches = self.microbatches_nw(dp)
+        tokens = np.zeros(microbatches.shape, dtype=np.int64)
+        task_tokens = np.zeros(microbatches.shape)
+        rows = self.rows_nw
+        for m in np.unique(microbatches[self.exists_nw]):
+            groups = int(m) * dp
+            wanted = (microbatches == m) & self.exists_nw
+            if alignment == "pad":
+                counts = padded_rows(self.batches, groups)
+                found = self.sum(counts.astype(np.float64)).max(axis=2).astype(np.int64) * rows
+                mean = self.sum(counts.sum(axis=1) / groups) * rows
+            else:
+                dealt = dealt_lengths(self.batches, groups)
+                if chunk_tokens is None:
+                    sizes, multiple = packed_sizes(dealt), PACKED_MULTIPLE
+                else:
+                    sizes, multiple = chunked_sizes(dealt, chunk_tokens), carry * chunk_tokens
+                found = self._packed(sizes, wanted, multiple) // carry
+                mean = self.sum(sizes.sum(axis=(1, 2)) / self.batches.steps_n / (groups * carry))
+            tokens[wanted], task_tokens[wanted] = found[wanted], mean[wanted]
+        return LayoutBand(layout, tokens, task_tokens)
+
+    @cached_property
+    def length_classes(self) -> list[tuple[int, Floats]]:
+        """Slots of the attention calls of near-equal sequences, and each task's such sequences per step."""
+        lengths = self.batches.lengths_nsk
+        distinct = np.unique(lengths[lengths > 0])
+        found = []
+        for group in group_by_length(distinct.tolist()):
+            longest, shortest = int(distinct[group[0]]), int(distinct[group[-1]])
+            inside = (lengths >= shortest) & (lengths <= longest)
+            found.append((row_slots(longest), inside.sum(axis=(1, 2)) / self.batches.steps_n))
+        return found
+
+    @cached_property
+    def most_tokens(self) -> int:
+        """Of any stream: the sequences of all tasks in one micro-batch, padded to the longest."""
+        sequences = self.batches.sizes_n
+        widest = int(np.sort(sequences)[-self.width :].sum())
+        return widest * int(self._max_length.max())
+
+    @cached_property
+    def typical_tokens(self) -> list[int]:
+        """Of each task's micro-batches, when it runs alone."""
+        per_step = self.batches.lengths_nsk.sum(axis=(1, 2)) / self.batches.steps_n
+        return [round(tokens) for tokens in per_step / self._declared]
+
+    @cached_property
+    def sequences_n(self) -> Floats:
+        """Of a step."""
+        return self.batches.sizes_n.astype(np.float64)
+
+    @cached_property
+    def rows_nw(self) -> Ints:
+        """Row length of a group under ``pad``."""
+        return self.max(self._max_length)
+
+
+@dataclass(frozen=True)
+class GroupPrices:
+    """All contiguous groups, each under its cheapest alignment; forward and backward together."""
+
+    microbatches_nw: Ints
+    carry_nw: Ints
+    """Micro-batches of a carry group."""
+    layout_nw: NDArray[np.intp]
+    """Which of the bands' layouts."""
+    runner_up_nw: NDArray[np.intp]
+    """Another one that may be as cheap; the same where none is near."""
+    tokens_nw: Ints
+    layer_s_nw: Floats
+    """Of a micro-batch in a layer."""
+    hidden_s_nw: Floats
+    """The part of it that is gone if its communication, or else its computation, is hidden."""
+    first_s_nw: Floats
+    """What the first stage has more."""
+    last_s_nw: Floats
+    """What the last stage has more."""
+    action_s_nw: Floats
+    """Whatever the stage: fixed costs and feed."""
+    message_s_nw: Floats
+    """For each neighbour."""
+    p2p_s_nw: Floats
+
+    @property
+    def run(self) -> int:
+        """Micro-batches of the longest carry group."""
+        return int(self.carry_nw.max())
+
+
+def price_groups(
+    bands: GroupBands, prices: StagePrices, shape: MeshShape, carry: int | None = None
+) -> GroupPrices:
+    """Estimate all groups on a mesh, whose busiest replica decides.
+
+    Args:
+        bands: Groups.
+        prices: Of their parts.
+        shape: Of the mesh.
+        carry: Of the layouts to choose from; the least by default.
+    """
+    carry, dp = carry or bands.carry, shape.dp
+    microbatches = bands.microbatches_nw(dp) * carry
+    busiest = BusiestReplica(bands.batches, bands.length_classes, bands.sum, bands.microbatches_nw(dp), dp)
+    numbers = [number for number, layout in enumerate(bands.layouts) if layout.carry == carry]
+    candidates = [bands.layout_band(bands.layouts[number], dp) for number in numbers]
+    priced = []
+    for band in candidates:
+        layer_s = prices.layer_s(band.tokens_nw)
+        layer_s += _adapters_s(bands, prices, band, dp * busiest.share(band.layout.alignment))
+        layer_s += _attention_s(bands, prices, band, busiest, microbatches)
+        priced.append(np.where(band.tokens_nw > 0, layer_s, np.inf))
+    layout = np.argmin(priced, axis=0)
+    layer_s = np.min(priced, axis=0)
+    tokens = np.choose(layout, [band.tokens_nw for band in candidates])
+    sizes = tokens.astype(np.float64)
+    links_s = prices.links_s(sizes)
+    share = np.choose(layout, [busiest.share(band.layout.alignment) for band in candidates])
+    messages = shape.on(bands.problem.cluster).message_routes()
+    return GroupPrices(
+        microbatches_nw=microbatches,
+        carry_nw=np.full(microbatches.shape, carry),
+        layout_nw=np.array(numbers)[layout],
+        runner_up_nw=np.array(numbers)[_runner_up(priced, layout, layer_s)],
+        tokens_nw=tokens,
+        layer_s_nw=np.where(bands.exists_nw, layer_s, np.inf),
+        hidden_s_nw=np.minimum(links_s, layer_s - links_s),
+        first_s_nw=_first_s(bands, prices, sizes),
+        last_s_nw=prices.last_s(share * bands.sum(bands.batches.targets_n) / microbatches),
+        action_s_nw=prices.action_s + prices.feed_s(share * bands.sum(bands.sequences_n) / microbatches),
+        message_s_nw=prices.message_s(sizes),
+        p2p_s_nw=prices.p2p_s(sizes, messages),
+    )
+
+
+def join_prices(alternatives: Sequence[GroupPrices], chosen_nw: NDArray[np.intp]) -> GroupPrices:
+    """One of several estimates for every group.
+
+    Args:
+        alternatives: Of the same groups.
+        chosen_nw: Position in these.
+    """
+    return GroupPrices(
+        **{
+            each.name: np.choose(chosen_nw, [getattr(prices, each.name) for prices in alternatives])
+            for each in fields(GroupPrices)
+        }
+    )
+
+
+def _runner_up(priced: Sequence[Floats], layout_nw: NDArray[np.intp], least_s_nw: Floats) -> NDArray[np.intp]:
+    others = np.array(
+        [np.where(layout_nw == number, np.inf, seconds) for number, seconds in enumerate(priced)]
+    )
+    return np.where(others.min(axis=0) <= NEAR * least_s_nw, others.argmin(axis=0), layout_nw)
+
+
+def layer_steps_s(bands: GroupBands, layers: int, tp: int, replicas: Sequence[Route]) -> Floats:
+    """Optimizer steps of every group's tasks on a stage, ``[n, W]``."""
+    problem = bands.problem
+    seconds = {
+        lora: step_seconds(problem.costs, problem.model, layers, lora, tp=tp, replicas=replicas)
+        for lora in dict.fromkeys(bands.loras)
+    }
+    return bands.sum(np.array([seconds[lora] for lora in bands.loras]))
+
+
+def _adapters_s(bands: GroupBands, prices: StagePrices, band: LayoutBand, excess: Floats) -> Floats:
+    """Tokens of a task's span are its share of the group's; under ``pad`` by its sequences.
+
+    Args:
+        bands: Groups.
+        prices: Of their parts.
+        band: Under one alignment.
+        excess: Tokens of the busiest replica, over the mean of all replicas.
+    """
+    share_n = bands.sequences_n if band.layout[0] == "pad" else _effective(bands)
+    all_shares = bands.sum(share_n)
+    per_share = band.task_tokens_nw / np.maximum(all_shares, 1e-9)
+    typical = float(np.median(per_share[bands.exists_nw]))
+    per_share = excess * per_share
+    rank_n = np.array([lora.r for lora in bands.loras], dtype=np.float64)
+    drops_n = np.array([lora.dropout > 0 for lora in bands.loras])
+    seconds = np.zeros(excess.shape)
+    for ops in adapted_ops(prices.shard, bands.loras):
+        inside_n = share_n * ops.tasks_n
+        joint_n = inside_n * ~drops_n
+        tokens = bands.sum(joint_n) * per_share
+        rank = bands.sum(joint_n * rank_n) * per_share / np.maximum(tokens, 1e-9)
+        alone_n = prices.pair_s(ops, inside_n * typical, rank_n)
+        tasks = bands.sum((ops.tasks_n & ~drops_n).astype(np.float64))
+        seconds += prices.adapters_s(ops, tasks, tokens, rank, bands.sum(alone_n * ~drops_n))
+        if drops_n.any():  # with dropout they share no launch
+            alone_n += prices.dropout_s(ops, inside_n * typical)
+            seconds += bands.sum(alone_n * (ops.tasks_n & drops_n))
+    return seconds
+
+
+def _effective(bands: GroupBands) -> Floats:
+    return np.asarray(bands.batches.lengths_nsk.sum(axis=(1, 2)) / bands.batches.steps_n)
+
+
+def _attention_s(
+    bands: GroupBands, prices: StagePrices, band: LayoutBand, busiest: BusiestReplica, microbatches: Ints
+) -> Floats:
+    seconds = np.zeros(microbatches.shape)
+    if band.layout[0] == "pad":
+        per_microbatch = busiest.share("pad") * bands.sum(bands.sequences_n) / microbatches
+        for row in np.unique(bands.rows_nw[bands.exists_nw]):
+            at = bands.rows_nw == row
+            seconds[at] = prices.attention_s(per_microbatch[at], row_slots(int(row)))
+        return seconds
+    for slots, sequences in busiest.classes:
+        expected = sequences / microbatches
+        present = -np.expm1(-expected)  # share of the micro-batches that have any, dealt by chance
+        each = expected / np.maximum(present, 1e-12)
+        seconds += present * prices.attention_s(each, slots)
+    return seconds
+
+
+def _first_s(bands: GroupBands, prices: StagePrices, tokens: Floats) -> Floats:
+    """By the earliest block that any task of the group adapts."""
+    block_n = np.array(
+        [bands.problem.model.targeted_linears(lora.targets, "targets")[0].block for lora in bands.loras]
+    )
+    block_nw = -bands.max(-block_n)
+    seconds = np.zeros(tokens.shape)
+    for block in np.unique(block_n):
+        targets = next(lora.targets for lora, b in zip(bands.loras, block_n, strict=True) if b == block)
+        at = block_nw == block
+        seconds[at] = prices.first_s(tokens[at], targets)
+    return seconds

@@ -1,0 +1,189 @@
+"""What memory contiguous groups of tasks need, estimated: which can be there at all, and which surely fit.
+
+The exact answer needs a schedule (:mod:`muxtune.planning.problem.memory_limit`) and is asked of the
+partitions that a search looks at. Two ends are estimated for all groups: at least, a stage holds a group's
+own micro-batches; at most, all micro-batches that it may have open are as large. Only the first and the last
+stage are looked at: the one has most micro-batches open, the other the logits.
+"""
+
+# Shapes, in names in lower case: n tasks, W widest group
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muxtune.costs.compose import MicrobatchWork, message_bytes
+from muxtune.memory import CUDA_ALLOCATOR_FRACTION, backbone_bytes, table_bytes
+from muxtune.memory.peak import POSTED_AHEAD
+from muxtune.memory.saved_activations import kept_bytes
+from muxtune.memory.weights import MOMENTS, Sharding, adapter_dtype_bytes, adapter_parameters
+from muxtune.memory.workspace import backward_workspace_bytes, forward_workspace_bytes
+from muxtune.planning.decisions.partition_dp import Places
+from muxtune.planning.decisions.structure import Mesh
+from muxtune.planning.estimate.curves import Floats
+from muxtune.planning.estimate.group_seconds import GroupBands, GroupPrices
+from muxtune.tasks.workload import LoraSpec
+
+_PROBE = 1 << 20
+"""Tokens, or targets, that bytes per token are read off at."""
+
+
+@dataclass(frozen=True)
+class _StageRoom:
+    in_flight: int
+    free_bytes: float
+    """Beside weights, adapters, their optimizer states and gradients."""
+    least_nw: Floats
+    """That a micro-batch keeps, whatever is adapted."""
+    kept_nw: Floats
+    """That it keeps if everything is."""
+    passing_nw: Floats
+    """Messages and temporaries."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """Room for groups on a mesh."""
+
+    stages: tuple[_StageRoom, ...]
+    microbatches_nw: NDArray[np.int64]
+    exists_nw: NDArray[np.bool_]
+    memory_bytes: int
+    """Of a device."""
+
+    @property
+    def possible_nw(self) -> NDArray[np.bool_]:
+        """Groups whose own micro-batches have room."""
+        possible = self.exists_nw.copy()
+        for stage in self.stages:
+            own = np.minimum(self.microbatches_nw, stage.in_flight)
+            possible &= own * stage.least_nw <= stage.free_bytes
+        return possible
+
+    @property
+    def safe_nw(self) -> NDArray[np.bool_]:
+        """Groups that have room in any company of groups that are no larger."""
+        safe = self.exists_nw.copy()
+        for stage in self.stages:
+            safe &= stage.in_flight * stage.kept_nw + stage.passing_nw <= stage.free_bytes
+        return safe
+
+    def suffices(self, places: Places) -> bool:
+        """Whether a partition has room with its largest micro-batches open at once."""
+        return self.excess_bytes(places) <= 0
+
+    def excess_bytes(self, places: Places) -> float:
+        """What a partition lacks on the stage with least room for it; negative where all have room."""
+        excess = -np.inf
+        for stage in self.stages:
+            copies = np.minimum(self.microbatches_nw[places], stage.in_flight)
+            kept = np.sort(np.repeat(stage.kept_nw[places], copies))[-stage.in_flight :]
+            excess = max(excess, float(kept.sum() + stage.passing_nw[places].max() - stage.free_bytes))
+        return excess
+
+    def needed_bytes(self, places: Places) -> float:
+        """What surely suffices for a partition on the stage with least room, by estimate."""
+        return self.memory_bytes + self.excess_bytes(places)
+
+
+def room_for_groups(bands: GroupBands, prices: GroupPrices, mesh: Mesh) -> Room:
+    """Estimate all groups on a mesh."""
+    sharding = Sharding(tp=mesh.tp)
+    targets = bands.sum(bands.batches.targets_n) / (prices.microbatches_nw * mesh.dp)
+    stages = []
+    for stage in sorted({0, mesh.pp - 1}):
+        in_flight = mesh.pp - stage - 1 + prices.run
+        probe = _Probe(bands, mesh, stage, in_flight, sharding)
+
+        def bytes_nw(slopes: tuple[float, float]) -> Floats:
+            return np.asarray(prices.tokens_nw * slopes[0] + targets * slopes[1])
+
+        stages.append(
+            _StageRoom(
+                in_flight=in_flight,
+                free_bytes=probe.free_bytes(),
+                least_nw=bytes_nw(probe.kept(adapted=False)),
+                kept_nw=bytes_nw(probe.kept(adapted=True)),
+                passing_nw=bytes_nw(probe.passing()),
+            )
+        )
+    memory_bytes = bands.problem.cluster.device.memory_bytes
+    return Room(tuple(stages), prices.microbatches_nw, bands.exists_nw, memory_bytes)
+
+
+class _Probe:
+    """Reads bytes per token off the memory model of a stage."""
+
+    def __init__(self, bands: GroupBands, mesh: Mesh, stage: int, in_flight: int, sharding: Sharding) -> None:
+        self._problem = bands.problem
+        self._model = bands.problem.model
+        self._loras = bands.loras
+        self._layers = mesh.layers_per_stage[stage]
+        self._first, self._last = stage == 0, stage == mesh.pp - 1
+        self._in_flight = in_flight
+        self._sharding = sharding
+        attention = self._model.linears[0].name.rsplit(".", 1)[-1]
+        self._one = LoraSpec(method="lora", r=1, alpha=1, targets=(attention,))
+        self._all = LoraSpec(method="lora", r=1, alpha=1, targets=("all-linear",))
+
+    def free_bytes(self) -> float:
+        """What a stage has beside what it always holds, and the gradients of all adapters."""
+        model, sharding = self._model, self._sharding
+        parameters = sum(adapter_parameters(model, self._layers, lora, sharding) for lora in self._loras)
+        held = backbone_bytes(model, self._layers, first=self._first, last=self._last, sharding=sharding)
+        held += table_bytes(model)
+        held += (2 + MOMENTS) * parameters * adapter_dtype_bytes(model)
+        device = self._problem.cluster.device
+        fraction = CUDA_ALLOCATOR_FRACTION if device.kind == "cuda" else 0.0
+        return device.memory_bytes / (1 + fraction) - held
+
+    def kept(self, *, adapted: bool) -> tuple[float, float]:
+        """Of a micro-batch from forward to backward, per token and per target."""
+        lora = self._all if adapted else self._one
+
+        def bytes_of(tokens: int, targets: int) -> float:
+            kept = kept_bytes(
+                self._model,
+                self._layers,
+                first=self._first,
+                last=self._last,
+                work=_work(lora, tokens, targets),
+                sharding=self._sharding,
+            )
+            return kept.total_bytes / _PROBE
+
+        return bytes_of(_PROBE, 0), bytes_of(0, _PROBE)
+
+    def passing(self) -> tuple[float, float]:
+        """Of what comes and goes, per token and per target."""
+        messages = (POSTED_AHEAD + self._in_flight + 1) * (not self._first)
+        messages += (POSTED_AHEAD + 1) * (not self._last)
+
+        def bytes_of(tokens: int, targets: int) -> float:
+            work = _work(self._all, tokens, targets)
+            workspace = max(
+                measure(
+                    self._model,
+                    last=self._last,
+                    work=work,
+                    sharding=self._sharding,
+                    device=self._problem.cluster.device.kind,
+                )
+                for measure in (forward_workspace_bytes, backward_workspace_bytes)
+            )
+            return (workspace + messages * message_bytes(self._model, tokens)) / _PROBE
+
+        return bytes_of(_PROBE, 0), bytes_of(0, _PROBE)
+
+
+def _work(lora: LoraSpec, tokens: int, targets: int) -> MicrobatchWork:
+    return MicrobatchWork(
+        tokens=tokens,
+        task_tokens=(0,),
+        loras=(lora,),
+        attention=((1.0, 1, tokens),) if tokens else (),
+        targets=float(targets),
+    )

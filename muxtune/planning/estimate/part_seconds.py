@@ -1,0 +1,310 @@
+"""Seconds of a stage's parts at many sizes: what a search ranks by.
+
+The frozen operators of a micro-batch depend on the length of its stream alone; what its tasks add depends on
+their own tokens. Every part of :mod:`muxtune.graph` is priced as a function of that one number.
+
+Adapters of several tasks at one base op share a launch, and no sum over tasks says what it takes. A group
+lies between two ends: one pair with the tokens of all, and one launch for each task. Where between (or a
+little beyond) is found out once, on tasks of the workload, for some numbers of them.
+
+Prices are kept from problem to problem. So what is kept is determined by its key alone: the grid of a curve
+comes from the curve and from ``largest_tokens``, never from the sizes that somebody happens to ask for first,
+and what depends on the tasks of a workload is not kept (:meth:`StagePrices.between`).
+"""
+
+# Shapes, in names in lower case: n tasks
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muxtune.costs.base import CostModel
+from muxtune.costs.compose import p2p_seconds
+from muxtune.graph import Node, attachments, node_seconds, part_graph
+from muxtune.graph.microbatch_work import MicrobatchWork
+from muxtune.graph.operators import PHASES, Operator, Phase
+from muxtune.graph.stage import Part
+from muxtune.model import ModelSpec
+from muxtune.placement import Route
+from muxtune.planning.estimate.curves import Curve, Floats, Ints, linear_seconds, round_tokens, sample_curve
+from muxtune.tasks.workload import LoraSpec
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptedOps:
+    """Base ops of a layer that are alike: the same widths, adapted by the same tasks."""
+
+    in_features: int
+    out_features: int
+    count: int
+    tasks_n: NDArray[np.bool_]
+
+
+class StagePrices:
+    """Seconds of the parts of an action, forward and backward together, on one of ``tp`` ranks.
+
+    Args:
+        costs: Of the whole backbone.
+        model: The backbone.
+        tp: Ranks that share a stage.
+        largest_tokens: Of the streams that will be asked for.
+    """
+
+    def __init__(self, costs: CostModel, model: ModelSpec, tp: int, largest_tokens: int) -> None:
+        self._costs = costs if tp == 1 else costs.shard(tp)
+        self._model = model
+        self.shard = model.shard(tp)
+        """What a rank has of the backbone."""
+        self._tp = tp
+        self._largest = largest_tokens
+        self._curves: dict[tuple[object, ...], Curve] = {}
+        self._apart = np.ones(1), np.zeros(1)
+
+    def between(self, loras: Sequence[LoraSpec], tokens: Sequence[int]) -> StagePrices:
+        """The same prices, with shared launches of adapters placed between their two ends by these tasks.
+
+        Args:
+            loras: Of all tasks.
+            tokens: That each of them has in a micro-batch.
+        """
+        placed = copy.copy(self)  # with the same curves
+        placed._apart = self._place_between(loras, tokens)
+        return placed
+
+    @cached_property
+    def action_s(self) -> float:
+        """What a forward and a backward cost beside their operators."""
+        return sum(self._costs.action_s(0.0, phase) for phase in PHASES)
+
+    def layer_s(self, tokens: Ints) -> Floats:
+        """Frozen operators of a layer, attention apart, in streams of some lengths."""
+        distinct, inverse = np.unique(np.maximum(tokens, 1), return_inverse=True)
+        rounded = round_tokens(distinct)
+        known = self._curves.get(
+            ("layers",), Curve(np.zeros(1), np.zeros(1))
+        )  # exact at every size asked for
+        new = np.setdiff1d(rounded, known.sizes)
+        if len(new):
+            sizes = np.concatenate([known.sizes, new])
+            seconds = np.concatenate([known.seconds, self._layers_s(new)])
+            order = np.argsort(sizes)
+            known = self._curves["layers",] = Curve(sizes[order], seconds[order])
+        return np.asarray(known(rounded.astype(np.float64))[inverse].reshape(tokens.shape))
+
+    def _layers_s(self, tokens: Ints) -> Floats:
+        seconds = np.zeros(len(tokens))
+        sizes = tokens.astype(np.float64)
+        for phase in PHASES:
+            seconds += self._curve(("layer", phase), partial(self._others_s, phase=phase))(sizes)
+            for node in self._nodes("layer", _work(8), phase):
+                if node.op.kind == "linear":
+                    i, o, _ = node.op.dims
+                    seconds += node.count * linear_seconds(self._costs, i, o, tokens, phase)
+        return seconds
+
+    def links_s(self, tokens: Floats) -> Floats:
+        """The part of :meth:`layer_s` that ranks of a stage communicate."""
+
+        def collectives_s(size: int) -> float:
+            return sum(
+                node_seconds(node, self._costs, phase)
+                for phase in PHASES
+                for node in self._nodes("layer", _work(size), phase)
+                if node.stream == "communication"
+            )
+
+        if self._tp == 1:
+            return np.zeros(tokens.shape)
+        return self._curve(("links",), collectives_s)(tokens)
+
+    def first_s(self, tokens: Floats, targets: tuple[str, ...]) -> Floats:
+        """What the first stage has more: the embedding, less what its first layer has no backward of.
+
+        Args:
+            tokens: Of the streams.
+            targets: Of a task with an adapter in as early a block as any of the hTask.
+        """
+        lora = LoraSpec(method="lora", r=1, alpha=1, targets=targets)
+
+        def more_s(size: int) -> float:
+            work = _work(size, lora)
+            begun = self._part_s("embedding", work, "fwd") + self._part_s("first layer", work, "bwd")
+            return begun - self._part_s("layer", work, "bwd")
+
+        return self._curve(("first", targets), more_s)(tokens)
+
+    def last_s(self, targets: Floats) -> Floats:
+        """Head and loss of so many predicted tokens."""
+
+        def head_s(size: int) -> float:
+            return sum(self._part_s("head", _work(8, targets=size), phase) for phase in PHASES)
+
+        return self._curve(("last",), head_s)(targets)
+
+    def message_s(self, tokens: Floats) -> Floats:
+        """Processor time for one neighbour."""
+        return self._curve(
+            ("message",), lambda size: sum(self._part_s("send", _work(size), phase) for phase in PHASES)
+        )(tokens)
+
+    def attention_s(self, sequences: Floats, slots: int) -> Floats:
+        """Attention of a layer in calls of so many sequences, each of ``slots``."""
+
+        def call_s(size: int) -> float:
+            return sum(self._costs.latency_s(Operator("attention", (size, slots)), p) for p in PHASES)
+
+        return self._curve(("attention", slots), call_s, tokens_each=slots)(sequences)
+
+    def feed_s(self, sequences: Floats) -> Floats:
+        """Tensors of a micro-batch."""
+
+        def call_s(size: int) -> float:
+            return self._costs.latency_s(Operator("feed", (size,)), "fwd")
+
+        return self._curve(("feed",), call_s, tokens_each=_SHORT_TOKENS)(sequences)
+
+    def p2p_s(self, tokens: Floats, routes: Sequence[Route]) -> Floats:
+        """Until a neighbour has a micro-batch, over the slowest of some links; 0 if there are none."""
+
+        def transfer_s(size: int) -> float:
+            return p2p_seconds(self._costs, self._model, size, routes)
+
+        return self._curve(("p2p", *routes), transfer_s)(tokens)
+
+    def adapters_s(
+        self, ops: AdaptedOps, tasks: Floats, tokens: Floats, rank: Floats, alone_s: Floats
+    ) -> Floats:
+        """A layer's adapters of whole groups.
+
+        Args:
+            ops: Where.
+            tasks: Of a group that have an adapter there.
+            tokens: Of all of these tasks.
+            rank: Their mean rank, weighted by tokens.
+            alone_s: Sum over the tasks of what :meth:`pair_s` says.
+        """
+        together_s = self.pair_s(ops, tokens, rank)
+        apart = np.interp(tasks, *self._apart)
+        return np.asarray(np.maximum(together_s + apart * (alone_s - together_s), 0.0))
+
+    def pair_s(self, ops: AdaptedOps, tokens: Floats, rank: Floats) -> Floats:
+        """A layer's adapters of one task at alike base ops, on average over neighbouring ranks."""
+        low, high = (self._pair_curve(ops, r)(tokens) for r in _RANKS)
+        share = (np.maximum(rank, 1) - _RANKS[0]) / (_RANKS[1] - _RANKS[0])
+        return np.asarray(ops.count * np.maximum(low + share * (high - low), 0.0))
+
+    def dropout_s(self, ops: AdaptedOps, tokens: Floats) -> Floats:
+        """A layer's dropout of one task at alike base ops."""
+
+        def alone_s(size: int) -> float:
+            op = Operator("dropout", (ops.in_features, size))
+            return sum(self._costs.latency_s(op, phase) for phase in PHASES)
+
+        return np.asarray(ops.count * self._curve(("dropout", ops.in_features), alone_s)(tokens))
+
+    def _place_between(self, loras: Sequence[LoraSpec], tokens: Sequence[int]) -> tuple[Floats, Floats]:
+        """Numbers of tasks of a shared launch, and where between its two ends it lies with so many."""
+        found = adapted_ops(self.shard, loras)
+        ops = max(found, key=lambda each: int(each.tasks_n.sum()))
+        tasks = np.flatnonzero(ops.tasks_n)
+        counts, apart = [1.0], [0.0]
+        while counts[-1] < len(tasks):
+            count = min(2 * int(counts[-1]), len(tasks))
+            chosen = tasks[np.linspace(0, len(tasks) - 1, count).round().astype(int)]
+            counts.append(float(count))
+            apart.append(self._apart_of(ops, [(loras[t].r, max(tokens[t], 1)) for t in chosen]))
+        return np.array(counts), np.array(apart)
+
+    def _apart_of(self, ops: AdaptedOps, pairs: Sequence[tuple[int, int]]) -> float:
+        """Position of the true price: 0 where it is one pair's, 1 where it is a sum over the tasks."""
+
+        def operator(r: int, tokens: int) -> Operator:
+            return Operator("lora", (ops.in_features, ops.out_features, r, tokens))
+
+        total = sum(tokens for _, tokens in pairs)
+        one = operator(round(sum(r * tokens for r, tokens in pairs) / total), total)
+        group = [operator(*pair) for pair in pairs]
+        exact_s = sum(self._costs.group_latency_s(group, phase) for phase in PHASES)
+        together_s = sum(self._costs.latency_s(one, phase) for phase in PHASES)
+        alone_s = sum(self._costs.latency_s(op, phase) for phase in PHASES for op in group)
+        return (exact_s - together_s) / (alone_s - together_s) if alone_s > together_s else 0.0
+
+    def _pair_curve(self, ops: AdaptedOps, r: int) -> Curve:
+        def alone_s(size: int) -> float:
+            op = Operator("lora", (ops.in_features, ops.out_features, r, size))
+            return sum(self._costs.latency_s(op, phase) for phase in PHASES)
+
+        return self._curve(("lora", ops.in_features, ops.out_features, r), alone_s)
+
+    def _others_s(self, size: int, phase: Phase) -> float:
+        nodes = self._nodes("layer", _work(size), phase)
+        return sum(node_seconds(node, self._costs, phase) for node in nodes if node.op.kind != "linear")
+
+    def _part_s(self, part: Part, work: MicrobatchWork, phase: Phase) -> float:
+        """Without adapters."""
+        nodes = self._nodes(part, work, phase)
+        return sum(node_seconds(node, self._costs, phase) for node in nodes if node.role != "adapter")
+
+    def _nodes(self, part: Part, work: MicrobatchWork, phase: Phase) -> tuple[Node, ...]:
+        return part_graph(part, self._model, work, phase, tp=self._tp)
+
+    def _curve(
+        self, key: tuple[object, ...], seconds_of: Callable[[int], float], *, tokens_each: int = 1
+    ) -> Curve:
+        """The curve of this key, sampled when it is first asked for.
+
+        Args:
+            key: Determines the curve, ``tokens_each`` included.
+            seconds_of: Price of a size.
+            tokens_each: Of a unit of size; the curve ends where the largest stream has as many units.
+        """
+        curve = self._curves.get(key)
+        if curve is None:
+            largest = max(1, self._largest // tokens_each)
+            curve = self._curves[key] = sample_curve(seconds_of, largest)
+        return curve
+
+
+_SHORT_TOKENS = 8
+"""Of a short sequence."""
+
+_RANKS = (16, 64)
+"""At which adapters are priced; in between, and a little beyond, by straight lines."""
+
+
+def adapted_ops(shard: ModelSpec, loras: Sequence[LoraSpec]) -> list[AdaptedOps]:
+    """Where a layer has adapters of any task; base ops that are alike come once."""
+    tasks: dict[tuple[int, str], list[int]] = {}
+    widths: dict[tuple[int, str], tuple[int, int]] = {}
+    for task, lora in enumerate(loras):
+        for each in attachments(shard, lora):
+            key = (each.base.block, each.base.name)
+            widths[key] = (each.base.in_features, each.base.out_features)
+            tasks.setdefault(key, []).append(task)
+    alike: dict[tuple[tuple[int, int], tuple[int, ...]], int] = {}
+    for key, members in tasks.items():
+        kind = (widths[key], tuple(members))
+        alike[kind] = alike.get(kind, 0) + 1
+    found = []
+    for ((in_features, out_features), alike_tasks), count in alike.items():
+        mask = np.zeros(len(loras), dtype=np.bool_)
+        mask[list(alike_tasks)] = True
+        found.append(AdaptedOps(in_features, out_features, count, mask))
+    return found
+
+
+def _work(tokens: int, lora: LoraSpec | None = None, *, targets: int = 0) -> MicrobatchWork:
+    """Frozen operators of a stream; a task, if any, only says where the backward ends."""
+    return MicrobatchWork(
+        tokens=tokens,
+        task_tokens=() if lora is None else (1,),
+        loras=() if lora is None else (lora,),
+        attention=(),
+        targets=float(targets),
+    )

@@ -1,0 +1,1 @@
+"""Exact seconds, bytes and bounds of a decided structure."""

@@ -1,0 +1,276 @@
+"""Seconds of hTasks, alone and in clocks that they share, on every stage of a mesh."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+from muxtune.cluster import ClusterSpec
+from muxtune.costs.base import CostModel
+from muxtune.costs.compose import ActionPrices, p2p_seconds, step_seconds
+from muxtune.graph import Launching, stage_graph, time_graph
+from muxtune.graph.microbatch_work import MicrobatchWork
+from muxtune.graph.operators import PHASES, Phase
+from muxtune.model import ModelSpec
+from muxtune.orchestration import ClockSchedule, LaunchGraph, launch_graph, schedule_clock
+from muxtune.placement import Placement, Route
+from muxtune.plan.launch_orders import ClockLaunches, clock_launches
+from muxtune.plan.plan import MOST_SECONDS, Orchestration
+from muxtune.planning.decisions.structure import SEQUENTIAL, HTaskChoice, Mesh, PlanStructure
+from muxtune.planning.exact.slowest_replica import slowest_replicas
+from muxtune.planning.exact.works import Choice, HTaskWorks
+from muxtune.schedule.pipeline_order import iteration_clocks
+from muxtune.schedule.recurrence import ClockKind, ClockTimes, StageTimes
+from muxtune.support.errors import SpecError
+
+
+class StageKind(NamedTuple):
+    """What the price of a stage depends on; stages of one kind cost the same."""
+
+    layers: int
+    first: bool
+    last: bool
+    replicas: tuple[Route, ...]
+    """Links between its replicas."""
+
+
+_SHORTEST_S = 1e-12
+"""Of an action: less is nothing, or a mistake of the costs."""
+
+DIRECTIONS: tuple[tuple[Literal["F", "B"], Phase], ...] = (("F", "fwd"), ("B", "bwd"))
+"""Kinds of actions and their phases."""
+
+
+@dataclass(frozen=True, slots=True)
+class HTaskTimes:
+    """What one micro-batch of an hTask costs on every stage, if no other hTask shares its clock."""
+
+    fwd_s: tuple[float, ...]
+    bwd_s: tuple[float, ...]
+    """With the micro-batch's share of the optimizer step."""
+    p2p_s: float
+
+    @property
+    def slowest_s(self) -> float:
+        """Forward and backward on the slowest stage."""
+        return max(f + b for f, b in zip(self.fwd_s, self.bwd_s, strict=True))
+
+
+class StructurePrices:
+    """Prices decisions; what it prices for an hTask on a kind of stage it prices once.
+
+    Args:
+        costs: Of operators, for the whole backbone.
+        model: Backbone.
+        cluster: Where the meshes stand.
+        works: Micro-batches of an hTask.
+    """
+
+    def __init__(
+        self,
+        costs: CostModel,
+        model: ModelSpec,
+        cluster: ClusterSpec,
+        works: Callable[[HTaskChoice], HTaskWorks],
+    ) -> None:
+        self._costs = costs
+        self._adapted = lru_cache(maxsize=None)(costs.with_adapters)
+        self._model = model
+        self._cluster = cluster
+        self._works = works
+        self._slowest = lru_cache(maxsize=None)(self._find_slowest)
+        self.htask_times = lru_cache(maxsize=None)(self.price)
+        self._actions = lru_cache(maxsize=4096)(self._action_prices)  # stages of all meshes share their parts
+        self._launch_graph = lru_cache(maxsize=1024)(self._build_graph)
+        self._clock_s = lru_cache(maxsize=None)(self._orchestrate)
+        self._step_s = lru_cache(maxsize=None)(self._price_step)
+
+    def price(self, htask: HTaskChoice, mesh: Mesh, orchestration: Orchestration = SEQUENTIAL) -> HTaskTimes:
+        """Ask the costs what one micro-batch takes; ``htask_times`` remembers the answers.
+
+        Raises:
+            SpecError: It takes no time, or less, or is no number: a search would never end.
+        """
+        kinds = self.stage_kinds(mesh)
+        seconds = {kind: self._action_s(htask, kind, mesh, orchestration) for kind in dict.fromkeys(kinds)}
+        fwd, bwd = zip(*(seconds[kind] for kind in kinds), strict=True)
+        routes = mesh.on(self._cluster).message_routes()
+        p2p = p2p_seconds(self._costs, self._model, htask.shape.tokens, routes)
+        for name, row, least_s in (
+            ("forwards", fwd, _SHORTEST_S),
+            ("backwards", bwd, _SHORTEST_S),
+            ("transfers", (p2p,), 0.0),
+        ):
+            if not all(least_s <= seconds <= MOST_SECONDS for seconds in row):  # false for nan, too
+                field = f"costs {self._costs.ref.profile_id}: {name} of {' + '.join(htask.task_ids)}"
+                raise SpecError(field, list(row), f"seconds above 0, and at most {MOST_SECONDS:.0f}")
+        return HTaskTimes(fwd, bwd, p2p)
+
+    def stage_kinds(self, mesh: Mesh) -> list[StageKind]:
+        """Kind of every stage of a mesh."""
+        return stage_kinds(mesh.layers_per_stage, mesh.on(self._cluster))
+
+    def work(
+        self, htask: HTaskChoice, kind: StageKind, tp: int, adapters: Launching = "grouped"
+    ) -> MicrobatchWork:
+        """An average micro-batch of the replica that is slowest on such a stage."""
+        return self._works(htask).of(self._slowest(htask, kind[:3], tp, adapters))
+
+    def stage_times(self, structure: PlanStructure) -> StageTimes:
+        """Durations that the structure's schedule is played with."""
+        mesh, orchestration = structure.mesh, structure.orchestration
+        prices = [self.htask_times(htask, mesh, orchestration) for htask in structure.htasks]
+        stages = range(mesh.pp)
+        return StageTimes(
+            fwd_s=[[price.fwd_s[stage] for price in prices] for stage in stages],
+            bwd_s=[[price.bwd_s[stage] for price in prices] for stage in stages],
+            p2p_s=[price.p2p_s for price in prices],
+            clocks=self._clock_times(structure) if orchestration.shares_clocks else None,
+        )
+
+    def launches(self, structure: PlanStructure) -> tuple[ClockLaunches, ...]:
+        """Launch orders of the structure's clocks, as far as they overlap."""
+        mesh, orchestration = structure.mesh, structure.orchestration
+        if not overlaps(mesh, orchestration):
+            return ()
+        rotation = iteration_clocks(
+            structure.buckets, structure.microbatches, co_scheduled=orchestration.shares_clocks
+        )
+        found: list[ClockLaunches] = []
+        for members in dict.fromkeys(htasks for _, htasks in rotation):
+            chosen = tuple(structure.htasks[h] for h in members)
+            for direction, phase in DIRECTIONS:
+                order_of = {
+                    kind: self._schedule(chosen, kind, phase, mesh.tp, orchestration).order
+                    for kind in dict.fromkeys(self.stage_kinds(mesh))
+                }
+                orders = [order_of[kind] for kind in self.stage_kinds(mesh)]
+                found.append(clock_launches(direction, members, orders))
+        return tuple(found)
+
+    def _clock_times(self, structure: PlanStructure) -> ClockTimes:
+        rotation = iteration_clocks(structure.buckets, structure.microbatches, co_scheduled=True)
+        seconds: dict[ClockKind, Sequence[float]] = {}
+        for members in dict.fromkeys(htasks for _, htasks in rotation if len(htasks) > 1):
+            chosen = tuple(structure.htasks[h] for h in members)
+            mesh, orchestration = structure.mesh, structure.orchestration
+            per_kind = {
+                kind: self._shared_s(chosen, kind, mesh, orchestration)
+                for kind in dict.fromkeys(self.stage_kinds(mesh))
+            }
+            fwd, bwd = zip(*(per_kind[kind] for kind in self.stage_kinds(mesh)), strict=True)
+            seconds["F", members], seconds["B", members] = fwd, bwd
+        return ClockTimes(buckets=structure.buckets, microbatches=structure.microbatches, seconds=seconds)
+
+    def _shared_s(
+        self, htasks: tuple[HTaskChoice, ...], kind: StageKind, mesh: Mesh, orchestration: Orchestration
+    ) -> tuple[float, float]:
+        """Forward and backward of a clock on a kind of stage, with the backward's share of the steps."""
+        if mesh.tp == 1:  # nothing inside a stage communicates, so nothing overlaps
+            alone = [self._action_s(htask, kind, mesh, orchestration) for htask in htasks]
+            return sum(fwd for fwd, _ in alone), sum(bwd for _, bwd in alone)
+        fwd, bwd = (self._clock_s(htasks, kind, phase, mesh.tp, orchestration) for phase in PHASES)
+        return fwd, bwd + sum(self._step_share_s(htask, kind, mesh) for htask in htasks)
+
+    def _action_s(
+        self, htask: HTaskChoice, kind: StageKind, mesh: Mesh, orchestration: Orchestration
+    ) -> tuple[float, float]:
+        if not overlaps(mesh, orchestration):
+            fwd, bwd = (self._serial_s(htask, kind, phase, mesh.tp, orchestration) for phase in PHASES)
+        else:
+            fwd, bwd = (self._clock_s((htask,), kind, phase, mesh.tp, orchestration) for phase in PHASES)
+        return fwd, bwd + self._step_share_s(htask, kind, mesh)
+
+    def _serial_s(
+        self, htask: HTaskChoice, kind: StageKind, phase: Phase, tp: int, orchestration: Orchestration
+    ) -> float:
+        choice = self._slowest(htask, kind[:3], tp, orchestration.adapters)
+        prices = self._actions(htask, choice, phase, tp, orchestration.adapters)
+        return prices.seconds(kind.layers, first=kind.first, last=kind.last)
+
+    def _find_slowest(
+        self, htask: HTaskChoice, stage: tuple[int, bool, bool], tp: int, adapters: Launching
+    ) -> Choice:
+        layers, first, last = stage
+        return slowest_replicas(
+            self._works(htask),
+            self._adapted(adapters),
+            self._model,
+            layers,
+            first=first,
+            last=last,
+            tp=tp,
+            adapters=adapters,
+        )
+
+    def _action_prices(
+        self, htask: HTaskChoice, choice: Choice, phase: Phase, tp: int, adapters: Launching
+    ) -> ActionPrices:
+        costs, work = self._adapted(adapters), self._works(htask).of(choice)
+        return ActionPrices(costs, self._model, work, phase, tp=tp, adapters=adapters)
+
+    def _orchestrate(
+        self,
+        htasks: tuple[HTaskChoice, ...],
+        kind: StageKind,
+        phase: Phase,
+        tp: int,
+        orchestration: Orchestration,
+    ) -> float:
+        return self._schedule(htasks, kind, phase, tp, orchestration).seconds
+
+    def _schedule(
+        self,
+        htasks: tuple[HTaskChoice, ...],
+        kind: StageKind,
+        phase: Phase,
+        tp: int,
+        orchestration: Orchestration,
+    ) -> ClockSchedule:
+        graphs = [self._launch_graph(htask, kind, phase, tp, orchestration.adapters) for htask in htasks]
+        return schedule_clock(graphs, orchestration.mode, orchestration.contention)
+
+    def _build_graph(
+        self,
+        htask: HTaskChoice,
+        kind: StageKind,
+        phase: Phase,
+        tp: int,
+        adapters: Launching,
+    ) -> LaunchGraph:
+        graph = stage_graph(
+            self._model,
+            kind.layers,
+            first=kind.first,
+            last=kind.last,
+            work=self.work(htask, kind, tp, adapters),
+            phase=phase,
+            tp=tp,
+            adapters=adapters,
+        )
+        return launch_graph(time_graph(graph, self._adapted(adapters), phase), adapters)
+
+    def _step_share_s(self, htask: HTaskChoice, kind: StageKind, mesh: Mesh) -> float:
+        return self._step_s(htask, kind.layers, mesh.tp, kind.replicas) / htask.shape.microbatches
+
+    def _price_step(self, htask: HTaskChoice, layers: int, tp: int, replicas: tuple[Route, ...]) -> float:
+        loras = self._works(htask).mean.loras
+        return sum(
+            step_seconds(self._costs, self._model, layers, lora, tp=tp, replicas=replicas) for lora in loras
+        )
+
+
+def overlaps(mesh: Mesh, orchestration: Orchestration) -> bool:
+    """Whether stages may compute while they communicate."""
+    return mesh.tp > 1 and orchestration.mode != "sequential"
+
+
+def stage_kinds(layers_per_stage: Sequence[int], placement: Placement) -> list[StageKind]:
+    """Kind of every stage; most stages of a long pipeline are alike."""
+    last = len(layers_per_stage) - 1
+    return [
+        StageKind(layers, stage == 0, stage == last, placement.replica_routes(stage))
+        for stage, layers in enumerate(layers_per_stage)
+    ]

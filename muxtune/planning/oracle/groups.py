@@ -1,0 +1,349 @@
+"""What groups of tasks cost as hTasks, and what no partition into such groups can go below.
+
+A search over partitions asks for the same groups again and again, so each is aligned, priced and weighed
+once. A group is a bit mask over the tasks in the order of
+:func:`muxtune.planning.problem.layouts.sort_by_tokens`.
+
+No schedule of a partition has a shorter iteration than any of these. ``f`` and ``b`` are the seconds of a
+micro-batch of hTask ``H`` on stage ``s``, and ``m`` is the number of its micro-batches. ``head(s)`` is the
+time from the start of a forward on stage 0 to its arrival on stage ``s``, and ``tail(s)`` that of a backward
+on its way back.
+
+load     sum over H of m (f + b): a stage does one action at a time
+window   sum over H of m trip(s) / (pp - s): at most ``pp - s`` micro-batches are open, each of them for at
+         least ``trip(s)``, its way to the last stage and back; ``pp - s - 1 + g`` with carry groups of ``g``
+chain    head(s) + m (f + b) + tail(s) of any H: its step ends before its next one begins
+drain    least head(s) + load(s) + least tail(s) of all H: under ``flush``
+
+Stages on which the operators of several hTasks overlap are not bound by these.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muxtune.memory import StageMemory
+from muxtune.planning.decisions.structure import HTaskChoice, Mesh, PlanStructure
+from muxtune.planning.exact.seconds import HTaskTimes
+from muxtune.planning.problem.layouts import sort_by_tokens
+from muxtune.planning.problem.pipeline import in_order
+from muxtune.planning.problem.problem import PlanningProblem
+from muxtune.schedule.actions import Action, Template
+from muxtune.schedule.pipeline_order import inject
+
+# S pipeline stages
+
+FloatArray = NDArray[np.float64]
+
+Groups = tuple[int, ...]
+"""A partition: the masks of its groups, ascending."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One group of tasks as an hTask."""
+
+    choice: HTaskChoice
+    slowest_s: float
+    """Of one micro-batch, on the slowest stage."""
+    load_s: FloatArray
+    """``[S]``, of all micro-batches of an iteration."""
+    window_s: FloatArray
+    """``[S]``."""
+    chain_s: float
+    head_s: FloatArray
+    """``[S]``."""
+    tail_s: FloatArray
+    """``[S]``."""
+    kept_bytes: tuple[int, ...]
+    """``[S]``, by each open micro-batch for its backward; of a carry group, by the one that keeps least."""
+    forward_bytes: tuple[int, ...]
+    """``[S]``, temporaries of a forward; likewise."""
+    least_bytes: tuple[int, ...]
+    """``[S]``, while one of its micro-batches, or carry groups, is there alone: no schedule needs less."""
+
+    @property
+    def microbatches(self) -> int:
+        """Per iteration."""
+        return self.choice.shape.microbatches
+
+    @property
+    def cost_s(self) -> float:
+        """Of an iteration, on the slowest stage: what the dynamic programming adds up."""
+        return self.microbatches * self.slowest_s
+
+
+class GroupTable:
+    """All groups of a problem's tasks, each worked out when it is first asked for.
+
+    Args:
+        problem: What is planned.
+        mesh: Given.
+        align: Chooses the alignment of a group; the carry groups of all are alike.
+    """
+
+    def __init__(
+        self,
+        problem: PlanningProblem,
+        mesh: Mesh,
+        align: Callable[[tuple[str, ...]], HTaskChoice],
+    ) -> None:
+        self.problem = problem
+        self.mesh = mesh
+        self.task_ids = tuple(sort_by_tokens(problem))
+        self._align = align
+        self._groups: dict[int, Group] = {}
+        self._worked_out = self._groups
+        """Of this table and of those that share its work."""
+        self._static = _static_memory(problem, mesh)
+        self._weigh = lru_cache(maxsize=None)(self._measure_bytes)
+
+    def blank(self) -> GroupTable:
+        """A table that shares the work of this one, but says of no group that it has been worked out.
+
+        Who looks at :meth:`masks` then sees its own groups, whatever others have asked this table for.
+        """
+        blank = copy.copy(self)
+        blank._groups = {}
+        return blank
+
+    def masks(self) -> list[int]:
+        """Of the groups worked out so far."""
+        return list(self._groups)
+
+    def __contains__(self, mask: int) -> bool:
+        """Whether a group has been worked out."""
+        return mask in self._groups
+
+    def __getitem__(self, mask: int) -> Group:
+        """The group of the tasks whose bits are set."""
+        group = self._groups.get(mask)
+        if group is None:
+            group = self._worked_out.get(mask) or self._work_out(mask)
+            self._groups[mask] = self._worked_out[mask] = group
+        return group
+
+    def members(self, mask: int) -> tuple[str, ...]:
+        """Task ids of a group."""
+        return tuple(task_id for bit, task_id in enumerate(self.task_ids) if mask >> bit & 1)
+
+    def mask(self, task_ids: Iterable[str]) -> int:
+        """Inverse of :meth:`members`."""
+        return sum(1 << self.task_ids.index(task_id) for task_id in task_ids)
+
+    def htasks(self, partition: Groups) -> tuple[HTaskChoice, ...]:
+        """The hTasks of a partition."""
+        return tuple(self[mask].choice for mask in partition)
+
+    def bound_s(self, partition: Groups, templates: Sequence[Template]) -> float:
+        """What no schedule of the partition under any of these templates is faster than."""
+        groups = [self[mask] for mask in partition]
+        load_s = np.sum([group.load_s for group in groups], axis=0)
+        window_s = np.sum([group.window_s for group in groups], axis=0)
+        steady_s = max(float(load_s.max()), float(window_s.max()), *(group.chain_s for group in groups))
+        if "continuous" in templates:
+            return steady_s
+        head_s = np.min([group.head_s for group in groups], axis=0)
+        tail_s = np.min([group.tail_s for group in groups], axis=0)
+        return max(steady_s, float((head_s + load_s + tail_s).max()))
+
+    def least_bytes(self, partition: Groups) -> int:
+        """What no schedule of the partition needs less than, on the fullest stage.
+
+        Stage ``s`` of a 1F1B schedule fills up to ``pp - s`` open micro-batches in its first iteration, any
+        that stand next to each other in the order of injection: the largest with the smallest at least.
+        """
+        groups = [self[mask] for mask in partition]
+        pp = self.mesh.pp
+        least = max(max(group.least_bytes) for group in groups)
+        for stage, static in enumerate(self._static):
+            kept = sorted(
+                group.kept_bytes[stage] for group in groups for _ in range(min(group.microbatches, pp))
+            )
+            least = max(least, static.bytes_with(kept[-1] + sum(kept[:-1][: pp - stage - 1])))
+        return least
+
+    def surely_exceeds(self, partition: Groups) -> bool:
+        """Whether some stage needs more than its memory under every schedule of the partition."""
+        return self.least_bytes(partition) > self.problem.cluster.device.memory_bytes
+
+    def surely_exceeds_in(self, partition: Groups, order: Sequence[int]) -> bool:
+        """Whether some stage surely does under one order of injection, which says what is open together.
+
+        Args:
+            partition: The hTasks.
+            order: Position in the partition of each micro-batch of the first iteration.
+        """
+        limit = self.problem.cluster.device.memory_bytes
+        groups = [self[mask] for mask in partition]
+        for stage, static in enumerate(self._static):
+            kept = np.array([group.kept_bytes[stage] for group in groups])[list(order)]
+            forward = np.array([group.forward_bytes[stage] for group in groups])[list(order)]
+            before = np.concatenate([[0], np.cumsum(kept)])
+            first = np.maximum(np.arange(len(order)) + 1 - (self.mesh.pp - stage), 0)
+            moments = before[1:] - before[first] + forward  # at the end of every forward
+            if static.bytes_with(int(moments.max())) > limit:
+                return True
+        return False
+
+    def surely_exceeds_cut(self, htasks: Sequence[HTaskChoice]) -> bool:
+        """Whether some stage surely does under every schedule of hTasks of which some have carry groups.
+
+        Each carry group is open as a whole at some time in the first iteration, and so many others with it
+        as the limit in flight leaves room for: the smallest at least.
+        """
+        limit = self.problem.cluster.device.memory_bytes
+        weights = [self._weigh(htask) for htask in htasks]
+        if max(max(weight.least) for weight in weights) > limit:
+            return True
+        carry_h = np.array([htask.shape.carry for htask in htasks])
+        groups_h = np.array([htask.shape.microbatches for htask in htasks]) // carry_h
+        for stage, static in enumerate(self._static):
+            in_flight = self.mesh.pp - stage - 1 + int(carry_h.max())
+            kept_of = [weight.kept[:, stage] for weight in weights]
+            copies_h = np.minimum(groups_h, in_flight)
+            kept = np.sort(
+                np.concatenate([np.tile(own, n) for own, n in zip(kept_of, copies_h, strict=True)])
+            )
+            smallest = np.concatenate([[0], np.cumsum(kept)])
+            others_h = np.minimum(in_flight, len(kept)) - carry_h
+            moments = np.array([own.sum() for own in kept_of]) + smallest[others_h]
+            if static.bytes_with(int(moments.max())) > limit:
+                return True
+        return False
+
+    def surely_exceeds_carrying(self, structure: PlanStructure) -> bool:
+        """Whether some stage surely does in the first iteration of a schedule with carry groups."""
+        limit = self.problem.cluster.device.memory_bytes
+        injection = inject(
+            structure.buckets,
+            structure.microbatches,
+            template=structure.template,
+            steps=[1] * len(structure.htasks),
+            carries=structure.carries,
+        )
+        kept_of = [self._weigh(choice).kept for choice in structure.htasks]
+        kept = np.array([kept_of[h][position % len(kept_of[h])] for (h, *_), _, position in injection.clocks])
+        opened = np.concatenate([np.zeros((1, self.mesh.pp), dtype=kept.dtype), np.cumsum(kept, axis=0)])
+        closed = np.cumsum(kept[list(injection.backwards)], axis=0)
+        closed = np.concatenate([np.zeros_like(closed[:1]), closed[:-1]])
+        return any(
+            static.bytes_with(int((opened[forwards, stage] - closed[:, stage]).max())) > limit
+            for stage, (static, forwards) in enumerate(
+                zip(self._static, injection.forwards_before(self.mesh.pp), strict=True)
+            )
+        )
+
+    def needed_bytes(self, partition: Groups) -> int:
+        """What suffices on the fullest stage for any schedule of the partition."""
+        structure = in_order(self.htasks(partition), self.mesh, "continuous")
+        return max(stage.total_bytes for stage in self.problem.memory(structure))
+
+    def exceeds_alone(self, mask: int) -> bool:
+        """Whether a group needs more than the memory of some stage, whatever it is scheduled with."""
+        limit = self.problem.cluster.device.memory_bytes
+        return max(self[mask].least_bytes) > limit
+
+    def _work_out(self, mask: int) -> Group:
+        choice = self._align(self.members(mask))
+        times = self.problem.htask_times(choice, self.mesh)
+        head_s, tail_s = _ways(times)
+        m = choice.shape.microbatches
+        work_s = np.add(times.fwd_s, times.bwd_s)
+        behind = np.arange(self.mesh.pp)[::-1]  # stages behind each stage
+        trip_s = np.cumsum(work_s[::-1])[::-1] + 2 * behind * times.p2p_s
+        weight = self._weigh(choice)
+        return Group(
+            choice=choice,
+            slowest_s=times.slowest_s,
+            load_s=m * work_s,
+            window_s=m * trip_s / (behind + choice.shape.carry),
+            chain_s=float((head_s + m * work_s + tail_s).max()),
+            head_s=head_s,
+            tail_s=tail_s,
+            kept_bytes=tuple(weight.kept.min(axis=0).tolist()),
+            forward_bytes=tuple(weight.forward.min(axis=0).tolist()),
+            least_bytes=weight.least,
+        )
+
+    def _measure_bytes(self, choice: HTaskChoice) -> _GroupBytes:
+        alone = in_order([choice], self.mesh, "continuous")
+        numbers = range(choice.shape.carry)
+        opened = [self.problem.memory(alone, [[Action("F", 0, n)]] * self.mesh.pp) for n in numbers]
+        backwards = [Action("B", 0, n) for n in reversed(numbers)]
+        step = [*(Action("F", 0, n) for n in numbers), *backwards, Action("STEP", 0, 0)]
+        peak = self.problem.memory(alone, [step] * self.mesh.pp)
+        return _GroupBytes(
+            kept=np.array([[_kept(stage) for stage in stages] for stages in opened]),
+            forward=np.array([[stage.workspace_bytes for stage in stages] for stages in opened]),
+            least=tuple(
+                static.bytes_with(_comes_and_goes(stage))
+                for static, stage in zip(self._static, peak, strict=True)
+            ),
+        )
+
+
+class _GroupBytes(NamedTuple):
+    """What a group needs by itself."""
+
+    kept: NDArray[np.int64]
+    """``[carry, S]``, of each micro-batch of a carry group for its backward."""
+    forward: NDArray[np.int64]
+    """``[carry, S]``, temporaries of its forward."""
+    least: tuple[int, ...]
+    """``[S]``, while one of its carry groups is there alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class _StaticMemory:
+    """What a stage always holds, whatever the partition: backbone, all adapters and optimizer states."""
+
+    bytes: int
+    allocator_fraction: float
+
+    def bytes_with(self, more: int) -> int:
+        """Total with ``more`` bytes, the allocator's share included (rounded down, to stay a bound)."""
+        return int((self.bytes + more) * (1 + self.allocator_fraction))
+
+
+def _static_memory(problem: PlanningProblem, mesh: Mesh) -> tuple[_StaticMemory, ...]:
+    alone = [
+        HTaskChoice(task_ids=(task_id,), shape=problem.shape((task_id,), "pack", dp=mesh.dp))
+        for task_id in problem.data
+    ]
+    return tuple(
+        _StaticMemory(
+            stage.backbone_bytes + stage.table_bytes + stage.adapter_bytes + stage.optimizer_bytes,
+            stage.allocator_bytes / (stage.total_bytes - stage.allocator_bytes),
+        )
+        for stage in problem.memory(in_order(alone, mesh, "continuous"))
+    )
+
+
+def _kept(stage: StageMemory) -> int:
+    return stage.activation_bytes + stage.logit_bytes + stage.chunk_kv_bytes
+
+
+def _comes_and_goes(stage: StageMemory) -> int:
+    """Bytes of one hTask that do not depend on its neighbours; messages do."""
+    return (
+        stage.gradient_bytes
+        + stage.activation_bytes
+        + stage.logit_bytes
+        + stage.chunk_kv_bytes
+        + stage.workspace_bytes
+    )
+
+
+def _ways(times: HTaskTimes) -> tuple[FloatArray, FloatArray]:
+    """Seconds from stage 0 to each stage before its forward, and back from each stage after its backward."""
+    hops_s = times.p2p_s * np.arange(len(times.fwd_s))
+    before = [np.concatenate([[0.0], np.cumsum(seconds)[:-1]]) for seconds in (times.fwd_s, times.bwd_s)]
+    return before[0] + hops_s, before[1] + hops_s

@@ -1,0 +1,248 @@
+"""Partitions of tasks into hTasks: all of them, the schedule that is best for one, and the best of all.
+
+The number of partitions of n tasks is Bell's: 52 for 5, 4140 for 8, 21147 for 9.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muxtune.planning.decisions.options import PlanOptions
+from muxtune.planning.decisions.structure import HTaskChoice, PlanStructure
+from muxtune.planning.exact.bounds import exact_bounds
+from muxtune.planning.oracle.groups import Groups, GroupTable
+from muxtune.planning.problem.assemble import structure_iteration_s, structure_schedule
+from muxtune.planning.problem.carrying import CARRIES, LEAST_TOKENS, cut_choice, cut_variants, may_carry
+from muxtune.planning.problem.layouts import cheapest_alignment
+from muxtune.planning.problem.memory_limit import surely_fits
+from muxtune.planning.problem.pipeline import pipeline_candidates
+from muxtune.planning.problem.problem import PlanningProblem
+from muxtune.planning.problem.stages import choose_mesh
+from muxtune.schedule.actions import Template
+from muxtune.schedule.pipeline_order import injection_order
+
+LEAST = 16
+"""Partitions per bound that a refusal looks at."""
+
+SecondsOf = Callable[[PlanningProblem, PlanStructure], float]
+"""Iteration time of a structure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Appraised:
+    """The fastest schedule of a partition that fits the memory."""
+
+    groups: Groups
+    seconds: float
+    """Of an iteration."""
+    structure: PlanStructure
+
+
+class Appraiser:
+    """Finds the fastest schedule of a partition: over all groupings and templates, within the memory.
+
+    Args:
+        table: Groups of the problem's tasks.
+        templates: That may be used.
+        seconds_of: Iteration time of a structure; the recurrence by default.
+        cut: Whether long micro-batches may be cut, too; see :mod:`muxtune.planning.problem.carrying`.
+    """
+
+    def __init__(
+        self,
+        table: GroupTable,
+        templates: Sequence[Template],
+        seconds_of: SecondsOf = structure_iteration_s,
+        *,
+        cut: bool = False,
+    ) -> None:
+        self.table = table
+        self.templates = tuple(templates)
+        self.appraisals = 0
+        """Partitions whose schedules were played."""
+        self._seconds_of = seconds_of
+        self.cut = cut and table.mesh.pp > 1
+        self._least_load_s = lru_cache(maxsize=None)(self._least_load)
+
+    def bound_s(self, groups: Groups, templates: Sequence[Template] = ()) -> float:
+        """What no schedule of the partition is faster than; see :mod:`muxtune.planning.oracle.groups`."""
+        bound_s = self.table.bound_s(groups, templates or self.templates)
+        if not self.cut:
+            return bound_s
+        return min(bound_s, float(np.sum([self._least_load_s(mask) for mask in groups], axis=0).max()))
+
+    def surely_exceeds(self, groups: Groups) -> bool:
+        """Whether some stage needs more than its memory under every schedule of the partition."""
+        return not self.cut and self.table.surely_exceeds(groups)
+
+    def _least_load(self, mask: int) -> NDArray[np.float64]:
+        """Work of each stage, with micro-batches cut or not."""
+        group, table = self.table[mask], self.table
+        loads_s = [group.load_s]
+        for carry in CARRIES[1:]:
+            if group.choice.shape.tokens >= carry * LEAST_TOKENS:
+                choice = cut_choice(table.problem, table.mesh, table.members(mask), carry)
+                times = table.problem.htask_times(choice, table.mesh)
+                loads_s.append(choice.shape.microbatches * np.add(times.fwd_s, times.bwd_s))
+        return np.asarray(np.min(loads_s, axis=0))
+
+    def structures(self, groups: Groups) -> list[PlanStructure]:
+        """All schedules of a partition that are compared."""
+        problem, mesh = self.table.problem, self.table.mesh
+        htasks = self.table.htasks(groups)
+        found = pipeline_candidates(problem, htasks, mesh, self.templates)
+        for variant in cut_variants(problem, htasks, mesh) if self.cut else ():
+            found += pipeline_candidates(problem, variant, mesh, self.templates)
+        return found
+
+    def least_structures(self, partitions: Iterable[Groups]) -> list[PlanStructure]:
+        """All schedules of those partitions that may need least memory, to refuse with."""
+        return [
+            structure
+            for groups in least_memory(self.table, partitions)
+            for structure in self.structures(groups)
+        ]
+
+    def appraise(self, groups: Groups, below_s: float = math.inf) -> Appraised | None:
+        """The fastest schedule that fits, if one is faster than ``below_s``."""
+        if self.bound_s(groups) >= below_s:
+            return None
+        problem, mesh = self.table.problem, self.table.mesh
+        htasks = self.table.htasks(groups)
+        timed: list[tuple[float, PlanStructure]] = []
+        if not self.table.surely_exceeds(groups):
+            bound_s = {template: self.table.bound_s(groups, [template]) for template in self.templates}
+            timed += self._played(groups, htasks, bound_s, below_s)
+        for variant in cut_variants(problem, htasks, mesh) if self.cut else ():
+            times = [problem.htask_times(htask, mesh) for htask in variant]
+            run = max(htask.shape.carry for htask in variant)
+            bounds = exact_bounds(times, [htask.shape.microbatches for htask in variant], run)
+            bound_s = {template: bounds.of([template]) for template in self.templates}
+            if min(bound_s.values()) < below_s and not self.table.surely_exceeds_cut(variant):
+                timed += self._played(groups, variant, bound_s, below_s)
+        self.appraisals += bool(timed)
+        for seconds, structure in sorted(timed, key=lambda each: each[0]):
+            if seconds >= below_s:
+                break
+            if fits(problem, structure):
+                return Appraised(groups, seconds, structure)
+        return None
+
+    def _played(
+        self,
+        groups: Groups,
+        htasks: Sequence[HTaskChoice],
+        bound_s: Mapping[Template, float],
+        below_s: float,
+    ) -> Iterator[tuple[float, PlanStructure]]:
+        """Schedules that may be faster than ``below_s``, without those that surely exceed the memory."""
+        problem, mesh = self.table.problem, self.table.mesh
+        exceeding: dict[tuple[tuple[int, ...], ...], bool] = {}  # by buckets, as both templates begin alike
+        templates = [template for template in self.templates if bound_s[template] < below_s]
+        for structure in pipeline_candidates(problem, htasks, mesh, templates) if templates else ():
+            if structure.buckets not in exceeding:
+                exceeding[structure.buckets] = self._surely_exceeds(groups, structure)
+            if not exceeding[structure.buckets]:
+                yield self._seconds_of(problem, structure), structure
+
+    def _surely_exceeds(self, groups: Groups, structure: PlanStructure) -> bool:
+        """Whether the order of injection alone says that the memory does not suffice."""
+        if max(structure.carries) > 1:  # which go back in another order than they came
+            return self.table.surely_exceeds_carrying(structure)
+        order = injection_order(structure.buckets, structure.microbatches)
+        return self.table.surely_exceeds_in(groups, [h for h, _ in order])
+
+
+def task_appraiser(problem: PlanningProblem, options: PlanOptions) -> Appraiser:
+    """For all partitions of a problem's tasks, on layers that are balanced for the tasks alone.
+
+    Raises:
+        SpecError: The cluster has no such mesh.
+    """
+    alone = [
+        HTaskChoice(task_ids=(task_id,), shape=problem.shape((task_id,), "pack", dp=options.dp or 1))
+        for task_id in problem.data
+    ]
+    mesh = choose_mesh(problem, alone, options)
+    align = cheapest_alignment(problem, mesh, options)
+    templates = options.templates(("continuous", "flush"))
+    return Appraiser(GroupTable(problem, mesh, align), templates, cut=may_carry(options))
+
+
+def fits(problem: PlanningProblem, structure: PlanStructure) -> bool:
+    """Whether every stage stays inside its device's memory; by its schedule if the bound does not say so."""
+    if surely_fits(problem, structure):
+        return True
+    limit = problem.cluster.device.memory_bytes
+    _, memory = problem.fullest_stage(structure, structure_schedule(structure), give_up_bytes=limit)
+    return memory.total_bytes <= limit
+
+
+def set_partitions(count: int) -> Iterator[Groups]:
+    """All partitions of ``count`` tasks, as ascending masks.
+
+    Task by task: into each group there is, or into a new one, so each partition comes once.
+    """
+
+    def extend(groups: list[int], task: int) -> Iterator[Groups]:
+        if task == count:
+            yield tuple(sorted(groups))
+            return
+        bit = 1 << task
+        for position in range(len(groups)):
+            groups[position] |= bit
+            yield from extend(groups, task + 1)
+            groups[position] ^= bit
+        groups.append(bit)
+        yield from extend(groups, task + 1)
+        groups.pop()
+
+    return extend([], 0)
+
+
+def best_of_all(appraiser: Appraiser, *, keep: int = 1, below_s: float = math.inf) -> list[Appraised]:
+    """The best of all set partitions, fastest first; none if no partition fits the memory.
+
+    They are appraised by ascending bound, until the bound of the next one is no better than what is kept.
+
+    Args:
+        appraiser: Of the problem.
+        keep: Partitions at most.
+        below_s: Slower ones do not matter.
+    """
+    table = appraiser.table
+    count = len(table.task_ids)
+    excluded: set[int] = set()
+    if not appraiser.cut:  # cut, a group may fit
+        excluded = {mask for mask in range(1, 1 << count) if table.exceeds_alone(mask)}
+    bounds = sorted(
+        (appraiser.bound_s(groups), groups) for groups in set_partitions(count) if excluded.isdisjoint(groups)
+    )
+    best: list[Appraised] = []
+    for bound_s, groups in bounds:
+        to_beat_s = best[-1].seconds if len(best) == keep else below_s
+        if bound_s >= to_beat_s:
+            break
+        found = appraiser.appraise(groups, to_beat_s)
+        if found is not None:
+            best = sorted([*best, found], key=lambda each: each.seconds)[:keep]
+    return best
+
+
+def least_memory(table: GroupTable, partitions: Iterable[Groups]) -> list[Groups]:
+    """The partitions that may need least memory: a few with the least bounds from above and from below."""
+    known = list(partitions)
+    bounds = (table.needed_bytes, table.least_bytes)
+    least = [
+        groups
+        for bound in bounds
+        for _, groups in heapq.nsmallest(LEAST, ((bound(groups), groups) for groups in known))
+    ]
+    return list(dict.fromkeys(least))

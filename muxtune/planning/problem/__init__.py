@@ -1,0 +1,1 @@
+"""The planning problem: meshes, layouts and schedules to choose from, and the limit of memory."""

@@ -1,0 +1,85 @@
+"""Long micro-batches cut into carry groups: which ones, and over how many micro-batches.
+
+A pipeline goes at the pace of its longest micro-batches, and each stage keeps as many as it has open. The
+sequences of a micro-batch may be cut over a carry group of 2 or 4 (:mod:`muxtune.batches.chunks`): a declared
+micro-batch becomes a carry group, so nobody gets more sequences at once than declared, and an iteration has
+as many tokens as before in more and shorter micro-batches. That takes nothing off the work of a stage, so it
+pays where stages wait for long micro-batches, or where these do not fit the memory.
+
+Every hTask could be cut in three ways, which is too many to try. Who is cut follows from a pace instead, to
+which every hTask comes as near as it can; the paces that are tried go from the longest micro-batch down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muxtune.planning.decisions.options import PlanOptions
+from muxtune.planning.decisions.structure import HTaskChoice, Mesh
+from muxtune.planning.problem.layouts import carried_layouts
+from muxtune.planning.problem.problem import PlanningProblem
+
+CARRIES = (1, 2, 4)
+"""Micro-batches of a carry group that are tried."""
+
+CUTS = (1.5, 2.0, 3.0, 4.0)
+"""Paces that are tried: the longest micro-batch over each of these."""
+
+CUTS_OF_TASKS = (*CUTS, 6.0, 8.0)
+"""Paces that are tried before partitions are known: the longest micro-batch of a single task over each. Fused
+with tasks that have more micro-batches, its own are shorter, and so are the paces of its partition."""
+
+LEAST_TOKENS = 64
+"""Of a micro-batch after it is cut; below, it is launches and messages alone."""
+
+
+def may_carry(options: PlanOptions) -> bool:
+    """Whether carry groups are left to the search."""
+    fixed = options.carry is not None or options.chunk_tokens is not None
+    return not fixed and options.alignment in {None, "chunk"} and "chunking" not in options.without
+
+
+def carries_at(pace_s: float, slot_s: NDArray[np.float64], tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Micro-batches that each hTask's are cut into to come nearest to a pace, in proportion.
+
+    Args:
+        pace_s: Of the pipeline.
+        slot_s: Of the hTasks' micro-batches on their slowest stage.
+        tokens: Of these micro-batches.
+    """
+    ratio = np.where(np.isfinite(slot_s), slot_s, 0.0) / pace_s
+    carries = np.ones(ratio.shape, dtype=np.int64)
+    for carry in CARRIES[1:]:
+        nearest = ratio >= carry / np.sqrt(2)
+        carries[nearest & (tokens >= carry * LEAST_TOKENS)] = carry
+    return carries
+
+
+def cut_choice(problem: PlanningProblem, mesh: Mesh, task_ids: tuple[str, ...], carry: int) -> HTaskChoice:
+    """A group whose micro-batches are cut, in the chunks that need fewest tokens.
+
+    The rest of their price hardly depends on the chunks, and searches cut many groups.
+    """
+    layouts = carried_layouts(problem.longest_sequence(task_ids), carry)
+    shapes = [problem.shape(task_ids, *layout, dp=mesh.dp) for layout in layouts]
+    return HTaskChoice(task_ids=task_ids, shape=min(shapes, key=lambda shape: shape.tokens))
+
+
+def cut_variants(
+    problem: PlanningProblem, htasks: Sequence[HTaskChoice], mesh: Mesh
+) -> Iterator[tuple[HTaskChoice, ...]]:
+    """The same partition at the paces that are tried, without those at which nothing is cut."""
+    slot_s = np.array([problem.htask_times(htask, mesh).slowest_s for htask in htasks])
+    tokens = np.array([htask.shape.tokens for htask in htasks])
+    known = {(1,) * len(htasks)}
+    for cut in CUTS if mesh.pp > 1 else ():
+        carries = tuple(carries_at(slot_s.max() / cut, slot_s, tokens).tolist())
+        if carries not in known:
+            known.add(carries)
+            yield tuple(
+                htask if carry == 1 else cut_choice(problem, mesh, htask.task_ids, carry)
+                for htask, carry in zip(htasks, carries, strict=True)
+            )

@@ -1,0 +1,136 @@
+"""Fusion of tasks into hTasks by dynamic programming (paper section 3.3).
+
+Tasks are sorted by tokens per micro-batch and cut into contiguous groups:
+
+    F(i, n) = min over j of F(j, n - 1) + cost(tasks j..i)
+
+with the time of a group on the pipeline's slowest stage as its cost. All group counts ``n`` are returned, for
+the schedule decides between them: few large groups use operators better, many small ones fill the pipeline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muxtune.batches.layout import ROW_MULTIPLE
+from muxtune.planning.decisions.options import PlanOptions
+from muxtune.planning.decisions.structure import HTaskChoice, Layout, Mesh
+from muxtune.planning.problem.problem import PlanningProblem
+from muxtune.support.errors import SpecError
+
+CHUNK_CANDIDATES = 3
+"""Chunk lengths tried per group: the smallest power of two that holds every sequence, and its doublings;
+if there is no alignment but chunks, as many halves of it too."""
+
+CARRIED_CHUNKS = (16, 64)
+"""Chunk lengths tried where sequences are cut over several micro-batches. What attention reads again depends
+on where micro-batches end, and not on the chunk, so short ones lose least."""
+
+
+def best_cuts(cost_s: NDArray[np.float64]) -> list[tuple[int, ...]]:
+    """Cheapest contiguous partition for every number of groups; numbers without a finite one are left out.
+
+    Args:
+        cost_s: ``[n, n + 1]``; of the group from its first task to the task before its end.
+
+    Returns:
+        Per partition where it is cut, from 0 to ``n``.
+    """
+    count = len(cost_s)
+    least = np.full(count + 1, np.inf)  # of tasks 0 to i, in as many groups as the round says
+    least[0] = 0.0
+    starts: list[NDArray[np.intp]] = []
+    found = []
+    for groups in range(1, count + 1):
+        totals = least[:count, None] + cost_s
+        starts.append(totals.argmin(axis=0))
+        least = totals.min(axis=0)
+        if np.isfinite(least[count]):
+            cuts = [count]
+            for n in range(groups - 1, -1, -1):
+                cuts.append(int(starts[n][cuts[-1]]))
+            found.append(tuple(reversed(cuts)))
+    return found
+
+
+def sort_by_tokens(problem: PlanningProblem) -> list[str]:
+    """Task ids by tokens per micro-batch of the task alone, packed; ties in the order of the workload."""
+    return sorted(problem.data, key=lambda task_id: problem.shape((task_id,), "pack").tokens)
+
+
+def cheapest_alignment(
+    problem: PlanningProblem, mesh: Mesh, options: PlanOptions
+) -> Callable[[tuple[str, ...]], HTaskChoice]:
+    """A function that gives a group the alignment with the least time on the slowest stage.
+
+    Args:
+        problem: What is planned.
+        mesh: Given.
+        options: May fix the alignment, the chunk length and the carry groups.
+    """
+
+    def align(task_ids: tuple[str, ...]) -> HTaskChoice:
+        return cheapest_layout(problem, mesh, task_ids, alignment_candidates(problem, task_ids, options))
+
+    return align
+
+
+def cheapest_layout(
+    problem: PlanningProblem, mesh: Mesh, task_ids: tuple[str, ...], wanted: Iterable[Layout]
+) -> HTaskChoice:
+    """The group under the layout with the least time on the slowest stage; all have as many micro-batches."""
+    choices = [
+        HTaskChoice(task_ids=task_ids, shape=problem.shape(task_ids, *layout, dp=mesh.dp))
+        for layout in wanted
+    ]
+    return min(choices, key=lambda c: problem.htask_times(c, mesh).slowest_s)
+
+
+def alignment_candidates(
+    problem: PlanningProblem, task_ids: Sequence[str], options: PlanOptions
+) -> list[Layout]:
+    """Alignments that are worth pricing, with their chunk lengths; all have the carry groups asked for.
+
+    Without ``--carry`` every sequence lies in one micro-batch; see :mod:`muxtune.planning.problem.carrying`
+    for more.
+
+    Raises:
+        SpecError: A chunk length or carry groups are given for another alignment.
+    """
+    alignment, chunk_tokens, carry = options.alignment, options.chunk_tokens, options.carry or 1
+    asked = ("--chunk-tokens", chunk_tokens) if chunk_tokens is not None else ("--carry", carry)
+    if carry < 1 or carry & (carry - 1):
+        raise SpecError("--carry", carry, "a power of two")
+    if chunk_tokens is not None or carry > 1:
+        if alignment not in {None, "chunk"}:
+            raise SpecError(*asked, f"nothing: the alignment is {alignment}")
+        alignment = "chunk"
+    if chunk_tokens is not None:
+        return [Layout("chunk", chunk_tokens, carry)]
+    longest = problem.longest_sequence(task_ids)
+    if carry > 1:
+        return carried_layouts(longest, carry)
+    candidates: list[Layout] = []
+    if alignment in {None, "chunk"}:
+        smallest = 1 << (longest - 1).bit_length()
+        lengths = {smallest << i for i in range(CHUNK_CANDIDATES)}
+        if alignment == "chunk":  # beside pack, which never holds more, shorter ones are no use
+            lengths |= {max(smallest >> i, ROW_MULTIPLE) for i in range(1, CHUNK_CANDIDATES + 1)}
+        candidates += [Layout("chunk", length) for length in sorted(lengths)]
+    if alignment in {None, "pack"}:
+        candidates.append(Layout("pack"))
+    if alignment in {None, "pad"}:
+        candidates.append(Layout("pad"))
+    return candidates
+
+
+def carried_layouts(longest: int, carry: int) -> list[Layout]:
+    """Chunks that cut a sequence of ``longest`` tokens over ``carry`` micro-batches, the longest chunk first.
+
+    Of lengths that cost the same the first is taken, which has fewer chunks to lay out.
+    """
+    lengths = [length for length in CARRIED_CHUNKS if length * carry <= longest] or CARRIED_CHUNKS[:1]
+    return [Layout("chunk", length, carry) for length in sorted(lengths, reverse=True)]

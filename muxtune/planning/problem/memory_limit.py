@@ -1,0 +1,219 @@
+"""The memory's limit: which structures fit, and what to say if none does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import NoReturn
+
+from muxtune.batches.layout import Alignment
+from muxtune.memory import StageMemory
+from muxtune.planning.decisions.structure import HTaskChoice, PlanStructure
+from muxtune.planning.problem.assemble import structure_schedule
+from muxtune.planning.problem.carrying import CARRIES
+from muxtune.planning.problem.layouts import CARRIED_CHUNKS
+from muxtune.planning.problem.problem import PlanningProblem
+from muxtune.support.errors import SpecError
+from muxtune.support.tables import show_bytes
+from muxtune.tasks.workload import Workload
+
+Variant = tuple[str, PlanningProblem, PlanStructure]
+"""What is changed, in words, and the problem and structure with the change."""
+
+
+def surely_fits(problem: PlanningProblem, structure: PlanStructure) -> bool:
+    """Whether every stage stays inside its device's memory by a bound that needs no schedule."""
+    limit = problem.cluster.device.memory_bytes
+    return all(stage.total_bytes <= limit for stage in problem.memory(structure))
+
+
+def fitting(problem: PlanningProblem, structures: Sequence[PlanStructure]) -> list[PlanStructure]:
+    """The structures whose stages all stay inside their device's memory.
+
+    Raises:
+        SpecError: None does; has the bytes of the one that needs least, and the nearest change that fits.
+    """
+    limit = MemoryLimit(problem)
+    fit = limit.fitting(structures)
+    if not fit:
+        limit.refuse()
+    return fit
+
+
+class MemoryLimit:
+    """Asks structures whether they fit, and remembers what to say if none does.
+
+    Args:
+        problem: Has the memory.
+    """
+
+    def __init__(self, problem: PlanningProblem) -> None:
+        self._problem = problem
+        self._least: tuple[float, PlanStructure | None] = (math.inf, None)
+        """Of those that do not fit, the one that needs least."""
+
+    def fitting(self, structures: Sequence[PlanStructure]) -> list[PlanStructure]:
+        """Those whose stages all stay inside their device's memory."""
+        problem = self._problem
+        limit = problem.cluster.device.memory_bytes
+        fit: set[PlanStructure] = set()
+        drained: dict[PlanStructure, bool] = {}  # under flush, whether it fits
+        for structure in sorted(structures, key=lambda s: s.template != "flush"):
+            flush = replace(structure, template="flush")
+            if structure.template == "continuous" and not drained.get(flush, True):
+                continue  # it begins alike, and where the other drains, it has more micro-batches open
+            fits = surely_fits(problem, structure)
+            if not fits:
+                # What needs more than another that does not fit is of no interest to anybody.
+                needed = _fullest(problem, structure, give_up_bytes=max(self._least[0], limit))[1].total_bytes
+                fits = needed <= limit
+                if not fits and needed < self._least[0]:
+                    self._least = needed, structure
+            if fits:
+                fit.add(structure)
+            if structure.template == "flush":
+                drained[structure] = fits
+        return [structure for structure in structures if structure in fit]
+
+    def refuse(self) -> NoReturn:
+        """Say what is missing.
+
+        Raises:
+            SpecError: Has the bytes of the one that needs least, and the nearest change that fits.
+        """
+        assert self._least[1] is not None, "nobody asks about no structures"
+        raise _refusal(self._problem, self._least[1])
+
+
+def _refusal(problem: PlanningProblem, structure: PlanStructure) -> SpecError:
+    stage, memory = _fullest(problem, structure)
+    field = f"cluster.device.memory_bytes of {problem.cluster.name}"
+    needs = f"at least {memory.total_bytes}: stage {stage} needs {_parts(memory)}"
+    return SpecError(field, problem.cluster.device.memory_bytes, f"{needs}; {_advice(problem, structure)}")
+
+
+def _fullest(
+    problem: PlanningProblem, structure: PlanStructure, *, give_up_bytes: float = math.inf
+) -> tuple[int, StageMemory]:
+    """The stage that needs most, and what it needs."""
+    return problem.fullest_stage(structure, structure_schedule(structure), give_up_bytes=give_up_bytes)
+
+
+def _parts(memory: StageMemory) -> str:
+    parts = {
+        "the backbone": memory.backbone_bytes + memory.table_bytes,
+        "adapters": memory.adapter_bytes + memory.optimizer_bytes + memory.gradient_bytes,
+        "activations": memory.activation_bytes + memory.logit_bytes + memory.chunk_kv_bytes,
+        "messages and temporaries": memory.message_bytes + memory.workspace_bytes + memory.allocator_bytes,
+    }
+    first, *others, last = [f"{show_bytes(size)} for {name}" for name, size in parts.items()]
+    return f"{', '.join([first, *others])} and {last}"
+
+
+def _advice(problem: PlanningProblem, structure: PlanStructure) -> str:
+    limit = problem.cluster.device.memory_bytes
+    least = ("", _fullest(problem, structure)[1].total_bytes)
+    for change, changed_problem, changed in _variants(problem, structure):
+        needed = _fullest(changed_problem, changed)[1].total_bytes
+        if needed <= limit:
+            return f"the nearest that fits needs {needed}: {change}"
+        if needed < least[1]:
+            least = (change, needed)
+    if not least[0]:
+        return "other partitions and smaller micro-batches need no less"
+    return f"nothing near fits; least is {least[1]}: {least[0]}"
+
+
+def _variants(problem: PlanningProblem, structure: PlanStructure) -> Iterator[Variant]:
+    """Changes that save memory, the gentlest first."""
+    htasks, dp = structure.htasks, structure.mesh.dp
+    changes: list[str] = []
+    if len({htask.instance for htask in htasks}) > 1:
+        htasks = tuple(replace(htask, instance=0) for htask in htasks)
+        changes.append("one backbone for all (policy temporal-only)")
+        yield changes[-1], problem, _with_htasks(structure, htasks)
+    if any(htask.shape.alignment == "pad" for htask in htasks):
+        htasks = tuple(_aligned(problem, htask.task_ids, "pack", dp=dp) for htask in htasks)
+        changes.append("packed sequences (--alignment pack)")
+        yield ", ".join(changes), problem, _with_htasks(structure, htasks)
+    if any(len(htask.task_ids) > 1 for htask in htasks):
+        htasks = tuple(
+            _aligned(problem, (task_id,), htask.shape.alignment, htask.shape.row_tokens, dp=dp)
+            for htask in htasks
+            for task_id in htask.task_ids
+        )
+        changes.append("every task in an hTask of its own (policy temporal-only)")
+        yield ", ".join(changes), problem, _with_htasks(structure, htasks)
+    if structure.pp > 1 and structure.template != "lorapp":
+        yield from _carried(problem, structure, htasks, changes)
+    cap = max(task.micro_batch_size for task in problem.tasks) // 2
+    while cap:
+        smaller = _with_micro_batches(problem, cap)
+        reshaped = tuple(
+            replace(
+                _aligned(smaller, htask.task_ids, htask.shape.alignment, htask.shape.row_tokens, dp=dp),
+                instance=htask.instance,
+            )
+            for htask in htasks
+        )
+        change = f"micro_batch_size of at most {cap}"
+        yield ", ".join([*changes, change]), smaller, _with_htasks(structure, reshaped)
+        cap //= 2
+
+
+def _carried(
+    problem: PlanningProblem,
+    structure: PlanStructure,
+    htasks: Sequence[HTaskChoice],
+    changes: Sequence[str],
+) -> Iterator[Variant]:
+    """Micro-batches cut over carry groups."""
+    chunk_tokens = CARRIED_CHUNKS[0]
+    for carry in CARRIES[1:]:
+        cut = tuple(
+            replace(
+                htask,
+                shape=problem.shape(htask.task_ids, "chunk", chunk_tokens, carry, dp=structure.mesh.dp),
+            )
+            for htask in htasks
+        )
+        options = f"--chunk-tokens {chunk_tokens} --carry {carry}"
+        change = f"chunks over {carry} micro-batches ({options})"
+        yield ", ".join([*changes, change]), problem, _with_htasks(structure, cut)
+
+
+def _aligned(
+    problem: PlanningProblem,
+    task_ids: tuple[str, ...],
+    alignment: Alignment,
+    row_tokens: int | None = None,
+    *,
+    dp: int,
+) -> HTaskChoice:
+    chunk_tokens = row_tokens if alignment == "chunk" else None
+    return HTaskChoice(task_ids=task_ids, shape=problem.shape(task_ids, alignment, chunk_tokens, dp=dp))
+
+
+def _with_htasks(structure: PlanStructure, htasks: tuple[HTaskChoice, ...]) -> PlanStructure:
+    buckets = structure.buckets
+    if len(htasks) != len(structure.htasks):
+        buckets = tuple((h,) for h in range(len(htasks)))
+    return replace(structure, htasks=htasks, buckets=buckets)
+
+
+def _with_micro_batches(problem: PlanningProblem, cap: int) -> PlanningProblem:
+    """The same problem with micro-batches of at most ``cap`` sequences."""
+    tasks = tuple(
+        task.model_copy(
+            update={
+                "micro_batch_size": max(
+                    size
+                    for size in range(1, min(cap, task.micro_batch_size) + 1)
+                    if task.global_batch_size % size == 0
+                )
+            }
+        )
+        for task in problem.tasks
+    )
+    return PlanningProblem(Workload(tasks=tasks), problem.model, problem.cluster, problem.costs)

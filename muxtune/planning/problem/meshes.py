@@ -1,0 +1,178 @@
+"""The ways to spread a backbone over a cluster's ranks: tensor, pipeline and data parallelism."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from muxtune.cluster import ClusterSpec
+from muxtune.model import ModelSpec, sharding_obstacle
+from muxtune.placement import Placement
+from muxtune.planning.decisions.options import PlanOptions
+from muxtune.planning.decisions.structure import SEQUENTIAL, PlanStructure
+from muxtune.planning.exact.seconds import overlaps
+from muxtune.planning.problem.assemble import structure_iteration_s
+from muxtune.planning.problem.memory_limit import MemoryLimit
+from muxtune.planning.problem.problem import PlanningProblem
+from muxtune.schedule.recurrence import lower_bound_s
+from muxtune.support.errors import SpecError
+
+LEAST_WORK = 0.95
+"""Share of the least work in a layer that was seen with so many ranks per stage, which other meshes may have.
+Longer pipelines have no other, and more replicas cut steps into smaller parts; what is left are roundings."""
+
+HIDDEN = 0.5
+"""Share of the work in a layer that is left where communication and computation hide each other fully."""
+
+
+class MeshShape(NamedTuple):
+    """A mesh before its layers are dealt out."""
+
+    tp: int
+    """Ranks that share a stage."""
+    pp: int
+    """Pipeline stages."""
+    dp: int
+    """Replicas that share the data."""
+
+    @property
+    def ranks(self) -> int:
+        """Devices that it takes."""
+        return self.tp * self.pp * self.dp
+
+    def on(self, cluster: ClusterSpec) -> Placement:
+        """Where its ranks stand on a cluster."""
+        return Placement(self.tp, self.pp, self.dp, cluster.devices_per_node)
+
+    def __str__(self) -> str:
+        return f"tp {self.tp}, pp {self.pp}, dp {self.dp}"
+
+
+def candidate_meshes(
+    model: ModelSpec, cluster: ClusterSpec, options: PlanOptions, *, idle: bool = False
+) -> list[MeshShape]:
+    """Meshes that the backbone can be spread over, those with most ranks first.
+
+    Tensor-parallel ranks share a node, and each has whole heads, of keys and values too; a stage has at least
+    one layer. Ranks are taken in their order, so those of a mesh fill node after node, and a mesh that fits
+    into one is in one. On CPUs only pipelines are proposed, unless ``--tp`` or ``--dp`` asks for more: they
+    alone were held against real runs.
+
+    Args:
+        model: The backbone.
+        cluster: Where it is spread.
+        options: What is fixed; the others take what ranks are left.
+        idle: Also meshes that leave more ranks idle than others do.
+
+    Raises:
+        SpecError: No mesh is as the options want it.
+    """
+    ranks = cluster.ranks
+    pipelines_only = cluster.device.kind == "cpu"
+    tps = _allowed(options.tp, 1 if pipelines_only else cluster.devices_per_node)
+    dps = _allowed(options.dp, 1 if pipelines_only else ranks)
+    pps = _allowed(options.pp, min(ranks, model.layers))
+    shapes = [
+        MeshShape(tp, pp, dp)
+        for tp in tps
+        for pp in pps
+        for dp in dps
+        if tp * pp * dp <= ranks
+        and pp <= model.layers
+        and sharding_obstacle(model, tp) is None
+        and (tp * pp * dp <= cluster.devices_per_node or not cluster.devices_per_node % tp)
+    ]
+    if not shapes:
+        asked = ", ".join(
+            f"--{name} {value}"
+            for name, value in (("tp", options.tp), ("pp", options.pp), ("dp", options.dp))
+            if value is not None
+        )
+        expected = (
+            f"at most {ranks} ranks in all, tp a divisor of {model.heads} heads and of the "
+            f"{cluster.devices_per_node} ranks of a node, and a divisor or multiple of {model.kv_heads} key "
+            f"and value heads, pp at most {model.layers} layers"
+        )
+        raise SpecError("mesh", asked, expected)
+    shapes.sort(key=lambda shape: (-shape.ranks, shape))
+    return [shape for shape in shapes if idle or shape.ranks == shapes[0].ranks]
+
+
+def on_every_mesh(
+    problem: PlanningProblem,
+    options: PlanOptions,
+    build: Callable[[PlanOptions], Sequence[PlanStructure]],
+    leaner: Callable[[PlanOptions], Sequence[PlanStructure]] | None = None,
+) -> list[PlanStructure]:
+    """What a policy would do on each mesh of :func:`candidate_meshes`, as far as it fits the memory.
+
+    So every policy gets the mesh that is best for its own structure, and leaves ranks idle where that is
+    faster. A mesh with idle ranks is left out where its share of the least work seen takes longer than the
+    best iteration so far.
+
+    Args:
+        problem: What is planned.
+        options: Decisions that are taken away from the policy.
+        build: Structures for options with a fixed mesh; they may exceed the memory.
+        leaner: Further ones, for meshes where none of these fits.
+
+    Raises:
+        SpecError: No structure fits, on no mesh.
+    """
+    shapes = candidate_meshes(problem.model, problem.cluster, options, idle=True)
+    limit = MemoryLimit(problem)
+    found: list[PlanStructure] = []
+    best_s = math.inf
+    layer_work_s: dict[int, float] = {}  # least seen in an iteration, of all replicas, by tp
+    for shape in sorted(shapes, key=lambda shape: (not _is_long(shape, shapes), -shape.ranks, shape)):
+        least_s = least_iteration_s(layer_work_s.get(shape.tp, 0.0), shape, problem.model.layers)
+        if shape.ranks < shapes[0].ranks and LEAST_WORK * least_s >= best_s:
+            continue
+        built = build(replace(options, **shape._asdict()))
+        known_s = layer_work_s.get(shape.tp, math.inf)
+        distinct = {each.htasks: each for each in built}.values()
+        layer_work_s[shape.tp] = min([known_s, *(layer_seconds(problem, each) for each in distinct)])
+        fit = limit.fitting(built)
+        if not fit and leaner is not None:
+            fit = limit.fitting(leaner(replace(options, **shape._asdict())))
+        for structure in fit:
+            if lower_bound_s(problem.times(structure), structure.microbatches) < best_s:
+                best_s = min(best_s, structure_iteration_s(problem, structure))
+        found += fit
+    if not found:
+        limit.refuse()
+    return found
+
+
+def least_iteration_s(layer_work_s: float, shape: MeshShape, layers: int) -> float:
+    """About what an iteration on a mesh takes at least: a stage has as many layers as the mean, rounded up.
+
+    Args:
+        layer_work_s: Least work seen in a layer in an iteration, of all replicas.
+        shape: Of the mesh.
+        layers: Of the backbone.
+    """
+    return layer_work_s * -(-layers // shape.pp) / shape.dp
+
+
+def layer_seconds(problem: PlanningProblem, structure: PlanStructure) -> float:
+    """Work of a layer in an iteration, of all replicas, whatever a stage costs beside its layers."""
+    mesh = replace(structure.mesh, layers_per_stage=(1, 1, 2, 1))  # whose middle stages differ by a layer
+    work_s = 0.0
+    for htask in structure.htasks:
+        times = problem.htask_times(htask, mesh, SEQUENTIAL)
+        one_s, two_s = (times.fwd_s[stage] + times.bwd_s[stage] for stage in (1, 2))
+        work_s += mesh.dp * htask.shape.microbatches * (two_s - one_s)
+    return work_s * (HIDDEN if overlaps(structure.mesh, structure.orchestration) else 1.0)
+
+
+def _is_long(shape: MeshShape, shapes: Sequence[MeshShape]) -> bool:
+    """Whether a mesh has as few replicas as there may be, and then as many stages: its work is the least."""
+    alike = [each for each in shapes if each.tp == shape.tp]
+    return shape == min(alike, key=lambda each: (each.dp, -each.pp))
+
+
+def _allowed(fixed: int | None, most: int) -> Sequence[int]:
+    return range(1, most + 1) if fixed is None else (fixed,)

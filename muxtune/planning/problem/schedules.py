@@ -1,0 +1,119 @@
+"""The schedules of a partition that a search plays: groupings, templates, and overlap inside of stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from muxtune.orchestration import Mode
+from muxtune.plan.plan import Orchestration
+from muxtune.planning.decisions.options import PlanOptions
+from muxtune.planning.decisions.structure import SEQUENTIAL, HTaskChoice, Mesh, PlanStructure
+from muxtune.planning.problem.assemble import structure_iteration_s
+from muxtune.planning.problem.grouping import balanced_buckets
+from muxtune.planning.problem.problem import PlanningProblem
+from muxtune.schedule.actions import Template
+
+MOST_GROUPINGS = 4
+"""Numbers of buckets tried per partition, from 1 to all hTasks in proportion."""
+
+TEMPLATES: tuple[Template, ...] = ("continuous", "flush")
+
+MODES: tuple[Mode, ...] = ("intra", "interleaved")
+"""Ways to overlap operators inside of stages with several ranks."""
+
+MOST_ORCHESTRATED = 2
+"""Schedules of a partition that are also played with overlap."""
+
+SecondsOf = Callable[[PlanningProblem, PlanStructure], float]
+"""Iteration time of a structure."""
+
+
+def modes_to_try(problem: PlanningProblem, options: PlanOptions) -> tuple[Mode, ...]:
+    """What stages with several ranks may overlap with, beside ``sequential``.
+
+    On a CPU, communication takes computing time from the same cores: it is only tried where somebody has
+    measured how much. From contention 1 on, overlap is worth nothing.
+    """
+    if options.orchestration is not None:
+        return () if options.orchestration == "sequential" else (options.orchestration,)
+    if "orchestration" in options.without:
+        return ()
+    contention = problem.costs.contention
+    if contention is None:
+        return () if problem.cluster.device.kind == "cpu" else MODES
+    return MODES if contention < 1 else ()
+
+
+def overlapping(problem: PlanningProblem, mode: Mode) -> Orchestration:
+    """A mode on the problem's devices."""
+    if mode == "sequential":
+        return SEQUENTIAL
+    return Orchestration(mode=mode, contention=problem.costs.contention or 0.0)
+
+
+def orchestrated(
+    problem: PlanningProblem,
+    structures: Sequence[PlanStructure],
+    latency_s: Sequence[float],
+    modes: Sequence[Mode],
+) -> Iterator[PlanStructure]:
+    """Schedules whose stages overlap communication with computation.
+
+    Where hTasks share clocks, pairs of near-equal ones do, in the order of the structure's latencies.
+    """
+    slowest_first = sorted(range(len(latency_s)), key=lambda h: (-latency_s[h], h))
+    pairs = tuple(tuple(slowest_first[i : i + 2]) for i in range(0, len(slowest_first), 2))
+    known: dict[PlanStructure, None] = {}
+    for structure in structures:
+        for mode in modes:
+            orchestration = overlapping(problem, mode)
+            known[replace(structure, orchestration=orchestration)] = None
+            if orchestration.shares_clocks:
+                known[replace(structure, buckets=pairs, orchestration=orchestration)] = None
+    yield from known
+
+
+def in_mode(
+    problem: PlanningProblem, structures: Sequence[PlanStructure], latency_s: Sequence[float], mode: Mode
+) -> list[PlanStructure]:
+    """The same schedules in a mode that is asked for: one that shares clocks shares some, if it can."""
+    found = list(orchestrated(problem, structures, latency_s, [mode]))
+    sharing = [s for s in found if s.orchestration.shares_clocks and max(map(len, s.buckets)) > 1]
+    return sharing or found
+
+
+def fastest_schedule(
+    problem: PlanningProblem,
+    htasks: Sequence[HTaskChoice],
+    mesh: Mesh,
+    templates: Sequence[Template],
+    seconds_of: SecondsOf = structure_iteration_s,
+) -> PlanStructure:
+    """The best of :func:`schedules`, whether it fits the memory or not."""
+    latency_s = [problem.htask_times(htask, mesh, SEQUENTIAL).slowest_s for htask in htasks]
+    structures = list(schedules(htasks, latency_s, mesh, templates))
+    return min(structures, key=lambda structure: seconds_of(problem, structure))
+
+
+def schedules(
+    htasks: Sequence[HTaskChoice],
+    latency_s: Sequence[float],
+    mesh: Mesh,
+    templates: Sequence[Template],
+    most_groupings: int = MOST_GROUPINGS,
+) -> Iterator[PlanStructure]:
+    """Groupings and templates of a partition; see :func:`bucket_candidates`."""
+    counts = np.unique(np.geomspace(1, len(htasks), most_groupings).round().astype(int))
+    if len(htasks) <= most_groupings:
+        counts = np.arange(1, len(htasks) + 1)
+    groupings: dict[tuple[tuple[int, ...], ...], None] = {}
+    for count in counts.tolist():
+        slowest_first = balanced_buckets(latency_s, count)
+        groupings[slowest_first] = None
+        groupings[tuple(bucket[::-1] for bucket in slowest_first)] = None
+    for template in templates:
+        for buckets in groupings:
+            yield PlanStructure(htasks=tuple(htasks), buckets=buckets, template=template, mesh=mesh)

@@ -1,0 +1,288 @@
+"""All groups and all partitions of a few tasks, by estimate.
+
+Contiguous groups in one order miss what fuses tasks that the order keeps apart. Of up to :data:`MOST_TASKS`
+tasks there are few enough groups to estimate them all, and few enough partitions to rank them all: what
+:mod:`muxtune.planning.estimate.group_seconds` says of bands holds for any arrays of groups. So all partitions
+of all meshes are ranked at once by a rough guess at their iterations, and those in front become proposals.
+"""
+
+# Shapes, in names in lower case: n tasks, g groups (2^n - 1, in the order of their masks), p partitions,
+# S stages. Bands are [g, 1] here.
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muxtune.planning.decisions.partition_dp import Places
+from muxtune.planning.decisions.structure import Layout, Mesh
+from muxtune.planning.estimate.curves import Floats, Ints
+from muxtune.planning.estimate.group_seconds import GroupBands, GroupPrices
+from muxtune.planning.estimate.memory_bound import Room, room_for_groups
+from muxtune.planning.oracle.partitions import set_partitions
+from muxtune.planning.problem.meshes import MeshShape
+from muxtune.planning.problem.problem import PlanningProblem
+from muxtune.planning.search.proposals import (
+    OVERLAPPED,
+    UNEVEN,
+    MeshProposals,
+    Proposal,
+    balanced_layers,
+    loads_s,
+    make_proposal,
+    mesh_of,
+    stage_work_s,
+    turnaround,
+)
+from muxtune.schedule.actions import Template
+
+MOST_TASKS = 9
+"""21147 partitions of 511 groups."""
+
+WITHIN = 1.2
+"""Guesses that become proposals, times the least of all meshes."""
+
+ROUGHLY_WITHIN = 1.4
+"""The same for the first :data:`FIRST` of a mesh that has any within :data:`WITHIN`: guesses at how long
+stages wait may be off by a fifth."""
+FIRST = 8
+
+PER_MESH = 32
+"""Proposals of a mesh that surely fit the memory, and as many others."""
+
+
+@lru_cache(maxsize=MOST_TASKS)
+def _partition_rows(count: int) -> NDArray[np.intp]:
+    """``[p, n]``: rows of the groups of every partition, filled up with the row behind the last group."""
+    beyond = (1 << count) - 1
+    return np.array(
+        [
+            [*(mask - 1 for mask in groups), *[beyond] * (count - len(groups))]
+            for groups in set_partitions(count)
+        ],
+        dtype=np.intp,
+    )
+
+
+class SetBands(GroupBands):
+    """What is known of all groups before they are priced, as bands of one column.
+
+    Args:
+        problem: What is planned.
+        task_ids: At most :data:`MOST_TASKS`; their order decides how micro-batches of groups are laid out.
+        layouts: That may be used.
+    """
+
+    def __init__(self, problem: PlanningProblem, task_ids: Sequence[str], layouts: Sequence[Layout]) -> None:
+        super().__init__(problem, task_ids, len(task_ids), layouts)
+        masks = np.arange(1, 1 << len(task_ids))
+        self._member_gn = (masks[:, None] >> np.arange(len(task_ids)) & 1).astype(np.bool_)
+        self._lowest_g = self._member_gn.argmax(axis=1)
+        self._filled: dict[bytes, Ints] = {}
+
+    def sum(self, values_n: Floats) -> Floats:
+        """Of the tasks of every group."""
+        return np.asarray(np.tensordot(self._member_gn.astype(np.float64), values_n, 1)[:, None])
+
+    def max(self, values_n: Ints) -> Ints:
+        """Of the tasks of every group."""
+        return np.asarray(np.where(self._member_gn, values_n, np.min(values_n)).max(axis=1)[:, None])
+
+    def members(self, places: Places) -> list[tuple[str, ...]]:
+        """Task ids of the groups in some places."""
+        return [
+            tuple(
+                task_id for task_id, member in zip(self.task_ids, self._member_gn[row], strict=True) if member
+            )
+            for row in places[0]
+        ]
+
+    @cached_property
+    def exists_nw(self) -> NDArray[np.bool_]:
+        """Every group."""
+        return np.ones((len(self._member_gn), 1), dtype=np.bool_)
+
+    @cached_property
+    def alone(self) -> Places:
+        """Where the tasks stand as groups of their own."""
+        return places_of((1 << np.arange(len(self.tasks))) - 1)
+
+    def _packed(self, sizes_nsg: Ints, wanted_nw: NDArray[np.bool_], multiple: int) -> Ints:
+        """Packed tokens of every set of tasks: those of the set without its first task, and then that task.
+
+        The rule is that of :func:`muxtune.planning.estimate.stream_tokens.packed_tokens`.
+        """
+        largest_first = -np.sort(-sizes_nsg, axis=2)
+        count, steps, _ = sizes_nsg.shape
+        filled = np.zeros((1 << count, *sizes_nsg.shape[1:]), dtype=sizes_nsg.dtype)
+        for task in range(count - 1, -1, -1):
+            # Groups whose first task this is: what the later tasks form, and this one.
+            rest = filled[:: 1 << (task + 1)]
+            own = rest + largest_first[task]
+            own.sort(axis=2)
+            filled[1 << task :: 1 << (task + 1)] = own
+        last_step = np.where(self._member_gn, self.batches.steps_n, steps).min(axis=1)
+        while_all_train = np.arange(steps) < last_step[:, None]
+        tokens = (filled[1:, :, -1] * while_all_train).max(axis=1)[:, None]
+        return np.asarray(-(-tokens // multiple) * multiple * wanted_nw)
+
+
+def places_of(rows: NDArray[np.intp]) -> Places:
+    """Places of groups in bands of one column."""
+    return rows, np.zeros(len(rows), dtype=np.intp)
+
+
+@dataclass(frozen=True)
+class RankedMesh:
+    """All partitions on a mesh."""
+
+    shape: MeshShape
+    mesh: Mesh
+    prices: GroupPrices
+    room: Room
+    work_s: list[Floats]
+    guess_s_p: Floats
+    """At the iteration; infinite where a group has no room."""
+    load_s_p: Floats
+    """Work of the busiest stage; infinite likewise."""
+    layer_work_s: float
+    """Least work of any partition in an iteration, in a layer of all replicas; what overlaps as expected."""
+    overlaps: bool
+    """Whether operators inside of a stage may overlap."""
+    safe_p: NDArray[np.bool_]
+    """Whether every group has room in any company of groups that are no larger."""
+
+    @property
+    def least_safe_s(self) -> float:
+        """Least guess at a partition that surely fits the memory."""
+        return float(np.where(self.safe_p, self.guess_s_p, np.inf).min())
+
+
+def rank_on_mesh(
+    bands: SetBands, prices: GroupPrices, shape: MeshShape, templates: Sequence[Template], *, overlaps: bool
+) -> list[RankedMesh]:
+    """All partitions with layers balanced for the tasks one by one, and for the best of these partitions."""
+    layers = bands.problem.model.layers
+    mesh = mesh_of(shape, balanced_layers(layers, shape.pp, *loads_s(bands, prices, shape, bands.alone)))
+    ranked = [_rank(bands, prices, shape, mesh, templates, overlaps)]
+    best = int(ranked[0].guess_s_p.argmin())
+    if shape.pp > 1 and np.isfinite(ranked[0].guess_s_p[best]):
+        loads = loads_s(bands, prices, shape, _places(bands, best))
+        rebalanced = mesh_of(shape, balanced_layers(layers, shape.pp, *loads))
+        if rebalanced != mesh:
+            ranked.append(_rank(bands, prices, shape, rebalanced, templates, overlaps))
+    return ranked
+
+
+def _rank(
+    bands: SetBands,
+    prices: GroupPrices,
+    shape: MeshShape,
+    mesh: Mesh,
+    templates: Sequence[Template],
+    overlaps: bool,
+) -> RankedMesh:
+    """Guess at the iterations from what :mod:`muxtune.planning.exact.bounds` says group by group."""
+    work_s = stage_work_s(bands, prices, mesh)
+    room = room_for_groups(bands, prices, mesh)
+    work_s_sg = np.array([each[:, 0] for each in work_s])
+    m_g = prices.microbatches_nw[:, 0].astype(np.float64)
+    hops_s = 2 * np.arange(mesh.pp)[:, None] * prices.p2p_s_nw[:, 0]
+    through = np.cumsum(work_s_sg, axis=0)
+    before_s = through - work_s_sg + hops_s
+    slot_s_g = work_s_sg.max(axis=0)
+    chain_s_g = (before_s + m_g * work_s_sg).max(axis=0)
+    window_s_g = m_g * (through[-1] + hops_s[-1]) / (mesh.pp - 1 + prices.run)
+    rows = _partition_rows(len(bands.tasks))
+    load_s = _of_groups(m_g * slot_s_g, rows, 0.0).sum(axis=1)
+    layer_work_s_g = m_g * (prices.layer_s_nw - OVERLAPPED * prices.hidden_s_nw)[:, 0]
+    layer_work_s_p = _of_groups(layer_work_s_g, rows, 0.0).sum(axis=1)
+    guess_s = np.maximum(load_s, _of_groups(window_s_g, rows, 0.0).sum(axis=1))
+    guess_s = np.maximum(guess_s, _of_groups(chain_s_g, rows, 0.0).max(axis=1))
+    if "continuous" not in templates:
+        drain_s_g = before_s[work_s_sg.argmax(axis=0), np.arange(len(m_g))]
+        guess_s = np.maximum(guess_s, load_s + _of_groups(drain_s_g, rows, np.inf).min(axis=1))
+    if prices.run > 1:
+        m = _of_groups(m_g, rows, 0.0)
+        runs = _of_groups(prices.carry_nw[:, 0], rows, 1.0).max(axis=1)
+        guess_s = np.maximum(guess_s, load_s * turnaround(m.max(axis=1), m.sum(axis=1), mesh.pp, runs))
+    slots_s = _of_groups(slot_s_g, rows, 0.0)
+    uneven_s = slots_s.max(axis=1) - np.where(slots_s > 0, slots_s, np.inf).min(axis=1)
+    if overlaps:
+        hidden_s_g = m_g * max(mesh.layers_per_stage) * prices.hidden_s_nw[:, 0]
+        guess_s -= OVERLAPPED * _of_groups(hidden_s_g, rows, 0.0).sum(axis=1)
+    else:
+        guess_s = np.maximum(guess_s, load_s + UNEVEN * (mesh.pp - 1) * uneven_s)
+    too_large = _of_groups(~room.possible_nw[:, 0], rows, 0.0).any(axis=1)
+    safe = _of_groups(room.safe_nw[:, 0], rows, 1.0).all(axis=1)
+    return RankedMesh(
+        shape=shape,
+        mesh=mesh,
+        prices=prices,
+        room=room,
+        work_s=work_s,
+        guess_s_p=np.where(too_large, np.inf, guess_s),
+        load_s_p=np.where(too_large, np.inf, load_s),
+        layer_work_s=mesh.dp * float(layer_work_s_p.min()),
+        overlaps=overlaps,
+        safe_p=np.asarray(safe),
+    )
+
+
+def _of_groups(values_g: NDArray[np.generic], rows: NDArray[np.intp], beyond: float) -> Floats:
+    """``[p, n]``: a value of every group of every partition, and another where there are no more."""
+    return np.append(values_g, beyond)[rows]
+
+
+def _places(bands: SetBands, partition: int) -> Places:
+    rows = _partition_rows(len(bands.tasks))[partition]
+    return places_of(rows[rows < len(bands.exists_nw)])
+
+
+def propose_sets(
+    bands: SetBands, ranked: Sequence[RankedMesh], templates: Sequence[Template], below_s: float = np.inf
+) -> list[MeshProposals]:
+    """The partitions in front on each mesh that comes near the best.
+
+    Of those that may not fit the memory, the ones that would be faster.
+
+    Args:
+        bands: Groups.
+        ranked: All partitions on some meshes.
+        templates: That may be used.
+        below_s: Of an iteration that is possible on another mesh.
+    """
+    least_safe_s = min(below_s, *(each.least_safe_s for each in ranked))
+    found = []
+    for each in ranked:
+        wanted = [
+            (each.safe_p, WITHIN * least_safe_s, ROUGHLY_WITHIN * least_safe_s),
+            (~each.safe_p, least_safe_s, least_safe_s),
+        ]
+        chosen: list[int] = []
+        for mask, most_s, roughly_s in wanted:
+            guess_s = np.where(mask, each.guess_s_p, np.inf)
+            front = np.argsort(guess_s, kind="stable")[:PER_MESH]
+            near = int((guess_s[front] <= most_s).sum())
+            if near:
+                near += int((guess_s[front[near:FIRST]] <= roughly_s).sum())
+            chosen += front[:near].tolist()
+        proposals: list[Proposal] = [
+            make_proposal(
+                bands,
+                each.prices,
+                each.room,
+                each.mesh,
+                templates,
+                each.work_s,
+                _places(bands, partition),
+                overlaps=each.overlaps,
+            )
+            for partition in chosen
+        ]
+        found.append(MeshProposals(each.shape, each.mesh, tuple(proposals), each.layer_work_s))
+    return found

@@ -1,0 +1,303 @@
+"""The partitions of a mesh that are worth a look, by estimate: for every number of hTasks, and every pace."""
+
+# Shapes, in names in lower case: n tasks, W widest group, S stages, H hTasks of a partition
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from muxtune.planning.decisions.partition_dp import Places, cheapest_cuts, paced_cuts
+from muxtune.planning.decisions.structure import SEQUENTIAL, HTaskChoice, Mesh
+from muxtune.planning.estimate.curves import Floats
+from muxtune.planning.estimate.group_seconds import GroupBands, GroupPrices, layer_steps_s
+from muxtune.planning.estimate.memory_bound import Room, room_for_groups
+from muxtune.planning.exact.bounds import iteration_bounds
+from muxtune.planning.exact.seconds import StageKind
+from muxtune.planning.problem.carrying import cut_choice
+from muxtune.planning.problem.meshes import MeshShape
+from muxtune.planning.problem.problem import PlanningProblem
+from muxtune.schedule.actions import Template
+
+GIVE_UP = 1.5
+"""Partitions into more groups are not looked for once the best costs so many times the cheapest of all."""
+
+MOST_COUNTS = 96
+"""Numbers of groups that are looked for; with more tasks, the paces find partitions into more."""
+
+PACES = 24
+"""From the slowest task alone to the slowest group, in proportion."""
+
+UNEVEN = 0.4
+"""Of what the longest micro-batch exceeds the shortest by, share that each further stage waits for; seen
+between 0.25 and 0.65 where schedules were played."""
+
+OVERLAPPED = 0.6
+"""Of what overlap could hide inside of a stage at most, share that it is expected to."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A partition on a mesh, not yet priced exactly."""
+
+    bands: GroupBands
+    mesh: Mesh
+    layout_h: tuple[int, ...]
+    runner_up_h: tuple[int, ...]
+    """Layouts that may be as cheap, or the same again."""
+    places: Places
+    bound_s: float
+    """That no schedule goes below, if the estimated prices are right."""
+    load_s: float
+    """Work of the busiest stage, of which nothing is gone if micro-batches are cut."""
+    layer_work_s: float
+    """Of a layer of a replica, with as much overlap as expected."""
+    expected_s: float
+    """Rough guess at the iteration, by which partitions stand in line."""
+    least_share: float
+    """Of the bound that is left if all communication of a stage, or all computation, were hidden."""
+    needed_bytes: float
+    """That surely suffice on the stage with least room, by estimate."""
+    has_room: bool
+    """Whether it surely fits the memory, by estimate; others come last."""
+
+    @property
+    def count(self) -> int:
+        """HTasks."""
+        return len(self.layout_h)
+
+    def groups(self) -> list[tuple[str, ...]]:
+        """Task ids of the hTasks."""
+        return self.bands.members(self.places)
+
+    def htasks(self, problem: PlanningProblem, *, alternatives: bool = False) -> list[HTaskChoice]:
+        """With exact shapes.
+
+        Args:
+            problem: What is planned.
+            alternatives: Whether exact prices decide between alignments that are estimated to cost the same.
+        """
+        found = []
+        for task_ids, *layouts in zip(self.groups(), self.layout_h, self.runner_up_h, strict=True):
+            possible = [
+                self._choice(problem, task_ids, layout)
+                for layout in dict.fromkeys(layouts if alternatives else layouts[:1])
+            ]
+            if len(possible) > 1:
+                possible.sort(key=lambda c: problem.htask_times(c, self.mesh, SEQUENTIAL).slowest_s)
+            found.append(possible[0])
+        return found
+
+    def shortest_htasks(self, problem: PlanningProblem) -> list[HTaskChoice]:
+        """With exact shapes, each in the layout whose stream is shortest; carry groups stay as they are."""
+        found = []
+        for task_ids, layout in zip(self.groups(), self.layout_h, strict=True):
+            carry = self.bands.layouts[layout].carry
+            alike = [number for number, each in enumerate(self.bands.layouts) if each.carry == carry]
+            numbers = dict.fromkeys([layout, *alike])  # of equal ones the one that is fastest by estimate
+            possible = [self._choice(problem, task_ids, number) for number in numbers]
+            found.append(min(possible, key=lambda choice: choice.shape.tokens))
+        return found
+
+    def _choice(self, problem: PlanningProblem, task_ids: tuple[str, ...], number: int) -> HTaskChoice:
+        layout = self.bands.layouts[number]
+        if layout.carry > self.bands.carry:
+            return cut_choice(problem, self.mesh, task_ids, layout.carry)
+        shape = problem.shape(task_ids, *layout, dp=self.mesh.dp)
+        return HTaskChoice(task_ids=task_ids, shape=shape)
+
+
+@dataclass(frozen=True)
+class MeshProposals:
+    """Of one mesh."""
+
+    shape: MeshShape
+    mesh: Mesh
+    """With layers balanced for the tasks one by one."""
+    proposals: tuple[Proposal, ...]
+    """None if the memory has no room for any."""
+    layer_work_s: float
+    """Least work of any partition in an iteration, in a layer of all replicas; infinite if none is known."""
+
+
+def propose_on_mesh(
+    bands: GroupBands, prices: GroupPrices, shape: MeshShape, templates: Sequence[Template]
+) -> MeshProposals:
+    """Deal out the layers, cut the tasks into groups, and estimate iterations.
+
+    Layers are balanced for the tasks one by one, then for the best partition, if that says otherwise.
+    """
+    model = bands.problem.model
+    mesh = mesh_of(
+        shape, balanced_layers(model.layers, shape.pp, *loads_s(bands, prices, shape, bands.alone))
+    )
+    proposals = _proposals(bands, prices, mesh, templates)
+    if proposals and shape.pp > 1:
+        best = min(proposals, key=lambda each: each.expected_s)
+        loads = loads_s(bands, prices, shape, best.places)
+        rebalanced = mesh_of(shape, balanced_layers(model.layers, shape.pp, *loads))
+        if rebalanced != mesh:
+            proposals += _proposals(bands, prices, rebalanced, templates)
+    layer_work_s = shape.dp * min((each.layer_work_s for each in proposals), default=np.inf)
+    return MeshProposals(shape, mesh, tuple(proposals), layer_work_s)
+
+
+def balanced_layers(layers: int, pp: int, layer_s: float, first_s: float, last_s: float) -> tuple[int, ...]:
+    """Layers per stage with the least work on the busiest stage, as evenly as that allows.
+
+    Args:
+        layers: Of the backbone, at least ``pp``.
+        pp: Stages.
+        layer_s: Work of a layer in an iteration.
+        first_s: Further work of the first stage; may be negative.
+        last_s: Further work of the last stage.
+    """
+    if pp == 1:
+        return (layers,)
+    split = [1] * pp
+    extra_s = [first_s] + [0.0] * (pp - 2) + [last_s]
+    for _ in range(layers - pp):  # each goes where it makes the least maximum; layers are alike
+        split[min(range(pp), key=lambda s: (split[s] + 1) * layer_s + extra_s[s])] += 1
+    return tuple(split)
+
+
+def mesh_of(shape: MeshShape, layers: tuple[int, ...]) -> Mesh:
+    """The shape with its layers dealt out."""
+    return Mesh(layers, shape.tp, shape.dp)
+
+
+def loads_s(
+    bands: GroupBands, prices: GroupPrices, shape: MeshShape, places: Places
+) -> tuple[float, float, float]:
+    """Work of a layer in an iteration, and what the first and the last stage have beside their layers."""
+    m = prices.microbatches_nw[places]
+    placement = shape.on(bands.problem.cluster)
+    replicas = {route for stage in range(shape.pp) for route in placement.replica_routes(stage)}
+    steps_s = layer_steps_s(bands, 1, shape.tp, tuple(sorted(replicas)))[places]
+    layer_s = float((m * prices.layer_s_nw[places] + steps_s).sum())
+    message_s = m * prices.message_s_nw[places]  # the stages at the ends have one neighbour less
+    first_s = m * prices.first_s_nw[places] - message_s
+    last_s = m * prices.last_s_nw[places] - message_s
+    return layer_s, float(first_s.sum()), float(last_s.sum())
+
+
+def stage_work_s(bands: GroupBands, prices: GroupPrices, mesh: Mesh) -> list[Floats]:
+    """Forward and backward of a micro-batch of every group on every stage: ``[S]`` of ``[n, W]``.
+
+    Stages that are alike share an array.
+    """
+    known: dict[StageKind, Floats] = {}
+    kinds = bands.problem.stage_kinds(mesh)
+    for kind in dict.fromkeys(kinds):
+        work_s = kind.layers * prices.layer_s_nw + prices.action_s_nw
+        work_s += layer_steps_s(bands, kind.layers, mesh.tp, kind.replicas) / prices.microbatches_nw
+        work_s += ((not kind.first) + (not kind.last)) * prices.message_s_nw
+        work_s += kind.first * prices.first_s_nw + kind.last * prices.last_s_nw
+        known[kind] = work_s
+    return [known[kind] for kind in kinds]
+
+
+def _proposals(
+    bands: GroupBands, prices: GroupPrices, mesh: Mesh, templates: Sequence[Template]
+) -> list[Proposal]:
+    work_s = stage_work_s(bands, prices, mesh)
+    slowest_s = np.max(list({id(each): each for each in work_s}.values()), axis=0)
+    microbatches = prices.microbatches_nw.astype(np.float64)
+    room = room_for_groups(bands, prices, mesh)
+    possible_nw, safe_nw = room.possible_nw, room.safe_nw
+    masks = [possible_nw] if np.array_equal(possible_nw, safe_nw) else [possible_nw, safe_nw]
+    found: dict[tuple[bytes, bytes], Proposal] = {}
+    for mask in masks:
+        for places in _all_cuts(np.where(mask, slowest_s, np.inf), microbatches, mesh.pp):
+            key = (places[0].tobytes(), places[1].tobytes())
+            if key not in found:
+                found[key] = make_proposal(bands, prices, room, mesh, templates, work_s, places)
+    return list(found.values())
+
+
+def _all_cuts(slot_s_nw: Floats, microbatches_nw: Floats, pp: int) -> list[Places]:
+    """By number of groups and, in a pipeline, by pace."""
+    n = len(slot_s_nw)
+    cuts = cheapest_cuts(microbatches_nw * slot_s_nw, min(n, MOST_COUNTS), GIVE_UP)
+    counts = np.flatnonzero(np.isfinite(cuts.total)).tolist()
+    found = [cuts.places(groups) for groups in counts]
+    if pp == 1:
+        return found
+    finite = np.where(np.isfinite(slot_s_nw), slot_s_nw, 0.0)
+    slowest_alone_s, slowest_s = float(finite[:, 0].max()), float(finite.max())
+    if slowest_alone_s == 0.0:
+        return found
+    paces_s = np.geomspace(slowest_alone_s, max(slowest_s, slowest_alone_s), PACES) * (1 + 1e-9)
+    both = np.repeat([0.0, 1.0], PACES)
+    return found + paced_cuts(slot_s_nw, microbatches_nw, np.tile(paces_s, 2), both)
+
+
+def turnaround(most: Floats, clocks: Floats, pp: int, run: Floats) -> Floats:
+    """How much longer than its clocks an iteration with carry groups is because an hTask waits for its step.
+
+    The step is done ``pp + run - 2`` clocks after the hTask's last one; where all others together have fewer
+    than so many, the pipeline stands still.
+
+    Args:
+        most: Micro-batches of the hTask that has most.
+        clocks: Micro-batches of all.
+        pp: Stages.
+        run: Micro-batches of the longest carry group.
+    """
+    return np.asarray(np.maximum((most + pp + run - 2) / clocks, 1.0))
+
+
+def make_proposal(
+    bands: GroupBands,
+    prices: GroupPrices,
+    room: Room,
+    mesh: Mesh,
+    templates: Sequence[Template],
+    work_s: Sequence[Floats],
+    places: Places,
+    *,
+    overlaps: bool = False,
+) -> Proposal:
+    """Estimate an iteration.
+
+    Args:
+        bands: Groups.
+        prices: Of these.
+        room: For them on the mesh.
+        mesh: Given.
+        templates: That may be used.
+        work_s: Of the groups on every stage; see :func:`stage_work_s`.
+        places: Of the groups of the partition.
+        overlaps: Whether operators inside of a stage may overlap.
+    """
+    m = prices.microbatches_nw[places].astype(np.float64)
+    work_s_sh = np.array([each[places] for each in work_s])
+    run = int(prices.carry_nw[places].max())
+    bounds = iteration_bounds(work_s_sh, m, prices.p2p_s_nw[places], run)
+    slot_s = work_s_sh.max(axis=0)
+    uneven_s = UNEVEN * (mesh.pp - 1) * float(slot_s.max() - slot_s.min())
+    bound_s = bounds.of(templates)
+    least_s_sh = work_s_sh - np.array(mesh.layers_per_stage)[:, None] * prices.hidden_s_nw[places]
+    least_share = min(1.0, float((m * least_s_sh).sum(axis=1).max()) / bound_s)
+    expected_s = max(bound_s, bounds.load_s + uneven_s)
+    if run > 1:
+        waiting = float(turnaround(m.max(), m.sum(), mesh.pp, np.array(run)))
+        expected_s = max(expected_s, bounds.load_s * waiting)
+    if overlaps:  # hTasks that share clocks even out, too
+        expected_s = bound_s * (1 - OVERLAPPED * (1 - least_share))
+    return Proposal(
+        bands=bands,
+        mesh=mesh,
+        layout_h=tuple(prices.layout_nw[places].tolist()),
+        runner_up_h=tuple(prices.runner_up_nw[places].tolist()),
+        places=places,
+        bound_s=bound_s,
+        load_s=bounds.load_s,
+        layer_work_s=float((m * (prices.layer_s_nw - OVERLAPPED * prices.hidden_s_nw)[places]).sum()),
+        expected_s=expected_s,
+        least_share=least_share,
+        needed_bytes=room.needed_bytes(places),
+        has_room=room.suffices(places),
+    )

@@ -1,0 +1,410 @@
+"""The search over meshes, layers, fusion, alignment, grouping, template and orchestration.
+
+1. Of up to nine tasks all groups are priced by estimate, and all partitions of all meshes ranked
+   (:mod:`muxtune.planning.search.all_partitions`). Of more, on every mesh all contiguous groups in two orders
+   are (:mod:`muxtune.planning.estimate.group_seconds`), and dynamic programming cuts the tasks into groups:
+   cheapest for every number of hTasks, and for every pace of the pipeline
+   (:mod:`muxtune.planning.decisions.partition_dp`).
+2. The partitions of all meshes stand in one line, by a guess at their iterations. Each has a bound that no
+   schedule of it goes below if the estimates are right (:mod:`muxtune.planning.exact.bounds`).
+3. From the front of the line they are priced exactly. What cannot be faster than the best so far is dropped:
+   by the bound less :data:`SLACK` before, by the exact bound after it is priced. Of the others the schedules
+   are played, and the fastest that fits the memory counts (:mod:`muxtune.planning.search.quickest_schedule`).
+4. The search ends after some partitions in a row that were no better; of few tasks on each mesh. One that
+   would be better and does not fit is not counted if it promised to need less memory than those before.
+5. Ten and eleven tasks are refined beyond contiguous groups (:mod:`muxtune.planning.oracle.local_search`),
+   and fewer where what would be faster does not fit the memory, for there exact bytes decide.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from muxtune.planning.decisions.options import FREE, PlanOptions
+from muxtune.planning.decisions.structure import SEQUENTIAL, HTaskChoice, Layout, Mesh, PlanStructure
+from muxtune.planning.exact.bounds import exact_bounds
+from muxtune.planning.oracle.groups import GroupTable
+from muxtune.planning.oracle.local_search import Effort, refined_partitions
+from muxtune.planning.oracle.partitions import Appraiser, fits, set_partitions
+from muxtune.planning.problem.assemble import structure_iteration_s
+from muxtune.planning.problem.carrying import may_carry
+from muxtune.planning.problem.memory_limit import fitting
+from muxtune.planning.problem.meshes import candidate_meshes
+from muxtune.planning.problem.pipeline import in_order
+from muxtune.planning.problem.problem import PlanningProblem
+from muxtune.planning.problem.schedules import TEMPLATES, SecondsOf, modes_to_try
+from muxtune.planning.search.all_partitions import MOST_TASKS
+from muxtune.planning.search.candidates import WIDEST_GROUP, Progress, Ranking, layouts
+from muxtune.planning.search.proposals import MeshProposals, Proposal
+from muxtune.planning.search.quickest_schedule import Fate, QuickestSchedule
+from muxtune.support.errors import SpecError
+
+SLACK = 0.02
+"""How far the estimate of a partition may lie above its exact bound; errors of groups even out (tested)."""
+
+SLACK_OF_FEW = 0.05
+"""The same for few groups, whose errors do not even out; the search ends by patience."""
+
+FEW_TASKS = 12
+"""Below, partitions may be refined with exact prices."""
+
+REFINE_WITHIN = 1.2
+"""Meshes whose least bound of contiguous groups is no more than so many times the best iteration."""
+
+MOST_PADDING = 1.5
+"""Of the tokens of an alignment that is priced in a refinement, times the fewest of any."""
+
+EFFORT = Effort(orders=4, starts=4, neighbours=64, new_groups=256, appraisals=16, rounds=4)
+"""Of the refinement on each mesh."""
+
+FINALISTS = 4
+"""Structures of a refinement that are kept."""
+
+PATIENCE = 12
+"""Partitions in a row that are no better, of many tasks; their partitions differ little."""
+
+PATIENCE_OF_FEW = (12, 24)
+"""The same on each mesh, if all partitions were ranked: where many meshes stand in line, and where one or two
+do. With 8 on a single mesh, 2 of 141 random instances missed the optimum by more than 1 %."""
+
+LESS_MEMORY = 0.98
+"""Partitions that need less than this share of what did not fit are looked at when patience has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A partition that was looked at."""
+
+    proposal: Proposal | None
+    """None of a partition that refinement found."""
+    fate: Fate
+    bound_s: float
+    """Of its iteration, exact."""
+    seconds: float = np.inf
+    """Of its fastest schedule that fits."""
+    structure: PlanStructure | None = None
+    """That schedule, or of what does not fit one that was tried."""
+
+
+@dataclass(frozen=True, slots=True)
+class SearchRecord:
+    """What a search looked at."""
+
+    outcomes: tuple[Outcome, ...]
+    """Fastest first; then those without a schedule, by bound."""
+    proposals: tuple[Proposal, ...]
+    """All partitions of all meshes, in the order in which they stood in line."""
+
+    @property
+    def structures(self) -> list[PlanStructure]:
+        """Those that fit, fastest first."""
+        return [o.structure for o in self.outcomes if o.fate == "fits" and o.structure is not None]
+
+    @property
+    def pruned(self) -> int:
+        """Partitions that estimates ruled out."""
+        return len(self.proposals) - len(self.outcomes)
+
+
+def search_structures(
+    problem: PlanningProblem,
+    options: PlanOptions = FREE,
+    *,
+    seconds_of: SecondsOf = structure_iteration_s,
+    prune: bool = True,
+    patience: int | None = None,
+    keep: int = 4,
+    progress: Progress | None = None,
+) -> SearchRecord:
+    """Find the structures with the shortest iterations.
+
+    Args:
+        problem: What is planned.
+        options: Decisions that are taken away from the search; a partition is not among them.
+        seconds_of: Iteration time of a structure; the recurrence by default.
+        prune: Whether partitions are left out by their estimates and bounds; without, all are played.
+        patience: Partitions in a row that may be no better than the best before the search ends, or of few
+            tasks before it leaves a mesh; by default :data:`PATIENCE_OF_FEW`, :data:`PATIENCE` from
+            :data:`FEW_TASKS` on, and in between any number.
+        keep: Structures that will be asked for.
+        progress: Is told how far the search is.
+
+    Raises:
+        SpecError: The options contradict each other or the cluster, or nothing fits the memory.
+    """
+    report = progress or (lambda done, of: None)
+    few, asked = len(problem.tasks) <= MOST_TASKS, patience is not None
+    search = _Search(problem, options, seconds_of, prune=prune)
+    ranking = Ranking(problem, options, report)
+    shapes = candidate_meshes(problem.model, problem.cluster, options, idle=True)
+    full = [shape for shape in shapes if shape.ranks == shapes[0].ranks]
+    meshes = ranking.propose(full)
+    if prune and patience is None and few:
+        least, most = PATIENCE_OF_FEW
+        patience = max(least, most * 2 // max(2, len({each.mesh for each in meshes})))
+    elif prune and patience is None and len(problem.tasks) >= FEW_TASKS:
+        patience = PATIENCE
+    proposals = search.play(meshes, patience, on_each_mesh=few, report=report)
+    # Meshes that leave ranks idle are only ranked where they may be faster.
+    worth = [
+        shape
+        for shape in shapes
+        if shape not in full and search.may_win((1 - SLACK) * ranking.least_s(shape))
+    ]
+    fewer: list[MeshProposals] = []
+    if worth:
+        fewer = ranking.propose(worth, search.best_s if prune else np.inf)
+        if prune and few and not asked:
+            patience = PATIENCE_OF_FEW[1]
+        proposals += search.play(fewer, patience, on_each_mesh=True, alone=True, report=report)
+    # Refinement plays stages one operator after the other.
+    sequential = options.orchestration is None or options.orchestration == "sequential"
+    if prune and len(problem.tasks) < FEW_TASKS and sequential:
+        every = len(problem.tasks) > MOST_TASKS
+        near = search.worth_refining(meshes, every=every, within=REFINE_WITHIN)
+        near += search.worth_refining(fewer, every=every, within=1.0)
+        search.refine(near, layouts(problem, list(problem.data), options))
+    report(1, 1)
+    if few and not np.isfinite(search.best_s) and sequential:
+        all_meshes = [each.mesh for each in [*meshes, *fewer]]
+        search.try_least_memory(all_meshes, layouts(problem, list(problem.data), options))
+    if not np.isfinite(search.best_s):
+        _refuse(problem, meshes, search)
+    return SearchRecord(tuple(search.ranked(keep)), tuple(proposals))
+
+
+def _refuse(problem: PlanningProblem, meshes: Sequence[MeshProposals], search: _Search) -> None:
+    """Say what is missing, by what was tried or else by every task in an hTask of its own.
+
+    Raises:
+        SpecError: Always.
+    """
+    tried = [o.structure for o in search.outcomes if o.structure is not None]
+    if tried:
+        fitting(problem, tried[:PATIENCE])
+    longest = max(meshes, key=lambda each: (each.shape.pp * each.shape.tp, each.shape.pp)).mesh
+    alone = [
+        HTaskChoice(task_ids=(task_id,), shape=problem.shape((task_id,), "pack", dp=longest.dp))
+        for task_id in problem.data
+    ]
+    structure = in_order(alone, longest, "flush")
+    if len(alone) <= 2 * WIDEST_GROUP:
+        fitting(problem, [structure])
+    memory = problem.memory(structure)  # by a bound: the schedule of more would take long to walk through
+    needed = max(stage.total_bytes for stage in memory)
+    field = f"cluster.device.memory_bytes of {problem.cluster.name}"
+    expected = f"at least {needed}, what {longest} needs with every task in an hTask of its own"
+    raise SpecError(field, problem.cluster.device.memory_bytes, expected)
+
+
+def _cheapest_layout(
+    problem: PlanningProblem, mesh: Mesh, wanted: Sequence[Layout], task_ids: tuple[str, ...]
+) -> HTaskChoice:
+    """The group under the alignment with the least time on the slowest stage."""
+    possible = [
+        HTaskChoice(task_ids=task_ids, shape=problem.shape(task_ids, *layout, dp=mesh.dp))
+        for layout in wanted
+    ]
+    # Fewer attention calls never make up for many more tokens.
+    fewest = min(choice.shape.tokens for choice in possible)
+    worth = [choice for choice in possible if choice.shape.tokens <= MOST_PADDING * fewest]
+    return min(worth, key=lambda c: problem.htask_times(c, mesh, SEQUENTIAL).slowest_s)
+
+
+class _Search:
+    def __init__(
+        self,
+        problem: PlanningProblem,
+        options: PlanOptions,
+        seconds_of: SecondsOf,
+        *,
+        prune: bool,
+    ) -> None:
+        self._problem = problem
+        self._templates = options.templates(TEMPLATES)
+        self._modes = modes_to_try(problem, options)
+        self._cut = may_carry(options) and len(problem.tasks) <= MOST_TASKS
+        self._seconds_of = seconds_of
+        self._prune = prune
+        self._quickest = QuickestSchedule(
+            problem,
+            self._templates,
+            self._modes,
+            options.orchestration if self._modes else None,
+            seconds_of,
+            prune=prune,
+        )
+        self.best_s = np.inf
+        self.outcomes: list[Outcome] = []
+
+    def least_s(self, proposal: Proposal, bound_s: float) -> float:
+        """What is left of a bound if operators of a stage may overlap."""
+        return bound_s * (proposal.least_share if self._overlaps(proposal.mesh) else 1.0)
+
+    def may_win(self, least_s: float) -> bool:
+        """Whether something that takes no less may be faster than the best so far."""
+        return not self._prune or least_s < self.best_s
+
+    def play(
+        self,
+        meshes: Sequence[MeshProposals],
+        patience: int | None,
+        *,
+        on_each_mesh: bool,
+        report: Progress,
+        alone: bool = False,
+    ) -> list[Proposal]:
+        """Look at partitions in the order of their expected iterations, as long as there is patience.
+
+        Args:
+            meshes: With their partitions.
+            patience: Partitions in a row that may be no better than the best; any number if absent.
+            on_each_mesh: Whether patience is for each mesh.
+            report: Is told how far it is.
+            alone: Whether a mesh has patience as if there were no others: a partition must be no better than
+                the mesh's own best to try it. So what is found on a mesh does not depend on larger ones.
+
+        Returns:
+            The partitions in their order.
+        """
+        few = len(self._problem.data) <= MOST_TASKS
+        slack = SLACK_OF_FEW if few and not alone else SLACK
+        proposals = sorted(
+            (proposal for each in meshes for proposal in each.proposals),
+            key=lambda p: (not p.has_room, p.expected_s),
+        )
+        in_vain: Counter[tuple[Mesh | None, bool]] = Counter()
+        too_much: dict[tuple[Mesh | None, bool], float] = {}  # least estimate of what did not fit
+        own_best_s: dict[tuple[Mesh | None, bool], float] = {}
+        for number, proposal in enumerate(proposals):
+            if self._prune and self.least_s(proposal, proposal.bound_s) * (1 - slack) >= self.best_s:
+                continue
+            kind = (proposal.mesh if on_each_mesh else None, proposal.has_room)
+            leaner = proposal.needed_bytes <= LESS_MEMORY * too_much.get(kind, 0.0)
+            if in_vain[kind] == patience and not leaner:
+                continue
+            before_s = self.best_s
+            outcome = self.look_at(proposal)
+            if self.best_s < before_s or (alone and outcome.seconds < own_best_s.get(kind, np.inf)):
+                in_vain[kind] = 0
+                own_best_s[kind] = outcome.seconds
+            elif outcome.fate == "memory" and (leaner or kind not in too_much):
+                too_much[kind] = proposal.needed_bytes
+            elif not (alone and outcome.fate == "bound"):
+                in_vain[kind] += 1
+            report(len(meshes) + number + 1, len(meshes) + len(proposals))
+        return proposals
+
+    def _overlaps(self, mesh: Mesh) -> bool:
+        return mesh.tp > 1 and bool(self._modes)
+
+    def look_at(self, proposal: Proposal) -> Outcome:
+        """Price a partition and play its schedules, unless its bound rules that out.
+
+        If they do not fit, the same hTasks are tried in the streams that are shortest.
+        """
+        few = len(self._problem.data) <= MOST_TASKS
+        htasks = proposal.htasks(self._problem, alternatives=few)
+        outcome = self._look_at(proposal, htasks)
+        if outcome.fate == "memory":
+            shortest = proposal.shortest_htasks(self._problem)
+            if shortest != htasks:
+                leaner = self._look_at(proposal, shortest)
+                outcome = leaner if leaner.fate == "fits" else outcome
+        self.outcomes.append(outcome)
+        self.best_s = min(self.best_s, outcome.seconds)
+        return outcome
+
+    def _look_at(self, proposal: Proposal, htasks: Sequence[HTaskChoice]) -> Outcome:
+        problem, mesh = self._problem, proposal.mesh
+        times = [problem.htask_times(htask, mesh, SEQUENTIAL) for htask in htasks]
+        run = max(htask.shape.carry for htask in htasks)
+        bounds = exact_bounds(times, [htask.shape.microbatches for htask in htasks], run)
+        bound_s = self.least_s(proposal, bounds.of(self._templates))
+        if self._prune and bound_s >= self.best_s:
+            return Outcome(proposal, "bound", bound_s)
+        overlaps = self._overlaps(mesh)
+        found = self._quickest.find(
+            htasks,
+            [each.slowest_s for each in times],
+            mesh,
+            bounds,
+            overlaps=overlaps,
+            share=proposal.least_share if overlaps else 1.0,
+            below_s=self.best_s,
+        )
+        return Outcome(proposal, found.fate, bound_s, found.seconds, found.structure)
+
+    def worth_refining(self, meshes: Sequence[MeshProposals], *, every: bool, within: float) -> list[Mesh]:
+        """Meshes for :meth:`refine`, the nearest to the best first.
+
+        Args:
+            meshes: With their partitions.
+            every: All that come near the best; else those whose faster partitions do not fit the memory, or
+                all meshes if nothing does.
+            within: How near, as a factor on the best.
+        """
+        nearest: dict[Mesh, float] = {}
+        for each in meshes:
+            nearest.setdefault(each.mesh, np.inf)
+            for proposal in each.proposals:
+                least_s = self.least_s(proposal, proposal.bound_s)
+                nearest[proposal.mesh] = min(nearest.get(proposal.mesh, np.inf), least_s)
+        near = [mesh for mesh in nearest if nearest[mesh] <= within * self.best_s]
+        if not every and np.isfinite(self.best_s):
+            misfit = {
+                outcome.proposal.mesh
+                for outcome in self.outcomes
+                if outcome.fate == "memory" and outcome.proposal and outcome.bound_s < self.best_s
+            }
+            near = [mesh for mesh in near if mesh in misfit]
+        return sorted(near, key=lambda mesh: nearest[mesh])
+
+    def refine(self, meshes: Sequence[Mesh], wanted: Sequence[Layout]) -> None:
+        """Local search with exact prices and exact memory."""
+        for mesh in meshes:
+            appraiser = self._appraiser(mesh, wanted)
+            for found in refined_partitions(appraiser, EFFORT)[:FINALISTS]:
+                bound_s = appraiser.bound_s(found.groups)
+                self.outcomes.append(Outcome(None, "fits", bound_s, found.seconds, found.structure))
+                self.best_s = min(self.best_s, found.seconds)
+
+    def try_least_memory(self, meshes: Sequence[Mesh], wanted: Sequence[Layout]) -> None:
+        """Look at the partitions that need least memory, among all partitions of a few tasks.
+
+        Raises:
+            SpecError: None of them fits; has the bytes of the one that needs least.
+        """
+        partitions = list(set_partitions(len(self._problem.data)))
+        least = [
+            structure
+            for mesh in dict.fromkeys(meshes)
+            for structure in self._appraiser(mesh, wanted).least_structures(partitions)
+        ]
+        for structure in fitting(self._problem, least):
+            seconds = self._seconds_of(self._problem, structure)
+            self.outcomes.append(Outcome(None, "fits", seconds, seconds, structure))
+            self.best_s = min(self.best_s, seconds)
+
+    def _appraiser(self, mesh: Mesh, wanted: Sequence[Layout]) -> Appraiser:
+        align = partial(_cheapest_layout, self._problem, mesh, wanted)
+        table = GroupTable(self._problem, mesh, align)
+        return Appraiser(table, self._templates, self._seconds_of, cut=self._cut)
+
+    def ranked(self, keep: int) -> list[Outcome]:
+        """All outcomes, fastest first; of the ``keep`` fastest it is known whether they fit."""
+        ranked = sorted(self.outcomes, key=lambda o: (o.seconds, o.bound_s))
+        fitting_ones = 0
+        for position, outcome in enumerate(ranked):
+            if fitting_ones == keep or outcome.structure is None:
+                break
+            if outcome.fate == "slower":
+                fate: Fate = "fits" if fits(self._problem, outcome.structure) else "memory"
+                ranked[position] = replace(outcome, fate=fate)
+            fitting_ones += ranked[position].fate == "fits"
+        return ranked

@@ -1,0 +1,106 @@
+"""The search: a policy proposes, the recurrence ranks, the best are written as plans."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from muxtune.cluster import ClusterSpec
+from muxtune.costs.base import CostModel
+from muxtune.model import ModelSpec
+from muxtune.plan.plan import Plan
+from muxtune.planning.decisions.options import FREE, PlanOptions
+from muxtune.planning.decisions.structure import PlanStructure
+from muxtune.planning.problem.assemble import assemble_plan, structure_iteration_s
+from muxtune.planning.problem.problem import PlanningProblem
+from muxtune.policies.proposed import blaming, proposed_structures
+from muxtune.policies.switches import label, refuse_switches
+from muxtune.schedule.recurrence import lower_bound_s
+from muxtune.support.errors import SpecError
+from muxtune.tasks.workload import Workload
+
+FINALISTS = 4
+"""Plans handed to the simulator."""
+
+
+def plan_workload(
+    workload: Workload,
+    model: ModelSpec,
+    cluster: ClusterSpec,
+    costs: CostModel,
+    *,
+    policy: str = "muxtune",
+    options: PlanOptions = FREE,
+) -> list[Plan]:
+    """The best plans of a policy by the recurrence, fastest first.
+
+    Raises:
+        UserError: Unknown policy, a task or option that cannot be, or no plan that fits the memory.
+    """
+    return plan_problem(PlanningProblem(workload, model, cluster, costs), policy=policy, options=options)
+
+
+def plan_problem(
+    problem: PlanningProblem, *, policy: str = "muxtune", options: PlanOptions = FREE
+) -> list[Plan]:
+    """:func:`plan_workload` for a problem whose data is loaded, so that policies can share it.
+
+    Raises:
+        UserError: As there.
+    """
+    for name, asked in (("--tp", options.tp), ("--pp", options.pp), ("--dp", options.dp)):
+        if asked is not None and not 1 <= asked <= problem.cluster.ranks:
+            expected = f"1 to {problem.cluster.ranks}, the ranks of {problem.cluster.name}"
+            raise SpecError(name, asked, expected)
+    refuse_switches(policy, options)
+    with problem.costs.exploring():
+        structures = proposed_structures(policy, problem, options)
+        with blaming(policy, "pricing what it proposes"):
+            ranked = fastest(problem, _known(problem, structures), FINALISTS)
+    with blaming(policy, "pricing what it proposes"):
+        problem.price_again(ranked[0])
+        plans = [assemble_plan(problem, structure, label(policy, options)) for structure in ranked]
+    return _fitting(plans)
+
+
+def _fitting(plans: Sequence[Plan]) -> list[Plan]:
+    """The plans that fit, whatever a policy thought of its structures."""
+    limit = plans[0].cluster.device.memory_bytes
+    fit = [plan for plan in plans if max(plan.predicted.peak_memory_bytes) <= limit]
+    if not fit:
+        least = min(max(plan.predicted.peak_memory_bytes) for plan in plans)
+        field = f"cluster.device.memory_bytes of {plans[0].cluster.name}"
+        raise SpecError(field, limit, f"at least {least}, for the plan of {plans[0].policy} that needs least")
+    return fit
+
+
+def _known(problem: PlanningProblem, structures: Sequence[PlanStructure]) -> list[PlanStructure]:
+    """Structures whose collectives the costs know.
+
+    Raises:
+        SpecError: None is left.
+    """
+    most = problem.costs.largest_group
+    if most is None or not structures:
+        return list(structures)
+    known = [each for each in structures if max(each.mesh.tp, each.mesh.dp) <= most]
+    if not known:
+        mesh, ref = structures[0].mesh, problem.costs.ref
+        expected = f"at most {most}, the ranks of the largest collective that {ref.profile_id} has"
+        raise SpecError("--tp and --dp", f"{mesh.tp} and {mesh.dp}", f"{expected} (muxtune profile --ranks)")
+    return known
+
+
+def fastest(problem: PlanningProblem, structures: Sequence[PlanStructure], count: int) -> list[PlanStructure]:
+    """The ``count`` structures with the shortest iterations by the recurrence, fastest first.
+
+    Structures are looked at by ascending work of their busiest stage. No iteration is shorter than that, so
+    the search ends where it exceeds the iterations that were found; ties go to what was proposed first.
+    """
+    bounds_s = [lower_bound_s(problem.times(each), each.microbatches) for each in structures]
+    found: list[tuple[float, int]] = []  # seconds, position
+    for position in sorted(range(len(structures)), key=lambda i: bounds_s[i]):
+        if len(found) == count and bounds_s[position] > found[-1][0]:
+            break
+        found.append((structure_iteration_s(problem, structures[position]), position))
+        found = sorted(found)[:count]
+    return [structures[position] for _, position in found]

@@ -1,0 +1,1 @@
+"""Schedules: the actions of every stage in order, how long they take, and traces of them."""

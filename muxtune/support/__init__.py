@@ -1,0 +1,1 @@
+"""Tools without a domain: errors, files, tables, registries, processes."""

@@ -1,0 +1,62 @@
+"""Tables and quantities for people; the same text reads well in a terminal and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from muxtune.support.printable import printable
+
+_BYTES_PER_MIB = 2**20
+_QUANTITY = "0123456789+-"  # what one begins with
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """An aligned Markdown table: texts to the left, columns of quantities to the right.
+
+    Args:
+        header: Titles.
+        rows: Cells, as many per row as titles; control characters in them are escaped.
+    """
+    rows = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    right = [bool(rows) and all(_is_quantity(row[i]) for row in rows) for i in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        columns = zip(cells, widths, right, strict=True)
+        return "| " + " | ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in columns) + " |"
+
+    rule = ["-" * (width - 1) + ":" if r else "-" * width for width, r in zip(widths, right, strict=True)]
+    return "\n".join([line(header), line(rule), *map(line, rows)])
+
+
+def _is_quantity(cell: str) -> bool:
+    return cell[:1] in _QUANTITY and ":" not in cell  # "3: name" is a text
+
+
+def show_seconds(seconds: float) -> str:
+    """``1.23 s``, ``45.6 ms`` or ``789 us``."""
+    if seconds >= 1:
+        return f"{seconds:.2f} s"
+    if seconds >= 1e-3:  # noqa: PLR2004  # a millisecond
+        return f"{seconds * 1e3:.1f} ms"
+    return f"{seconds * 1e6:.0f} us"
+
+
+def show_bytes(bytes_: float) -> str:
+    """In MiB."""
+    return f"{bytes_ / _BYTES_PER_MIB:.1f} MiB"
+
+
+def show_rate(tokens_per_s: float) -> str:
+    """Whole tokens per second."""
+    return f"{tokens_per_s:,.0f}"
+
+
+def show_percent(share: float) -> str:
+    """``12.3 %``."""
+    return f"{share * 100:.1f} %"
+
+
+def show_difference(value: float, reference: float) -> str:
+    """Of a value to a reference, ``+12.3 %``."""
+    return f"{(value / reference - 1) * 100:+.1f} %"

@@ -1,0 +1,1 @@
+"""Tasks of tenants: what they ask for, their data, and its tokens."""

@@ -1,0 +1,211 @@
+"""What a tenant asks for: tasks, read from a workload file (YAML)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from muxtune.model import ALL_LINEAR, Dtype, ModelSpec
+from muxtune.support.errors import SpecError, spec_error_from
+from muxtune.support.user_files import expand_user
+from muxtune.support.yaml_file import load_yaml
+
+_STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+MOST_ID_CHARACTERS = 128
+"""Of a task's id: it names folders and files, with more around it."""
+MOST_STEPS = 10_000_000
+MOST_SEQUENCES = 10_000_000
+"""Of a batch."""
+LARGEST_FACTOR = 1e6
+"""Of learning rate, weight decay and alpha; single precision ends at 3e38."""
+
+
+def _target_names(value: object) -> object:
+    """``all-linear`` as text, as peft has it; any other text is refused with the list that may be meant.
+
+    In peft, text is a regular expression, and a comma list matches nothing.
+    """
+    if not isinstance(value, str):
+        return value
+    if value.strip() == ALL_LINEAR:
+        return (ALL_LINEAR,)
+    names = re.split(r"[\s,]+", value.strip(" ,[]"))
+    if all(re.fullmatch(r"[A-Za-z0-9_.-]+", name) for name in names):
+        raise ValueError(f"expected a list, as [{', '.join(names)}], or all-linear")
+    raise ValueError("expected a list of names, as [q_proj, v_proj], or all-linear; no regular expression")
+
+
+class LoraSpec(BaseModel):
+    """Low-rank adapters (arXiv 2106.09685): ``W x + (alpha / r) B A x``."""
+
+    model_config = _STRICT
+
+    method: Literal["lora"]
+    r: int = Field(gt=0)
+    alpha: float = Field(gt=0, le=LARGEST_FACTOR)
+    targets: Annotated[tuple[str, ...], BeforeValidator(_target_names)] = Field(min_length=1)
+    """Module names as in PEFT's ``target_modules``, or ``all-linear`` alone, which may be written as text."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Probability that a feature of A's input is dropped, as PEFT's ``lora_dropout``."""
+
+    @property
+    def scale(self) -> float:
+        """Factor of the update, ``alpha / r``."""
+        return self.alpha / self.r
+
+
+MOST_MICROBATCHES = 4096
+"""Micro-batches of a task's step: a schedule has each of them on each stage."""
+MOST_SEQUENCES = 4096
+"""Sequences of a task in a micro-batch."""
+MOST_SHUFFLED = 1 << 21
+"""Sequences of all steps of a task with ``shuffle``: a plan looks at the batch of each step."""
+
+BosRule = Literal["auto", "always", "never"]
+"""Whether BOS stands before a sequence; ``auto``: where the tokenizer itself puts one."""
+
+
+class DatasetSpec(BaseModel):
+    """Where the examples come from: a JSONL file, or only a distribution of lengths."""
+
+    model_config = _STRICT
+
+    path: Path | None = None
+    """JSONL with ``{"prompt", "completion"}`` or ``{"text"}`` lines; relative to the workload file."""
+    lengths: str | None = None
+    """Name of a shipped length histogram; the tokens are then drawn at random from the task's seed."""
+    sha256: str | None = None
+    """Digest of the file when the plan was made; a changed file is refused."""
+    bos: BosRule = "auto"
+    """Whether BOS stands before each text; one that a text begins with counts."""
+    allow_special: bool = True
+    """Whether control tokens that are written in a text (``</s>``) are those tokens, or plain characters."""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> DatasetSpec:
+        if (self.path is None) == (self.lengths is None):
+            raise ValueError("expected exactly one of path and lengths")
+        if self.path is None and (self.bos != "auto" or not self.allow_special):
+            raise ValueError("expected bos and allow_special beside path alone: drawn tokens have no text")
+        return self
+
+
+class PeftTask(BaseModel):
+    """One tenant's fine-tuning job."""
+
+    model_config = _STRICT
+
+    id: str = Field(max_length=MOST_ID_CHARACTERS, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    peft: LoraSpec
+    dataset: DatasetSpec
+    global_batch_size: int = Field(gt=0, le=MOST_SEQUENCES)
+    """Sequences per optimizer step."""
+    micro_batch_size: int = Field(gt=0)
+    """Sequences of this task per micro-batch, at most."""
+    max_length: int = Field(gt=1)
+    """Tokens per sequence, at most; longer prompts lose their left end."""
+    learning_rate: float = Field(gt=0, le=LARGEST_FACTOR)
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = Field(default=0, ge=0, le=MOST_STEPS)
+    steps: int = Field(gt=0, le=MOST_STEPS)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    shuffle: bool = False
+    weight_decay: float = Field(default=0.0, ge=0, le=LARGEST_FACTOR)
+    max_grad_norm: float | None = Field(default=None, gt=0)
+
+    @property
+    def declared_microbatches(self) -> int:
+        """Micro-batches per optimizer step when the task runs alone."""
+        return self.global_batch_size // self.micro_batch_size
+
+    def check(self, model: ModelSpec) -> None:
+        """Refuse what cannot run on this backbone.
+
+        Raises:
+            SpecError: Names the field, the value and what was expected.
+        """
+        where = f"tasks.{self.id}"
+        if self.global_batch_size % self.micro_batch_size:
+            expected = f"a divisor of global_batch_size ({self.global_batch_size})"
+            raise SpecError(f"{where}.micro_batch_size", self.micro_batch_size, expected)
+        if self.declared_microbatches > MOST_MICROBATCHES:
+            least = -(-self.global_batch_size // MOST_MICROBATCHES)
+            expected = f"at least {least}: a step of at most {MOST_MICROBATCHES} micro-batches"
+            raise SpecError(f"{where}.micro_batch_size", self.micro_batch_size, expected)
+        if self.micro_batch_size > MOST_SEQUENCES:
+            expected = f"at most {MOST_SEQUENCES} sequences in a micro-batch"
+            raise SpecError(f"{where}.micro_batch_size", self.micro_batch_size, expected)
+        if self.shuffle and self.steps * self.global_batch_size > MOST_SHUFFLED:
+            most = MOST_SHUFFLED // self.global_batch_size
+            expected = f"at most {most} with shuffle and global_batch_size {self.global_batch_size}"
+            raise SpecError(f"{where}.steps", self.steps, f"{expected}: no two steps are alike")
+        if self.max_length > model.max_positions:
+            expected = f"at most {model.max_positions}, the position limit of {model.name}"
+            raise SpecError(f"{where}.max_length", self.max_length, expected)
+        targeted = model.targeted_linears(self.peft.targets, f"{where}.peft.targets")
+        largest_rank = min(min(linear.in_features, linear.out_features) for linear in targeted)
+        if self.peft.r > largest_rank:
+            expected = f"at most {largest_rank}, the smallest side of its linears in {model.name}"
+            raise SpecError(f"{where}.peft.r", self.peft.r, expected)
+
+
+class Workload(BaseModel):
+    """Tasks that share one backbone."""
+
+    model_config = _STRICT
+
+    backbone: str | None = None
+    """Preset or directory; ``--model`` overrides it."""
+    dtype: Dtype | None = None
+    """Of weights and activations; if absent, a preset's own, and float32 for a directory."""
+    tasks: tuple[PeftTask, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _unique_ids(self) -> Workload:
+        seen: set[str] = set()
+        for task in self.tasks:
+            if task.id in seen:
+                raise ValueError(f"expected unique task ids; {task.id!r} stands twice")
+            seen.add(task.id)
+        return self
+
+    def check(self, model: ModelSpec) -> None:
+        """Refuse tasks that cannot run on this backbone (``SpecError``)."""
+        for task in self.tasks:
+            task.check(model)
+
+
+def load_workload(path: Path) -> Workload:
+    """Read a workload file; dataset paths become absolute.
+
+    Raises:
+        UserError: The file is missing, not YAML, or a field is wrong; the message names it.
+    """
+    content = load_yaml(path, "the workload")
+    if not isinstance(content, dict):
+        raise SpecError(str(path), content, "a mapping with the key tasks")
+    return workload_from(content, str(path), path.resolve().parent)
+
+
+def workload_from(content: dict[str, object], where: str, folder: Path) -> Workload:
+    """Validate a workload given as plain data; relative dataset paths are taken from ``folder``."""
+    try:
+        workload = Workload.model_validate(content)
+    except ValidationError as error:
+        raise spec_error_from(error, where) from error
+    return workload.model_copy(
+        update={"tasks": tuple(_with_absolute_path(task, folder) for task in workload.tasks)}
+    )
+
+
+def _with_absolute_path(task: PeftTask, folder: Path) -> PeftTask:
+    path = task.dataset.path
+    if path is None:
+        return task
+    whole = folder / expand_user(path, f"tasks.{task.id}.dataset.path")
+    dataset = task.dataset.model_copy(update={"path": whole.resolve()})
+    return task.model_copy(update={"dataset": dataset})

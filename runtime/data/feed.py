@@ -1,0 +1,172 @@
+"""Micro-batches of every step as tensors, made just in time and alike on all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from muxtune.batches.layout import MicrobatchLayout, layout_step
+from muxtune.batches.shapes import phase_tokens, phases, step_group_tokens
+from muxtune.plan.plan import Plan
+from muxtune.plan.prediction import IterationTokens
+from muxtune.support.errors import SpecError
+from muxtune.tasks.dataset import Example, TaskData, load_task_data
+from muxtune.tasks.tokenizer import load_tokenizer
+from runtime.attention.carried_kv import CarriedKv
+from runtime.data.batch import MicrobatchTensors, build_microbatch
+
+
+@dataclass(slots=True)
+class _Step:
+    """Layouts and examples of one hTask's step, until its last micro-batch is taken."""
+
+    number: int
+    layouts: list[MicrobatchLayout]
+    batches: list[list[Example]]
+
+
+class Feed:
+    """Deals out the micro-batches of a plan.
+
+    Args:
+        plan: Checked.
+        data: Per task id.
+        device: Where the tensors go.
+        replica: Whose micro-batches.
+    """
+
+    def __init__(
+        self, plan: Plan, data: Mapping[str, TaskData], device: str = "cpu", *, replica: int = 0
+    ) -> None:
+        self._plan = plan
+        self._device = device
+        self._replica = replica
+        self._data = [[data[task_id] for task_id in htask.task_ids] for htask in plan.htasks]
+        self._shapes = [plan.shape(htask.id) for htask in plan.htasks]
+        self._dropout_seeds = [
+            {i: each.task.seed for i, each in enumerate(members) if each.task.peft.dropout}
+            for members in self._data
+        ]
+        self._tokens = [_stream_lengths(plan, htask.id, data) for htask in plan.htasks]
+        self._current: dict[int, _Step] = {}
+        self._carried: dict[int, CarriedKv] = {}
+
+    def microbatch(self, htask: int, number: int) -> MicrobatchTensors:
+        """Micro-batch ``number``, counted over all steps. Cheap in order; a carry group must be."""
+        step, position = divmod(number, self._shapes[htask].microbatches)
+        current = self._current.get(htask)
+        if current is None or current.number != step:
+            current = self._current[htask] = self._build_step(htask, step)
+        task_ids = self._plan.htasks[htask].task_ids
+        first = position - position % self._shapes[htask].carry
+        return build_microbatch(
+            current.layouts[position],
+            current.batches,
+            self._device,
+            task_ids=task_ids,
+            attention=self._plan.execution.attention,
+            carried=self._carried_kv(htask, position),
+            earlier=current.layouts[first:position],
+            dropout_seeds=self._dropout_seeds[htask],
+            step=step,
+        )
+
+    def _carried_kv(self, htask: int, position: int) -> CarriedKv | None:
+        """Of the carry group of a micro-batch; after the last, only its micro-batches keep it alive."""
+        carry = self._shapes[htask].carry
+        if carry == 1:
+            return None
+        if position % carry == 0:
+            self._carried[htask] = CarriedKv()
+        return self._carried.pop(htask) if position % carry == carry - 1 else self._carried[htask]
+
+    def tokens(self, htask: int, step: int) -> int:
+        """Tokens of each micro-batch of a step, without tasks that have finished; 0 if all have."""
+        return next((tokens for phase, tokens in self._tokens[htask] if step < phase.stop), 0)
+
+    def target_tokens(self, htask: int, step: int) -> dict[str, int]:
+        """Target tokens in the global batch of each task that still trains, in the order of spans."""
+        return {
+            data.task.id: int(data.targets[data.step_indices(step)].sum())
+            for data in self._data[htask]
+            if _active(data, step)
+        }
+
+    def step_tokens(self, step: int) -> IterationTokens:
+        """Tokens of all tasks in iteration ``step``, on all replicas."""
+        active = [data for row in self._data for data in row if _active(data, step)]
+        sizes = [
+            [data.task.global_batch_size if _active(data, step) else 0 for data in row] for row in self._data
+        ]
+        return IterationTokens(
+            all=sum(
+                shape.step_tokens(sizes[h], tokens=self.tokens(h, step))
+                for h, shape in enumerate(self._shapes)
+            ),
+            billed=sum(data.task.global_batch_size * data.task.max_length for data in active),
+            effective=sum(int(data.batch_lengths(step).sum()) for data in active),
+        )
+
+    def _build_step(self, htask: int, step: int) -> _Step:
+        nothing = np.zeros(0, dtype=np.int64)
+        rows = self._data[htask]
+        lengths = [data.batch_lengths(step) if _active(data, step) else nothing for data in rows]
+        batches = [data.batch(step) if _active(data, step) else [] for data in rows]
+        tokens = self.tokens(htask, step)
+        layouts = layout_step(self._shapes[htask], lengths, tokens=tokens)
+        m = self._shapes[htask].microbatches
+        return _Step(step, layouts[self._replica * m : (self._replica + 1) * m], batches)
+
+
+def load_plan_data(plan: Plan) -> dict[str, TaskData]:
+    """Examples of all tasks of a plan.
+
+    Raises:
+        UserError: A dataset is missing, malformed, or not the one that the plan was made for.
+    """
+    reads_texts = any(task.dataset.path is not None for task in plan.tasks)
+    tokenizer = load_tokenizer(plan.model) if reads_texts else None
+    return {task.id: load_task_data(task, plan.model, tokenizer) for task in plan.tasks}
+
+
+def check_room(plan: Plan, data: Mapping[str, TaskData], where: str) -> None:
+    """Refuse streams that are too short for their sequences.
+
+    Raises:
+        SpecError: Names the field, its value and what the sequences need.
+    """
+    for htask in plan.htasks:
+        needed = _needed_tokens(plan, htask.id, data)[0][1]
+        if needed > htask.tokens_per_microbatch:
+            field = f"{where}: htasks[{htask.id}].tokens_per_microbatch"
+            expected = f"at least {needed}, what its sequences need"
+            raise SpecError(field, htask.tokens_per_microbatch, expected)
+
+
+def _stream_lengths(plan: Plan, htask: int, data: Mapping[str, TaskData]) -> list[tuple[range, int]]:
+    """Length of the stream in each phase: the plan's while all tasks train, then what the rest needs."""
+    (first, _), *others = _needed_tokens(plan, htask, data)
+    return [(first, plan.htasks[htask].tokens_per_microbatch), *others]
+
+
+def _needed_tokens(plan: Plan, htask: int, data: Mapping[str, TaskData]) -> list[tuple[range, int]]:
+    shape = plan.shape(htask)
+    members = [data[task_id] for task_id in plan.htasks[htask].task_ids]
+    sizes = [
+        step_group_tokens(each, shape.alignment, shape.carry_groups, shape.row_tokens) for each in members
+    ]
+    return [
+        (
+            phase,
+            phase_tokens(
+                members, sizes, shape.alignment, phase, row_tokens=shape.row_tokens, carry=shape.carry
+            ),
+        )
+        for phase in phases(members)
+    ]
+
+
+def _active(data: TaskData, step: int) -> bool:
+    return step < data.task.steps

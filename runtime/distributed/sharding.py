@@ -1,0 +1,134 @@
+"""What one of several tensor-parallel ranks holds of a backbone's weights and of adapters (arXiv 1909.08053).
+
+Linears that read a norm's output are cut by their outputs, the other two of a layer by their inputs; heads
+and the MLP's width follow. Key and value heads that are fewer than the ranks are held by several of them. A
+low-rank pair is cut where its linear is: B by the outputs, A by the inputs; the other factor is whole on all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from muxtune.model import LinearSpec, ModelSpec
+from runtime.distributed.teams import Team
+
+OUTPUTS, INPUTS = 0, 1
+"""Dimensions of a linear's weight, of B and of A; a bias has the first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One of the ranks that share a stage."""
+
+    index: int = 0
+    ranks: int = 1
+    team: Team | None = None
+    """All of them; None if there is one."""
+
+    def span(self, n: int) -> tuple[int, int]:
+        """Its part of ``n`` things: as many for each rank, or one more for the first ones."""
+        each, more = divmod(n, self.ranks)
+        start = self.index * each + min(self.index, more)
+        return start, start + each + (self.index < more)
+
+
+WHOLE = Shard()
+"""A rank that has a stage for itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What a rank holds of one dimension of a tensor."""
+
+    dim: int
+    size: int
+    """Of the whole dimension."""
+    ranges: tuple[tuple[int, int], ...]
+    holders: int = 1
+    """Ranks that hold each of these elements."""
+
+    @classmethod
+    def all_of(cls, tensor: Tensor) -> Cut:
+        """A tensor that nobody else holds."""
+        return cls(0, len(tensor), ((0, len(tensor)),))
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is all of the dimension."""
+        return self.ranges == ((0, self.size),)
+
+    def take(self, whole: Tensor) -> Tensor:
+        """This part of a whole tensor; may be a view."""
+        parts = [whole.narrow(self.dim, start, stop - start) for start, stop in self.ranges]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, self.dim)
+
+    def put(self, part: Tensor, whole: Tensor) -> None:
+        """Write this part into a whole tensor."""
+        sizes = [stop - start for start, stop in self.ranges]
+        for (start, _), piece in zip(self.ranges, part.split(sizes, self.dim), strict=True):
+            whole.narrow(self.dim, start, piece.shape[self.dim]).copy_(piece)
+
+    def whole_like(self, part: Tensor) -> Tensor:
+        """Zeros in the shape of the whole tensor."""
+        return part.new_zeros([self.size if dim == self.dim else n for dim, n in enumerate(part.shape)])
+
+
+def linear_cuts(spec: ModelSpec, linear: LinearSpec, shard: Shard) -> tuple[Cut, Cut]:
+    """What a rank holds of a linear's outputs and of its inputs; one of them is whole."""
+    ranges, holders = _split_ranges(spec, linear, shard)
+    whole_outputs = Cut(OUTPUTS, linear.out_features, ((0, linear.out_features),), shard.ranks)
+    whole_inputs = Cut(INPUTS, linear.in_features, ((0, linear.in_features),), shard.ranks)
+    if linear.split_by_outputs:
+        return Cut(OUTPUTS, linear.out_features, ranges, holders), whole_inputs
+    return whole_outputs, Cut(INPUTS, linear.in_features, ranges, holders)
+
+
+def _split_ranges(
+    spec: ModelSpec, linear: LinearSpec, shard: Shard
+) -> tuple[tuple[tuple[int, int], ...], int]:
+    """Held features of the dimension that is cut, and how many ranks hold each."""
+    if linear.reads in {"mlp", "inner"}:
+        return (shard.span(spec.ffn),), 1
+    queries = _features(spec, shard.span(spec.heads))
+    if linear.reads == "attended":
+        return (queries,), 1
+    kv_heads, holders = _held_kv_heads(spec, shard)
+    if linear.out_features == spec.heads * spec.head_dim:  # if keys are as wide, they are cut alike
+        return (queries,), 1
+    if linear.out_features == spec.kv_heads * spec.head_dim:
+        return (_features(spec, kv_heads),), holders
+    assert holders == 1, "where queries, keys and values are one linear, there are as many heads of each"
+    keys, values = (_features(spec, kv_heads, before=n) for n in (spec.heads, spec.heads + spec.kv_heads))
+    return (queries, keys, values), 1
+
+
+def _held_kv_heads(spec: ModelSpec, shard: Shard) -> tuple[tuple[int, int], int]:
+    if spec.kv_heads % shard.ranks == 0:
+        return shard.span(spec.kv_heads), 1
+    holders = shard.ranks // spec.kv_heads
+    head = shard.index // holders
+    return (head, head + 1), holders
+
+
+def _features(spec: ModelSpec, heads: tuple[int, int], *, before: int = 0) -> tuple[int, int]:
+    """Features of these heads, with other heads before them."""
+    return (before + heads[0]) * spec.head_dim, (before + heads[1]) * spec.head_dim
+
+
+Part = tuple[Cut, Tensor]
+"""A rank's part of a tensor."""
+
+
+def assemble(ranks: Iterable[Mapping[str, Part]]) -> dict[str, Tensor]:
+    """Whole tensors from the parts of all ranks; where several ranks hold an element, they hold the same."""
+    whole: dict[str, Tensor] = {}
+    for parts in ranks:
+        for key, (cut, part) in parts.items():
+            if key not in whole:
+                whole[key] = cut.whole_like(part)
+            cut.put(part, whole[key])
+    return whole

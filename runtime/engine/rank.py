@@ -1,0 +1,311 @@
+"""One rank of a run, from loading its stage to writing its results."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections import Counter
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from pydantic import BaseModel, ConfigDict
+
+from muxtune.plan.extension import extend_schedule
+from muxtune.plan.file import load_plan
+from muxtune.plan.plan import Plan
+from muxtune.schedule.trace import save_trace
+from muxtune.support.allocator import keep_freed_memory
+from muxtune.support.errors import MuxTuneError, UserError
+from muxtune.support.processes import end_process, end_with_parent
+from muxtune.support.run_folder import FolderWatch
+from runtime.backbone.stage import Stage
+from runtime.backbone.weights import open_weights
+from runtime.data.feed import Feed, load_plan_data
+from runtime.device.allocations import parameter_bytes, rotary_table_bytes
+from runtime.device.devices import DeviceKind, rank_device
+from runtime.device.process_memory import process_bytes
+from runtime.distributed.mesh import RankMesh
+from runtime.distributed.peers import PeerLostError, or_peer_lost
+from runtime.distributed.sharding import Part, assemble
+from runtime.distributed.transport import common_origin_ns, gather, meet
+from runtime.engine.runner import StageRunner
+from runtime.launch.torchrun import share, together
+from runtime.reports.footprint import measure_memory
+from runtime.reports.report import StageRecord, build_report, save_report, stage_records
+from runtime.tasks.adapter_files import initial_adapter, load_adapter, save_adapter
+from runtime.tasks.checkpoint import CheckpointWriter, load_rank_state, newest_checkpoint, writing_ranks
+from runtime.tasks.checkpoint_files import Owner
+from runtime.tasks.losses import StepLoss
+from runtime.tasks.outputs import ADAPTER, ADAPTER_INIT, RUN_BEFORE, save_progress, task_folder
+from runtime.tasks.tenant import Tenant
+from runtime.tasks.verdict import NonFiniteError, refuse_together
+
+PEER_LOST_EXIT_CODE = 75
+"""Exit code of a rank whose neighbour died; the neighbour has the real cause."""
+
+
+USER_ERROR_EXIT_CODE = 2
+"""Exit code of a rank that met a mistake that the user can mend."""
+
+
+PEER_TIMEOUT_S = 1800.0
+"""How long a rank waits for another one's message; the first wait may last as long as loading a backbone."""
+
+PEER_TIMEOUTS_S = (0.001, 7 * 86400.0)
+"""The shortest and the longest; torch counts milliseconds, and not for months."""
+
+
+class RunJob(BaseModel):
+    """What a rank has to know beside the plan, which lies in the run's folder."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    out_dir: Path
+    steps: int
+    """Iterations of the whole run."""
+    first_step: int
+    """Iterations that a checkpoint stands for; 0 for a fresh start."""
+    checkpoint_every: int
+    metered_steps: int = 1
+    """First steps of each hTask in which the bytes of every micro-batch are counted."""
+    device: DeviceKind = "cpu"
+    """That all ranks compute on."""
+    peer_timeout_s: float = PEER_TIMEOUT_S
+    """A rank that keeps another one waiting for longer is taken to hang."""
+    lock: int | None = None
+    """Descriptor of the lock on ``out_dir``; ranks that are started on this machine inherit it."""
+
+
+class RankRun:
+    """One rank's part of a run; torch.distributed is up if there are several.
+
+    Args:
+        plan: Checked.
+        job: What to do.
+        rank: Which one.
+        progress: Kept up to date with the number of finished iterations, on rank 0.
+    """
+
+    def __init__(self, plan: Plan, job: RunJob, rank: int, progress: Path | None = None) -> None:
+        torch.set_num_threads(1)
+        keep_freed_memory()
+        self._plan = plan
+        self._job = job
+        self._rank = rank
+        self._progress = progress
+        self._watch = FolderWatch(job.out_dir)
+        self._device = rank_device(job.device, rank)
+        together(self._device.enter)  # which takes a while on a GPU; groups wait for others only briefly
+        self._mesh = RankMesh(plan.parallelism, rank, job.peer_timeout_s, self._device)
+        self._feed = Feed(plan, load_plan_data(plan), self._device.name, replica=self._mesh.replica)
+        self._actions = extend_schedule(plan, job.steps, first=job.first_step)[self._mesh.stage]
+        self._steps_to_come = Counter(a.number for a in self._actions if a.kind == "STEP")
+        self._stages = self._build_stages()
+        self._backbone_bytes = sum(parameter_bytes(stage) for stage in self._stages.values())
+        self._tenants = self._add_tasks()
+
+    def execute(self) -> None:
+        """Train, and write everything that this rank has to write.
+
+        Raises:
+            RunError: A loss or gradient is not finite, another rank is gone, or the run's folder is.
+        """
+        runner = StageRunner(
+            self._plan,
+            self._mesh,
+            self._actions,
+            feed=self._feed,
+            stages=self._stages,
+            tenants=self._tenants,
+            metered_steps=self._job.metered_steps,
+            on_step=self._after_step,
+        )
+        self._losses = runner.losses
+        self._writer = self._build_writer()
+        if self._job.first_step:
+            self._restore()
+        elapsed_s = max((x.wall_s for losses in self._losses.values() for x in losses), default=0.0)
+        self._save_progress("running")
+        try:
+            runner.run(common_origin_ns(), elapsed_s)
+            self._check_state()
+        except NonFiniteError as error:
+            error = error.keeping(self._kept(error.step))
+            if self._mesh.last and self._mesh.speaks:
+                self._save_progress("running")
+                task = self._plan.tasks_by_id[error.task_id]
+                save_progress(self._job.out_dir, task, self._losses[task.id], "failed", str(error))
+            raise error from None
+        self._save_progress("finished")
+        self._save_results(runner)
+
+    def _check_state(self) -> None:
+        """The last steps have no loss after them that would show what they did."""
+        bad = [task.id for task in self._plan.tasks if not self._tenants[task.id].is_finite()]
+        for task_id in [task_id for of_rank in share(bad) for task_id in of_rank][:1]:
+            step = min(self._job.steps, self._plan.tasks_by_id[task_id].steps) - 1
+            what = "adapter or optimizer state is not finite after it"
+            refuse_together(self._mesh, NonFiniteError(task_id, step, what))
+
+    def _kept(self, step: int) -> str:
+        """What is left of a run whose step failed, and how to go on."""
+        kept = newest_checkpoint(self._job.out_dir / "checkpoints", writing_ranks(self._plan))
+        if kept is None:
+            again = f"; a new run with --steps {step} ends before the step that failed" if step else ""
+            return f"no checkpoint was written before it{again}"
+        text = f"the checkpoint of step {kept} is kept"
+        if kept < step:
+            return f"{text}: --resume --steps {step} ends before the step that failed"
+        return f"{text}: --resume goes on from it"
+
+    def _build_stages(self) -> dict[int, Stage]:
+        """A copy of the stage for each instance: policies without a shared backbone pay for theirs."""
+        plan, mesh = self._plan, self._mesh
+        weights = open_weights(plan.model)
+        self._process_start_bytes = process_bytes()  # the libraries have been loaded
+        stage = Stage(
+            plan.model,
+            plan.stage_layers(mesh.stage),
+            first=mesh.first,
+            last=mesh.last,
+            weights=weights,
+            device=self._device.name,
+            shard=mesh.shard,
+        )
+        first, *others = sorted({htask.instance for htask in plan.htasks})
+        return {first: stage} | {instance: stage.copy() for instance in others}
+
+    def _add_tasks(self) -> dict[str, Tenant]:
+        plan, out_dir = self._plan, self._job.out_dir
+        if self._job.first_step == 0:
+            for task in plan.tasks[self._rank :: plan.parallelism.ranks]:
+                initial_adapter(plan.model, task, task_folder(out_dir, task.id) / ADAPTER_INIT)
+        meet()
+        tenants = {}
+        for htask in plan.htasks:
+            stage = self._stages[htask.instance]
+            for task in plan.htask_tasks(htask.id):
+                stage.add_task(task, load_adapter(task_folder(out_dir, task.id) / ADAPTER_INIT))
+                tenants[task.id] = Tenant(task, stage.task_parameters(task.id), stage.task_cuts(task.id))
+        return tenants
+
+    def _build_writer(self) -> CheckpointWriter:
+        return CheckpointWriter(
+            self._job.out_dir / "checkpoints",
+            self._rank,
+            plan=self._plan,
+            tenants=self._tenants,
+            losses=self._losses,
+            every=self._job.checkpoint_every,
+            steps=self._job.steps,
+            done=self._job.first_step,
+            digest=Owner.of(self._plan).plan,
+        )
+
+    def _restore(self) -> None:
+        writer = self._rank % writing_ranks(self._plan)  # its place in the first replica
+        state = load_rank_state(self._job.out_dir / "checkpoints", self._job.first_step, writer)
+        for task_id, snapshot in state["tenants"].items():
+            self._tenants[task_id].restore(snapshot)
+        for task_id, entries in state["losses"].items():
+            self._losses[task_id] = [StepLoss(*entry) for entry in entries]
+
+    def _after_step(self, htask: int, step: int) -> None:
+        self._watch.check()
+        if self._mesh.replica == 0 and self._writer.after_step(htask, step) is not None:
+            self._save_progress("running")
+        self._steps_to_come[step] -= 1
+        if self._progress is not None and self._steps_to_come[step] == 0:
+            self._progress.write_text(str(step + 1))
+
+    def _save_progress(self, state: Literal["running", "finished"]) -> None:
+        if self._mesh.last and self._mesh.speaks:
+            self._watch.check()
+            for task in self._plan.tasks:
+                save_progress(self._job.out_dir, task, self._losses[task.id], state)
+
+    def _save_results(self, runner: StageRunner) -> None:
+        """Adapters and trace, and at the very end the report: a run that has one is whole."""
+        plan, job = self._plan, self._job
+        self._watch.check()
+        for task in plan.tasks:
+            ranks = gather(self._adapter_parts(task.id))
+            folder = task_folder(job.out_dir, task.id)
+            if self._rank == 0:
+                save_adapter(folder / ADAPTER, assemble(ranks), like=folder / ADAPTER_INIT)
+        memory = measure_memory(
+            self._actions,
+            microbatches=plan.microbatches,
+            carries=plan.carries,
+            backbone_bytes=self._backbone_bytes,
+            table_bytes=sum(rotary_table_bytes(stage) for stage in self._stages.values()),
+            htask_tenants=[[self._tenants[task_id] for task_id in htask.task_ids] for htask in plan.htasks],
+            seen=runner.meter.seen,
+            process_start_bytes=self._process_start_bytes,
+            device_peak_bytes=self._device.peak_bytes(),
+        )
+        record = StageRecord(
+            spans=runner.spans, memory=memory, operators=runner.operators, exposed_s=runner.exposed_s
+        )
+        records = stage_records(gather(record), plan.parallelism)
+        if self._rank == 0:
+            spans = [span for record in records for span in record.spans]
+            operators = [operator for record in records for operator in record.operators]
+            save_trace(job.out_dir / "trace.json", spans, "runtime", operators)
+            report = build_report(
+                plan,
+                steps=job.steps,
+                first_step=job.first_step,
+                records=records,
+                tokens=[self._feed.step_tokens(k) for k in range(job.first_step, job.steps)],
+                device=job.device,
+            )
+            self._watch.check()
+            save_report(report, job.out_dir / "run.json")
+            (job.out_dir / RUN_BEFORE).unlink(missing_ok=True)
+        meet()
+
+    def _adapter_parts(self, task_id: str) -> dict[str, Part]:
+        """What this rank adds to the saved adapter; replicas have the same, so one of them is enough."""
+        if self._mesh.replica:
+            return {}
+        tenant = self._tenants[task_id]
+        return {key: (tenant.cuts[key], p.detach().cpu()) for key, p in tenant.parameters.items()}
+
+
+def main() -> None:
+    """Entry point of a spawned rank; arguments: job, rank, folder to meet in."""
+    job, rank, meeting = RunJob.model_validate_json(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    _report_cause(meeting / f"cause-{rank}")
+    end_with_parent()
+    plan = load_plan(job.out_dir / "plan.json")
+    if plan.parallelism.ranks > 1:
+        store = (meeting / "store").as_uri()
+        timeout = timedelta(seconds=job.peer_timeout_s)
+        world = plan.parallelism.ranks
+        or_peer_lost(
+            partial(dist.init_process_group, "gloo", store, timeout=timeout, rank=rank, world_size=world)
+        )
+    RankRun(plan, job, rank, meeting / "progress" if rank == 0 else None).execute()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    end_process()
+
+
+def _report_cause(path: Path) -> None:
+    """Leave the last line of an uncaught exception for the parent, and exit without waiting for peers."""
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        path.write_text(f"{error}" if issubclass(kind, MuxTuneError) else f"{kind.__name__}: {error}")
+        # torch.distributed wraps this hook, and keeps what goes to sys.stderr until the hook returns.
+        traceback.print_exception(kind, error, trace, file=sys.__stderr__)
+        codes = {UserError: USER_ERROR_EXIT_CODE, PeerLostError: PEER_LOST_EXIT_CODE}
+        os._exit(next((code for each, code in codes.items() if issubclass(kind, each)), 1))
+
+    sys.excepthook = hook

@@ -1,5 +1,0 @@
-"""Triton kernels for CUDA, and the switch that chooses them; importing this needs no triton."""
-
-from runtime.kernels.choice import kernel_mode, kernels, use_triton
-
-__all__ = ["kernel_mode", "kernels", "use_triton"]

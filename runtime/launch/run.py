@@ -1,0 +1,297 @@
+"""Executes a plan for real: check everything, start the ranks (or be one of torchrun's), report."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from muxtune.model import is_pickled, weight_files
+from muxtune.plan.backbone import check_backbone, check_recorded, record_backbone
+from muxtune.plan.check import check_plan
+from muxtune.plan.extension import check_step_meetings, extend_schedule
+from muxtune.plan.file import load_plan, save_plan
+from muxtune.plan.plan import Plan
+from muxtune.support.errors import SpecError, UserError, naming
+from muxtune.support.processes import Stopped, end_when_stopped, under_torchrun
+from muxtune.support.run_folder import LOCK, locked, refuse_if_locked, remove_temporaries
+from runtime.attention import attention_site, check_attention
+from runtime.backbone.stage import check_pickled
+from runtime.data.feed import check_room, load_plan_data
+from runtime.device.devices import DeviceKind, check_devices, check_memory, rank_device
+from runtime.engine.rank import PEER_TIMEOUT_S, PEER_TIMEOUTS_S, RankRun, RunJob
+from runtime.launch.local import launch_ranks
+from runtime.launch.torchrun import check_node_place, job_place, joined, share, together
+from runtime.ops.kernels import kernel_mode
+from runtime.reports.report import RunReport, load_report
+from runtime.tasks.checkpoint_files import Owner, clear_newer, complete_checkpoints, whole_checkpoint
+from runtime.tasks.outputs import RUN_BEFORE
+
+CHECKPOINT_EVERY = 10
+"""Iterations between checkpoints unless told otherwise."""
+
+
+def run_plan(
+    plan: Plan | Path,
+    out_dir: Path,
+    *,
+    steps: int | None = None,
+    resume: bool = False,
+    progress: bool = False,
+    checkpoint_every: int = CHECKPOINT_EVERY,
+    metered_steps: int = 1,
+    peer_timeout_s: float = PEER_TIMEOUT_S,
+    device: DeviceKind | None = None,
+) -> RunReport:
+    """Train all tasks of a plan on the ranks that it asks for.
+
+    Spawns the ranks on this machine. In a process that torchrun started it is one rank of that job instead,
+    and ``out_dir`` must be a folder that all ranks share.
+
+    Args:
+        plan: A plan or its file.
+        out_dir: Where results go (RUN_DIR); new or empty, unless ``resume``.
+        steps: Iterations; by default until the longest task has done its steps.
+        resume: Continue the run in ``out_dir`` from its newest checkpoint; start it if there is none.
+        progress: Show a bar on stderr (not under torchrun).
+        checkpoint_every: Iterations between checkpoints.
+        metered_steps: First steps of each hTask whose micro-batches' memory is counted, which slows them by
+            a few percent; later ones are taken to be alike (not under torchrun).
+        peer_timeout_s: How long a rank waits for another one's message before it takes that one to hang.
+        device: What to compute on, instead of what the plan is for: results are the same but for rounding,
+            times are not what the plan predicts.
+
+    Returns:
+        What stands in ``run.json``.
+
+    Raises:
+        UserError: Something about the plan, the data or the folder is wrong; nothing was started or written.
+        RunError: A rank failed; the newest checkpoints are kept.
+        Stopped: By a signal that :func:`muxtune.support.processes.stoppable` waits for; says what is kept.
+    """
+    if under_torchrun():
+        return _join(
+            partial(_checked, plan, steps, checkpoint_every, metered_steps, peer_timeout_s, device),
+            out_dir,
+            device=device,
+            resume=resume,
+            checkpoint_every=checkpoint_every,
+            peer_timeout_s=peer_timeout_s,
+        )
+    plan, iterations = _checked(plan, steps, checkpoint_every, metered_steps, peer_timeout_s, device)
+    with _own_folder(out_dir, resume=resume) as lock:
+        first_step = _prepare_folder(plan, out_dir, iterations, resume=resume)
+        if first_step is None:
+            return load_report(out_dir / "run.json")
+        job = RunJob(
+            out_dir=out_dir.resolve(),
+            steps=iterations,
+            first_step=first_step,
+            checkpoint_every=checkpoint_every,
+            metered_steps=metered_steps,
+            device=device or plan.cluster.device.kind,
+            peer_timeout_s=peer_timeout_s,
+            lock=lock,
+        )
+        try:
+            with _progress_bar(job, shown=progress) as on_progress:
+                launch_ranks(job, plan.parallelism.ranks, on_progress)
+        except Stopped as stopped:
+            raise Stopped(stopped.signal, _kept(plan, out_dir, iterations)) from None
+        return load_report(out_dir / "run.json")
+
+
+def _checked(
+    plan: Plan | Path,
+    steps: int | None,
+    checkpoint_every: int,
+    metered_steps: int,
+    peer_timeout_s: float,
+    device: DeviceKind | None,
+) -> tuple[Plan, int]:
+    """The plan and its iterations, if nothing is wrong that can be seen before a rank starts."""
+    where = "plan"
+    if isinstance(plan, Path):
+        where = str(plan)
+        plan = load_plan(plan)
+    else:
+        check_plan(plan)
+    if checkpoint_every < 1:
+        raise SpecError("checkpoint_every", checkpoint_every, "at least 1")
+    if metered_steps < 1:
+        raise SpecError("metered_steps", metered_steps, "at least 1")
+    if not _may_wait(peer_timeout_s):
+        shortest_s, longest_s = PEER_TIMEOUTS_S
+        expected = f"seconds above 0, {shortest_s} to {longest_s:.0f} (a week)"
+        raise SpecError("peer_timeout_s", peer_timeout_s, expected)
+    iterations = max(plan.htask_steps()) if steps is None else steps
+    kind, field = plan.cluster.device.kind, f"{where}: cluster.device.kind"
+    if device is not None:
+        kind, field = device, "device"
+    check_devices(kind, plan.parallelism.ranks, field)
+    _check(plan, iterations, where, kind)
+    return plan, iterations
+
+
+def _may_wait(peer_timeout_s: float) -> bool:
+    shortest_s, longest_s = PEER_TIMEOUTS_S
+    return shortest_s <= peer_timeout_s <= longest_s  # false for nan, too
+
+
+def _check(plan: Plan, iterations: int, where: str, kind: DeviceKind) -> None:
+    kernel_mode()  # refuses a MUXTUNE_KERNELS that means nothing
+    mesh, peaks_bytes = plan.parallelism, plan.predicted.peak_memory_bytes
+    with naming(where):
+        check_attention(plan.execution.attention, attention_site(plan.model, rank_device(kind, 0).name))
+    needed_bytes = [peaks_bytes[rank // mesh.tp % mesh.pp] for rank in range(mesh.ranks)]
+    check_memory(kind, needed_bytes, f"{where}: predicted.peak_memory_bytes")
+    check_backbone(plan, where, digests=not under_torchrun() or os.environ.get("LOCAL_RANK") == "0")
+    if plan.model.source != "preset" and is_pickled(weight_files(Path(plan.model.source))):
+        check_pickled(plan.model)
+    schedule = extend_schedule(plan, iterations)
+    clipping = [h.id for h in plan.htasks if any(t.max_grad_norm is not None for t in plan.htask_tasks(h.id))]
+    check_step_meetings(schedule, clipping, where)
+    check_room(plan, load_plan_data(plan), where)
+
+
+@contextmanager
+def _own_folder(out_dir: Path, *, resume: bool) -> Iterator[int]:
+    """Have the folder for this run alone; made if there is none.
+
+    Yields:
+        The descriptor that holds its lock.
+
+    Raises:
+        UserError: It is not a run's, not to be gone on with, or in use.
+    """
+    if out_dir.exists() and not out_dir.is_dir():
+        raise UserError(f"{out_dir} is a file; expected a folder for the run")
+    if out_dir.exists():
+        refuse_if_locked(out_dir)
+        _check_content(out_dir, resume=resume)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    with locked(out_dir) as lock:
+        _check_content(out_dir, resume=resume)
+        remove_temporaries(out_dir)
+        yield lock
+
+
+def _check_content(out_dir: Path, *, resume: bool) -> None:
+    if not _has_content(out_dir):
+        return
+    if not resume:
+        raise UserError(f"{out_dir} is not empty; expected a new folder, or --resume to continue its run")
+    if not (out_dir / "plan.json").is_file():
+        raise UserError(f"{out_dir} has no plan.json; expected the folder of a run to resume")
+
+
+def _has_content(out_dir: Path) -> bool:
+    return any(path.name != LOCK for path in out_dir.iterdir())
+
+
+def _prepare_folder(plan: Plan, out_dir: Path, iterations: int, *, resume: bool) -> int | None:
+    """Make the folder ready for a start or for going on.
+
+    Returns:
+        Iterations that are already done; None if all are, and the report is there.
+    """
+    checkpoints = out_dir / "checkpoints"
+    if not _has_content(out_dir):
+        checkpoints.mkdir()
+        save_plan(plan, out_dir / "plan.json")
+        record_backbone(plan, out_dir)
+        return 0
+    assert resume
+    if load_plan(out_dir / "plan.json") != plan:
+        raise UserError(f"{out_dir} has a run of another plan; expected the plan in {out_dir / 'plan.json'}")
+    check_recorded(plan, out_dir)
+    report, before = out_dir / "run.json", out_dir / RUN_BEFORE
+    finished = max((load_report(path).steps for path in (report, before) if path.exists()), default=0)
+    if iterations < finished:
+        expected = f"at least {finished}, the steps of the finished run in {out_dir}"
+        raise SpecError("steps", iterations, expected)
+    if report.exists() and iterations == finished:
+        return None
+    owner = Owner.of(plan)
+    first_step, complaints = whole_checkpoint(checkpoints, owner)
+    if complaints and first_step is None:
+        raise UserError(f"no checkpoint to resume from: {'; '.join(complaints)}")
+    if first_step is not None and first_step >= iterations:
+        raise SpecError("steps", iterations, f"more than {first_step}, where the newest checkpoint stands")
+    for complaint in complaints:
+        warnings.warn(f"{complaint}; going on from the one of step {first_step}", stacklevel=2)
+    clear_newer(checkpoints, owner.ranks, first_step or 0)
+    if report.exists():
+        report.replace(before)
+    return first_step or 0
+
+
+def _kept(plan: Plan, out_dir: Path, iterations: int) -> str:
+    """What is left of a run that was stopped, and how to go on."""
+    done = complete_checkpoints(out_dir / "checkpoints", Owner.of(plan).ranks)
+    at = f"the checkpoint of step {done[-1]} of {iterations}" if done else "no checkpoint yet"
+    return f"{at} is kept in {out_dir}; the same command with --resume goes on"
+
+
+def _join(
+    check: Callable[[], tuple[Plan, int]],
+    out_dir: Path,
+    *,
+    device: DeviceKind | None,
+    resume: bool,
+    checkpoint_every: int,
+    peer_timeout_s: float,
+) -> RunReport:
+    """Be one rank of torchrun's job; rank 0 prepares the folder and tells the others."""
+    rank, world = job_place()
+
+    def check_world() -> tuple[Plan, int]:
+        check_node_place()
+        plan, iterations = check()
+        ranks = plan.parallelism.ranks
+        if world != ranks:
+            raise UserError(
+                f"torchrun started {world} ranks (WORLD_SIZE); expected {ranks}, those of the plan"
+            )
+        return plan, iterations
+
+    # They have to meet before they can refuse together what is no time at all.
+    with joined(rank, world, peer_timeout_s if _may_wait(peer_timeout_s) else PEER_TIMEOUT_S):
+        plan, iterations = together(check_world)
+        with ExitStack() as until_end, end_when_stopped(partial(_kept, plan, out_dir, iterations), rank):
+
+            def prepare() -> int | None:
+                if rank:
+                    return None
+                until_end.enter_context(_own_folder(out_dir, resume=resume))
+                return _prepare_folder(plan, out_dir, iterations, resume=resume)
+
+            first_step = share(together(prepare))[0]
+            if first_step is not None:
+                job = RunJob(
+                    out_dir=out_dir.resolve(),
+                    steps=iterations,
+                    first_step=first_step,
+                    checkpoint_every=checkpoint_every,
+                    device=device or plan.cluster.device.kind,
+                    peer_timeout_s=peer_timeout_s,
+                )
+                RankRun(plan, job, rank).execute()
+            return load_report(out_dir / "run.json")
+
+
+@contextmanager
+def _progress_bar(job: RunJob, *, shown: bool) -> Iterator[Callable[[int], None]]:
+    if not shown:
+        yield lambda _: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        entry = bar.add_task("iterations", total=job.steps, completed=job.first_step)
+        yield lambda done: bar.update(entry, completed=done)

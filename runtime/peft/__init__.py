@@ -1,0 +1,1 @@
+"""PEFT methods beside a frozen linear."""

@@ -1,0 +1,1 @@
+"""What a run tells: times, bytes, validation against the plan, losses against solo runs."""

@@ -1,0 +1,70 @@
+"""Dropout of a task that is trained with transformers and peft, with the masks that the runtime computes."""
+
+# B sequences of a padded batch, S its length, I features in
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from muxtune.tasks.workload import PeftTask
+from runtime.ops.dropout import Dropout, linear_key, sequence_key, token_keys
+
+
+class SoloDropout:
+    """Puts modules with the task's masks in the place of peft's dropout; torch's would draw others.
+
+    They work in evaluation mode too: it is the frozen backbone's dropout that is off.
+
+    Args:
+        peft_model: Of ``get_peft_model``.
+        task: Whose adapter it has.
+    """
+
+    def __init__(self, peft_model: nn.Module, task: PeftTask) -> None:
+        self._seed = task.seed
+        self._modules: list[_MaskedInput] = []
+        if not task.peft.dropout:
+            return
+        for name, module in peft_model.named_modules():
+            replaced = getattr(module, "lora_dropout", None)
+            if replaced is None:
+                continue
+            path = name.removeprefix("base_model.model.")
+            masked = _MaskedInput(Dropout(task.peft.dropout, linear_key(path)))
+            for adapter in replaced:
+                replaced[adapter] = masked
+            self._modules.append(masked)
+
+    def enter(self, step: int, first: int, lengths: Sequence[int]) -> None:
+        """Take the masks of a micro-batch.
+
+        Args:
+            step: Of the optimizer.
+            first: Place of its first sequence in the global batch.
+            lengths: Tokens of its sequences, which are padded to the longest.
+        """
+        if not self._modules:
+            return
+        places = range(first, first + len(lengths))
+        sequences = np.array([sequence_key(self._seed, step, place) for place in places], dtype=np.uint64)
+        keys = token_keys(sequences[:, None], np.arange(max(lengths))).view(np.int64)
+        for module in self._modules:
+            module.keys_BS = torch.from_numpy(keys)
+
+
+class _MaskedInput(nn.Module):
+    """As :class:`torch.nn.Dropout`, but its mask depends on the tokens' places alone."""
+
+    def __init__(self, dropout: Dropout) -> None:
+        super().__init__()
+        self._dropout = dropout
+        self.keys_BS = torch.zeros(0, 0, dtype=torch.int64)
+
+    def forward(self, x_BSI: Tensor) -> Tensor:
+        """What A reads."""
+        keep = self._dropout.keep(self.keys_BS.flatten(), x_BSI.shape[-1])
+        return x_BSI * keep.view(x_BSI.shape) * self._dropout.scale

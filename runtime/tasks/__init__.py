@@ -1,0 +1,1 @@
+"""Tenants: their adapters, optimizers, losses, checkpoints and files."""

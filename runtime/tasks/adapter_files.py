@@ -1,0 +1,125 @@
+"""Adapters in the format of Hugging Face peft: initialization, loading, saving."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from muxtune.model import ModelSpec
+from muxtune.support.errors import SpecError
+from muxtune.support.files import write_atomically, write_text_atomically
+from muxtune.tasks.workload import PeftTask
+from runtime.backbone.stage import hf_config, torch_dtype
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+
+def peft_config(spec: ModelSpec, task: PeftTask) -> LoraConfig:
+    """The task as peft configures it."""
+    from peft import LoraConfig  # noqa: PLC0415  # seconds to import
+
+    lora = task.peft
+    return LoraConfig(
+        r=lora.r,
+        lora_alpha=int(lora.alpha) if lora.alpha.is_integer() else lora.alpha,
+        target_modules="all-linear" if lora.targets == ("all-linear",) else list(lora.targets),
+        lora_dropout=lora.dropout,
+        bias="none",
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=spec.transposed_weights,
+    )
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Without transformers' notice that peft uses an old name of its own."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+        yield
+
+
+def initial_adapter(spec: ModelSpec, task: PeftTask, folder: Path) -> None:
+    """Write the adapter that peft starts from under the task's seed.
+
+    Peft builds it on a skeleton of the backbone whose memory is never touched; the values are bit for bit
+    those of ``torch.manual_seed(task.seed); get_peft_model(model, config)``. The global generator stays as it
+    was.
+
+    Args:
+        spec: Backbone.
+        task: Whose adapter.
+        folder: Gets ``adapter_config.json`` and ``adapter_model.safetensors``.
+    """
+    from peft import get_peft_model, get_peft_model_state_dict  # noqa: PLC0415  # seconds to import
+    from transformers import AutoModelForCausalLM  # noqa: PLC0415  # seconds to import
+
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(
+            hf_config(spec), dtype=torch_dtype(spec), trust_remote_code=False
+        )
+    skeleton.to_empty(device="cpu")
+    skeleton.name_or_path = spec.name if spec.source == "preset" else spec.source
+    with torch.random.fork_rng(devices=[]), quiet_peft():
+        torch.manual_seed(task.seed)
+        model = get_peft_model(skeleton, peft_config(spec, task))
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    config = model.peft_config["default"]
+    config.inference_mode = True  # as peft saves it: loaded for use unless asked otherwise
+    folder.mkdir(parents=True, exist_ok=True)
+    if not isinstance(config.target_modules, str):
+        # A set, whose order would differ from run to run; peft makes it a set again.
+        config.target_modules = sorted(config.target_modules)
+    config.save_pretrained(str(folder))
+    _save_tensors(folder, state)
+
+
+def load_adapter(folder: Path) -> dict[str, Tensor]:
+    """Tensors of a saved adapter under peft's names.
+
+    Raises:
+        SpecError: The file is missing or unreadable.
+    """
+    from safetensors import SafetensorError  # noqa: PLC0415  # with transformers
+    from safetensors.torch import load_file  # noqa: PLC0415
+
+    path = folder / WEIGHTS_FILE
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise SpecError("adapter", str(path), f"a readable safetensors file ({error})") from error
+
+
+def save_adapter(folder: Path, tensors: Mapping[str, Tensor], like: Path) -> None:
+    """Write an adapter that peft loads; a crash leaves the old files whole.
+
+    Args:
+        folder: Where to.
+        tensors: Of the whole model, under peft's names.
+        like: Folder of the task's initial adapter, which has the same names and configuration.
+
+    Raises:
+        SpecError: The names are not those of ``like``.
+    """
+    expected = load_adapter(like)
+    if tensors.keys() != expected.keys():
+        odd = sorted(tensors.keys() ^ expected.keys())
+        raise SpecError(f"adapter for {folder}", odd[0], f"the same tensors as in {like}")
+    write_text_atomically(folder / CONFIG_FILE, (like / CONFIG_FILE).read_text())
+    _save_tensors(folder, tensors)
+
+
+def _save_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    from safetensors.torch import save_file  # noqa: PLC0415
+
+    content = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    write_atomically(folder / WEIGHTS_FILE, lambda path: save_file(content, path, metadata={"format": "pt"}))

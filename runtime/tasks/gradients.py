@@ -1,0 +1,58 @@
+"""Gradients of adapters, summed over ranks once per optimizer step, in one message."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from runtime.distributed.sharding import Cut
+from runtime.distributed.teams import Team
+from runtime.tasks.tenant import Tenant
+
+
+def sum_over_shards(tenants: Sequence[Tenant], team: Team) -> None:
+    """Complete the gradients of what several tensor-parallel ranks hold: each has the terms of its features.
+
+    Where ranks hold overlapping parts, each part is summed at its place in the whole tensor.
+    """
+    held = [
+        (parameter, cut)
+        for tenant in tenants
+        for parameter, cut in zip(tenant.parameters.values(), tenant.cuts.values(), strict=True)
+        if cut.holders > 1
+    ]
+    whole = [_placed(parameter, cut) for parameter, cut in held]
+    for (parameter, cut), total in zip(held, _sums(whole, team), strict=True):
+        parameter.grad = cut.take(total)
+
+
+def sum_over_replicas(tenants: Sequence[Tenant], team: Team) -> None:
+    """Add up the gradients of all replicas, each of which has those of its sequences."""
+    parameters = [parameter for tenant in tenants for parameter in tenant.parameters.values()]
+    for parameter, total in zip(parameters, _sums([_gradient(p) for p in parameters], team), strict=True):
+        parameter.grad = total
+
+
+def _placed(parameter: nn.Parameter, cut: Cut) -> Tensor:
+    gradient = _gradient(parameter)
+    if cut.whole:
+        return gradient
+    whole = cut.whole_like(gradient)
+    cut.put(gradient, whole)
+    return whole
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    """Zeros if none of the rank's sequences touched the parameter."""
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
+def _sums(tensors: Sequence[Tensor], team: Team) -> list[Tensor]:
+    if not tensors:
+        return []
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    team.sum_(flat)
+    pieces = flat.split([tensor.numel() for tensor in tensors])
+    return [piece.view(tensor.shape) for piece, tensor in zip(pieces, tensors, strict=True)]

@@ -1,0 +1,84 @@
+"""The files of one task in a run's folder."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from muxtune.support.errors import UserError
+from muxtune.support.files import write_text_atomically
+from muxtune.tasks.workload import PeftTask
+from runtime.tasks.losses import StepLoss
+
+ADAPTER = "adapter"
+ADAPTER_INIT = "adapter-init"
+LOSSES = "losses.csv"
+STATUS = "status.json"
+RUN_BEFORE = "run-before.json"
+"""Report of a finished run while more steps are added to it; the adapters are still those of that report."""
+
+
+class TaskStatus(BaseModel):
+    """``tasks/<id>/status.json``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    state: Literal["running", "finished", "failed"]
+    """``finished`` when the run that was asked for is done, even if it was limited to fewer steps."""
+    steps_done: int
+    steps: int
+    """Of the task itself."""
+    loss: float | None
+    """Of the last finished step."""
+    reason: str | None = None
+    """Why it failed."""
+
+
+def task_folder(run_dir: Path, task_id: str) -> Path:
+    """Where everything of one task lies."""
+    return run_dir / "tasks" / task_id
+
+
+def save_progress(
+    run_dir: Path,
+    task: PeftTask,
+    losses: Sequence[StepLoss],
+    state: Literal["running", "finished", "failed"],
+    reason: str | None = None,
+) -> None:
+    """Write ``losses.csv`` and ``status.json`` of a task; each is whole at any moment."""
+    folder = task_folder(run_dir, task.id)
+    lines = ["step,loss,target_tokens,wall_s"]
+    # repr keeps all digits, so that a loss can be compared to 1e-9 and better
+    lines += [f"{x.step},{x.loss!r},{x.target_tokens},{x.wall_s:.6f}" for x in losses]
+    write_text_atomically(folder / LOSSES, "\n".join(lines) + "\n")
+    status = TaskStatus(
+        id=task.id,
+        state=state,
+        steps_done=len(losses),
+        steps=task.steps,
+        loss=losses[-1].loss if losses else None,
+        reason=reason,
+    )
+    write_text_atomically(folder / STATUS, status.model_dump_json(indent=1) + "\n")
+
+
+def load_losses(run_dir: Path, task_id: str) -> list[float]:
+    """Losses of a task's steps.
+
+    Raises:
+        UserError: The file is missing or not one of ours.
+    """
+    path = task_folder(run_dir, task_id) / LOSSES
+    try:
+        with path.open(newline="") as file:
+            return [float(row["loss"]) for row in csv.DictReader(file)]
+    except OSError as error:
+        raise UserError(f"cannot read the losses {path}: {error.strerror}") from error
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{path} is not a file of losses of ours: {error}") from error

@@ -1,0 +1,162 @@
+"""One task's trainable part on one stage: its adapter and its optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from muxtune.support.errors import SpecError
+from muxtune.tasks.workload import PeftTask
+from runtime.distributed.sharding import Cut
+from runtime.tasks.optimizer import build_optimizer, learning_rate
+
+
+class TenantSnapshot(TypedDict):
+    """Copy of a tenant's state; nothing in it changes when training goes on."""
+
+    adapter: dict[str, Tensor]
+    """Under PEFT's keys; only this stage's layers, and this rank's part of them."""
+    optimizer: dict[str, dict[str, Tensor]]
+    """By the optimizer's name (``exp_avg``), under the same keys; what else it has follows from the task."""
+
+
+class Tenant:
+    """Steps one task, independently of all others.
+
+    Args:
+        task: Whose adapter.
+        parameters: This rank's part of it, under PEFT's keys.
+        cuts: What of the whole tensors they are; by default all.
+    """
+
+    def __init__(
+        self,
+        task: PeftTask,
+        parameters: Mapping[str, nn.Parameter],
+        cuts: Mapping[str, Cut] | None = None,
+    ) -> None:
+        self.task = task
+        self.parameters = dict(parameters)
+        self.cuts = {key: Cut.all_of(p) for key, p in parameters.items()} if cuts is None else dict(cuts)
+        self.optimizer = build_optimizer(list(self.parameters.values()), task)
+
+    def squared_gradient_norm(self) -> Tensor:
+        """Sum of squares of this rank's gradients; its share of what other ranks of the stage have too.
+
+        Returns:
+            A float64 number on their device; nothing waits for it.
+        """
+        held = [(p.grad, self.cuts[key].holders) for key, p in self.parameters.items() if p.grad is not None]
+        total = next(iter(self.parameters.values())).new_zeros((), dtype=torch.float64)
+        for holders in sorted({n for _, n in held}):
+            gradients = [gradient for gradient, n in held if n == holders]
+            norms = torch.stack(torch._foreach_norm(gradients, 2, torch.float64))
+            total += norms.square().sum() / holders
+        return total
+
+    def refuses(self, gradient_norm: Tensor) -> Tensor:
+        """Whether a step with a gradient of this norm would leave something that is not finite.
+
+        AdamW squares what is left of the gradient after clipping. Its second moment is a mean of such
+        squares, so it stays finite as long as each of them is.
+
+        Returns:
+            A bool on the norm's device; true for a NaN.
+        """
+        dtype = next(iter(self.parameters.values())).dtype
+        limit = self.task.max_grad_norm
+        stepped = gradient_norm if limit is None else gradient_norm.clamp(max=limit)
+        return ~(gradient_norm.isfinite() & (stepped.square() <= torch.finfo(dtype).max))
+
+    def step(self, step: int, gradient_norm: Tensor | float, refused: Tensor | None = None) -> None:
+        """Optimizer step ``step`` (from 0), clipped as ``torch.nn.utils.clip_grad_norm_`` does.
+
+        One that is refused changes neither adapter nor optimizer state; the host does not wait to learn that.
+
+        Args:
+            step: Sets the learning rate.
+            gradient_norm: Of the whole adapter if the task has ``max_grad_norm``.
+            refused: Whether it is; by default what :meth:`refuses` says of the norm.
+        """
+        some = next(iter(self.parameters.values()))
+        norm = torch.as_tensor(gradient_norm, dtype=torch.float64, device=some.device)
+        limit = self.task.max_grad_norm
+        if limit is not None:
+            factor = (limit / (norm + 1e-6)).clamp(max=1.0)  # a NaN stays one
+            for parameter in self.parameters.values():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.task, step)
+        # As torch's gradient scaler has a fused optimizer leave out a step, without asking the device.
+        left_out = self.refuses(norm) if refused is None else refused
+        self.optimizer.found_inf = left_out.float()  # type: ignore[attr-defined]  # not in stub
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def is_finite(self) -> bool:
+        """Whether all of adapter and optimizer state is; waits for the device."""
+        return is_finite(self._state(copied=False))
+
+    def snapshot(self) -> TenantSnapshot:
+        """Copy of adapter and optimizer state, on CPU."""
+        return self._state(copied=True)
+
+    def _state(self, *, copied: bool) -> TenantSnapshot:
+        adapter = {key: _on_cpu(p) if copied else p.detach() for key, p in self.parameters.items()}
+        optimizer: dict[str, dict[str, Tensor]] = {}
+        for key, parameter in self.parameters.items():
+            for name, value in self.optimizer.state.get(parameter, {}).items():
+                optimizer.setdefault(name, {})[key] = _on_cpu(value) if copied else value
+        return TenantSnapshot(adapter=adapter, optimizer=optimizer)
+
+    def restore(self, snapshot: TenantSnapshot) -> None:
+        """Continue from a snapshot, bit by bit.
+
+        Raises:
+            SpecError: It is not one of this task on this rank.
+        """
+        for name, group in (("adapter", snapshot["adapter"]), *snapshot["optimizer"].items()):
+            self._check_fits(name, group)
+        with torch.no_grad():
+            for key, parameter in self.parameters.items():
+                parameter.copy_(snapshot["adapter"][key])
+                self.optimizer.state[parameter] = {
+                    name: group[key].to(parameter.device, copy=True)
+                    for name, group in snapshot["optimizer"].items()
+                }
+
+    def _check_fits(self, name: str, group: Mapping[str, Tensor]) -> None:
+        where = f"checkpoint of task {self.task.id}: {name}"
+        if group.keys() != self.parameters.keys():
+            odd = min(group.keys() ^ self.parameters.keys())
+            raise SpecError(where, odd, "the tensors of this stage's adapter")
+        for key, parameter in self.parameters.items():
+            shape, expected = tuple(group[key].shape), tuple(parameter.shape)
+            if shape not in ({()} if name == "step" else {expected}):
+                raise SpecError(f"{where} {key}", shape, f"the shape {expected}")
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Bytes of this rank's part of the adapter; its gradients take the same."""
+        return sum(p.nbytes for p in self.parameters.values())
+
+    @property
+    def optimizer_bytes(self) -> int:
+        """Bytes of the optimizer's state, once there is any."""
+        states = self.optimizer.state.values()
+        return sum(value.nbytes for state in states for value in state.values() if isinstance(value, Tensor))
+
+
+def is_finite(snapshot: TenantSnapshot) -> bool:
+    """Whether everything in it is."""
+    groups = (snapshot["adapter"], *snapshot["optimizer"].values())
+    return all(bool(tensor.isfinite().all()) for group in groups for tensor in group.values())
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    """A copy, wherever the tensor lives."""
+    return tensor.detach().to("cpu", copy=True)

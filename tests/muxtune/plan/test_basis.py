@@ -1,0 +1,274 @@
+"""A prediction says what it belongs to: a plan that was edited afterwards is refused, with the field."""
+
+import json
+
+import pytest
+
+from muxtune.plan.basis import check_prediction_basis, finish_plan, prediction_basis
+from muxtune.plan.check import check_plan
+from muxtune.plan.file import load_plan
+from muxtune.plan.plan import Orchestration, Plan
+from muxtune.policies import plan_problem
+from muxtune.support.errors import SpecError
+from sim import simulate_plan
+from tests.muxtune.planning.problems import FakeCosts, make_problem
+from tests.plans import make_plan
+from tests.sim.plans import launched_plan
+
+SHARED = Orchestration(mode="interleaved", contention=0.25)
+
+
+def content_of(plan):
+    return json.loads(plan.model_dump_json())
+
+
+def set_at(content, path, value):
+    *parents, last = path
+    for part in parents:
+        content = content[part]
+    content[last] = value
+
+
+def leaves(content, path=()):
+    if isinstance(content, dict | list) and content:
+        for key, value in content.items() if isinstance(content, dict) else enumerate(content):
+            yield from leaves(value, (*path, key))
+    else:
+        yield path, content
+
+
+def another(value):
+    """Something else of the same type."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return 2 * value + 1
+    return {"x": "y"} if isinstance(value, dict) else "something else" if value is None else f"{value}x"
+
+
+EDITS = [
+    (("parallelism", "layers_per_stage"), [3, 5], "parallelism.layers_per_stage = [3, 5]"),
+    (("cluster", "device", "name"), "h100", "cluster.device.name = 'h100'"),
+    (("cluster", "ranks"), 4, "cluster.ranks = 4"),
+    (
+        ("cluster", "within_node"),
+        {"name": "slow", "latency_s": 1e-3, "bandwidth_bytes_per_s": 1e8},
+        "cluster.within_node",
+    ),
+    (("model", "hidden"), 512, "model.hidden = 512"),
+    (("model", "dtype"), "bfloat16", "model.dtype = 'bfloat16'"),
+    (("model", "tied_embeddings"), True, "model.tied_embeddings = True"),
+    (("costs", "digest"), "1" * 64, "costs.digest = '1111"),
+    (("costs", "device"), "cuda", "costs.device = 'cuda'"),
+    (("tasks", 0, "peft", "r"), 64, "tasks.a.peft.r = 64"),
+    (("tasks", 1, "peft", "targets"), ["q_proj"], "tasks.b.peft.targets = ['q_proj']"),
+    (("tasks", 1, "peft", "dropout"), 0.1, "tasks.b.peft.dropout = 0.1"),
+    (("tasks", 2, "max_length"), 64, "tasks.c.max_length = 64"),
+    (("tasks", 0, "steps"), 400, "tasks.a.steps = 400"),
+    (("tasks", 0, "dataset", "lengths"), "rte", "tasks.a.dataset.lengths = 'rte'"),
+    (("tasks", 0, "seed"), 3, "tasks.a.seed = 3"),  # of drawn lengths
+    (("htasks", 0, "tokens_per_microbatch"), 256, "htasks[0].tokens_per_microbatch = 256"),
+    (("htasks", 1, "instance"), 1, "htasks[1].instance = 1"),
+    (("orchestration", "mode"), "intra", "orchestration.mode = 'intra'"),
+    (("orchestration", "contention"), 0.5, "orchestration.contention = 0.5"),
+    (("orchestration", "adapters"), "separate", "orchestration.adapters = 'separate'"),
+    (("execution", "attention"), "loop", "execution.attention = 'loop'"),
+    (("template",), "gpipe", "template = 'gpipe'"),
+    (("predicted", "iteration_s"), 1.0, "predicted.iteration_s = 1.0"),
+    (("predicted", "fwd_s", 0, 0), 1.0, "predicted.fwd_s = [[1.0"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "named"), EDITS, ids=lambda v: str(v)[:60])
+def test_an_edited_plan_is_refused_with_the_field(path, value, named, tmp_path):
+    content = content_of(make_plan())
+    set_at(content, path, value)
+    (tmp_path / "plan.json").write_text(json.dumps(content))
+    with pytest.raises(SpecError) as caught:
+        load_plan(tmp_path / "plan.json")
+    message = str(caught.value)
+    assert message.removeprefix(f"{tmp_path}/plan.json: ").startswith(named)
+    assert "expected what the plan's times and memory were predicted for" in message
+    assert message.endswith("plan again (muxtune plan)")
+    assert "\n" not in message
+
+
+FREE = {
+    "policy",
+    "model.name",
+    "model.source",
+    "model.init_seed",
+    "model.norm_eps",
+    "model.rope_theta",
+    "cluster.name",
+    "cluster.device.memory_bytes",
+    "cluster.device.reserved_bytes",
+    "tasks.dataset.path",
+    "tasks.peft.alpha",
+    "tasks.learning_rate",
+    "tasks.lr_schedule",
+    "tasks.warmup_steps",
+    "tasks.weight_decay",
+    "tasks.max_grad_norm",
+}
+"""Labels, places, and what decides results but neither a duration nor a byte."""
+
+
+@pytest.mark.parametrize(
+    "plan", [make_plan(orchestration=SHARED), launched_plan("interleaved")], ids=["", "tp"]
+)
+def test_every_field_counts_unless_it_is_known_to_be_free(plan):
+    """Each leaf of the file is replaced; what a new field does is decided by nobody's forgetting."""
+    content, basis = content_of(plan), prediction_basis(plan)
+    for path, value in list(leaves(content)):
+        name = ".".join(str(part) for part in path if not isinstance(part, int))
+        if name.startswith("predicted.made_for") or name in {"schema_version", "tasks.id", "htasks.task_ids"}:
+            continue
+        changed = content_of(plan)
+        set_at(changed, path, another(value))
+        rebuilt = Plan.model_construct(**dict(plan))
+        object.__setattr__(rebuilt, "model_dump", lambda mode, kept=changed: json.loads(json.dumps(kept)))
+        differs = prediction_basis(rebuilt) != basis
+        assert differs == (name not in FREE), name
+
+
+LEGITIMATE = [
+    (("tasks", 0, "learning_rate"), 1e-5),
+    (("tasks", 0, "weight_decay"), 0.1),
+    (("tasks", 2, "warmup_steps"), 2),
+    (("tasks", 2, "lr_schedule"), "cosine"),
+    (("tasks", 0, "max_grad_norm"), 1.0),
+    (("tasks", 0, "peft", "alpha"), 16.0),
+    (("policy",), "mine"),
+    (("model", "name"), "my-llama"),
+    (("cluster", "name"), "the-box-under-the-desk"),
+    (("cluster", "device", "memory_bytes"), 10**12),
+]
+
+
+@pytest.mark.parametrize(("path", "value"), LEGITIMATE, ids=str)
+def test_what_changes_neither_times_nor_memory_may_be_edited(path, value):
+    content = content_of(make_plan())
+    set_at(content, path, value)
+    check_plan(Plan.model_validate(content))
+
+
+def test_a_task_may_be_renamed_everywhere():
+    text = make_plan().model_dump_json().replace('"a"', '"tenant.7"')
+    plan = Plan.model_validate_json(text)
+    check_plan(plan)
+    content = content_of(plan)
+    content["tasks"][0]["peft"]["r"] = 2
+    with pytest.raises(SpecError, match=r"^plan: tasks\.tenant\.7\.peft\.r = 2: "):
+        check_plan(Plan.model_validate(content))
+
+
+def test_the_seed_of_a_file_that_is_read_in_order_moves_no_data(tmp_path):
+    content = content_of(make_plan())
+    content["tasks"][0]["dataset"] = {"path": "/data/a.jsonl", "sha256": "0" * 64}
+    content = content_of(finish_plan(Plan.model_validate(content)))
+    content["tasks"][0] |= {"seed": 9, "dataset": {"path": "/elsewhere/a.jsonl", "sha256": "0" * 64}}
+    check_plan(Plan.model_validate(content))
+    content["tasks"][0]["shuffle"] = True
+    with pytest.raises(SpecError, match=r"tasks\.a\.seed = 9: .* \(nor are tasks\.a\.shuffle as they"):
+        check_plan(Plan.model_validate(content))
+
+
+def test_another_order_of_the_pipeline_is_refused():
+    """Its memory may be several times larger, and nobody has played it."""
+    flush, gpipe = make_plan(template="flush"), make_plan(template="gpipe")
+    edited = flush.model_copy(update={"schedule": gpipe.schedule, "template": "gpipe"})
+    with pytest.raises(SpecError, match=r"^plan: template = 'gpipe': .*nor are schedule as they were"):
+        check_plan(edited)
+    check_plan(finish_plan(edited))
+
+
+def test_several_edits_are_counted():
+    content = content_of(make_plan())
+    for task in content["tasks"]:
+        task["steps"], task["peft"]["r"] = 9, 2
+    content["costs"]["profile_id"] = "another"
+    with pytest.raises(SpecError) as caught:
+        check_plan(Plan.model_validate(content))
+    message = str(caught.value)
+    assert message.startswith("plan: costs.profile_id = 'another': expected")
+    assert "(nor are tasks.a, tasks.b, tasks.c as they were)" in message
+
+
+def test_one_edit_of_all_tasks_names_each():
+    content = content_of(make_plan())
+    for task in content["tasks"]:
+        task["steps"] = 9
+    with pytest.raises(SpecError, match=r"^plan: tasks\.a\.steps = 9: .*nor are tasks\.b\.steps, tasks\.c\."):
+        check_plan(Plan.model_validate(content))
+
+
+def test_another_number_of_tasks_is_an_edit_of_each_field():
+    plan = make_plan()
+    without = plan.model_copy(update={"htasks": plan.htasks[:1]})
+    with pytest.raises(SpecError, match=r"^plan: htasks\[1\]\.id = None: "):
+        check_prediction_basis(without)
+
+
+def test_a_plan_from_before_there_were_digests_is_refused(tmp_path):
+    content = content_of(make_plan())
+    del content["predicted"]["made_for"]
+    (tmp_path / "plan.json").write_text(json.dumps(content))
+    with pytest.raises(SpecError, match=r"plan\.json: predicted\.made_for = \{\}: expected digests of what"):
+        load_plan(tmp_path / "plan.json")
+
+
+def test_a_simulation_belongs_to_its_plan():
+    plan = make_plan()
+    played = plan.model_copy(update={"predicted": simulate_plan(plan).predicted})
+    check_plan(played)
+
+
+def test_memory_beyond_the_device_is_refused_wherever_a_plan_is_read():
+    content = content_of(make_plan())
+    content["cluster"]["device"]["memory_bytes"] = 1000
+    with pytest.raises(
+        SpecError, match="peak_memory_bytes = 100000000: expected at most 1000, the memory of"
+    ):
+        check_plan(Plan.model_validate(content))
+
+
+IMPOSSIBLE = [
+    (("fwd_s", 0, 0), -0.5, "predicted.fwd_s.0.0 = -0.5: expected greater than 0"),
+    (("bwd_s", 0, 0), -5.0, "predicted.bwd_s.0.0 = -5.0: expected greater than 0"),
+    (("bwd_s", 1, 1), 0.0, "predicted.bwd_s.1.1 = 0.0: expected greater than 0"),
+    (("fwd_s", 0, 0), 1e308, "predicted.fwd_s.0.0 = 1e+308: expected less than or equal to 1000000000"),
+    (("fwd_s", 0, 0), float("nan"), "predicted.fwd_s.0.0 = nan: expected "),
+    (("p2p_s", 0), -1.0, "predicted.p2p_s.0 = -1.0: expected greater than or equal to 0"),
+    (("iteration_s",), -3, "predicted.iteration_s = -3: expected greater than 0"),
+    (("iteration_s",), 0, "predicted.iteration_s = 0: expected greater than 0"),
+    (("tokens_per_s",), -1, "predicted.tokens_per_s = -1: expected greater than 0"),
+    (("bubble_fraction",), 1.5, "predicted.bubble_fraction = 1.5: expected less than 1"),
+    (("peak_memory_bytes", 0), -1, "predicted.peak_memory_bytes.0 = -1: expected greater than 0"),
+    (("makespan_s",), float("inf"), "predicted.makespan_s = inf: expected "),
+    (("clock_s", 0, "seconds", 0), 0.0, "predicted.clock_s.0.seconds.0 = 0.0: expected greater than 0"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "message"), IMPOSSIBLE, ids=lambda v: str(v)[:40])
+def test_times_that_nothing_takes_are_refused(tmp_path, path, value, message):
+    content = content_of(make_plan(orchestration=SHARED))
+    set_at(content["predicted"], path, value)
+    (tmp_path / "plan.json").write_text(json.dumps(content))
+    with pytest.raises(SpecError) as caught:
+        load_plan(tmp_path / "plan.json")
+    assert str(caught.value).startswith(f"{tmp_path}/plan.json: {message}")
+
+
+@pytest.mark.parametrize("seconds", [-1.0, 0.0, 1e10, float("nan")])
+@pytest.mark.parametrize("policy", ["nemo", "muxtune"])
+def test_own_costs_that_cannot_be_are_refused_instead_of_searched_with_for_ever(policy, seconds):
+
+    class Wrong(FakeCosts):
+        def action_s(self, operators_s, phase):
+            return seconds
+
+    with pytest.raises(
+        SpecError, match=r"^costs fake: forwards of t0.* = \[.*\]: expected seconds above 0, and"
+    ):
+        plan_problem(make_problem(costs=Wrong()), policy=policy)

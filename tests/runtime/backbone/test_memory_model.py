@@ -1,0 +1,193 @@
+"""The memory model of the domain against the bytes that autograd really keeps and torch really allocates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from muxtune.batches.layout import Alignment, HTaskShape, attention_calls, layout_step
+from muxtune.costs.compose import MicrobatchWork
+from muxtune.memory import (
+    backbone_bytes,
+    backward_workspace_bytes,
+    forward_workspace_bytes,
+    kept_bytes,
+    saved_bytes,
+    table_bytes,
+)
+from muxtune.model import PRESETS, ModelSpec
+from muxtune.tasks.dataset import Example
+from runtime.backbone.stage import Stage, load_hf_model
+from runtime.data.batch import build_microbatch
+from runtime.device.allocations import AllocationTrace, SavedBytes, parameter_bytes, rotary_table_bytes
+from runtime.tasks.adapter_files import initial_adapter, load_adapter
+from tests.plans import make_task
+
+ALL = ("all-linear",)
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """Of one micro-batch."""
+
+    saved: int
+    forward_peak: int
+    """Beyond what was there before, the input included."""
+    backward_peak: int
+    """Likewise."""
+
+
+def measure(
+    model: ModelSpec,
+    tmp_path,
+    *,
+    targets: tuple[str, ...],
+    lengths,
+    alignment: Alignment,
+    first: bool,
+    last: bool,
+    targets_per_sequence: int = 2,
+    rates: tuple[float, float] = (0.0, 0.0),
+) -> tuple[Bytes, Bytes]:
+    """Measured and modelled bytes of one micro-batch of two tasks."""
+    loras = {"method": "lora", "alpha": 8, "targets": targets}
+    tasks = [
+        make_task(name, peft=loras | {"r": r, "dropout": rate})
+        for name, r, rate in zip("ab", (4, 16), rates, strict=True)
+    ]
+    stage = Stage(model, range(model.layers), first=first, last=last, weights=load_hf_model(model))
+    for task in tasks:
+        initial_adapter(model, task, tmp_path / task.id)
+        stage.add_task(task, load_adapter(tmp_path / task.id))
+    row = {"pad": max(map(max, lengths)), "pack": None, "chunk": 64}[alignment]
+    sizes = {"pad": row, "pack": 0, "chunk": 64}[alignment]
+    tokens = sum(sum(each) if alignment == "pack" else len(each) * sizes for each in lengths)
+    shape = HTaskShape(alignment=alignment, row_tokens=row, microbatches=1, tokens=tokens)
+    (layout,) = layout_step(shape, [np.array(each) for each in lengths])
+    batches = [
+        [Example(np.ones(n, dtype=np.int64), n - targets_per_sequence) for n in each] for each in lengths
+    ]
+    batch = build_microbatch(
+        layout,
+        batches,
+        task_ids=["a", "b"],
+        dropout_seeds={i: 0 for i, rate in enumerate(rates) if rate},
+    )
+    dtype = getattr(torch, model.dtype)
+    hidden = None if first else torch.randn(tokens, model.hidden, dtype=dtype, requires_grad=True)
+    with SavedBytes(stage) as saved:
+        output = stage(batch, hidden)
+    assert output.requires_grad
+    del output
+    with AllocationTrace() as forward:
+        outputs = [stage(batch, hidden)]
+    gradient = None if last else torch.ones_like(outputs[0])
+    with AllocationTrace() as backward:
+        output = outputs.pop()
+        torch.autograd.backward(output.sum() if last else output, gradient)
+        del output
+    measured = Bytes(saved.bytes, forward.peak_bytes, forward.net_bytes + backward.peak_bytes)
+    work = MicrobatchWork(
+        tokens=tokens,
+        task_tokens=tuple(span.stop - span.start for span in layout.spans),
+        loras=tuple(task.peft for task in tasks),
+        attention=tuple((1.0, *call) for call in attention_calls(layout)),
+        targets=targets_per_sequence * sum(map(len, lengths)),
+    )
+    assert parameter_bytes(stage) == backbone_bytes(model, model.layers, first=first, last=last)
+    assert rotary_table_bytes(stage) == table_bytes(model)
+    kept = kept_bytes(model, model.layers, first=first, last=last, work=work).total_bytes
+    kept -= 0 if hidden is None else hidden.nbytes  # was there before
+    modelled = Bytes(
+        saved_bytes(model, model.layers, first=first, last=last, work=work),
+        kept + forward_workspace_bytes(model, last=last, work=work),
+        kept + backward_workspace_bytes(model, last=last, work=work),
+    )
+    return measured, modelled
+
+
+def assert_close(modelled: Bytes, measured: Bytes, rel: float) -> None:
+    assert modelled.saved == pytest.approx(measured.saved, rel=rel)
+    assert modelled.forward_peak == pytest.approx(measured.forward_peak, rel=rel)
+    assert modelled.backward_peak == pytest.approx(measured.backward_peak, rel=rel)
+
+
+@pytest.mark.parametrize("alignment", ["pad", "pack", "chunk"])
+@pytest.mark.parametrize(("first", "last"), [(True, False), (False, False), (False, True)])
+@pytest.mark.parametrize(
+    ("name", "targets"),
+    [
+        ("llama-tiny", ALL),
+        ("llama-tiny", ("q_proj", "v_proj")),
+        ("llama-tiny", ("o_proj", "down_proj")),
+        ("gpt2-tiny", ALL),
+        ("gpt2-tiny", ("c_attn",)),
+        ("opt-tiny", ALL),
+        ("opt-tiny", ("q_proj", "fc1")),
+        ("opt-tiny", ("fc2",)),
+    ],
+)
+def test_what_is_kept_and_allocated_is_modelled_within_2_percent(
+    name, targets, first, last, alignment, tmp_path
+):
+    model = PRESETS[name].model_copy(update={"layers": 2})
+    lengths = [[40, 31, 17, 33], [64, 50, 12]]
+    measured, modelled = measure(
+        model, tmp_path, targets=targets, lengths=lengths, alignment=alignment, first=first, last=last
+    )
+    assert_close(modelled, measured, rel=0.02)
+
+
+@pytest.mark.parametrize(("first", "last"), [(True, False), (False, True)])
+@pytest.mark.parametrize(
+    ("name", "dtype", "targets"),
+    [
+        ("llama-tiny", "float32", ALL),
+        ("llama-tiny", "float32", ("q_proj", "v_proj")),
+        ("llama-tiny", "bfloat16", ALL),
+        ("gpt2-tiny", "float32", ALL),
+        ("opt-tiny", "float32", ("fc2",)),
+    ],
+)
+def test_with_dropout_it_is_modelled_within_3_percent(name, dtype, targets, first, last, tmp_path):
+    model = PRESETS[name].model_copy(update={"layers": 2, "dtype": dtype})
+    measured, modelled = measure(
+        model,
+        tmp_path,
+        targets=targets,
+        lengths=[[64, 50, 40, 31, 60], [33]],
+        alignment="pack",
+        first=first,
+        last=last,
+        rates=(0.1, 0.0),
+    )
+    assert_close(modelled, measured, rel=0.03)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_other_dtypes_are_modelled_within_3_percent(dtype, tmp_path):
+    model = PRESETS["llama-tiny"].model_copy(update={"layers": 2, "dtype": dtype})
+    measured, modelled = measure(
+        model, tmp_path, targets=ALL, lengths=[[40, 31], [64]], alignment="pack", first=False, last=False
+    )
+    assert_close(modelled, measured, rel=0.03)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["llama-tiny", "gpt2-tiny"])
+def test_many_targets_of_a_large_vocabulary_are_modelled_within_2_percent(name, dtype, tmp_path):
+    model = PRESETS[name].model_copy(update={"layers": 2, "dtype": dtype, "vocab": 4000})
+    measured, modelled = measure(
+        model,
+        tmp_path,
+        targets=ALL,
+        lengths=[[40, 31], [64]],
+        alignment="pad",
+        first=False,
+        last=True,
+        targets_per_sequence=30,
+    )
+    assert_close(modelled, measured, rel=0.02)

@@ -1,0 +1,97 @@
+"""Micro-batches of a plan: what each step holds, and whether it has room."""
+
+from __future__ import annotations
+
+import pytest
+
+from muxtune.model import PRESETS
+from muxtune.plan.plan import Plan
+from muxtune.support.errors import SpecError
+from muxtune.tasks.workload import Workload
+from runtime.data.feed import Feed, check_room, load_plan_data
+from tests.helpers import make_plan, make_task, write_examples
+
+
+@pytest.fixture
+def plan(tmp_path) -> Plan:
+    tasks = tuple(
+        make_task(name, write_examples(tmp_path / f"{name}.jsonl", seed=i), steps=steps)
+        for i, (name, steps) in enumerate([("a", 2), ("b", 4)])
+    )
+    return make_plan(Workload(tasks=tasks), PRESETS["llama-tiny"], partition=[["a", "b"]])
+
+
+def test_a_step_holds_every_target_of_every_task_once(plan):
+    data = load_plan_data(plan)
+    feed = Feed(plan, data)
+    for step in range(2):
+        batches = [feed.microbatch(0, step * 2 + i) for i in range(2)]
+        expected = feed.target_tokens(0, step)
+        assert expected == {i: sum(e.target_tokens for e in data[i].batch(step)) for i in ("a", "b")}
+        for k, task_id in enumerate(("a", "b")):
+            spans = [batch.target_spans[k] for batch in batches]
+            assert sum(stop - start for start, stop in spans) == expected[task_id]
+
+
+def test_a_finished_task_leaves_the_stream(plan):
+    feed = Feed(plan, load_plan_data(plan))
+    assert feed.tokens(0, 1) == plan.htasks[0].tokens_per_microbatch
+    assert 0 < feed.tokens(0, 2) < plan.htasks[0].tokens_per_microbatch
+    batch = feed.microbatch(0, 4)
+    assert len(batch.tokens_T) == feed.tokens(0, 2)
+    assert batch.task_ids == ("b",)
+    assert list(feed.target_tokens(0, 2)) == ["b"]
+
+
+def test_tokens_of_an_iteration_are_counted_in_three_ways(plan):
+    data = load_plan_data(plan)
+    feed = Feed(plan, data)
+    tokens = feed.step_tokens(2)
+    assert tokens.all == 2 * len(feed.microbatch(0, 4).tokens_T)
+    assert tokens.billed == 4 * 32
+    assert tokens.effective == sum(len(e.tokens) for e in data["b"].batch(2))
+
+
+def test_replicas_share_the_sequences_of_every_step(plan):
+    mesh = plan.parallelism.model_copy(update={"pp": 1, "dp": 2})
+    plan = plan.model_copy(update={"parallelism": mesh})
+    data = load_plan_data(plan)
+    check_room(plan, data, "plan")
+    feeds = [Feed(plan, data, replica=replica) for replica in range(2)]
+    for step in range(2):
+        batches = [feed.microbatch(0, 2 * step + i) for feed in feeds for i in range(2)]
+        assert {len(batch.tokens_T) for batch in batches} == {feeds[0].tokens(0, step)}
+        expected = {i: sum(e.target_tokens for e in data[i].batch(step)) for i in ("a", "b")}
+        for feed in feeds:
+            assert feed.target_tokens(0, step) == expected  # a loss is over the global batch
+        for k, task_id in enumerate(("a", "b")):
+            spans = [batch.target_spans[k] for batch in batches]
+            assert sum(stop - start for start, stop in spans) == expected[task_id]
+        targets = sum(len(batch.target_ids_N) for batch in batches[:2])
+        assert 0 < targets < sum(expected.values())  # neither replica has all of them
+    assert feeds[0].step_tokens(0).all == 4 * feeds[0].tokens(0, 0)
+
+
+def test_an_htask_whose_tasks_have_all_finished_has_no_tokens(plan):
+    feed = Feed(plan, load_plan_data(plan))
+    assert feed.tokens(0, 4) == 0
+    assert feed.step_tokens(4).all == 0
+
+
+def test_a_stream_too_short_for_its_sequences_is_refused(plan):
+    htask = plan.htasks[0]
+    short = htask.model_copy(update={"tokens_per_microbatch": htask.tokens_per_microbatch - 1})
+    changed = plan.model_copy(update={"htasks": (short,)})
+    with pytest.raises(SpecError, match=r"plan: htasks\[0\].tokens_per_microbatch = \d+: expected at least"):
+        check_room(changed, load_plan_data(plan), "plan")
+
+
+def test_attention_is_by_the_backend_of_the_plan(plan):
+    execution = plan.execution.model_copy(update={"attention": "loop"})
+    data = load_plan_data(plan)
+    groups = {}
+    for each in (plan, plan.model_copy(update={"execution": execution})):
+        batch = Feed(each, data).microbatch(0, 0)
+        groups[each.execution.attention] = batch.attention.placement.layout.groups
+    assert all(group.rows == 1 for group in groups["loop"])
+    assert len(groups["loop"]) > len(groups["grouped"])

@@ -1,0 +1,182 @@
+"""A stage's runner on one shard of a plan whose clocks take turns; what the other would add is left out."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from torch import Tensor
+
+import runtime.engine.runner
+from muxtune.cluster import load_cluster
+from muxtune.model import PRESETS
+from muxtune.plan.extension import extend_schedule
+from muxtune.plan.plan import Plan
+from muxtune.planning.decisions.options import PlanOptions
+from muxtune.policies import plan_workload
+from muxtune.schedule.actions import Action
+from muxtune.schedule.trace import COMPUTE, Span
+from muxtune.tasks.workload import Workload
+from runtime.backbone.stage import Stage
+from runtime.backbone.weights import open_weights
+from runtime.data.feed import Feed, load_plan_data
+from runtime.device.stopwatch import HostStopwatch
+from runtime.distributed.mesh import RankMesh
+from runtime.distributed.sharding import Shard
+from runtime.distributed.teams import StageTeam
+from runtime.engine.runner import StageRunner
+from runtime.tasks.adapter_files import initial_adapter, load_adapter
+from runtime.tasks.losses import step_losses
+from runtime.tasks.tenant import Tenant
+from tests.helpers import make_task, write_examples
+from tests.muxtune.planning.problems import FakeCosts
+
+MODEL = PRESETS["llama-tiny"].model_copy(update={"layers": 2})
+STEPS = 3
+
+
+class Ticks(HostStopwatch):
+    """A clock that goes on by a second whenever it is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._read = 0
+
+    def now(self) -> int:
+        self._read += 1
+        return self._read * 10**9
+
+
+class Alone:
+    """A team of which one rank is there."""
+
+    def launch(self, tensor: Tensor, op: object) -> Callable[[], None]:
+        return lambda: None
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory) -> Plan:
+    """Two hTasks that share every clock, on two shards of one stage."""
+    folder = tmp_path_factory.mktemp("data")
+    tasks = tuple(
+        make_task(name, write_examples(folder / f"{name}.jsonl", seed=seed), steps=STEPS)
+        for seed, name in enumerate("ab")
+    )
+    options = PlanOptions(partition="a,b", tp=2, pp=1, dp=1, orchestration="round-robin")
+    plan, *_ = plan_workload(
+        Workload(tasks=tasks), MODEL, load_cluster("cpu-2"), FakeCosts(), options=options
+    )
+    return plan
+
+
+def build_runner(plan: Plan, folder: Path, rank: int = 0) -> StageRunner:
+    mesh = RankMesh(plan.parallelism, rank)
+    mesh.stopwatch = Ticks()
+    mesh.team = StageTeam(Alone(), mesh.stopwatch)
+    mesh.shard = Shard(rank, 2, mesh.team)
+    weights = open_weights(MODEL)
+    stage = Stage(MODEL, range(MODEL.layers), first=True, last=True, weights=weights, shard=mesh.shard)
+    tenants = {}
+    for task in plan.tasks:
+        initial_adapter(MODEL, task, folder / task.id)
+        stage.add_task(task, load_adapter(folder / task.id))
+        tenants[task.id] = Tenant(task, stage.task_parameters(task.id), stage.task_cuts(task.id))
+    return StageRunner(
+        plan,
+        mesh,
+        extend_schedule(plan, STEPS)[0],
+        feed=Feed(plan, load_plan_data(plan)),
+        stages={0: stage},
+        tenants=tenants,
+        on_step=lambda htask, step: None,
+    )
+
+
+@pytest.fixture(scope="module")
+def runner(plan, tmp_path_factory) -> StageRunner:
+    """One that has played the plan."""
+    runner = build_runner(plan, tmp_path_factory.mktemp("run"))
+    runner.run(0)
+    return runner
+
+
+def parts(runner: StageRunner) -> dict[Action, list[Span]]:
+    """Spans in which each action computes."""
+    found: dict[Action, list[Span]] = defaultdict(list)
+    for span in runner.spans:
+        if span.stream == COMPUTE:
+            found[span.action].append(span)
+    return found
+
+
+def test_the_actions_of_a_clock_take_turns(runner):
+    assert len(parts(runner)[Action("F", 0, 2)]) > 6  # the feed, a turn for each sum and a last one, the end
+    assert len(parts(runner)[Action("B", 1, 3)]) > 5
+
+
+def test_an_action_is_counted_as_if_it_had_a_clock_of_its_own(plan, runner, tmp_path):
+    alone = build_runner(plan, tmp_path)
+    alone._overlap = None
+    alone.run(0)
+    found, expected = runner.meter.seen, alone.meter.seen
+    assert min(*expected.forward_workspace.values(), *expected.backward_workspace.values()) > 0
+    assert found.forward_workspace == expected.forward_workspace
+    assert found.backward_workspace == expected.backward_workspace
+    assert found.kept == expected.kept
+
+
+def test_from_some_number_on_the_turns_of_an_action_are_one_span(plan, runner, tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime.engine.runner, "TRACED_SPANS", 20)
+    short = build_runner(plan, tmp_path)
+    short.run(0)
+    found, expected = parts(short), parts(runner)
+    assert found.keys() == expected.keys()
+    for action, whole in expected.items():
+        assert sum(s.duration_s for s in found[action]) == pytest.approx(sum(s.duration_s for s in whole))
+        assert min(s.start_s for s in found[action]) == min(s.start_s for s in whole)
+        assert max(s.end_s for s in found[action]) == max(s.end_s for s in whole)
+        if action.number > 2:
+            assert len(found[action]) <= 4  # the feed, the first turn, the others, the end
+
+
+def test_waits_for_sums_are_added_up_per_step(plan, runner):
+    m = plan.microbatches
+    assert runner.exposed_s.keys() == {
+        Action(kind, h, step * m[h]) for kind in ("F", "B") for h in (0, 1) for step in range(STEPS)
+    }
+    waits: dict[tuple[str, int, int], float] = defaultdict(float)
+    for span in runner.operators:
+        if span.label == "wait":
+            waits[span.action.kind, span.action.htask, span.action.number // m[span.action.htask]] += (
+                span.end_s - span.start_s
+            )
+    assert waits == {(a.kind, a.htask, a.number // m[a.htask]): s for a, s in runner.exposed_s.items()}
+
+
+def test_only_the_rank_that_speaks_for_its_stage_records_what_it_did(plan, tmp_path):
+    other = build_runner(plan, tmp_path, rank=1)
+    other.run(0)
+    assert (other.spans, other.operators, dict(other.exposed_s)) == ([], [], {})
+    assert {task_id: len(losses) for task_id, losses in other.losses.items()} == {"a": STEPS, "b": STEPS}
+
+
+def test_the_threads_of_the_turns_end_with_the_run(plan, tmp_path):
+    runner = build_runner(plan, tmp_path)
+    before = set(threading.enumerate())
+    runner.run(0)
+    assert set(threading.enumerate()) <= before
+
+
+def test_the_host_reads_losses_after_it_has_launched_the_whole_step(plan, tmp_path, monkeypatch):
+    """On a GPU it waits there, and only there."""
+    events = []
+    losses, step = step_losses, Tenant.step
+    monkeypatch.setattr(
+        runtime.engine.runner, "step_losses", lambda *a, **k: [events.append("losses"), losses(*a, **k)][1]
+    )
+    monkeypatch.setattr(Tenant, "step", lambda *a: [events.append("step"), step(*a)][1])
+    build_runner(plan, tmp_path).run(0)
+    assert events == ["step", "losses"] * 2 * STEPS

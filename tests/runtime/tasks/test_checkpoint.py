@@ -1,0 +1,137 @@
+"""Checkpoints hold every task at the same step, and only complete ones count."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from muxtune.plan.extension import extend_schedule
+from muxtune.plan.plan import Plan
+from muxtune.tasks.workload import PeftTask
+from runtime.tasks.checkpoint import CheckpointWriter, load_rank_state, newest_checkpoint
+from runtime.tasks.checkpoint_files import RankState, save_rank_state
+from runtime.tasks.losses import StepLoss
+from runtime.tasks.tenant import Tenant, is_finite
+from runtime.tasks.verdict import NonFiniteError
+from tests.plans import make_plan
+
+
+def _tenants(plan) -> dict[str, Tenant]:
+    return {task.id: Tenant(task, {"w": nn.Parameter(torch.zeros(3))}) for task in plan.tasks}
+
+
+def _play(plan, tenants, writer, losses, *, steps: int, first: int = 0) -> None:
+    """Step the tenants in the order of the schedule, with gradients that differ in every step."""
+    for action in extend_schedule(plan, steps, first=first)[0]:
+        if action.kind == "STEP":
+            for task_id in plan.htasks[action.htask].task_ids:
+                tenants[task_id].parameters["w"].grad = torch.full((3,), float(action.number + 1))
+                tenants[task_id].step(action.number, tenants[task_id].squared_gradient_norm().sqrt())
+                losses[task_id].append(StepLoss(action.number, 1.0 / (action.number + 1), 5, 0.1))
+            writer.after_step(action.htask, action.number)
+
+
+def _writer(folder, plan, tenants, losses, *, steps: int, done: int = 0) -> CheckpointWriter:
+    return CheckpointWriter(
+        folder, 0, plan=plan, tenants=tenants, losses=losses, every=2, steps=steps, done=done
+    )
+
+
+@pytest.mark.parametrize("template", ["flush", "continuous"])
+def test_a_restored_run_ends_bit_by_bit_like_the_uninterrupted_one(tmp_path, template):
+    plan = make_plan(template=template, pp=1)
+    whole, losses = _tenants(plan), {task.id: [] for task in plan.tasks}
+    _play(plan, whole, _writer(tmp_path, plan, whole, losses, steps=4), losses, steps=4)
+    assert newest_checkpoint(tmp_path, 1) == 2  # none at the end: the results themselves are written
+
+    state = load_rank_state(tmp_path, 2, 0)
+    assert {i: [step for step, *_ in entries] for i, entries in state["losses"].items()} == {
+        task.id: [0, 1] for task in plan.tasks
+    }
+    again = _tenants(plan)
+    for task_id, snapshot in state["tenants"].items():
+        again[task_id].restore(snapshot)
+    _play(plan, again, _writer(tmp_path, plan, again, losses, steps=4, done=2), losses, steps=4, first=2)
+    for task_id, tenant in whole.items():
+        assert torch.equal(again[task_id].parameters["w"], tenant.parameters["w"])
+
+
+def test_only_a_checkpoint_with_the_files_of_all_ranks_counts(tmp_path):
+    for step, ranks in {10: (0, 1), 20: (0, 1), 30: (1,)}.items():
+        for rank in ranks:
+            save_rank_state(tmp_path, RankState(tenants={}, losses={}), plan="", step=step, rank=rank)
+    (tmp_path / "step-000020" / "rank-2.safetensors").write_bytes(b"killed before its checksum was there")
+    assert newest_checkpoint(tmp_path, 3) is None
+    assert newest_checkpoint(tmp_path, 2) == 20
+    assert newest_checkpoint(tmp_path / "nothing", 2) is None
+
+
+def test_older_checkpoints_go_when_two_newer_ones_are_complete(tmp_path):
+    plan = make_plan(pp=1)
+    tasks = tuple(task.model_copy(update={"steps": 7}) for task in plan.tasks)
+    plan = Plan.model_validate({name: getattr(plan, name) for name in Plan.model_fields} | {"tasks": tasks})
+    tenants, losses = _tenants(plan), {task.id: [] for task in tasks}
+    _play(plan, tenants, _writer(tmp_path, plan, tenants, losses, steps=7), losses, steps=7)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000004", "step-000006"]
+
+
+def test_the_gradient_is_clipped_as_torch_does_it():
+    fields = make_plan().tasks[0].model_dump() | {"max_grad_norm": 0.5}
+    task = PeftTask.model_validate(fields)
+    gradient = torch.tensor([0.3, -2.0, 1.0], dtype=torch.float64)
+    ours, reference = (nn.Parameter(torch.ones(3, dtype=torch.float64)) for _ in range(2))
+    tenant = Tenant(task, {"w": ours})
+    ours.grad, reference.grad = gradient.clone(), gradient.clone()
+    tenant.step(0, float(tenant.squared_gradient_norm()) ** 0.5)
+    torch.nn.utils.clip_grad_norm_([reference], 0.5)
+    torch.optim.AdamW([reference], lr=task.learning_rate, weight_decay=0.0).step()
+    torch.testing.assert_close(ours, reference, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("limit", [None, 1.0])
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_a_gradient_that_is_not_finite_changes_neither_adapter_nor_optimizer(value, limit):
+    """A NaN norm is no reason to step without clipping."""
+    task = PeftTask.model_validate(make_plan().tasks[0].model_dump() | {"max_grad_norm": limit})
+    tenant = Tenant(task, {"w": nn.Parameter(torch.ones(3))})
+    for step, gradient in enumerate([torch.full((3,), 0.1), torch.tensor([0.1, value, 0.1])]):
+        before = tenant.snapshot()
+        tenant.parameters["w"].grad = gradient
+        tenant.step(step, tenant.squared_gradient_norm().sqrt())
+    after = tenant.snapshot()
+    assert torch.equal(after["adapter"]["w"], before["adapter"]["w"])
+    assert all(torch.equal(after["optimizer"][name]["w"], before["optimizer"][name]["w"]) for name in
+               ("step", "exp_avg", "exp_avg_sq"))  # fmt: skip
+
+
+@pytest.mark.parametrize(("limit", "refused"), [(None, True), (1.0, False), (1e30, True)])
+def test_a_gradient_whose_square_would_overflow_the_second_moment_is_refused_unless_clipped(limit, refused):
+    task = PeftTask.model_validate(make_plan().tasks[0].model_dump() | {"max_grad_norm": limit})
+    tenant = Tenant(task, {"w": nn.Parameter(torch.ones(3))})
+    tenant.parameters["w"].grad = torch.full((3,), 1e25)
+    norm = tenant.squared_gradient_norm().sqrt()
+    assert bool(tenant.refuses(norm)) == refused
+    tenant.step(0, norm)
+    assert tenant.is_finite()
+    assert torch.equal(tenant.parameters["w"], torch.ones(3)) == refused
+
+
+@pytest.mark.parametrize("part", ["adapter", "exp_avg_sq"])
+@pytest.mark.parametrize("template", ["flush", "continuous"])
+def test_a_state_that_is_not_finite_is_never_written_and_removes_nothing(tmp_path, template, part):
+    plan = make_plan(template=template, pp=1)
+    tasks = tuple(task.model_copy(update={"steps": 9}) for task in plan.tasks)
+    plan = Plan.model_validate({name: getattr(plan, name) for name in Plan.model_fields} | {"tasks": tasks})
+    tenants, losses = _tenants(plan), {task.id: [] for task in tasks}
+    writer = _writer(tmp_path, plan, tenants, losses, steps=9)
+    _play(plan, tenants, writer, losses, steps=4)
+    _play(plan, tenants, writer, losses, steps=5, first=4)
+    parameter = tenants[tasks[-1].id].parameters["w"]
+    state = tenants[tasks[-1].id].optimizer.state[parameter]
+    (parameter.data if part == "adapter" else state[part])[1] = float("inf")
+    with pytest.raises(NonFiniteError, match=rf"task {tasks[-1].id}, step 5: adapter or optimizer state is"):
+        _play(plan, tenants, writer, losses, steps=6, first=5)
+    assert newest_checkpoint(tmp_path, 1) == 4
+    for step in (2, 4):
+        assert all(map(is_finite, load_rank_state(tmp_path, step, 0)["tenants"].values()))

@@ -23,10 +23,11 @@ from benchmarks.helpers.machine import machine_line
 from benchmarks.helpers.memory_trace import traced_peaks
 from muxtune.cluster import load_cluster
 from muxtune.costs import CostModel
+from muxtune.costs.ref import CostsRef
 from muxtune.graph.operators import Operator, Phase
 from muxtune.memory import StageMemory
 from muxtune.model import Dtype, load_model_spec
-from muxtune.plan.plan import CostsRef, Plan
+from muxtune.plan.plan import Plan
 from muxtune.planning.decisions.options import PlanOptions
 from muxtune.planning.exact.bytes import plan_memory
 from muxtune.policies import plan_workload

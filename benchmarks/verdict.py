@@ -32,7 +32,7 @@ from muxtune.planning.decisions.options import PlanOptions
 from muxtune.schedule.actions import Template
 from muxtune.support.tables import format_table, show_seconds
 from runtime import load_report, run_plan
-from runtime.engine.rank import RunJob
+from runtime.engine.job import RunJob
 from sim import search_plan
 
 BAR = 0.01

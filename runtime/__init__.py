@@ -1,7 +1,7 @@
 """Executes a plan with torch."""
 
 from runtime.distributed.peers import PeerLostError
-from runtime.engine.rank import PEER_LOST_EXIT_CODE
+from runtime.engine.job import PEER_LOST_EXIT_CODE
 from runtime.launch.run import run_plan
 from runtime.reports.report import RunReport, load_report
 from runtime.reports.validate import ValidationReport, validate_run

@@ -26,8 +26,9 @@ from runtime.attention import (
     causal_attention,
     refusals,
 )
+from runtime.backbone.hugging_face import load_hf_model, torch_dtype
 from runtime.backbone.layers import Embedding, Head, Norm
-from runtime.backbone.stage import Stage, load_hf_model, torch_dtype
+from runtime.backbone.stage import Stage
 from runtime.data.batch import MicrobatchTensors, build_microbatch
 from runtime.ops.dropout import Dropout
 from runtime.ops.elementwise import LayerNorm, RmsNorm, find_activation, find_gated_activation

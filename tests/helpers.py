@@ -10,10 +10,11 @@ from pathlib import Path
 from muxtune.batches.layout import Alignment
 from muxtune.batches.shapes import htask_microbatches, measure_shape
 from muxtune.cluster import load_cluster
+from muxtune.costs.ref import CostsRef
 from muxtune.model import ModelSpec
 from muxtune.plan.basis import finish_plan
 from muxtune.plan.check import check_plan
-from muxtune.plan.plan import CostsRef, HTask, Parallelism, Plan
+from muxtune.plan.plan import HTask, Parallelism, Plan
 from muxtune.plan.prediction import IterationTokens, predict
 from muxtune.schedule.actions import Template, build_schedule
 from muxtune.schedule.recurrence import StageTimes, evaluate_schedule

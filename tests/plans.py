@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from muxtune.cluster import load_cluster
+from muxtune.costs.ref import CostsRef
 from muxtune.model import PRESETS
 from muxtune.plan.basis import finish_plan
 from muxtune.plan.check import check_plan
-from muxtune.plan.plan import CostsRef, HTask, Orchestration, Parallelism, Plan
+from muxtune.plan.plan import HTask, Orchestration, Parallelism, Plan
 from muxtune.plan.prediction import IterationTokens, predict
 from muxtune.schedule.actions import Template, build_schedule
 from muxtune.schedule.recurrence import ClockTimes, StageTimes, evaluate_schedule

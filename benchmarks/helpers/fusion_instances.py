@@ -15,9 +15,9 @@ from muxtune.graph.operators import Phase
 from muxtune.model import PRESETS, ModelSpec
 from muxtune.planning.decisions.options import PlanOptions
 from muxtune.planning.decisions.structure import HTaskChoice
-from muxtune.planning.problem.pipeline import in_order
+from muxtune.planning.problem.meshes import choose_mesh
 from muxtune.planning.problem.problem import PlanningProblem
-from muxtune.planning.problem.stages import choose_mesh
+from muxtune.planning.problem.schedules import in_order
 from muxtune.tasks.workload import Workload, workload_from
 
 DEVICES = ("a40", "h100", "cpu")

@@ -20,7 +20,8 @@ from torch.autograd.profiler import profile, record_function
 from muxtune.plan.file import load_plan, save_plan
 from muxtune.plan.plan import Plan
 from runtime.device.allocations import allocation_curve
-from runtime.engine.rank import RankRun, RunJob
+from runtime.engine.job import RunJob
+from runtime.engine.rank import RankRun
 
 _PLAYING = "benchmarks.helpers.memory_trace: playing"
 

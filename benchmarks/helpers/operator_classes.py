@@ -30,7 +30,8 @@ from muxtune.graph.operators import PHASES, Phase
 from muxtune.plan.plan import Plan
 from muxtune.support.allocator import keep_freed_memory
 from runtime.attention.rows import RowPlacement
-from runtime.backbone.stage import Stage, load_hf_model, torch_dtype
+from runtime.backbone.hugging_face import load_hf_model, torch_dtype
+from runtime.backbone.stage import Stage
 from runtime.data.batch import MicrobatchTensors
 from runtime.data.feed import Feed, load_plan_data
 

@@ -30,8 +30,9 @@ from muxtune.plan.plan import Plan
 from muxtune.schedule.actions import Action
 from muxtune.schedule.trace import COMPUTE
 from runtime.device.stopwatch import HostStopwatch
-from runtime.distributed.transport import meet
-from runtime.engine.rank import RankRun, RunJob
+from runtime.distributed.agreement import meet
+from runtime.engine.job import RunJob
+from runtime.engine.rank import RankRun
 from runtime.engine.runner import StageRunner
 
 Kind = Literal["F", "B"]

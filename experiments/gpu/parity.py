@@ -158,7 +158,8 @@ def _losses_and_gradients(
     device: str,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of each task, and gradients by task and peft's name; on the CPU."""
-    from runtime.backbone.stage import Stage, load_hf_model
+    from runtime.backbone.hugging_face import load_hf_model
+    from runtime.backbone.stage import Stage
 
     stage = Stage(
         model, range(model.layers), first=True, last=True, weights=load_hf_model(model), device=device

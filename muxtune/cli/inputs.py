@@ -49,6 +49,6 @@ def _check_weights(spec: ModelSpec) -> None:
     if not files:
         warnings.warn(f"{spec.source} has no weights: it can be planned, not run", stacklevel=3)
     elif is_pickled(files):
-        from runtime.backbone.stage import check_pickled  # only torch reads its own files
+        from runtime.backbone.hugging_face import check_pickled  # only torch reads its own files
 
         check_pickled(spec)

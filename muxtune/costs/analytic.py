@@ -46,11 +46,11 @@ from muxtune.costs.collectives import Interconnect
 from muxtune.costs.gpu import load_gpu
 from muxtune.costs.links import AS_GIVEN
 from muxtune.costs.pointwise import PointwiseKind
+from muxtune.costs.ref import CostsRef
 from muxtune.graph.layer import Launching
 from muxtune.graph.operators import Operator, Phase
 from muxtune.model import DTYPE_BYTES, ModelSpec
 from muxtune.placement import Route
-from muxtune.plan.plan import CostsRef
 from muxtune.support.errors import SpecError
 
 AdapterKernels = Literal["grouped", "torch"]

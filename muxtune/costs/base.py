@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol, Self
 
+from muxtune.costs.ref import CostsRef
 from muxtune.graph.attention_backends import DEFAULT_ATTENTION, AttentionName
 from muxtune.graph.layer import Launching
 from muxtune.graph.operators import Operator, Phase
-from muxtune.plan.plan import CostsRef
 
 
 class CostModel(Protocol):

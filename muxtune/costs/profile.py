@@ -11,12 +11,13 @@ from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from muxtune.costs.ref import CostsRef
 from muxtune.graph.attention_backends import DEFAULT_ATTENTION, AttentionContest, AttentionName
 from muxtune.graph.operators import OPERATOR_DIMS, PHASES, Operator, Phase, dimensions
 from muxtune.model import ModelSpec
-from muxtune.plan.plan import MOST_SECONDS, CostsRef
 from muxtune.support.errors import UserError, spec_error_from
 from muxtune.support.files import write_atomically
+from muxtune.support.strict_models import MOST_SECONDS
 from muxtune.support.user_files import check_regular
 
 PROFILE_FORMAT = 1

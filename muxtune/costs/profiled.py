@@ -13,11 +13,11 @@ from muxtune.costs.base import CostModel
 from muxtune.costs.interpolation import RatioTable
 from muxtune.costs.overhead import ActionOverhead, StageSum, fit_overhead, sum_stages
 from muxtune.costs.profile import Profile, describe_dims
+from muxtune.costs.ref import CostsRef
 from muxtune.costs.roofline import RooflineCosts, fit_coefficients
 from muxtune.graph.attention_backends import AttentionName
 from muxtune.graph.operators import COLLECTIVE_KINDS, LINK_KINDS, PHASES, Operator, Phase
 from muxtune.model import ModelSpec
-from muxtune.plan.plan import CostsRef
 from muxtune.support.errors import UserError
 
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from muxtune.costs.base import CostModel
 from muxtune.costs.operator_work import operator_work
 from muxtune.costs.profile import Profile
+from muxtune.costs.ref import CostsRef
 from muxtune.graph.operators import LINK_KINDS, Operator, Phase
 from muxtune.model import ModelSpec
-from muxtune.plan.plan import CostsRef
 from muxtune.support.errors import UserError
 
 Array = NDArray[np.float64]

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from muxtune.batches.layout import Alignment, HTaskShape
 from muxtune.batches.token_report import AlignmentReport
 from muxtune.cluster import ClusterSpec
+from muxtune.costs.ref import CostsRef
 from muxtune.graph.attention_backends import DEFAULT_ATTENTION, AttentionName
 from muxtune.graph.operators import Phase
 from muxtune.model import BackboneDigest, ModelSpec
@@ -19,30 +20,10 @@ from muxtune.placement import Placement
 from muxtune.plan.launch_orders import ClockLaunches
 from muxtune.schedule.actions import Action, Kind, Template, clocks_of
 from muxtune.schedule.pipeline_order import clocks_in_flight
+from muxtune.support.strict_models import _STRICT, MOST_SECONDS, Seconds
 from muxtune.tasks.workload import PeftTask
 
 SCHEMA_VERSION = 1
-
-_STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)  # JSON has neither
-
-MOST_SECONDS = 1e9
-"""Of any time in a plan, about thirty years: more is a slip, and sums of it would leave the floats."""
-
-Seconds = Annotated[float, Field(gt=0, le=MOST_SECONDS)]
-"""A duration of something that is done; nothing takes no time."""
-
-
-class CostsRef(BaseModel):
-    """Which operator costs the plan was made with."""
-
-    model_config = _STRICT
-
-    profile_id: str
-    device: str
-    digest: str
-    notes: tuple[str, ...] = ()
-    """What is doubtful about these costs for this plan: sentences on where they come from, on what was not
-    measured, and on fits that rest on their bounds."""
 
 
 class Parallelism(BaseModel):

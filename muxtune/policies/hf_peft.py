@@ -14,8 +14,8 @@ from muxtune.plan.plan import Orchestration
 from muxtune.planning.decisions.options import PlanOptions
 from muxtune.planning.decisions.structure import PlanStructure
 from muxtune.planning.problem.meshes import on_every_mesh
-from muxtune.planning.problem.pipeline import in_order
 from muxtune.planning.problem.problem import PlanningProblem
+from muxtune.planning.problem.schedules import in_order
 from muxtune.policies.base import POLICIES
 from muxtune.policies.instances import task_instances
 from muxtune.policies.shared import refuse_partition

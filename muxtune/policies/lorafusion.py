@@ -25,10 +25,9 @@ from muxtune.batches.layout import HTaskShape
 from muxtune.batches.shapes import phase_tokens, phases
 from muxtune.planning.decisions.options import PlanOptions
 from muxtune.planning.decisions.structure import HTaskChoice, PlanStructure
-from muxtune.planning.problem.meshes import on_every_mesh
-from muxtune.planning.problem.pipeline import in_order
+from muxtune.planning.problem.meshes import choose_mesh, on_every_mesh
 from muxtune.planning.problem.problem import PlanningProblem
-from muxtune.planning.problem.stages import choose_mesh
+from muxtune.planning.problem.schedules import in_order
 from muxtune.policies.base import POLICIES
 from muxtune.policies.shared import refuse_partition
 from muxtune.support.errors import SpecError

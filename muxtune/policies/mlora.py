@@ -17,8 +17,8 @@ from itertools import pairwise
 from muxtune.planning.decisions.options import PlanOptions
 from muxtune.planning.decisions.structure import PlanStructure
 from muxtune.planning.problem.meshes import on_every_mesh
-from muxtune.planning.problem.pipeline import aligned_groups
 from muxtune.planning.problem.problem import PlanningProblem
+from muxtune.planning.problem.schedules import aligned_groups
 from muxtune.policies.base import POLICIES
 from muxtune.policies.shared import refuse_partition
 from muxtune.support.errors import SpecError

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from muxtune.model import ModelSpec
 from runtime.attention import RopeTables, causal_attention
+from runtime.backbone.linear import SharedLinear
 from runtime.data.batch import MicrobatchTensors
 from runtime.distributed.sharding import WHOLE, Shard, linear_cuts
 from runtime.distributed.tensor_parallel import select_rows, shared, split_nll, summed
 from runtime.ops.elementwise import LayerNorm, RmsNorm, find_activation, find_gated_activation
-from runtime.peft.lora import SharedLinear, lora_linear
+from runtime.peft.lora import lora_linear
 
 Norm = RmsNorm | LayerNorm
 

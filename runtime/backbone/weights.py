@@ -18,8 +18,8 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from muxtune.model import ModelSpec, is_pickled, locate_tensors, weight_files
+from runtime.backbone.hugging_face import hf_config, load_hf_model, torch_dtype
 from runtime.backbone.layers import Weights
-from runtime.backbone.stage import hf_config, load_hf_model, torch_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,7 +28,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def open_weights(spec: ModelSpec) -> Weights:
-    """Weights bit for bit those of :func:`runtime.backbone.stage.load_hf_model`, without loading them all.
+    """Weights bit for bit those of :func:`load_hf_model`, without loading them all.
 
     Torch's own files (``*.bin``) are loaded whole; the log says so.
 

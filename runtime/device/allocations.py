@@ -1,4 +1,4 @@
-"""Bytes that a stage holds: weights, what autograd keeps from a forward for its backward, and temporaries."""
+"""Bytes that autograd keeps from a forward for its backward, and all that is allocated in a while."""
 
 from __future__ import annotations
 
@@ -13,24 +13,6 @@ from torch import Tensor, nn
 from torch.autograd import profiler
 from torch.autograd.graph import saved_tensors_hooks
 from torch.autograd.profiler import profile
-
-from runtime.backbone.layers import DecoderLayer
-
-
-def parameter_bytes(module: nn.Module) -> int:
-    """Bytes of all parameters and buffers; of a stage, the frozen backbone without adapters."""
-    tensors = [*module.parameters(), *module.buffers()]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def rotary_table_bytes(module: nn.Module) -> int:
-    """Bytes of the rotary tables below a module; its layers share them."""
-    tables = {
-        id(layer.rope): layer.rope
-        for layer in module.modules()
-        if isinstance(layer, DecoderLayer) and layer.rope is not None
-    }
-    return sum(rope.cos.nbytes + rope.sin.nbytes + rope.inverse_sin.nbytes for rope in tables.values())
 
 
 class SavedBytes:

@@ -1,4 +1,4 @@
-"""Tensors between neighbouring stages, point-to-point, and small things that all ranks tell each other.
+"""Tensors between neighbouring stages, point-to-point.
 
 Forward tensors go from stage s to s + 1, gradients back. All stages play the same order of forwards and of
 backwards, so each direction is a queue: nothing carries a name. Gloo and NCCL move data only once the receive
@@ -10,14 +10,10 @@ computation.
 
 from __future__ import annotations
 
-import platform
-import time
-import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -25,8 +21,6 @@ from torch import Tensor
 
 from runtime.device.devices import CPU, RankDevice
 from runtime.distributed.peers import or_peer_lost
-
-T = TypeVar("T")
 
 POSTED_AHEAD = 2
 """Receives posted per direction. 1F1B lets a neighbour be at most two micro-batches ahead."""
@@ -173,40 +167,3 @@ def open_link(link: Link, *, sends: bool) -> None:
     work = or_peer_lost(partial(exchange, tensor, link.peer, group=link.group), link.peer)
     assert work is not None  # None only for ranks outside of the group
     or_peer_lost(work.wait, link.peer)
-
-
-def gather(value: T) -> list[T]:
-    """Values of all ranks on rank 0, in order; nothing elsewhere. Values of any kind that pickles.
-
-    Raises:
-        PeerLostError: A rank is gone.
-    """
-    if not dist.is_initialized():
-        return [value]
-    gathered: list[T] | None = [value] * dist.get_world_size() if dist.get_rank() == 0 else None
-    or_peer_lost(lambda: dist.gather_object(value, gathered))
-    return gathered or []
-
-
-def meet() -> None:
-    """Wait for all ranks.
-
-    Raises:
-        PeerLostError: A rank is gone.
-    """
-    if dist.is_initialized():
-        or_peer_lost(dist.barrier)
-
-
-def common_origin_ns() -> int:
-    """A reading of ``time.perf_counter_ns`` that means the same moment on all ranks.
-
-    Ranks of one machine share that clock; another machine's clock is read at the end of a barrier.
-    """
-    if not dist.is_initialized():
-        return time.perf_counter_ns()
-    meet()
-    own = (platform.node(), uuid.getnode(), time.perf_counter_ns())
-    readings = [own] * dist.get_world_size()
-    or_peer_lost(lambda: dist.all_gather_object(readings, own))
-    return readings[0][2] if readings[0][:2] == own[:2] else own[2]

@@ -14,7 +14,6 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
-from pydantic import BaseModel, ConfigDict
 
 from muxtune.plan.extension import extend_schedule
 from muxtune.plan.file import load_plan
@@ -24,18 +23,18 @@ from muxtune.support.allocator import keep_freed_memory
 from muxtune.support.errors import MuxTuneError, UserError
 from muxtune.support.processes import end_process, end_with_parent
 from muxtune.support.run_folder import FolderWatch
+from runtime.backbone.held_bytes import parameter_bytes, rotary_table_bytes
 from runtime.backbone.stage import Stage
 from runtime.backbone.weights import open_weights
 from runtime.data.feed import Feed, load_plan_data
-from runtime.device.allocations import parameter_bytes, rotary_table_bytes
-from runtime.device.devices import DeviceKind, rank_device
+from runtime.device.devices import rank_device
 from runtime.device.process_memory import process_bytes
+from runtime.distributed.agreement import common_origin_ns, gather, meet, share, together
 from runtime.distributed.mesh import RankMesh
 from runtime.distributed.peers import PeerLostError, or_peer_lost
 from runtime.distributed.sharding import Part, assemble
-from runtime.distributed.transport import common_origin_ns, gather, meet
+from runtime.engine.job import PEER_LOST_EXIT_CODE, USER_ERROR_EXIT_CODE, RunJob
 from runtime.engine.runner import StageRunner
-from runtime.launch.torchrun import share, together
 from runtime.reports.footprint import measure_memory
 from runtime.reports.report import StageRecord, build_report, save_report, stage_records
 from runtime.tasks.adapter_files import initial_adapter, load_adapter, save_adapter
@@ -45,41 +44,6 @@ from runtime.tasks.losses import StepLoss
 from runtime.tasks.outputs import ADAPTER, ADAPTER_INIT, RUN_BEFORE, save_progress, task_folder
 from runtime.tasks.tenant import Tenant
 from runtime.tasks.verdict import NonFiniteError, refuse_together
-
-PEER_LOST_EXIT_CODE = 75
-"""Exit code of a rank whose neighbour died; the neighbour has the real cause."""
-
-
-USER_ERROR_EXIT_CODE = 2
-"""Exit code of a rank that met a mistake that the user can mend."""
-
-
-PEER_TIMEOUT_S = 1800.0
-"""How long a rank waits for another one's message; the first wait may last as long as loading a backbone."""
-
-PEER_TIMEOUTS_S = (0.001, 7 * 86400.0)
-"""The shortest and the longest; torch counts milliseconds, and not for months."""
-
-
-class RunJob(BaseModel):
-    """What a rank has to know beside the plan, which lies in the run's folder."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    out_dir: Path
-    steps: int
-    """Iterations of the whole run."""
-    first_step: int
-    """Iterations that a checkpoint stands for; 0 for a fresh start."""
-    checkpoint_every: int
-    metered_steps: int = 1
-    """First steps of each hTask in which the bytes of every micro-batch are counted."""
-    device: DeviceKind = "cpu"
-    """That all ranks compute on."""
-    peer_timeout_s: float = PEER_TIMEOUT_S
-    """A rank that keeps another one waiting for longer is taken to hang."""
-    lock: int | None = None
-    """Descriptor of the lock on ``out_dir``; ranks that are started on this machine inherit it."""
 
 
 class RankRun:

@@ -17,7 +17,8 @@ from muxtune.orchestration import clock_segments
 from muxtune.plan.plan import Plan
 from muxtune.schedule.actions import Action, clocks_of
 from muxtune.schedule.trace import COMMUNICATION, COMPUTE, OperatorSpan, Span
-from runtime.backbone.stage import Stage, torch_dtype
+from runtime.backbone.hugging_face import torch_dtype
+from runtime.backbone.stage import Stage
 from runtime.data.batch import MicrobatchTensors
 from runtime.data.feed import Feed
 from runtime.device.stopwatch import Mark

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from muxtune.support.errors import RunError, UserError
 from muxtune.support.run_folder import FolderWatch, meeting_folder
-from runtime.engine.rank import PEER_LOST_EXIT_CODE, USER_ERROR_EXIT_CODE, RunJob
+from runtime.engine.job import PEER_LOST_EXIT_CODE, USER_ERROR_EXIT_CODE, RunJob
 
 _POLL_S = 0.05
 _CAUSE_WAIT_S = 5.0

@@ -22,12 +22,14 @@ from muxtune.support.errors import SpecError, UserError, naming
 from muxtune.support.processes import Stopped, end_when_stopped, under_torchrun
 from muxtune.support.run_folder import LOCK, locked, refuse_if_locked, remove_temporaries
 from runtime.attention import attention_site, check_attention
-from runtime.backbone.stage import check_pickled
+from runtime.backbone.hugging_face import check_pickled
 from runtime.data.feed import check_room, load_plan_data
 from runtime.device.devices import DeviceKind, check_devices, check_memory, rank_device
-from runtime.engine.rank import PEER_TIMEOUT_S, PEER_TIMEOUTS_S, RankRun, RunJob
+from runtime.distributed.agreement import share, together
+from runtime.engine.job import PEER_TIMEOUT_S, PEER_TIMEOUTS_S, RunJob
+from runtime.engine.rank import RankRun
 from runtime.launch.local import launch_ranks
-from runtime.launch.torchrun import check_node_place, job_place, joined, share, together
+from runtime.launch.torchrun import check_node_place, job_place, joined
 from runtime.ops.kernels import kernel_mode
 from runtime.reports.report import RunReport, load_report
 from runtime.tasks.checkpoint_files import Owner, clear_newer, complete_checkpoints, whole_checkpoint

@@ -1,4 +1,4 @@
-"""Being one rank of a job that torchrun started: refusing together, and failing in one voice.
+"""Being one rank of a job that torchrun started: connecting, and failing in one voice.
 
 A torchrun ends the ranks of its own node as soon as one of them has failed, and lists the failed ones. Ranks
 of other nodes only see that a connection broke. So the rank that has a cause tells it; a rank that lost
@@ -15,21 +15,18 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _abort_process_group
 
 from muxtune.support.errors import MuxTuneError, RunError, SpecError, UserError
+from runtime.distributed.agreement import meet
 from runtime.distributed.peers import PeerLostError, or_peer_lost
-from runtime.distributed.transport import meet
-
-T = TypeVar("T")
 
 END_WAIT_S = 3.0
 """How long a rank that lost another one waits for its torchrun, which looks ten times a second."""
@@ -73,45 +70,6 @@ def joined(rank: int, world: int, peer_timeout_s: float) -> Iterator[None]:
         raise RunError(f"rank {rank}: {type(error).__name__}: {error}") from error
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def together(action: Callable[[], T]) -> T:
-    """Do something on every rank, and go on only if no rank refused; the first one that did says why.
-
-    Args:
-        action: What to do; it talks to no other rank.
-
-    Returns:
-        The result on this rank.
-
-    Raises:
-        UserError: What the action raised here.
-        PeerLostError: It raised on another rank.
-    """
-    refusal: UserError | None = None
-    try:
-        result = action()
-    except UserError as error:
-        refusal = error
-    refused = [rank for rank, had in enumerate(share(refusal is not None)) if had]
-    if not refused:
-        return result
-    if refusal is not None and (not dist.is_initialized() or refused[0] == dist.get_rank()):
-        raise refusal
-    raise PeerLostError(f"rank {refused[0]} refused the run, and says why")
-
-
-def share(value: T) -> list[T]:
-    """Values of all ranks, in order, on every rank. Values of any kind that pickles.
-
-    Raises:
-        PeerLostError: A rank is gone.
-    """
-    values = [value]
-    if dist.is_initialized():
-        values = [value] * dist.get_world_size()
-        or_peer_lost(lambda: dist.all_gather_object(values, value))
-    return values
 
 
 def job_place() -> tuple[int, int]:

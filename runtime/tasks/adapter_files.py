@@ -15,7 +15,7 @@ from muxtune.model import ModelSpec
 from muxtune.support.errors import SpecError
 from muxtune.support.files import write_atomically, write_text_atomically
 from muxtune.tasks.workload import PeftTask
-from runtime.backbone.stage import hf_config, torch_dtype
+from runtime.backbone.hugging_face import hf_config, torch_dtype
 
 if TYPE_CHECKING:
     from peft import LoraConfig

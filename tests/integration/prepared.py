@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 import runtime.launch.local
-from runtime.engine.rank import RunJob
+from runtime.engine.job import RunJob
 
 _RANK_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",

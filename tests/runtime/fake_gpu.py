@@ -22,7 +22,8 @@ import runtime.operators
 import runtime.ops.gemm
 from muxtune.graph.operators import LINK_KINDS, OPERATOR_DIMS, Operator
 from muxtune.model import PRESETS
-from runtime.backbone.stage import Stage, load_hf_model
+from runtime.backbone.hugging_face import load_hf_model
+from runtime.backbone.stage import Stage
 
 DIMS = {"in_features": 16, "out_features": 24, "r": 3, "layers": 2, "tensors": 4, "parameters": 100}
 DEVICE = "gpu:0"

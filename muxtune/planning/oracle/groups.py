@@ -30,20 +30,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muxtune.memory import StageMemory
+from muxtune.planning.decisions.partition_dp import Groups
 from muxtune.planning.decisions.structure import HTaskChoice, Mesh, PlanStructure
 from muxtune.planning.exact.seconds import HTaskTimes
 from muxtune.planning.problem.layouts import sort_by_tokens
-from muxtune.planning.problem.pipeline import in_order
 from muxtune.planning.problem.problem import PlanningProblem
+from muxtune.planning.problem.schedules import in_order
 from muxtune.schedule.actions import Action, Template
 from muxtune.schedule.pipeline_order import inject
 
 # S pipeline stages
 
 FloatArray = NDArray[np.float64]
-
-Groups = tuple[int, ...]
-"""A partition: the masks of its groups, ascending."""
 
 
 @dataclass(frozen=True, slots=True)

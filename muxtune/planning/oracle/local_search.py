@@ -25,10 +25,10 @@ from itertools import combinations, pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from muxtune.planning.decisions.partition_dp import Groups, best_cuts
 from muxtune.planning.decisions.structure import PlanStructure
-from muxtune.planning.oracle.groups import Groups, GroupTable
+from muxtune.planning.oracle.groups import GroupTable
 from muxtune.planning.oracle.partitions import Appraised, Appraiser
-from muxtune.planning.problem.layouts import best_cuts
 from muxtune.tasks.dataset import TaskData
 
 

@@ -15,16 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muxtune.planning.decisions.options import PlanOptions
+from muxtune.planning.decisions.partition_dp import Groups, set_partitions
 from muxtune.planning.decisions.structure import HTaskChoice, PlanStructure
 from muxtune.planning.exact.bounds import exact_bounds
-from muxtune.planning.oracle.groups import Groups, GroupTable
-from muxtune.planning.problem.assemble import structure_iteration_s, structure_schedule
+from muxtune.planning.oracle.groups import GroupTable
+from muxtune.planning.problem.assemble import structure_iteration_s
 from muxtune.planning.problem.carrying import CARRIES, LEAST_TOKENS, cut_choice, cut_variants, may_carry
 from muxtune.planning.problem.layouts import cheapest_alignment
-from muxtune.planning.problem.memory_limit import surely_fits
-from muxtune.planning.problem.pipeline import pipeline_candidates
+from muxtune.planning.problem.memory_limit import fits
+from muxtune.planning.problem.meshes import choose_mesh
 from muxtune.planning.problem.problem import PlanningProblem
-from muxtune.planning.problem.stages import choose_mesh
+from muxtune.planning.problem.schedules import pipeline_candidates
 from muxtune.schedule.actions import Template
 from muxtune.schedule.pipeline_order import injection_order
 
@@ -174,37 +175,6 @@ def task_appraiser(problem: PlanningProblem, options: PlanOptions) -> Appraiser:
     align = cheapest_alignment(problem, mesh, options)
     templates = options.templates(("continuous", "flush"))
     return Appraiser(GroupTable(problem, mesh, align), templates, cut=may_carry(options))
-
-
-def fits(problem: PlanningProblem, structure: PlanStructure) -> bool:
-    """Whether every stage stays inside its device's memory; by its schedule if the bound does not say so."""
-    if surely_fits(problem, structure):
-        return True
-    limit = problem.cluster.device.memory_bytes
-    _, memory = problem.fullest_stage(structure, structure_schedule(structure), give_up_bytes=limit)
-    return memory.total_bytes <= limit
-
-
-def set_partitions(count: int) -> Iterator[Groups]:
-    """All partitions of ``count`` tasks, as ascending masks.
-
-    Task by task: into each group there is, or into a new one, so each partition comes once.
-    """
-
-    def extend(groups: list[int], task: int) -> Iterator[Groups]:
-        if task == count:
-            yield tuple(sorted(groups))
-            return
-        bit = 1 << task
-        for position in range(len(groups)):
-            groups[position] |= bit
-            yield from extend(groups, task + 1)
-            groups[position] ^= bit
-        groups.append(bit)
-        yield from extend(groups, task + 1)
-        groups.pop()
-
-    return extend([], 0)
 
 
 def best_of_all(appraiser: Appraiser, *, keep: int = 1, below_s: float = math.inf) -> list[Appraised]:

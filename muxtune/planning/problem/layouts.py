@@ -1,19 +1,8 @@
-"""Fusion of tasks into hTasks by dynamic programming (paper section 3.3).
-
-Tasks are sorted by tokens per micro-batch and cut into contiguous groups:
-
-    F(i, n) = min over j of F(j, n - 1) + cost(tasks j..i)
-
-with the time of a group on the pipeline's slowest stage as its cost. All group counts ``n`` are returned, for
-the schedule decides between them: few large groups use operators better, many small ones fill the pipeline.
-"""
+"""Layouts of a group of tasks (alignment, chunk length, carry groups), and the cheapest of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-
-import numpy as np
-from numpy.typing import NDArray
 
 from muxtune.batches.layout import ROW_MULTIPLE
 from muxtune.planning.decisions.options import PlanOptions
@@ -28,32 +17,6 @@ if there is no alignment but chunks, as many halves of it too."""
 CARRIED_CHUNKS = (16, 64)
 """Chunk lengths tried where sequences are cut over several micro-batches. What attention reads again depends
 on where micro-batches end, and not on the chunk, so short ones lose least."""
-
-
-def best_cuts(cost_s: NDArray[np.float64]) -> list[tuple[int, ...]]:
-    """Cheapest contiguous partition for every number of groups; numbers without a finite one are left out.
-
-    Args:
-        cost_s: ``[n, n + 1]``; of the group from its first task to the task before its end.
-
-    Returns:
-        Per partition where it is cut, from 0 to ``n``.
-    """
-    count = len(cost_s)
-    least = np.full(count + 1, np.inf)  # of tasks 0 to i, in as many groups as the round says
-    least[0] = 0.0
-    starts: list[NDArray[np.intp]] = []
-    found = []
-    for groups in range(1, count + 1):
-        totals = least[:count, None] + cost_s
-        starts.append(totals.argmin(axis=0))
-        least = totals.min(axis=0)
-        if np.isfinite(least[count]):
-            cuts = [count]
-            for n in range(groups - 1, -1, -1):
-                cuts.append(int(starts[n][cuts[-1]]))
-            found.append(tuple(reversed(cuts)))
-    return found
 
 
 def sort_by_tokens(problem: PlanningProblem) -> list[str]:

@@ -217,3 +217,12 @@ def _with_micro_batches(problem: PlanningProblem, cap: int) -> PlanningProblem:
         for task in problem.tasks
     )
     return PlanningProblem(Workload(tasks=tasks), problem.model, problem.cluster, problem.costs)
+
+
+def fits(problem: PlanningProblem, structure: PlanStructure) -> bool:
+    """Whether every stage stays inside its device's memory; by its schedule if the bound does not say so."""
+    if surely_fits(problem, structure):
+        return True
+    limit = problem.cluster.device.memory_bytes
+    _, memory = problem.fullest_stage(structure, structure_schedule(structure), give_up_bytes=limit)
+    return memory.total_bytes <= limit

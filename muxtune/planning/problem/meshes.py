@@ -1,4 +1,4 @@
-"""The ways to spread a backbone over a cluster's ranks: tensor, pipeline and data parallelism."""
+"""The ways to spread a backbone over a cluster's ranks, and how many layers each stage gets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from muxtune.cluster import ClusterSpec
 from muxtune.model import ModelSpec, sharding_obstacle
 from muxtune.placement import Placement
 from muxtune.planning.decisions.options import PlanOptions
-from muxtune.planning.decisions.structure import SEQUENTIAL, PlanStructure
+from muxtune.planning.decisions.structure import SEQUENTIAL, HTaskChoice, Mesh, PlanStructure
 from muxtune.planning.exact.seconds import overlaps
 from muxtune.planning.problem.assemble import structure_iteration_s
 from muxtune.planning.problem.memory_limit import MemoryLimit
@@ -176,3 +176,81 @@ def _is_long(shape: MeshShape, shapes: Sequence[MeshShape]) -> bool:
 
 def _allowed(fixed: int | None, most: int) -> Sequence[int]:
     return range(1, most + 1) if fixed is None else (fixed,)
+
+
+def balanced_layers(layers: int, pp: int, layer_s: float, first_s: float, last_s: float) -> tuple[int, ...]:
+    """Layers per stage with the least work on the busiest stage, as evenly as that allows.
+
+    Args:
+        layers: Of the backbone, at least ``pp``.
+        pp: Stages.
+        layer_s: Work of a layer in an iteration.
+        first_s: Further work of the first stage; may be negative.
+        last_s: Further work of the last stage.
+    """
+    if pp == 1:
+        return (layers,)
+    split = [1] * pp
+    extra_s = [first_s] + [0.0] * (pp - 2) + [last_s]
+    for _ in range(layers - pp):  # each goes where it makes the least maximum; layers are alike
+        split[min(range(pp), key=lambda s: (split[s] + 1) * layer_s + extra_s[s])] += 1
+    return tuple(split)
+
+
+def mesh_of(shape: MeshShape, layers: tuple[int, ...]) -> Mesh:
+    """The shape with its layers dealt out."""
+    return Mesh(layers, shape.tp, shape.dp)
+
+
+def choose_mesh(problem: PlanningProblem, htasks: Sequence[HTaskChoice], options: PlanOptions) -> Mesh:
+    """The mesh that is asked for, with balanced layers; by default a pipeline over all ranks that are left.
+
+    Raises:
+        SpecError: More stages than layers, or more ranks than the cluster has.
+    """
+    tp, dp = options.tp or 1, options.dp or 1
+    pp = options.pp or problem.cluster.ranks // (tp * dp)
+    if not 1 <= tp * pp * dp <= problem.cluster.ranks:
+        asked = f"{tp} * {pp} * {dp}"
+        expected = f"at most {problem.cluster.ranks}, the ranks of {problem.cluster.name}"
+        raise SpecError("--tp * --pp * --dp", asked, expected)
+    return choose_layers(problem, htasks, pp, tp=tp, dp=dp)
+
+
+def choose_layers(
+    problem: PlanningProblem, htasks: Sequence[HTaskChoice], pp: int, *, tp: int = 1, dp: int = 1
+) -> Mesh:
+    """Layers per stage with the least work on the busiest stage.
+
+    Starts from an even split and moves one layer at a time from the busiest stage to the idlest while that
+    helps; layers are alike, so no better split is missed by moving single layers.
+
+    Raises:
+        SpecError: There are fewer layers than stages.
+    """
+    layers = problem.model.layers
+    if pp > layers:
+        raise SpecError("parallelism.pp", pp, f"at most {layers}, the layers of {problem.model.name}")
+    split = [layers // pp + (stage < layers % pp) for stage in range(pp)]
+    loads = stage_loads(problem, htasks, Mesh(tuple(split), tp, dp))
+    while True:
+        busiest = max(range(pp), key=lambda stage: loads[stage])
+        idlest = min(range(pp), key=lambda stage: loads[stage])
+        if split[busiest] == 1:
+            return Mesh(tuple(split), tp, dp)
+        moved = list(split)
+        moved[busiest] -= 1
+        moved[idlest] += 1
+        moved_loads = stage_loads(problem, htasks, Mesh(tuple(moved), tp, dp))
+        if max(moved_loads) >= max(loads):
+            return Mesh(tuple(split), tp, dp)
+        split, loads = moved, moved_loads
+
+
+def stage_loads(problem: PlanningProblem, htasks: Sequence[HTaskChoice], mesh: Mesh) -> list[float]:
+    """Seconds of work per stage in one iteration."""
+    prices = [(htask, problem.htask_times(htask, mesh)) for htask in htasks]
+    return [
+        sum(h.shape.microbatches * (t.fwd_s[stage] + t.bwd_s[stage]) for h, t in prices)
+        for stage in range(mesh.pp)
+    ]

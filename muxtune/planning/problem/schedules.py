@@ -1,4 +1,4 @@
-"""The schedules of a partition that a search plays: groupings, templates, and overlap inside of stages."""
+"""The schedules of a partition: groupings into buckets, templates, and overlap inside of stages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from muxtune.plan.plan import Orchestration
 from muxtune.planning.decisions.options import PlanOptions
 from muxtune.planning.decisions.structure import SEQUENTIAL, HTaskChoice, Mesh, PlanStructure
 from muxtune.planning.problem.assemble import structure_iteration_s
-from muxtune.planning.problem.grouping import balanced_buckets
+from muxtune.planning.problem.layouts import cheapest_alignment
+from muxtune.planning.problem.meshes import choose_mesh
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.schedule.actions import Template
 
@@ -117,3 +118,72 @@ def schedules(
     for template in templates:
         for buckets in groupings:
             yield PlanStructure(htasks=tuple(htasks), buckets=buckets, template=template, mesh=mesh)
+
+
+def bucket_candidates(latency_s: Sequence[float]) -> list[tuple[tuple[int, ...], ...]]:
+    """Balanced groupings for every bucket count, buckets by descending latency.
+
+    Inside a bucket the hTasks take turns, slowest first or slowest last. That decides who is left over at its
+    end: if it is the hTask that also begins the next iteration, ``continuous`` has to drain for its step.
+
+    Args:
+        latency_s: Per hTask, seconds of one micro-batch on the slowest stage.
+
+    Returns:
+        Groupings into 1, 2, ... buckets, without repetitions.
+    """
+    groupings: dict[tuple[tuple[int, ...], ...], None] = {}  # a set that keeps the order
+    for count in range(1, len(latency_s) + 1):
+        slowest_first = balanced_buckets(latency_s, count)
+        groupings[slowest_first] = None
+        groupings[tuple(bucket[::-1] for bucket in slowest_first)] = None
+    return list(groupings)
+
+
+def balanced_buckets(latency_s: Sequence[float], count: int) -> tuple[tuple[int, ...], ...]:
+    """``count`` buckets of near-equal total latency: longest first, into the emptiest bucket."""
+    slowest_first = sorted(range(len(latency_s)), key=lambda h: (-latency_s[h], h))
+    buckets: list[list[int]] = [[] for _ in range(count)]
+    filled = [0.0] * count
+    for h in slowest_first:
+        target = min(range(count), key=lambda b: (filled[b], b))
+        buckets[target].append(h)
+        filled[target] += latency_s[h]
+    order = sorted(range(count), key=lambda b: (-filled[b], b))
+    return tuple(tuple(buckets[b]) for b in order)
+
+
+def aligned_groups(
+    problem: PlanningProblem, options: PlanOptions, groups: Sequence[tuple[str, ...]]
+) -> tuple[list[HTaskChoice], Mesh]:
+    """Groups with their cheapest alignments, and the mesh with balanced layers per stage.
+
+    Raises:
+        SpecError: A sequence is longer than the chunk asked for, or there are fewer layers than stages.
+    """
+    dp = options.dp or 1
+    packed = [HTaskChoice(task_ids=group, shape=problem.shape(group, "pack", dp=dp)) for group in groups]
+    align = cheapest_alignment(problem, choose_mesh(problem, packed, options), options)
+    htasks = [align(group) for group in groups]
+    return htasks, choose_mesh(problem, htasks, options)
+
+
+def pipeline_candidates(
+    problem: PlanningProblem,
+    htasks: Sequence[HTaskChoice],
+    mesh: Mesh,
+    templates: Sequence[Template],
+) -> list[PlanStructure]:
+    """All groupings and templates for a partition."""
+    latencies = [problem.htask_times(htask, mesh).slowest_s for htask in htasks]
+    return [
+        PlanStructure(htasks=tuple(htasks), buckets=buckets, template=template, mesh=mesh)
+        for buckets in bucket_candidates(latencies)
+        for template in templates
+    ]
+
+
+def in_order(htasks: Sequence[HTaskChoice], mesh: Mesh, template: Template) -> PlanStructure:
+    """A structure without grouping: one bucket per hTask, in the order given."""
+    buckets = tuple((h,) for h in range(len(htasks)))
+    return PlanStructure(htasks=tuple(htasks), buckets=buckets, template=template, mesh=mesh)

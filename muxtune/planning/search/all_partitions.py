@@ -18,23 +18,20 @@ from functools import cached_property, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from muxtune.planning.decisions.partition_dp import Places
+from muxtune.planning.decisions.partition_dp import Places, set_partitions
 from muxtune.planning.decisions.structure import Layout, Mesh
 from muxtune.planning.estimate.curves import Floats, Ints
 from muxtune.planning.estimate.group_seconds import GroupBands, GroupPrices
 from muxtune.planning.estimate.memory_bound import Room, room_for_groups
-from muxtune.planning.oracle.partitions import set_partitions
-from muxtune.planning.problem.meshes import MeshShape
+from muxtune.planning.problem.meshes import MeshShape, balanced_layers, mesh_of
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.planning.search.proposals import (
     OVERLAPPED,
     UNEVEN,
     MeshProposals,
     Proposal,
-    balanced_layers,
     loads_s,
     make_proposal,
-    mesh_of,
     stage_work_s,
     turnaround,
 )

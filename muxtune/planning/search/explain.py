@@ -24,9 +24,9 @@ from muxtune.graph.operators import LINK_KINDS, PHASES
 from muxtune.planning.decisions.options import PlanOptions
 from muxtune.planning.decisions.structure import SEQUENTIAL, HTaskChoice, PlanStructure
 from muxtune.planning.exact.seconds import StageKind
-from muxtune.planning.oracle.partitions import fits
 from muxtune.planning.problem.assemble import structure_iteration_s, structure_schedule
 from muxtune.planning.problem.layouts import alignment_candidates
+from muxtune.planning.problem.memory_limit import fits
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.planning.problem.schedules import MODES, TEMPLATES, fastest_schedule, overlapping
 from muxtune.planning.search.search import SearchRecord

@@ -17,7 +17,7 @@ from muxtune.planning.estimate.memory_bound import Room, room_for_groups
 from muxtune.planning.exact.bounds import iteration_bounds
 from muxtune.planning.exact.seconds import StageKind
 from muxtune.planning.problem.carrying import cut_choice
-from muxtune.planning.problem.meshes import MeshShape
+from muxtune.planning.problem.meshes import MeshShape, balanced_layers, mesh_of
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.schedule.actions import Template
 
@@ -142,30 +142,6 @@ def propose_on_mesh(
             proposals += _proposals(bands, prices, rebalanced, templates)
     layer_work_s = shape.dp * min((each.layer_work_s for each in proposals), default=np.inf)
     return MeshProposals(shape, mesh, tuple(proposals), layer_work_s)
-
-
-def balanced_layers(layers: int, pp: int, layer_s: float, first_s: float, last_s: float) -> tuple[int, ...]:
-    """Layers per stage with the least work on the busiest stage, as evenly as that allows.
-
-    Args:
-        layers: Of the backbone, at least ``pp``.
-        pp: Stages.
-        layer_s: Work of a layer in an iteration.
-        first_s: Further work of the first stage; may be negative.
-        last_s: Further work of the last stage.
-    """
-    if pp == 1:
-        return (layers,)
-    split = [1] * pp
-    extra_s = [first_s] + [0.0] * (pp - 2) + [last_s]
-    for _ in range(layers - pp):  # each goes where it makes the least maximum; layers are alike
-        split[min(range(pp), key=lambda s: (split[s] + 1) * layer_s + extra_s[s])] += 1
-    return tuple(split)
-
-
-def mesh_of(shape: MeshShape, layers: tuple[int, ...]) -> Mesh:
-    """The shape with its layers dealt out."""
-    return Mesh(layers, shape.tp, shape.dp)
 
 
 def loads_s(

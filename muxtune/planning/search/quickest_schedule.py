@@ -16,7 +16,7 @@ import numpy as np
 from muxtune.orchestration import Mode
 from muxtune.planning.decisions.structure import HTaskChoice, Mesh, PlanStructure
 from muxtune.planning.exact.bounds import IterationBounds
-from muxtune.planning.oracle.partitions import fits
+from muxtune.planning.problem.memory_limit import fits
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.planning.problem.schedules import (
     MOST_GROUPINGS,

@@ -26,18 +26,18 @@ from functools import partial
 import numpy as np
 
 from muxtune.planning.decisions.options import FREE, PlanOptions
+from muxtune.planning.decisions.partition_dp import set_partitions
 from muxtune.planning.decisions.structure import SEQUENTIAL, HTaskChoice, Layout, Mesh, PlanStructure
 from muxtune.planning.exact.bounds import exact_bounds
 from muxtune.planning.oracle.groups import GroupTable
 from muxtune.planning.oracle.local_search import Effort, refined_partitions
-from muxtune.planning.oracle.partitions import Appraiser, fits, set_partitions
+from muxtune.planning.oracle.partitions import Appraiser
 from muxtune.planning.problem.assemble import structure_iteration_s
 from muxtune.planning.problem.carrying import may_carry
-from muxtune.planning.problem.memory_limit import fitting
+from muxtune.planning.problem.memory_limit import fits, fitting
 from muxtune.planning.problem.meshes import candidate_meshes
-from muxtune.planning.problem.pipeline import in_order
 from muxtune.planning.problem.problem import PlanningProblem
-from muxtune.planning.problem.schedules import TEMPLATES, SecondsOf, modes_to_try
+from muxtune.planning.problem.schedules import TEMPLATES, SecondsOf, in_order, modes_to_try
 from muxtune.planning.search.all_partitions import MOST_TASKS
 from muxtune.planning.search.candidates import WIDEST_GROUP, Progress, Ranking, layouts
 from muxtune.planning.search.proposals import MeshProposals, Proposal

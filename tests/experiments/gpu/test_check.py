@@ -31,7 +31,7 @@ from experiments.gpu.parity import ParityCase, ParityResult, check_parity, descr
 from experiments.gpu.report import Section, write_report
 from muxtune.batches.layout import Row
 from runtime.attention import BACKENDS
-from runtime.peft.lora import SharedLinear
+from runtime.backbone.linear import SharedLinear
 from tests.interpreter import interpreter
 from tests.muxtune.costs.synthetic import analytic_law, make_profile, operators
 

@@ -13,10 +13,10 @@ from muxtune.costs import (
     stage_seconds,
     step_seconds,
 )
+from muxtune.costs.ref import CostsRef
 from muxtune.graph.operators import PHASES, Operator
 from muxtune.model import PRESETS
 from muxtune.placement import Route
-from muxtune.plan.plan import CostsRef
 from muxtune.tasks.workload import LoraSpec
 
 LLAMA, GPT2, OPT = PRESETS["llama-tiny"], PRESETS["gpt2-tiny"], PRESETS["opt-tiny"]

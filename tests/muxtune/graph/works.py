@@ -5,11 +5,11 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 
 from muxtune.costs import CostModel, MicrobatchWork
+from muxtune.costs.ref import CostsRef
 from muxtune.graph import StageGraph
 from muxtune.graph.nodes import N
 from muxtune.graph.operators import Operator, Phase
 from muxtune.model import PRESETS, ModelSpec
-from muxtune.plan.plan import CostsRef
 from muxtune.tasks.workload import LoraSpec
 
 LLAMA, GPT2, OPT = PRESETS["llama-tiny"], PRESETS["gpt2-tiny"], PRESETS["opt-tiny"]

@@ -4,7 +4,7 @@ import pytest
 
 from muxtune.model import BYTE_VOCAB, PRESETS, load_model_spec
 from muxtune.support.errors import UserError
-from runtime.backbone.stage import hf_config as runtime_config
+from runtime.backbone.hugging_face import hf_config as runtime_config
 from tests.helpers import TINY_PRESETS
 from tests.muxtune.model.configs import assert_same_shapes, hf_config, hf_model
 

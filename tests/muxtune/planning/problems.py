@@ -7,9 +7,9 @@ from contextlib import AbstractContextManager, nullcontext
 
 from muxtune.cluster import ClusterSpec, DeviceSpec, LinkSpec
 from muxtune.costs import CostModel
+from muxtune.costs.ref import CostsRef
 from muxtune.graph.operators import Operator, Phase
 from muxtune.model import PRESETS, ModelSpec
-from muxtune.plan.plan import CostsRef
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.tasks.workload import Workload, workload_from
 

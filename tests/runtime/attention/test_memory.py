@@ -12,7 +12,8 @@ from muxtune.graph.attention_backends import kept_calls
 from muxtune.memory import backward_workspace_bytes, forward_workspace_bytes, kept_bytes, saved_bytes
 from muxtune.model import PRESETS
 from muxtune.tasks.dataset import Example
-from runtime.backbone.stage import Stage, load_hf_model
+from runtime.backbone.hugging_face import load_hf_model
+from runtime.backbone.stage import Stage
 from runtime.data.batch import build_microbatch
 from runtime.device.allocations import AllocationTrace, SavedBytes
 from runtime.tasks.adapter_files import initial_adapter, load_adapter

@@ -24,7 +24,8 @@ from muxtune.memory import (
 from muxtune.model import PRESETS
 from muxtune.tasks.dataset import Example
 from runtime.attention.carried_kv import CarriedKv
-from runtime.backbone.stage import Stage, load_hf_model
+from runtime.backbone.hugging_face import load_hf_model
+from runtime.backbone.stage import Stage
 from runtime.data.batch import build_microbatch
 from runtime.device.allocations import AllocationTrace, SavedBytes
 from runtime.tasks.adapter_files import initial_adapter, load_adapter

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from muxtune.orchestration import action_cut
 from muxtune.orchestration.subgraphs import COMMUNICATION
-from runtime.backbone.stage import Stage, load_hf_model
+from runtime.backbone.hugging_face import load_hf_model
+from runtime.backbone.stage import Stage
 from runtime.data.batch import build_microbatch
 from runtime.distributed.sharding import Shard
 from runtime.distributed.teams import StageTeam

@@ -20,9 +20,11 @@ from muxtune.memory import (
 )
 from muxtune.model import PRESETS, ModelSpec
 from muxtune.tasks.dataset import Example
-from runtime.backbone.stage import Stage, load_hf_model
+from runtime.backbone.held_bytes import parameter_bytes, rotary_table_bytes
+from runtime.backbone.hugging_face import load_hf_model
+from runtime.backbone.stage import Stage
 from runtime.data.batch import build_microbatch
-from runtime.device.allocations import AllocationTrace, SavedBytes, parameter_bytes, rotary_table_bytes
+from runtime.device.allocations import AllocationTrace, SavedBytes
 from runtime.tasks.adapter_files import initial_adapter, load_adapter
 from tests.plans import make_task
 

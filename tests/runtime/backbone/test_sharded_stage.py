@@ -14,9 +14,10 @@ from torch import Tensor
 from muxtune.memory.weights import Sharding, adapter_parameters, backbone_bytes
 from muxtune.model import check_sharding
 from muxtune.support.errors import SpecError
-from runtime.backbone.stage import Stage, load_hf_model
+from runtime.backbone.held_bytes import parameter_bytes
+from runtime.backbone.hugging_face import load_hf_model
+from runtime.backbone.stage import Stage
 from runtime.data.batch import build_microbatch
-from runtime.device.allocations import parameter_bytes
 from runtime.distributed.sharding import Shard, assemble
 from runtime.distributed.tensor_parallel import split_nll
 from runtime.tasks.gradients import sum_over_replicas, sum_over_shards

@@ -19,9 +19,11 @@ from transformers import (
 
 from muxtune.model import PRESETS, load_model_spec
 from muxtune.support.errors import SpecError
-from runtime.backbone.stage import Stage, hf_config, load_hf_model
+from runtime.backbone.held_bytes import parameter_bytes
+from runtime.backbone.hugging_face import hf_config, load_hf_model
+from runtime.backbone.stage import Stage
 from runtime.data.batch import build_microbatch
-from runtime.device.allocations import SavedBytes, parameter_bytes
+from runtime.device.allocations import SavedBytes
 from runtime.tasks.adapter_files import save_adapter
 from tests.helpers import TINY_PRESETS
 from tests.runtime.worlds import BACKBONES, lay_out, make_task, make_tenant, solo_losses

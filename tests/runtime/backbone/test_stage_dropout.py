@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from runtime.backbone.stage import load_hf_model
+from runtime.backbone.hugging_face import load_hf_model
 from runtime.data.batch import build_microbatch
 from runtime.distributed.sharding import Shard, assemble
 from runtime.reports.solo_dropout import SoloDropout

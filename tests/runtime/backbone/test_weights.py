@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from muxtune.model import load_model_spec
 from muxtune.support.errors import SpecError
-from runtime.backbone.stage import Stage, load_hf_model
+from runtime.backbone.hugging_face import load_hf_model
+from runtime.backbone.stage import Stage
 from runtime.backbone.weights import DrawnWeights, StoredWeights, open_weights
 from runtime.distributed.sharding import Shard
 from tests.helpers import TINY_PRESETS, make_hf_model
@@ -172,8 +173,9 @@ def test_a_stage_and_its_copies_are_those_of_the_whole_model(family):
 MEASURE = """
 import sys
 from muxtune.model import load_model_spec
-from runtime.backbone.stage import Stage, load_hf_model
-from runtime.device.allocations import parameter_bytes
+from runtime.backbone.stage import Stage
+from runtime.backbone.hugging_face import load_hf_model
+from runtime.backbone.held_bytes import parameter_bytes
 from runtime.device.process_memory import process_bytes, process_peak_bytes
 from runtime.backbone.weights import open_weights
 

@@ -3,7 +3,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from runtime.device.allocations import AllocationTrace, SavedBytes, parameter_bytes
+from runtime.backbone.held_bytes import parameter_bytes
+from runtime.device.allocations import AllocationTrace, SavedBytes
 
 
 def test_parameters_and_buffers_are_counted():

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from muxtune.support.errors import RunError
-from runtime.engine.rank import PEER_LOST_EXIT_CODE, RunJob
+from runtime.engine.job import PEER_LOST_EXIT_CODE, RunJob
 from runtime.launch import local
 from runtime.launch.local import launch_ranks
 from tests.integration.processes import wait_until

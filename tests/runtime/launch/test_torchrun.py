@@ -17,10 +17,10 @@ import torch
 import torch.distributed as dist
 
 from muxtune.support.errors import RunError, SpecError, UserError
+from runtime.distributed.agreement import meet, share, together
 from runtime.distributed.peers import PeerLostError, or_peer_lost
-from runtime.distributed.transport import meet
 from runtime.launch import torchrun
-from runtime.launch.torchrun import check_node_place, job_place, joined, share, together
+from runtime.launch.torchrun import check_node_place, job_place, joined
 
 
 def _refuse() -> None:

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from muxtune.batches.layout import Span
+from runtime.backbone.linear import SharedLinear
 from runtime.ops.deferred import SideWork, collecting
 from runtime.ops.dropout import Dropout
-from runtime.peft.lora import LoraPair, SharedLinear, lora_linear, lora_linear_reference
+from runtime.peft.lora import LoraPair, lora_linear, lora_linear_reference
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}  # relative to the largest element
 

@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 
 from muxtune.support.errors import SpecError
-from runtime.backbone.stage import load_hf_model
+from runtime.backbone.hugging_face import load_hf_model
 from runtime.tasks.adapter_files import initial_adapter, load_adapter, save_adapter
 from tests.runtime.worlds import BACKBONES, make_task
 

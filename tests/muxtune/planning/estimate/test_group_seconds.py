@@ -17,10 +17,10 @@ from muxtune.planning.estimate.group_seconds import GroupBands, price_groups
 from muxtune.planning.estimate.part_seconds import StagePrices
 from muxtune.planning.exact.bounds import exact_bounds
 from muxtune.planning.problem.layouts import sort_by_tokens
-from muxtune.planning.problem.meshes import MeshShape
+from muxtune.planning.problem.meshes import MeshShape, balanced_layers
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.planning.problem.schedules import TEMPLATES
-from muxtune.planning.search.proposals import balanced_layers, propose_on_mesh, stage_work_s
+from muxtune.planning.search.proposals import propose_on_mesh, stage_work_s
 from muxtune.planning.search.search import SLACK
 from tests.muxtune.planning.problems import make_problem
 

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.helpers.fusion_instances import draw_instance
 from muxtune.planning.decisions.options import FREE, PlanOptions
+from muxtune.planning.decisions.partition_dp import set_partitions
 from muxtune.planning.oracle.local_search import (
     BRIEF,
     CostEstimate,
@@ -18,9 +19,9 @@ from muxtune.planning.oracle.local_search import (
     steps,
     task_orders,
 )
-from muxtune.planning.oracle.partitions import Appraiser, best_of_all, fits, set_partitions, task_appraiser
+from muxtune.planning.oracle.partitions import Appraiser, best_of_all, task_appraiser
 from muxtune.planning.problem.assemble import structure_schedule
-from muxtune.planning.problem.memory_limit import fitting
+from muxtune.planning.problem.memory_limit import fits, fitting
 from muxtune.support.errors import SpecError
 from tests.muxtune.planning.problems import MIXED, FakeCosts, make_problem
 

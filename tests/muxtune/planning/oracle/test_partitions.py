@@ -8,8 +8,10 @@ import pytest
 
 from benchmarks.helpers.fusion_instances import draw_instance
 from muxtune.planning.decisions.options import FREE, PlanOptions
-from muxtune.planning.oracle.partitions import Appraiser, best_of_all, fits, set_partitions, task_appraiser
+from muxtune.planning.decisions.partition_dp import set_partitions
+from muxtune.planning.oracle.partitions import Appraiser, best_of_all, task_appraiser
 from muxtune.planning.problem.assemble import structure_iteration_s, structure_schedule
+from muxtune.planning.problem.memory_limit import fits
 from muxtune.policies import plan_problem
 from muxtune.policies.exhaustive import MOST_TASKS
 from muxtune.support.errors import SpecError

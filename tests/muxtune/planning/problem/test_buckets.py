@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from muxtune.planning.problem.grouping import balanced_buckets, bucket_candidates
+from muxtune.planning.problem.schedules import balanced_buckets, bucket_candidates
 from muxtune.schedule.actions import build_schedule
 from muxtune.schedule.recurrence import StageTimes, evaluate_schedule, steady_iteration_s
 

@@ -8,14 +8,10 @@ import numpy as np
 import pytest
 
 from muxtune.planning.decisions.options import FREE, PlanOptions
+from muxtune.planning.decisions.partition_dp import best_cuts
 from muxtune.planning.decisions.structure import HTaskChoice, Layout, Mesh
 from muxtune.planning.exact.works import sample_works
-from muxtune.planning.problem.layouts import (
-    alignment_candidates,
-    best_cuts,
-    cheapest_alignment,
-    sort_by_tokens,
-)
+from muxtune.planning.problem.layouts import alignment_candidates, cheapest_alignment, sort_by_tokens
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.support.errors import SpecError
 from tests.muxtune.planning.problems import MIXED, FakeCosts, make_problem

@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 
 from muxtune.planning.decisions.structure import HTaskChoice, Mesh
-from muxtune.planning.problem.stages import choose_layers, stage_loads
+from muxtune.planning.problem.meshes import choose_layers, stage_loads
 from muxtune.support.errors import SpecError
 from tests.muxtune.planning.problems import TINY, make_problem
 

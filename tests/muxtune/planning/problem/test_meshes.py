@@ -12,7 +12,7 @@ from muxtune.model import PRESETS
 from muxtune.planning.decisions.options import FREE, PlanOptions
 from muxtune.planning.problem.assemble import structure_iteration_s
 from muxtune.planning.problem.meshes import MeshShape, candidate_meshes, on_every_mesh
-from muxtune.planning.problem.pipeline import aligned_groups, in_order
+from muxtune.planning.problem.schedules import aligned_groups, in_order
 from muxtune.support.errors import SpecError
 from tests.muxtune.planning.problems import FakeCosts, make_problem
 

@@ -7,7 +7,7 @@ import pytest
 from muxtune.batches.layout import layout_step
 from muxtune.planning.decisions.options import PlanOptions
 from muxtune.planning.decisions.structure import HTaskChoice
-from muxtune.planning.problem.stages import choose_mesh
+from muxtune.planning.problem.meshes import choose_mesh
 from muxtune.support.errors import SpecError
 from tests.muxtune.planning.problems import make_problem
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from muxtune.planning.decisions.options import FREE, PlanOptions
+from muxtune.planning.decisions.partition_dp import set_partitions
 from muxtune.planning.estimate.group_seconds import GroupBands, price_groups
 from muxtune.planning.estimate.part_seconds import StagePrices
-from muxtune.planning.oracle.partitions import set_partitions
 from muxtune.planning.problem.layouts import sort_by_tokens
 from muxtune.planning.problem.meshes import MeshShape
 from muxtune.planning.problem.schedules import TEMPLATES

@@ -7,8 +7,8 @@ import pytest
 from experiments.workloads import random_workload
 from muxtune.cluster import load_cluster
 from muxtune.planning.decisions.options import PlanOptions
-from muxtune.planning.oracle.partitions import fits
 from muxtune.planning.problem.assemble import structure_iteration_s
+from muxtune.planning.problem.memory_limit import fits
 from muxtune.planning.search.search import FEW_TASKS, search_structures
 from muxtune.policies import POLICIES, plan_problem
 from muxtune.support.errors import SpecError

@@ -21,7 +21,7 @@ from benchmarks.helpers.operator_classes import CLASSES, class_totals
 from experiments.workloads import random_workload
 from muxtune.cluster import load_cluster
 from muxtune.model import load_model_spec
-from muxtune.plan.plan import Plan
+from muxtune.plan import Plan
 from muxtune.planning.decisions.options import PlanOptions
 from runtime import run_plan
 from runtime.reports.report import RunReport

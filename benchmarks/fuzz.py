@@ -36,7 +36,7 @@ from typing import Any, Literal
 import yaml
 
 from muxtune.cli.app import main as muxtune
-from muxtune.plan.file import load_plan
+from muxtune.plan import load_plan
 from muxtune.support.errors import UserError
 from muxtune.support.tables import format_table
 

@@ -39,11 +39,11 @@ from benchmarks.helpers.backbones import llama_of_width, many_mixed_tasks, rough
 from benchmarks.helpers.machine import machine_line
 from muxtune.cluster import ClusterSpec, load_cluster
 from muxtune.model import ModelSpec
-from muxtune.plan.plan import Plan
+from muxtune.plan import Plan
 from muxtune.planning.decisions.options import PlanOptions
 from muxtune.policies import plan_workload
 from muxtune.support.tables import format_table, show_bytes, show_difference, show_rate
-from muxtune.tasks.workload import Workload
+from muxtune.tasks import Workload
 from runtime import RunReport, run_plan
 
 RATIO_BAR = 4.0

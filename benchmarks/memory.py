@@ -27,12 +27,12 @@ from muxtune.costs.ref import CostsRef
 from muxtune.graph.operators import Operator, Phase
 from muxtune.memory import StageMemory
 from muxtune.model import Dtype, load_model_spec
-from muxtune.plan.plan import Plan
+from muxtune.plan import Plan
 from muxtune.planning.decisions.options import PlanOptions
 from muxtune.planning.exact.bytes import plan_memory
 from muxtune.policies import plan_workload
 from muxtune.support.tables import format_table, show_bytes, show_difference
-from muxtune.tasks.workload import Workload, workload_from
+from muxtune.tasks import Workload, workload_from
 from runtime import run_plan
 from runtime.reports.footprint import StageMemory as CountedMemory
 

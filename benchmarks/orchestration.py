@@ -19,7 +19,7 @@ from muxtune.graph import StageGraph, TimedNode
 from muxtune.graph.operators import PHASES
 from muxtune.orchestration import LaunchGraph, launch_graph, schedule_clock
 from muxtune.support.tables import format_table
-from muxtune.tasks.workload import LoraSpec
+from muxtune.tasks import LoraSpec
 
 HTASKS = (1, 2, 4, 8)
 _TP = 4

@@ -35,12 +35,11 @@ from benchmarks.helpers.machine import machine_line
 from benchmarks.helpers.overhead_run import ActionTimes, WatchedStage, watch_run
 from muxtune.cluster import load_cluster
 from muxtune.model import ModelSpec
-from muxtune.plan.basis import finish_plan
-from muxtune.plan.plan import Plan
+from muxtune.plan import Plan, finish_plan
 from muxtune.planning.decisions.options import PlanOptions
 from muxtune.policies import plan_workload
 from muxtune.support.tables import format_table, show_percent, show_seconds
-from muxtune.tasks.workload import Workload
+from muxtune.tasks import Workload
 
 BAR = 0.05
 """Of an action's time, for Python's overhead."""

@@ -32,9 +32,9 @@ from muxtune.cluster import load_cluster
 from muxtune.costs import CostModel
 from muxtune.model import load_model_spec
 from muxtune.orchestration import MODES
-from muxtune.plan.plan import Plan
+from muxtune.plan import Plan
 from muxtune.planning.decisions.options import PlanOptions
-from muxtune.schedule.trace import OperatorSpan
+from muxtune.schedule import OperatorSpan
 from muxtune.support.tables import format_table, show_seconds
 from runtime import run_plan
 from sim import search_plan, simulate_operators

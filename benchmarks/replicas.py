@@ -32,10 +32,10 @@ from benchmarks.helpers.machine import machine_costs, machine_line
 from muxtune.cluster import load_cluster
 from muxtune.costs import CostModel
 from muxtune.model import ModelSpec, load_model_spec
-from muxtune.plan.plan import Plan
+from muxtune.plan import Plan
 from muxtune.planning.decisions.options import PlanOptions
 from muxtune.support.tables import format_table, show_seconds
-from muxtune.tasks.workload import workload_from
+from muxtune.tasks import workload_from
 from runtime import run_plan
 from sim import search_plan
 

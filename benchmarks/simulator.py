@@ -23,13 +23,12 @@ from muxtune.cluster import ClusterSpec, load_cluster
 from muxtune.costs import AnalyticCosts
 from muxtune.costs.collectives import interconnect_of
 from muxtune.model import PRESETS
-from muxtune.plan.plan import Orchestration, Plan
+from muxtune.plan import Orchestration, Plan
 from muxtune.planning.decisions.structure import HTaskChoice, Mesh, PlanStructure
 from muxtune.planning.problem.assemble import assemble_plan
 from muxtune.planning.problem.problem import PlanningProblem
-from muxtune.schedule.actions import build_schedule
-from muxtune.schedule.recurrence import StageTimes
-from muxtune.tasks.workload import Workload, workload_from
+from muxtune.schedule import StageTimes, build_schedule
+from muxtune.tasks import Workload, workload_from
 from sim.engine import play_clocks
 from sim.operators import OperatorWork
 from sim.plan_programs import PlanPrograms

@@ -36,7 +36,7 @@ from benchmarks.helpers.peft_loop import measure_peft_loop
 from experiments.workloads import mixed_workload
 from muxtune.cluster import load_cluster
 from muxtune.model import load_model_spec
-from muxtune.plan.plan import Plan
+from muxtune.plan import Plan
 from muxtune.planning.decisions.options import PlanOptions
 from muxtune.support.tables import format_table, show_bytes, show_rate
 from runtime import RunReport, run_plan

@@ -27,9 +27,9 @@ from muxtune.cluster import load_cluster
 from muxtune.costs.analytic import AnalyticCosts
 from muxtune.costs.collectives import interconnect_of
 from muxtune.model import load_model_spec
-from muxtune.plan.plan import Plan
+from muxtune.plan import Plan
 from muxtune.planning.decisions.options import PlanOptions
-from muxtune.schedule.actions import Template
+from muxtune.schedule import Template
 from muxtune.support.tables import format_table, show_seconds
 from runtime import load_report, run_plan
 from runtime.engine.job import RunJob

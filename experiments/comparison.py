@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from muxtune.plan.plan import Parallelism, Plan, Predicted
+from muxtune.plan import Parallelism, Plan, Predicted
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.support.errors import UserError
 from muxtune.support.tables import format_table, show_bytes, show_percent, show_rate, show_seconds

@@ -27,14 +27,13 @@ from experiments.gantt import draw_plan
 from muxtune.cluster import load_cluster
 from muxtune.costs.profiled import ProfiledCosts
 from muxtune.model import load_model_spec
-from muxtune.plan.file import save_plan
-from muxtune.plan.plan import Plan, Predicted
+from muxtune.plan import Plan, Predicted, save_plan
 from muxtune.planning.problem.problem import PlanningProblem
-from muxtune.schedule.trace import save_trace
+from muxtune.schedule import save_trace
 from muxtune.support.errors import SpecError
 from muxtune.support.files import write_text_atomically
 from muxtune.support.tables import format_table, show_bytes, show_difference, show_rate, show_seconds
-from muxtune.tasks.workload import load_workload
+from muxtune.tasks import load_workload
 from runtime import ValidationReport
 from runtime.reports.validate import TaskValidation
 

@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from muxtune.plan.extension import extend_schedule
-from muxtune.plan.plan import Plan
-from muxtune.plan.prediction import stage_times
-from muxtune.schedule.trace import COMPUTE, Span, iteration_ends_s, load_trace, track_name
+from muxtune.plan import Plan, extend_schedule, stage_times
+from muxtune.schedule import COMPUTE, Span, iteration_ends_s, load_trace, track_name
 from muxtune.support.errors import UserError
 from muxtune.support.files import write_atomically
 

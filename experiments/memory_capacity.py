@@ -29,7 +29,7 @@ from functools import cache
 from statistics import median
 from typing import Literal
 
-from muxtune.batches.layout import row_slots
+from muxtune.batches import row_slots
 from muxtune.cluster import GPU_RESERVE_BYTES, GPUS
 from muxtune.costs.compose import MicrobatchWork
 from muxtune.memory import (
@@ -41,9 +41,9 @@ from muxtune.memory import (
     table_bytes,
 )
 from muxtune.model import PRESETS, ModelSpec
-from muxtune.schedule.actions import build_schedule
+from muxtune.schedule import build_schedule
 from muxtune.support.tables import format_table
-from muxtune.tasks.workload import LoraSpec
+from muxtune.tasks import LoraSpec
 
 __all__ = ["PAPER", "Capacity", "CapacitySetting", "capacity", "capacity_table", "most_that_fit", "settings"]
 

@@ -32,7 +32,7 @@ from muxtune.orchestration import MODES, ClockSchedule, LaunchGraph, Mode, launc
 from muxtune.support.errors import UserError
 from muxtune.support.files import write_atomically
 from muxtune.support.tables import format_table, show_seconds
-from muxtune.tasks.workload import LoraSpec
+from muxtune.tasks import LoraSpec
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

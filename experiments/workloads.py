@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from random import Random
 
-from muxtune.tasks.workload import Workload, workload_from
+from muxtune.tasks import Workload, workload_from
 
 PROFILES = {"sst2": 64, "openbookqa": 128, "rte": 256}
 """Length histogram and the length that a tenant declares for it (paper, section 5.1)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import product
 
-from muxtune.batches.layout import ROW_MULTIPLE, row_slots
+from muxtune.batches import ROW_MULTIPLE, row_slots
 from muxtune.costs.compose import frozen_products
 from muxtune.graph.operators import COLLECTIVE_KINDS, Operator
 from muxtune.model import ModelSpec

@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from muxtune.batches.layout import MicrobatchLayout, Segment, row_slots
+from muxtune.batches import MicrobatchLayout, Segment, row_slots
 from muxtune.graph.attention_backends import DEFAULT_ATTENTION, AttentionName
 from muxtune.graph.operators import FWD_ONLY, Operator, Phase, stage_layout
 from muxtune.model import ModelSpec
-from muxtune.tasks.dataset import Example
-from muxtune.tasks.workload import DatasetSpec, LoraSpec, PeftTask
+from muxtune.tasks import DatasetSpec, Example, LoraSpec, PeftTask
 from runtime.attention import (
     BACKENDS,
     RopeTables,

@@ -7,7 +7,7 @@ from pathlib import Path
 from muxtune.costs import AnalyticCosts, CostModel, ProfiledCosts, load_profile
 from muxtune.costs.collectives import interconnect_of
 from muxtune.costs.devices import device_names
-from muxtune.plan.plan import Plan
+from muxtune.plan import Plan
 from muxtune.support.errors import SpecError
 
 

@@ -5,7 +5,7 @@ action, or the actions of several hTasks that share the stage. What a stage does
 to say (:class:`StageWork`): wait for as long as the whole takes, or execute every operator. Every pair of
 neighbouring stages is joined by two links, one per direction; a link carries one transfer at a time, and
 sending does not hold up the sender. Where no link is ever asked for twice at once, the timeline is that of
-:func:`muxtune.schedule.recurrence.evaluate_schedule`.
+:func:`muxtune.schedule.evaluate_schedule`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ from typing import Literal, Protocol
 
 from simpy import Environment, Event
 
-from muxtune.schedule.actions import Action
-from muxtune.schedule.recurrence import StageTimes
-from muxtune.schedule.trace import COMPUTE, Span
+from muxtune.schedule import COMPUTE, Action, Span, StageTimes
 from sim.noise import Noise
 from sim.wires import Wires
 
@@ -68,7 +66,7 @@ def simulate_schedule(stages: Sequence[Sequence[Action]], times: StageTimes) -> 
         Spans of both streams in the order in which they ended; a transfer is a span of its sender.
 
     Raises:
-        RuntimeError: The schedule deadlocks; :func:`muxtune.schedule.check.check_schedule` refuses such
+        RuntimeError: The schedule deadlocks; :func:`muxtune.schedule.check_schedule` refuses such
             schedules.
     """
     clocks = [times.cut(actions) for actions in stages]

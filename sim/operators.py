@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterator
 
 from simpy import Environment, Event
 
-from muxtune.schedule.trace import COMMUNICATION, COMPUTE, OperatorSpan
+from muxtune.schedule import COMMUNICATION, COMPUTE, OperatorSpan
 from sim.engine import Clock
 from sim.noise import Noise
 from sim.program import Program

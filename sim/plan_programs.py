@@ -11,15 +11,13 @@ from muxtune.costs.compose import MicrobatchWork, p2p_seconds, step_seconds
 from muxtune.graph import StageGraph, TimedNode, stage_graph, time_graph
 from muxtune.graph.operators import Phase
 from muxtune.orchestration import LaunchOrder, launch_graph, replay_clock, schedule_clock
-from muxtune.plan.plan import Plan
+from muxtune.plan import Plan
 from muxtune.planning.decisions.structure import HTaskChoice
 from muxtune.planning.exact.seconds import StageKind, stage_kinds
 from muxtune.planning.exact.slowest_replica import slowest_replicas
 from muxtune.planning.exact.works import HTaskWorks, sample_works
-from muxtune.schedule.pipeline_order import shared_clocks
-from muxtune.schedule.recurrence import ClockKind, ClockTimes, StageTimes
-from muxtune.tasks.dataset import load_task_data
-from muxtune.tasks.tokenizer import load_tokenizer
+from muxtune.schedule import ClockKind, ClockTimes, StageTimes, shared_clocks
+from muxtune.tasks import load_task_data, load_tokenizer
 from sim.engine import Clock, clock_htasks, clock_kind
 from sim.orchestrated import orchestrated_program
 from sim.program import Program

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from muxtune.plan.plan import Predicted
-from muxtune.schedule.trace import Span, save_trace
+from muxtune.plan import Predicted
+from muxtune.schedule import Span, save_trace
 from sim.operators import OperatorLog
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from muxtune.cluster import ClusterSpec
 from muxtune.costs.base import CostModel
 from muxtune.model import ModelSpec
-from muxtune.plan.plan import Plan
+from muxtune.plan import Plan
 from muxtune.planning.decisions.options import PlanOptions
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.policies import plan_problem
-from muxtune.tasks.workload import Workload
+from muxtune.tasks import Workload
 from sim.simulate import simulate_plan
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from muxtune.costs.base import CostModel
-from muxtune.plan.basis import finish_plan
-from muxtune.plan.plan import Plan, Predicted
-from muxtune.plan.prediction import iteration_tokens, predict, predict_plan, stage_times
-from muxtune.schedule.actions import Action, build_schedule
+from muxtune.plan import Plan, Predicted, finish_plan, iteration_tokens, predict, predict_plan, stage_times
+from muxtune.schedule import Action, build_schedule
 from muxtune.support.errors import SpecError
 from sim.engine import play_clocks, simulate_schedule
 from sim.noise import Noise
@@ -21,7 +19,7 @@ def simulate_plan(plan: Plan, *, iterations: int | None = None) -> SimulationRep
     """Play a plan with the durations that it carries, whole clocks at a time.
 
     Args:
-        plan: Checked, as :func:`muxtune.plan.file.load_plan` returns it.
+        plan: Checked, as :func:`muxtune.plan.load_plan` returns it.
         iterations: Play so many iterations of the plan's template instead of those that it has scheduled.
 
     Returns:
@@ -49,7 +47,7 @@ def simulate_operators(
     :func:`simulate_plan` says.
 
     Args:
-        plan: Checked, as :func:`muxtune.plan.file.load_plan` returns it.
+        plan: Checked, as :func:`muxtune.plan.load_plan` returns it.
         costs: Of the plan's devices, for its whole backbone; see :func:`sim.costs.plan_costs`.
         iterations: As for :func:`simulate_plan`.
         seed: Of the noise.

@@ -6,8 +6,7 @@ from collections.abc import Generator, Sequence
 
 from simpy import Environment, Event, Resource
 
-from muxtune.schedule.actions import Action
-from muxtune.schedule.trace import COMMUNICATION, Span
+from muxtune.schedule import COMMUNICATION, Action, Span
 from sim.noise import Noise
 
 

@@ -7,20 +7,13 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from muxtune.batches.layout import Alignment
-from muxtune.batches.shapes import htask_microbatches, measure_shape
+from muxtune.batches import Alignment, htask_microbatches, measure_shape
 from muxtune.cluster import load_cluster
 from muxtune.costs.ref import CostsRef
 from muxtune.model import ModelSpec
-from muxtune.plan.basis import finish_plan
-from muxtune.plan.check import check_plan
-from muxtune.plan.plan import HTask, Parallelism, Plan
-from muxtune.plan.prediction import IterationTokens, predict
-from muxtune.schedule.actions import Template, build_schedule
-from muxtune.schedule.recurrence import StageTimes, evaluate_schedule
-from muxtune.tasks.dataset import load_task_data, with_digest
-from muxtune.tasks.tokenizer import load_tokenizer
-from muxtune.tasks.workload import PeftTask, Workload
+from muxtune.plan import HTask, IterationTokens, Parallelism, Plan, check_plan, finish_plan, predict
+from muxtune.schedule import StageTimes, Template, build_schedule, evaluate_schedule
+from muxtune.tasks import PeftTask, Workload, load_task_data, load_tokenizer, with_digest
 
 TINY_PRESETS = ("llama-tiny", "gpt2-tiny", "opt-tiny")
 """Presets whose weights any machine can hold, one of each family."""

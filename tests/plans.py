@@ -5,13 +5,18 @@ from __future__ import annotations
 from muxtune.cluster import load_cluster
 from muxtune.costs.ref import CostsRef
 from muxtune.model import PRESETS
-from muxtune.plan.basis import finish_plan
-from muxtune.plan.check import check_plan
-from muxtune.plan.plan import HTask, Orchestration, Parallelism, Plan
-from muxtune.plan.prediction import IterationTokens, predict
-from muxtune.schedule.actions import Template, build_schedule
-from muxtune.schedule.recurrence import ClockTimes, StageTimes, evaluate_schedule
-from muxtune.tasks.workload import DatasetSpec, LoraSpec, PeftTask
+from muxtune.plan import (
+    HTask,
+    IterationTokens,
+    Orchestration,
+    Parallelism,
+    Plan,
+    check_plan,
+    finish_plan,
+    predict,
+)
+from muxtune.schedule import ClockTimes, StageTimes, Template, build_schedule, evaluate_schedule
+from muxtune.tasks import DatasetSpec, LoraSpec, PeftTask
 
 
 def make_task(id_: str, *, max_length: int = 64, **changes: object) -> PeftTask:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from muxtune.model import load_model_spec
 from muxtune.support.errors import SpecError
-from muxtune.tasks.tokenizer import load_tokenizer
+from muxtune.tasks import load_tokenizer
 from runtime.backbone.hugging_face import load_hf_model
 from tests.helpers import make_hf_model
 

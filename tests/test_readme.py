@@ -14,10 +14,10 @@ import pytest
 from typer.testing import CliRunner
 
 from muxtune.cli.app import app
-from muxtune.plan.plan import HTask, Parallelism, Plan
+from muxtune.plan import HTask, Parallelism, Plan
 from muxtune.planning.decisions.options import PlanOptions
 from muxtune.policies import POLICIES, plan_problem
-from muxtune.schedule.actions import Action
+from muxtune.schedule import Action
 from muxtune.support.errors import SpecError
 from tests.muxtune.planning.problems import make_problem
 

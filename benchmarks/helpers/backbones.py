@@ -5,7 +5,7 @@ from __future__ import annotations
 from experiments.workloads import mixed_workload
 from muxtune.costs.roofline import RooflineCoefficients, RooflineCosts
 from muxtune.model import ModelSpec, load_model_spec
-from muxtune.tasks.workload import Workload
+from muxtune.tasks import Workload
 
 _HEAD_DIM = 64
 _FFN_RATIO = 43 / 16

@@ -18,7 +18,7 @@ from muxtune.planning.decisions.structure import HTaskChoice
 from muxtune.planning.problem.meshes import choose_mesh
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.planning.problem.schedules import in_order
-from muxtune.tasks.workload import Workload, workload_from
+from muxtune.tasks import Workload, workload_from
 
 DEVICES = ("a40", "h100", "cpu")
 

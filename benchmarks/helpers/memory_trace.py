@@ -17,8 +17,7 @@ from tempfile import TemporaryDirectory
 import torch.distributed as dist
 from torch.autograd.profiler import profile, record_function
 
-from muxtune.plan.file import load_plan, save_plan
-from muxtune.plan.plan import Plan
+from muxtune.plan import Plan, load_plan, save_plan
 from runtime.device.allocations import allocation_curve
 from runtime.engine.job import RunJob
 from runtime.engine.rank import RankRun

@@ -27,7 +27,7 @@ from torch.autograd.profiler_util import FunctionEvent
 
 from muxtune.costs import MicrobatchWork, ProfiledCosts, stage_operators
 from muxtune.graph.operators import PHASES, Phase
-from muxtune.plan.plan import Plan
+from muxtune.plan import Plan
 from muxtune.support.allocator import keep_freed_memory
 from runtime.attention.rows import RowPlacement
 from runtime.backbone.hugging_face import load_hf_model, torch_dtype

@@ -25,10 +25,8 @@ import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict
 
 from benchmarks.helpers.kernel_time import KernelTimes
-from muxtune.plan.file import load_plan, save_plan
-from muxtune.plan.plan import Plan
-from muxtune.schedule.actions import Action
-from muxtune.schedule.trace import COMPUTE
+from muxtune.plan import Plan, load_plan, save_plan
+from muxtune.schedule import COMPUTE, Action
 from runtime.device.stopwatch import HostStopwatch
 from runtime.distributed.agreement import meet
 from runtime.engine.job import RunJob

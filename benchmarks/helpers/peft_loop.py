@@ -13,7 +13,7 @@ from statistics import median
 
 from experiments.workloads import mixed_workload
 from muxtune.model import load_model_spec
-from muxtune.tasks.dataset import load_task_data
+from muxtune.tasks import load_task_data
 
 WARM_UP_STEPS = 1
 """Left out: libraries choose and compile kernels there."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 
 from experiments.gpu.report import Section
-from muxtune.batches.layout import HTaskShape, MicrobatchLayout, layout_step
+from muxtune.batches import HTaskShape, MicrobatchLayout, layout_step
 from muxtune.graph.attention_backends import AttentionName
 from muxtune.model import Dtype
 from muxtune.support.tables import format_table

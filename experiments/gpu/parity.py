@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from experiments.gpu.report import Section
-from muxtune.batches.layout import Alignment, layout_step
-from muxtune.batches.shapes import measure_shape
+from muxtune.batches import Alignment, layout_step, measure_shape
 from muxtune.model import Dtype, ModelSpec, load_model_spec
 from muxtune.support.tables import format_table
-from muxtune.tasks.dataset import TaskData, load_task_data
-from muxtune.tasks.workload import Workload, workload_from
+from muxtune.tasks import TaskData, Workload, load_task_data, workload_from
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,11 +15,11 @@ from muxtune.cluster import load_cluster
 from muxtune.costs import AnalyticCosts
 from muxtune.costs.collectives import interconnect_of
 from muxtune.model import load_model_spec
-from muxtune.plan.plan import Plan
+from muxtune.plan import Plan
 from muxtune.planning.decisions.options import PlanOptions
 from muxtune.policies import plan_workload
 from muxtune.support.tables import format_table, show_bytes, show_seconds
-from muxtune.tasks.workload import Workload, workload_from
+from muxtune.tasks import Workload, workload_from
 
 if TYPE_CHECKING:
     from runtime import RunReport

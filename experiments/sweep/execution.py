@@ -19,11 +19,11 @@ from experiments.sweep.inputs import PointInputs
 from muxtune.cluster import ClusterSpec
 from muxtune.costs.base import CostModel
 from muxtune.model import ModelSpec
-from muxtune.plan.plan import Plan
+from muxtune.plan import Plan
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.support.errors import UserError
 from muxtune.support.registry import PluginError
-from muxtune.tasks.workload import Workload
+from muxtune.tasks import Workload
 from sim.search import search_problem
 
 KEPT_PROBLEMS = 4

@@ -26,7 +26,7 @@ from muxtune.policies import POLICIES
 from muxtune.support.errors import SpecError, UserError, naming, spec_error_from, unknown_name
 from muxtune.support.registry import PluginError
 from muxtune.support.user_files import is_folder
-from muxtune.tasks.workload import Workload, load_workload, workload_from
+from muxtune.tasks import Workload, load_workload, workload_from
 
 T = TypeVar("T")
 

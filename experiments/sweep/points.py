@@ -13,8 +13,7 @@ from experiments.sweep.fields import CombinationError
 from experiments.sweep.inputs import InputReader, PointInputs
 from experiments.sweep.specification import Assignments, SweepSpec
 from muxtune.support.errors import SpecError
-from muxtune.tasks.dataset import with_digest
-from muxtune.tasks.workload import DatasetSpec
+from muxtune.tasks import DatasetSpec, with_digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

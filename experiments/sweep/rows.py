@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from experiments.sweep.journal import Finished
 from experiments.sweep.points import Point
-from muxtune.plan.plan import Predicted
+from muxtune.plan import Predicted
 from muxtune.support.errors import UserError
 from muxtune.support.files import write_atomically
 from muxtune.support.user_files import check_regular

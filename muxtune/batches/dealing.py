@@ -1,6 +1,6 @@
 """Groups of the global batches of many steps at once: the rules of :mod:`muxtune.batches.layout`, in numpy.
 
-:func:`~muxtune.batches.layout.deal_sequences` and :func:`~muxtune.batches.layout.group_tokens` say which
+:func:`~muxtune.batches.deal_sequences` and :func:`~muxtune.batches.group_tokens` say which
 sequences share a micro-batch in one step; here it is only counted how many tokens they have, in thousands of
 steps. Both say the same numbers (tested).
 """

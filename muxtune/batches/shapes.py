@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from muxtune.batches.dealing import chunked_sizes, deal_lengths, group_counts, largest_stream, packed_sizes
 from muxtune.batches.layout import Alignment, HTaskShape
 from muxtune.support.errors import SpecError
-from muxtune.tasks.dataset import TaskData
+from muxtune.tasks import TaskData
 
 PACKED_MULTIPLE = 8
 """Packed streams are rounded up to this many tokens: matrix libraries are slow for odd sizes (oneDNN on an

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from muxtune.batches.layout import Alignment, HTaskShape
 from muxtune.batches.shapes import measure_shape
-from muxtune.tasks.dataset import TaskData
+from muxtune.tasks import TaskData
 
 MeasureTokens = Callable[[tuple[str, ...], Alignment, int | None, int], int]
 """Tokens of a micro-batch, by its tasks' ids, alignment, chunk length and the groups of a step."""
@@ -22,7 +22,7 @@ class TokenCounts(BaseModel):
 
     all: int = Field(ge=0)
     """That go through the backbone, on all replicas; see
-    :meth:`muxtune.batches.layout.HTaskShape.step_tokens`."""
+    :meth:`muxtune.batches.HTaskShape.step_tokens`."""
     effective: float = Field(ge=0)
     """Tokens of examples; the mean over the steps."""
     billed: int = Field(ge=0)

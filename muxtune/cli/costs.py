@@ -26,8 +26,7 @@ from muxtune.support.errors import SpecError
 from muxtune.support.files import file_name
 from muxtune.support.machine import package_version, processor_name, usable_cores
 from muxtune.support.printable import one_line
-from muxtune.tasks.dataset import load_task_data
-from muxtune.tasks.workload import Workload
+from muxtune.tasks import Workload, load_task_data
 
 
 def find_costs(profile: Path | None, workload: Workload, model: ModelSpec, cluster: ClusterSpec) -> CostModel:

@@ -9,7 +9,7 @@ from pathlib import Path
 from muxtune.cluster import ClusterSpec, load_cluster
 from muxtune.model import ModelSpec, is_pickled, load_model_spec, weight_files
 from muxtune.support.errors import SpecError
-from muxtune.tasks.workload import Workload, load_workload
+from muxtune.tasks import Workload, load_workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

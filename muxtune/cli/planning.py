@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from muxtune.batches.layout import Alignment
+from muxtune.batches import Alignment
 from muxtune.cli.costs import find_costs, kept_profile
 from muxtune.cli.inputs import load_inputs
 from muxtune.cli.options import (
@@ -24,9 +24,8 @@ from muxtune.cli.options import (
 from muxtune.cli.output import check_writable, emit, planning_bar, stdout_kept_clean
 from muxtune.cli.summary import explanation_table, plan_summary, predicted_table
 from muxtune.orchestration import Mode
-from muxtune.plan.file import load_plan, save_plan
-from muxtune.plan.plan import Plan
-from muxtune.schedule.actions import Template
+from muxtune.plan import Plan, load_plan, save_plan
+from muxtune.schedule import Template
 from muxtune.support.errors import SpecError
 from muxtune.support.printable import printable
 

@@ -12,7 +12,7 @@ import typer
 from muxtune.cli.options import GanttPath, JsonFlag, PlanPath
 from muxtune.cli.output import check_writable, emit, stdout_kept_clean
 from muxtune.cli.validation import validation_table
-from muxtune.plan.file import load_plan
+from muxtune.plan import load_plan
 from muxtune.support.processes import Stopped, end_process, stoppable, under_torchrun
 from muxtune.support.tables import format_table, show_bytes, show_percent, show_rate, show_seconds
 

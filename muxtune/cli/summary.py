@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from muxtune.plan.plan import HTask, Plan, Predicted
+from muxtune.plan import HTask, Plan, Predicted
 from muxtune.planning.exact.bytes import plan_memory
 from muxtune.planning.search.explain import Explanation
 from muxtune.support.tables import (
@@ -13,8 +13,7 @@ from muxtune.support.tables import (
     show_rate,
     show_seconds,
 )
-from muxtune.tasks.dataset import load_task_data
-from muxtune.tasks.tokenizer import load_tokenizer
+from muxtune.tasks import load_task_data, load_tokenizer
 
 
 def plan_summary(plan: Plan) -> str:

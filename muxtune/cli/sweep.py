@@ -16,7 +16,7 @@ from muxtune.cluster import ClusterSpec
 from muxtune.costs.base import CostModel
 from muxtune.model import ModelSpec
 from muxtune.support.user_files import read_user_bytes
-from muxtune.tasks.workload import Workload
+from muxtune.tasks import Workload
 
 
 @dataclass(frozen=True, slots=True)

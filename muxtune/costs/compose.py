@@ -22,7 +22,7 @@ from muxtune.graph.operators import Operator, Phase
 from muxtune.graph.stage import Part
 from muxtune.model import ModelSpec
 from muxtune.placement import Route
-from muxtune.tasks.workload import LoraSpec
+from muxtune.tasks import LoraSpec
 
 __all__ = [
     "ActionPrices",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from muxtune.graph.operators import Phase
 from muxtune.model import LAYER_INPUTS, ModelSpec
-from muxtune.tasks.workload import LoraSpec
+from muxtune.tasks import LoraSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

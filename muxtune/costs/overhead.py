@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from muxtune.batches.layout import attention_calls
+from muxtune.batches import attention_calls
 from muxtune.costs.base import CostModel
 from muxtune.costs.compose import MicrobatchWork, stage_operators
 from muxtune.costs.profile import Profile
 from muxtune.graph.operators import Operator, Phase, stage_layout
-from muxtune.tasks.workload import LoraSpec
+from muxtune.tasks import LoraSpec
 
 CLASSES = ("linear", "lora", "attention", "other")
 """Kinds that have a factor of their own, and all others together."""

@@ -12,7 +12,7 @@ from typing import Literal, Protocol, Self, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from muxtune.batches.layout import batched_calls
+from muxtune.batches import batched_calls
 from muxtune.graph.operators import OperatorSuite, Phase
 from muxtune.model import ModelSpec
 

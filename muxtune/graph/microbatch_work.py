@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from muxtune.tasks.workload import LoraSpec
+from muxtune.tasks import LoraSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

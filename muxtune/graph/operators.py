@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from muxtune.batches.layout import MicrobatchLayout, Segment, Span
+from muxtune.batches import MicrobatchLayout, Segment, Span
 from muxtune.model import ModelSpec
 from muxtune.placement import Route
 from muxtune.support.registry import Registry

@@ -18,7 +18,7 @@ from typing import Literal
 from muxtune.graph.nodes import operator
 from muxtune.graph.operators import Operator
 from muxtune.model import ModelSpec
-from muxtune.tasks.workload import LoraSpec
+from muxtune.tasks import LoraSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from muxtune.graph.operators import Operator
 from muxtune.graph.peft import attachments
 from muxtune.model import DTYPE_BYTES, ModelSpec
 from muxtune.placement import Route
-from muxtune.tasks.workload import LoraSpec
+from muxtune.tasks import LoraSpec
 
 
 def step_graph(

@@ -9,7 +9,7 @@ from itertools import chain
 from typing import NamedTuple
 
 from muxtune.memory.htask_bytes import HTaskLoad, MicrobatchLoad
-from muxtune.schedule.actions import Action
+from muxtune.schedule import Action
 
 Clock = Sequence[Action]
 """Actions that run together, or a STEP."""

@@ -13,7 +13,7 @@ from muxtune.memory.peak import POSTED_AHEAD, Variable, fullest_moment
 from muxtune.memory.weights import MOMENTS, WHOLE, Sharding, backbone_bytes, table_bytes
 from muxtune.memory.workspace import DeviceKind
 from muxtune.model import ModelSpec
-from muxtune.schedule.actions import Action, clocks_of
+from muxtune.schedule import Action, clocks_of
 
 CUDA_ALLOCATOR_FRACTION = 0.05
 """Assumed share that a caching allocator adds to what is allocated: blocks are rounded up to 512 bytes, large

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from muxtune.batches.layout import row_slots
+from muxtune.batches import row_slots
 from muxtune.model import LinearSpec, ModelSpec
 from muxtune.support.errors import SpecError
-from muxtune.tasks.workload import LoraSpec
+from muxtune.tasks import LoraSpec
 
 FLOAT32_BYTES = 4
 

@@ -8,7 +8,7 @@ from muxtune.graph.nodes import Node, TimedNode
 from muxtune.graph.operators import Phase
 from muxtune.model import ModelSpec
 from muxtune.orchestration.subgraphs import Cut, cut
-from muxtune.tasks.workload import LoraSpec
+from muxtune.tasks import LoraSpec
 
 
 def action_cut(

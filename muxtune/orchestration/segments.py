@@ -42,7 +42,7 @@ class Segment:
 
 
 class LaunchPlan(Protocol):
-    """What is read of a plan; :class:`muxtune.plan.plan.Plan` has it."""
+    """What is read of a plan; :class:`muxtune.plan.Plan` has it."""
 
     def action_cut(self, stage: int, phase: Phase, htask: int) -> Cut:
         """Subgraphs of an hTask's action on a stage."""

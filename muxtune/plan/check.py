@@ -10,8 +10,7 @@ from muxtune.orchestration import check_order
 from muxtune.plan.basis import check_prediction_basis
 from muxtune.plan.extension import check_step_meetings
 from muxtune.plan.plan import HTask, Plan
-from muxtune.schedule.actions import Kind, Template, clocks_of
-from muxtune.schedule.check import check_schedule
+from muxtune.schedule import Kind, Template, check_schedule, clocks_of
 from muxtune.support.errors import SpecError, naming
 
 _PHASES: dict[Kind, Phase] = {"F": "fwd", "B": "bwd"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from muxtune.plan.plan import Plan
-from muxtune.schedule.actions import Action, build_schedule
+from muxtune.schedule import Action, build_schedule
 from muxtune.support.errors import SpecError
 
 

@@ -54,7 +54,7 @@ class ClockLaunches(BaseModel):
     """Every stage once."""
 
     def on_stage(self, stage: int) -> LaunchOrder:
-        """The order of a stage; :func:`muxtune.plan.check.check_plan` made sure that there is one."""
+        """The order of a stage; :func:`muxtune.plan.check_plan` made sure that there is one."""
         return next(each.order for each in self.orders if stage in each.stages)
 
 

@@ -8,8 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from muxtune.batches.layout import Alignment, HTaskShape
-from muxtune.batches.token_report import AlignmentReport
+from muxtune.batches import Alignment, AlignmentReport, HTaskShape
 from muxtune.cluster import ClusterSpec
 from muxtune.costs.ref import CostsRef
 from muxtune.graph.attention_backends import DEFAULT_ATTENTION, AttentionName
@@ -18,10 +17,9 @@ from muxtune.model import BackboneDigest, ModelSpec
 from muxtune.orchestration import Cut, LaunchOrder, action_cut, left_of
 from muxtune.placement import Placement
 from muxtune.plan.launch_orders import ClockLaunches
-from muxtune.schedule.actions import Action, Kind, Template, clocks_of
-from muxtune.schedule.pipeline_order import clocks_in_flight
+from muxtune.schedule import Action, Kind, Template, clocks_in_flight, clocks_of
 from muxtune.support.strict_models import _STRICT, MOST_SECONDS, Seconds
-from muxtune.tasks.workload import PeftTask
+from muxtune.tasks import PeftTask
 
 SCHEMA_VERSION = 1
 
@@ -133,7 +131,7 @@ class Predicted(BaseModel):
     """Share of the stages' time in steady state in which they wait."""
     theoretical_bubble_fraction: float | None = Field(default=None, ge=0, lt=1)
     """The same if all clocks took equally long and transfers no time, see
-    :func:`muxtune.plan.prediction.theoretical_bubble_fraction`."""
+    :func:`muxtune.plan.theoretical_bubble_fraction`."""
     lower_bound_s: Seconds
     """Work of the busiest stage in one iteration; no schedule of these clocks is faster."""
     scheduled_iterations: int
@@ -155,7 +153,7 @@ class Predicted(BaseModel):
 
 
 class Plan(BaseModel):
-    """A complete plan; :func:`muxtune.plan.file.load_plan` has checked that its parts agree."""
+    """A complete plan; :func:`muxtune.plan.load_plan` has checked that its parts agree."""
 
     model_config = _STRICT
 

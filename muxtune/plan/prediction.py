@@ -10,17 +10,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from muxtune.batches.token_report import AlignmentReport
+from muxtune.batches import AlignmentReport
 from muxtune.plan.plan import ClockSeconds, Plan, Predicted
-from muxtune.schedule.pipeline_order import Template, iteration_clocks
-from muxtune.schedule.recurrence import (
+from muxtune.schedule import (
+    COMPUTE,
     ClockTimes,
+    Span,
     StageTimes,
+    Template,
+    iteration_clocks,
+    iteration_ends_s,
     iteration_work_s,
     makespan_s,
     steady_iteration_s,
 )
-from muxtune.schedule.trace import COMPUTE, Span, iteration_ends_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +32,7 @@ class IterationTokens:
 
     all: float
     """Everything that goes through the backbone, on all replicas; see
-    :meth:`muxtune.batches.layout.HTaskShape.step_tokens`."""
+    :meth:`muxtune.batches.HTaskShape.step_tokens`."""
     billed: float
     """Examples padded to their task's own max length."""
     effective: float

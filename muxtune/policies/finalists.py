@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from muxtune.cluster import ClusterSpec
 from muxtune.costs.base import CostModel
 from muxtune.model import ModelSpec
-from muxtune.plan.plan import Plan
+from muxtune.plan import Plan
 from muxtune.planning.decisions.options import FREE, PlanOptions
 from muxtune.planning.decisions.structure import PlanStructure
 from muxtune.planning.problem.assemble import assemble_plan, structure_iteration_s
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.policies.proposed import blaming, proposed_structures
 from muxtune.policies.switches import label, refuse_switches
-from muxtune.schedule.recurrence import lower_bound_s
+from muxtune.schedule import lower_bound_s
 from muxtune.support.errors import SpecError
-from muxtune.tasks.workload import Workload
+from muxtune.tasks import Workload
 
 FINALISTS = 4
 """Plans handed to the simulator."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from muxtune.plan.plan import Orchestration
+from muxtune.plan import Orchestration
 from muxtune.planning.decisions.options import PlanOptions
 from muxtune.planning.decisions.structure import PlanStructure
 from muxtune.planning.problem.meshes import on_every_mesh

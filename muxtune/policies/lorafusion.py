@@ -20,9 +20,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from muxtune.batches.dealing import largest_stream
-from muxtune.batches.layout import HTaskShape
-from muxtune.batches.shapes import phase_tokens, phases
+from muxtune.batches import HTaskShape, largest_stream, phase_tokens, phases
 from muxtune.planning.decisions.options import PlanOptions
 from muxtune.planning.decisions.structure import HTaskChoice, PlanStructure
 from muxtune.planning.problem.meshes import choose_mesh, on_every_mesh

@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import cast, get_args
 
-from muxtune.batches.layout import HTaskShape
-from muxtune.plan.plan import Orchestration
+from muxtune.batches import HTaskShape
+from muxtune.plan import Orchestration
 from muxtune.planning.decisions.options import PlanOptions
 from muxtune.planning.decisions.structure import HTaskChoice, Mesh, PlanStructure
 from muxtune.planning.problem.memory_limit import fitting
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.policies.base import POLICIES
-from muxtune.schedule.actions import Template
+from muxtune.schedule import Template
 from muxtune.support.errors import SpecError, UserError
 from muxtune.support.printable import short_repr
 from muxtune.support.registry import PluginError, raised

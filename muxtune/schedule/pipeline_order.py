@@ -93,7 +93,7 @@ def inject(
     co_scheduled: bool = False,
     carries: Sequence[int] | None = None,
 ) -> Injection:
-    """Order the clocks of a schedule; arguments as in :func:`muxtune.schedule.actions.build_schedule`."""
+    """Order the clocks of a schedule; arguments as in :func:`muxtune.schedule.build_schedule`."""
     rotation = iteration_clocks(buckets, microbatches, co_scheduled=co_scheduled, carries=carries)
     if template == "lorapp":
         rotation = spread_evenly(rotation, microbatches)

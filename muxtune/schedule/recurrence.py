@@ -86,7 +86,7 @@ def evaluate_schedule(stages: Sequence[Sequence[Action]], times: StageTimes) -> 
     """Spans of all compute actions, stage by stage; those of one clock are equal.
 
     Raises:
-        RuntimeError: The schedule deadlocks; :func:`muxtune.schedule.check.check_schedule` refuses such
+        RuntimeError: The schedule deadlocks; :func:`muxtune.schedule.check_schedule` refuses such
             schedules.
     """
     return [

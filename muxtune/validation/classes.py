@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from muxtune.plan.prediction import stage_times
-from muxtune.schedule.recurrence import StageTimes
+from muxtune.plan import stage_times
+from muxtune.schedule import StageTimes
 from muxtune.validation.measured import ClockClass, MeasuredRun
 from muxtune.validation.replay import ClockTiming
 

@@ -12,10 +12,8 @@ from functools import cached_property
 from statistics import median
 from typing import NamedTuple
 
-from muxtune.plan.extension import extend_schedule
-from muxtune.plan.plan import Plan
-from muxtune.schedule.actions import Action, Kind
-from muxtune.schedule.trace import COMMUNICATION, Span
+from muxtune.plan import Plan, extend_schedule
+from muxtune.schedule import COMMUNICATION, Action, Kind, Span
 from muxtune.support.errors import UserError
 from muxtune.validation.replay import (
     Clock,

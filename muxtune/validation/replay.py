@@ -12,9 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from muxtune.plan.plan import Plan
-from muxtune.plan.prediction import stage_times
-from muxtune.schedule.actions import Action
+from muxtune.plan import Plan, stage_times
+from muxtune.schedule import Action
 
 Clock = tuple[Action, ...]
 """What a stage plays together; a STEP stands alone."""

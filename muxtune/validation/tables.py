@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from muxtune.schedule.actions import Kind
+from muxtune.schedule import Kind
 from muxtune.validation.classes import class_works
 from muxtune.validation.measured import MeasuredRun, class_of
 from muxtune.validation.replay import (

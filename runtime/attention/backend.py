@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from muxtune.batches.layout import Row
+from muxtune.batches import Row
 from muxtune.graph.attention_backends import AttentionName
 from runtime.attention.carried_kv import CarriedPlaces
 from runtime.attention.rope import RopeTables

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, autograd
 
-from muxtune.batches.layout import MicrobatchLayout, Row, sequence_rows
+from muxtune.batches import MicrobatchLayout, Row, sequence_rows
 from runtime.ops.autograd import Context
 
 

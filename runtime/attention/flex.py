@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from muxtune.batches.layout import Row
+from muxtune.batches import Row
 from runtime.attention.backend import AttentionBackend, AttentionSite, Placement
 from runtime.attention.carried_kv import CarriedPlaces
 from runtime.attention.stream import Stream, StreamPlacement, build_stream

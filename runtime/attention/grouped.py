@@ -12,7 +12,7 @@ import torch.nn.functional as F  # noqa: N812  # torch's own abbreviation
 from numpy.typing import NDArray
 from torch import Tensor
 
-from muxtune.batches.layout import Row, group_by_length, group_carried_rows, row_slots
+from muxtune.batches import Row, group_by_length, group_carried_rows, row_slots
 from runtime.attention.backend import AttentionBackend, AttentionSite, Placement, row_tokens
 from runtime.attention.carried_kv import CarriedPlaces
 from runtime.attention.rows import Bias, Placed, RowGroup, RowPlacement, build_layout, carried_source

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own abbreviation
 from torch import Tensor
 
-from muxtune.batches.layout import Row
+from muxtune.batches import Row
 from runtime.attention.backend import AttentionBackend, AttentionSite, Placement
 from runtime.attention.carried_kv import CarriedPlaces
 from runtime.attention.stream import Stream, StreamPlacement, build_stream

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from muxtune.batches.layout import MicrobatchLayout, Segment, sequence_rows
+from muxtune.batches import MicrobatchLayout, Segment, sequence_rows
 from muxtune.graph.attention_backends import DEFAULT_ATTENTION, AttentionName
 from runtime.attention.backend import Placement
 from runtime.attention.backends import BACKENDS

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from muxtune.batches.layout import Row
+from muxtune.batches import Row
 from runtime.attention.backend import Placement, row_tokens, side_by_side
 from runtime.attention.carried_kv import CarriedPlaces, leaving_rows
 from runtime.attention.rope import RopeTables, rotate_

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from muxtune.batches.layout import Row
+from muxtune.batches import Row
 from runtime.attention.backend import Placement, row_tokens
 from runtime.attention.carried_kv import CarriedPlaces, leaving_rows
 from runtime.attention.rope import RopeTables, rotated

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from muxtune.batches.layout import Row
+from muxtune.batches import Row
 from runtime.attention.backend import AttentionBackend, AttentionSite, Placement, row_tokens
 from runtime.attention.carried_kv import CarriedPlaces
 from runtime.attention.rows import Ends, Placed, RowGroup, RowPlacement, build_layout, carried_source

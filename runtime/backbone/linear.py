@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from muxtune.batches.layout import Span
+from muxtune.batches import Span
 from runtime.ops.dropout import Dropout
 from runtime.peft.lora import LoraPair, lora_linear
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from muxtune.batches.layout import row_slots
+from muxtune.batches import row_slots
 from muxtune.model import ModelSpec
 from runtime.attention import RopeTables
 from runtime.backbone.layers import DecoderLayer, Embedding, Head, Weights, shared_linear

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from muxtune.model import ModelSpec
 from muxtune.support.errors import SpecError
-from muxtune.tasks.workload import PeftTask
+from muxtune.tasks import PeftTask
 from runtime.backbone.gpt2 import gpt2_embedding, gpt2_head, gpt2_layer
 from runtime.backbone.hugging_face import hf_config
 from runtime.backbone.layers import DecoderLayer, Embedding, Head, Weights

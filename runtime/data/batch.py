@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from muxtune.batches.layout import MicrobatchLayout, Segment, Span
+from muxtune.batches import MicrobatchLayout, Segment, Span
 from muxtune.graph.attention_backends import DEFAULT_ATTENTION, AttentionName
-from muxtune.tasks.dataset import Example
+from muxtune.tasks import Example
 from runtime.attention import AttentionPlan, build_attention_plan
 from runtime.attention.carried_kv import CarriedKv
 from runtime.ops.dropout import sequence_key, token_keys

@@ -7,13 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from muxtune.batches.layout import MicrobatchLayout, layout_step
-from muxtune.batches.shapes import phase_tokens, phases, step_group_tokens
-from muxtune.plan.plan import Plan
-from muxtune.plan.prediction import IterationTokens
+from muxtune.batches import MicrobatchLayout, layout_step, phase_tokens, phases, step_group_tokens
+from muxtune.plan import IterationTokens, Plan
 from muxtune.support.errors import SpecError
-from muxtune.tasks.dataset import Example, TaskData, load_task_data
-from muxtune.tasks.tokenizer import load_tokenizer
+from muxtune.tasks import Example, TaskData, load_task_data, load_tokenizer
 from runtime.attention.carried_kv import CarriedKv
 from runtime.data.batch import MicrobatchTensors, build_microbatch
 

@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.distributed_c10d import _get_default_store
 
 from muxtune.placement import Placement
-from muxtune.plan.plan import Parallelism
+from muxtune.plan import Parallelism
 from runtime.device.devices import CPU, RankDevice
 from runtime.distributed.peers import or_peer_lost
 from runtime.distributed.sharding import Shard

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from muxtune.schedule.actions import Action
+from muxtune.schedule import Action
 from runtime.device.stopwatch import HostStopwatch, Mark, Stopwatch
 from runtime.distributed.peers import or_peer_lost
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from muxtune.schedule.actions import Action
+from muxtune.schedule import Action
 from runtime.attention.carried_kv import CarriedKv
 from runtime.device.allocations import AllocationTrace, MemoryTrace, SavedBytes
 from runtime.reports.footprint import ActionBytes

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 
 from muxtune.orchestration import Segment
-from muxtune.schedule.actions import Action
+from muxtune.schedule import Action
 from runtime.device.devices import CPU, RankDevice
 from runtime.device.stopwatch import Mark
 from runtime.distributed.teams import StageTeam

@@ -15,10 +15,8 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
-from muxtune.plan.extension import extend_schedule
-from muxtune.plan.file import load_plan
-from muxtune.plan.plan import Plan
-from muxtune.schedule.trace import save_trace
+from muxtune.plan import Plan, extend_schedule, load_plan
+from muxtune.schedule import save_trace
 from muxtune.support.allocator import keep_freed_memory
 from muxtune.support.errors import MuxTuneError, UserError
 from muxtune.support.processes import end_process, end_with_parent

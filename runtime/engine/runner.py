@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from muxtune.orchestration import clock_segments
-from muxtune.plan.plan import Plan
-from muxtune.schedule.actions import Action, clocks_of
-from muxtune.schedule.trace import COMMUNICATION, COMPUTE, OperatorSpan, Span
+from muxtune.plan import Plan
+from muxtune.schedule import COMMUNICATION, COMPUTE, Action, OperatorSpan, Span, clocks_of
 from runtime.backbone.hugging_face import torch_dtype
 from runtime.backbone.stage import Stage
 from runtime.data.batch import MicrobatchTensors

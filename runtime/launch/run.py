@@ -13,11 +13,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from muxtune.model import is_pickled, weight_files
-from muxtune.plan.backbone import check_backbone, check_recorded, record_backbone
-from muxtune.plan.check import check_plan
-from muxtune.plan.extension import check_step_meetings, extend_schedule
-from muxtune.plan.file import load_plan, save_plan
-from muxtune.plan.plan import Plan
+from muxtune.plan import (
+    Plan,
+    check_backbone,
+    check_plan,
+    check_recorded,
+    check_step_meetings,
+    extend_schedule,
+    load_plan,
+    record_backbone,
+    save_plan,
+)
 from muxtune.support.errors import SpecError, UserError, naming
 from muxtune.support.processes import Stopped, end_when_stopped, under_torchrun
 from muxtune.support.run_folder import LOCK, locked, refuse_if_locked, remove_temporaries

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own abbreviation
 from torch import Tensor
 
-from muxtune.batches.layout import Span
+from muxtune.batches import Span
 from runtime.ops.autograd import Context
 from runtime.ops.deferred import side_work
 from runtime.ops.dropout import Dropout

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
-from muxtune.schedule.actions import Action
+from muxtune.schedule import Action
 from runtime.device.process_memory import process_peak_bytes
 
 if TYPE_CHECKING:

@@ -14,10 +14,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from muxtune.placement import Placement
-from muxtune.plan.plan import Parallelism, Plan
-from muxtune.plan.prediction import IterationTokens
-from muxtune.schedule.actions import Action
-from muxtune.schedule.trace import COMPUTE, OperatorSpan, Span, iteration_ends_s
+from muxtune.plan import IterationTokens, Parallelism, Plan
+from muxtune.schedule import COMPUTE, Action, OperatorSpan, Span, iteration_ends_s
 from muxtune.support.errors import UserError, spec_error_from
 from muxtune.support.files import write_text_atomically
 from muxtune.support.machine import usable_cores

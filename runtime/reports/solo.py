@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from muxtune.model import ModelSpec
-from muxtune.tasks.dataset import Example, TaskData
-from muxtune.tasks.workload import PeftTask
+from muxtune.tasks import Example, PeftTask, TaskData
 from runtime.backbone.hugging_face import load_hf_model
 from runtime.reports.solo_dropout import SoloDropout
 from runtime.tasks.adapter_files import quiet_peft

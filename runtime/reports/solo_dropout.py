@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from muxtune.tasks.workload import PeftTask
+from muxtune.tasks import PeftTask
 from runtime.ops.dropout import Dropout, linear_key, sequence_key, token_keys
 
 

@@ -10,13 +10,10 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from muxtune.model import ModelSpec
-from muxtune.plan.backbone import check_backbone, check_recorded
-from muxtune.plan.check import check_plan
-from muxtune.plan.file import load_plan
-from muxtune.plan.plan import Plan
-from muxtune.schedule.trace import load_trace
+from muxtune.plan import Plan, check_backbone, check_plan, check_recorded, load_plan
+from muxtune.schedule import load_trace
 from muxtune.support.errors import UserError
-from muxtune.tasks.workload import PeftTask
+from muxtune.tasks import PeftTask
 from muxtune.validation import (
     ClassComparison,
     Comparison,

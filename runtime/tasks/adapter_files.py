@@ -14,7 +14,7 @@ from torch import Tensor
 from muxtune.model import ModelSpec
 from muxtune.support.errors import SpecError
 from muxtune.support.files import write_atomically, write_text_atomically
-from muxtune.tasks.workload import PeftTask
+from muxtune.tasks import PeftTask
 from runtime.backbone.hugging_face import hf_config, torch_dtype
 
 if TYPE_CHECKING:

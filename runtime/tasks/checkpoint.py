@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
 
-from muxtune.plan.plan import Plan
+from muxtune.plan import Plan
 from runtime.tasks.checkpoint_files import (
     RankState,
     load_rank_state,

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from muxtune.plan.plan import Plan
+from muxtune.plan import Plan
 from muxtune.support.errors import UserError, spec_error_from
 from muxtune.support.files import write_atomically, write_text_atomically
 from runtime.tasks.tenant import TenantSnapshot

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from muxtune.schedule.actions import Action
+from muxtune.schedule import Action
 from runtime.data.feed import Feed
 
 

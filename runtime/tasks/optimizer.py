@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from muxtune.tasks.workload import PeftTask
+from muxtune.tasks import PeftTask
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], task: PeftTask) -> torch.optim.Optimizer:

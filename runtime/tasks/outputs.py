@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from muxtune.support.errors import UserError
 from muxtune.support.files import write_text_atomically
-from muxtune.tasks.workload import PeftTask
+from muxtune.tasks import PeftTask
 from runtime.tasks.losses import StepLoss
 
 ADAPTER = "adapter"

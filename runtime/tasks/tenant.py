@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from muxtune.support.errors import SpecError
-from muxtune.tasks.workload import PeftTask
+from muxtune.tasks import PeftTask
 from runtime.distributed.sharding import Cut
 from runtime.tasks.optimizer import build_optimizer, learning_rate
 

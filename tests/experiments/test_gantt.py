@@ -3,11 +3,17 @@ from __future__ import annotations
 import pytest
 
 from experiments.gantt import draw_gantt, draw_plan, middle_window, same_windows
-from muxtune.plan.extension import extend_schedule
-from muxtune.plan.prediction import stage_times
-from muxtune.schedule.actions import Action, build_schedule
-from muxtune.schedule.recurrence import StageTimes, evaluate_schedule
-from muxtune.schedule.trace import COMPUTE, Span, iteration_ends_s, save_trace
+from muxtune.plan import extend_schedule, stage_times
+from muxtune.schedule import (
+    COMPUTE,
+    Action,
+    Span,
+    StageTimes,
+    build_schedule,
+    evaluate_schedule,
+    iteration_ends_s,
+    save_trace,
+)
 from muxtune.support.errors import UserError
 from tests.plans import make_plan
 

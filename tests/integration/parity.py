@@ -13,15 +13,15 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
-from muxtune.batches.layout import Alignment
+from muxtune.batches import Alignment
 from muxtune.cluster import load_cluster
 from muxtune.model import Dtype, ModelSpec, load_model_spec
 from muxtune.orchestration import Mode
-from muxtune.plan.plan import Plan
+from muxtune.plan import Plan
 from muxtune.planning.decisions.options import PlanOptions
 from muxtune.policies import plan_workload
-from muxtune.schedule.actions import Template
-from muxtune.tasks.workload import Workload, load_workload
+from muxtune.schedule import Template
+from muxtune.tasks import Workload, load_workload
 from runtime import run_plan
 from tests.helpers import TINY_PRESETS, make_plan
 from tests.integration.differences import STRICT, Difference, bfloat16_limit, compare_results, float32_limit

@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.memory import AnyCosts, MemoryCase, case_workload, count_case
-from muxtune.batches.shapes import measure_shape
+from muxtune.batches import measure_shape
 from muxtune.cluster import load_cluster
 from muxtune.model import load_model_spec
-from muxtune.plan.plan import Plan
+from muxtune.plan import Plan
 from muxtune.planning.decisions.options import PlanOptions
 from muxtune.planning.decisions.structure import HTaskChoice, Mesh, PlanStructure
 from muxtune.planning.exact.bytes import plan_memory
 from muxtune.planning.problem.assemble import assemble_plan
 from muxtune.planning.problem.problem import PlanningProblem
-from muxtune.schedule.actions import Template
+from muxtune.schedule import Template
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.usefixtures("quick_ranks")]
 

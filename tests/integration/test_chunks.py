@@ -12,8 +12,8 @@ from itertools import product
 
 import pytest
 
-from muxtune.batches.layout import layout_step
-from muxtune.plan.plan import Plan
+from muxtune.batches import layout_step
+from muxtune.plan import Plan
 from runtime.data.feed import load_plan_data
 from tests.integration.parity import Case, ParityBench
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from muxtune.plan.plan import Plan
+from muxtune.plan import Plan
 from runtime import validate_run
 from tests.integration.differences import STRICT
 from tests.integration.parity import ParityBench

@@ -15,8 +15,8 @@ import pytest
 from safetensors.torch import load_file
 
 from muxtune.model import load_model_spec
-from muxtune.plan.file import save_plan
-from muxtune.tasks.workload import Workload
+from muxtune.plan import save_plan
+from muxtune.tasks import Workload
 from runtime import PEER_LOST_EXIT_CODE
 from tests.helpers import make_plan, make_task, write_examples
 from tests.integration.launchers import END_LIMIT_S, ONE_NODE, SPAWNER, TWO_NODES, Launch, launched

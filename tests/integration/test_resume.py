@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from muxtune.model import load_model_spec
-from muxtune.plan.plan import Plan
+from muxtune.plan import Plan
 from muxtune.support.errors import RunError, SpecError, UserError
 from muxtune.support.run_folder import LOCK, locked
-from muxtune.tasks.workload import Workload
+from muxtune.tasks import Workload
 from runtime import load_report, run_plan
 from runtime.tasks.checkpoint import newest_checkpoint
 from tests.helpers import make_plan, make_task, write_examples

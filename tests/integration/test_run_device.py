@@ -6,8 +6,8 @@ import pytest
 
 from muxtune.cluster import load_cluster
 from muxtune.model import PRESETS
-from muxtune.plan.plan import Plan
-from muxtune.tasks.workload import Workload
+from muxtune.plan import Plan
+from muxtune.tasks import Workload
 from runtime import run_plan, validate_run
 from tests.helpers import make_plan, make_task, write_examples
 

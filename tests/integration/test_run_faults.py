@@ -14,10 +14,9 @@ import pytest
 from safetensors.torch import load_file
 
 from muxtune.model import load_model_spec
-from muxtune.plan.file import save_plan
-from muxtune.plan.plan import Plan
+from muxtune.plan import Plan, save_plan
 from muxtune.support.errors import RunError, SpecError, UserError
-from muxtune.tasks.workload import Workload
+from muxtune.tasks import Workload
 from runtime import run_plan
 from runtime.tasks.checkpoint import newest_checkpoint
 from tests.helpers import make_hf_model, make_plan, make_task, write_examples

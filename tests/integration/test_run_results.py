@@ -13,19 +13,13 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from muxtune.batches.layout import Alignment
+from muxtune.batches import Alignment
 from muxtune.cluster import load_cluster
 from muxtune.model import load_model_spec
-from muxtune.plan.basis import finish_plan
-from muxtune.plan.check import check_plan
-from muxtune.plan.extension import extend_schedule
-from muxtune.plan.file import save_plan
-from muxtune.plan.plan import Parallelism, Plan
-from muxtune.schedule.actions import Template
-from muxtune.schedule.trace import COMPUTE, load_trace
+from muxtune.plan import Parallelism, Plan, check_plan, extend_schedule, finish_plan, save_plan
+from muxtune.schedule import COMPUTE, Template, load_trace
 from muxtune.support.errors import RunError
-from muxtune.tasks.dataset import load_task_data
-from muxtune.tasks.workload import PeftTask, Workload
+from muxtune.tasks import PeftTask, Workload, load_task_data
 from runtime import run_plan, validate_run
 from runtime.reports.solo import train_solo
 from runtime.reports.validate import update_error

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from muxtune.model import PRESETS
-from muxtune.plan.file import save_plan
-from muxtune.tasks.workload import Workload
+from muxtune.plan import save_plan
+from muxtune.tasks import Workload
 from tests.helpers import make_plan, make_task, write_examples
 
 pytestmark = pytest.mark.integration

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from muxtune.model import load_model_spec
-from muxtune.plan.file import save_plan
-from muxtune.tasks.workload import Workload
+from muxtune.plan import save_plan
+from muxtune.tasks import Workload
 from runtime import load_report
 from tests.helpers import make_plan, make_task, write_examples
 

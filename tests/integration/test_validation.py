@@ -7,8 +7,8 @@ import pytest
 from experiments.gantt import draw_plan
 from muxtune.cli.validation import validation_table
 from muxtune.model import load_model_spec
-from muxtune.schedule.trace import iteration_ends_s, load_trace
-from muxtune.tasks.workload import Workload
+from muxtune.schedule import iteration_ends_s, load_trace
+from muxtune.tasks import Workload
 from muxtune.validation import read_run
 from muxtune.validation.replay import iteration_ends_s as replayed_ends_s
 from muxtune.validation.replay import replay, stages_meet

@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file
 
 from muxtune.model import load_model_spec
-from muxtune.plan.plan import Plan
-from muxtune.schedule.actions import Template
+from muxtune.plan import Plan
+from muxtune.schedule import Template
 from muxtune.support.errors import RunError
-from muxtune.tasks.workload import Workload
+from muxtune.tasks import Workload
 from runtime import run_plan
 from runtime.tasks.checkpoint_files import Owner, complete_checkpoints, load_rank_state, whole_checkpoint
 from runtime.tasks.tenant import is_finite

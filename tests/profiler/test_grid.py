@@ -2,11 +2,11 @@
 
 import pytest
 
-from muxtune.batches.layout import row_slots
+from muxtune.batches import row_slots
 from muxtune.costs.compose import MicrobatchWork, stage_operators
 from muxtune.graph.operators import OPERATOR_DIMS
 from muxtune.model import PRESETS
-from muxtune.tasks.workload import LoraSpec
+from muxtune.tasks import LoraSpec
 from profiler.grid import MAX_TOKENS, operator_grid, powers, powers_and_between
 
 MODELS = [

@@ -10,10 +10,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own abbreviation
 
-from muxtune.batches.layout import Alignment, HTaskShape, group_tokens, layout_step
+from muxtune.batches import Alignment, HTaskShape, group_tokens, layout_step
 from muxtune.model import ModelSpec
-from muxtune.tasks.dataset import Example
-from muxtune.tasks.workload import DatasetSpec, LoraSpec, PeftTask
+from muxtune.tasks import DatasetSpec, Example, LoraSpec, PeftTask
 from runtime.tasks.adapter_files import initial_adapter, load_adapter
 
 LLAMA = ModelSpec(

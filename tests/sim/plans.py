@@ -12,17 +12,13 @@ from muxtune.graph import Launching, stage_graph, time_graph
 from muxtune.graph.operators import Phase
 from muxtune.model import PRESETS
 from muxtune.orchestration import Mode, launch_graph, schedule_clock
-from muxtune.plan.basis import finish_plan
-from muxtune.plan.check import check_plan
-from muxtune.plan.plan import ClockSeconds, Orchestration, Plan
-from muxtune.plan.prediction import predict_plan, stage_times
+from muxtune.plan import Orchestration, Plan, check_plan, finish_plan, predict_plan, stage_times
+from muxtune.plan.plan import ClockSeconds
 from muxtune.planning.decisions.structure import HTaskChoice, Mesh, PlanStructure
 from muxtune.planning.exact.works import sample_works
 from muxtune.planning.problem.assemble import assemble_plan
 from muxtune.planning.problem.problem import PlanningProblem
-from muxtune.schedule.actions import build_schedule
-from muxtune.schedule.pipeline_order import Template, shared_clocks
-from muxtune.schedule.recurrence import ClockKind, evaluate_schedule
+from muxtune.schedule import ClockKind, Template, build_schedule, evaluate_schedule, shared_clocks
 from tests.muxtune.planning.problems import MIXED, make_workload
 
 MODEL = PRESETS["llama2-7b"].model_copy(update={"layers": 4})

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
-from muxtune.schedule.actions import Action, build_schedule
-from muxtune.schedule.pipeline_order import shared_clocks
-from muxtune.schedule.recurrence import ClockKind, ClockTimes, StageTimes
+from muxtune.schedule import Action, ClockKind, ClockTimes, StageTimes, build_schedule, shared_clocks
 from sim.engine import Clock, clock_htasks, clock_kind
 from sim.program import Program
 from sim.streams import program_seconds

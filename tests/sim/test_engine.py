@@ -6,9 +6,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 
-from muxtune.schedule.actions import Action
-from muxtune.schedule.recurrence import StageTimes, evaluate_schedule
-from muxtune.schedule.trace import COMMUNICATION, COMPUTE, Span
+from muxtune.schedule import COMMUNICATION, COMPUTE, Action, Span, StageTimes, evaluate_schedule
 from sim.engine import simulate_schedule
 from tests.sim.strategies import Case, cases
 

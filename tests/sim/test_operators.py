@@ -9,9 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from simpy import Environment
 
-from muxtune.schedule.actions import build_schedule
-from muxtune.schedule.recurrence import StageTimes, evaluate_schedule
-from muxtune.schedule.trace import COMMUNICATION, COMPUTE
+from muxtune.schedule import COMMUNICATION, COMPUTE, StageTimes, build_schedule, evaluate_schedule
 from sim.engine import play_clocks
 from sim.noise import Noise
 from sim.operators import OperatorWork

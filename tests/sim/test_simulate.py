@@ -10,15 +10,18 @@ import pytest
 
 from muxtune.costs import save_profile
 from muxtune.orchestration import decode_turns, encode_turns
-from muxtune.plan.basis import finish_plan
-from muxtune.plan.check import check_plan
-from muxtune.plan.plan import Predicted
-from muxtune.plan.prediction import stage_times
+from muxtune.plan import Predicted, check_plan, finish_plan, stage_times
 from muxtune.planning.decisions.structure import HTaskChoice, Mesh, PlanStructure
 from muxtune.planning.problem.assemble import assemble_plan
-from muxtune.schedule.actions import build_schedule
-from muxtune.schedule.recurrence import evaluate_schedule, steady_iteration_s
-from muxtune.schedule.trace import COMMUNICATION, COMPUTE, load_trace, track_name
+from muxtune.schedule import (
+    COMMUNICATION,
+    COMPUTE,
+    build_schedule,
+    evaluate_schedule,
+    load_trace,
+    steady_iteration_s,
+    track_name,
+)
 from muxtune.support.errors import SpecError
 from sim import plan_costs, simulate_operators, simulate_plan
 from tests.muxtune.costs.synthetic import analytic_law, make_profile, operators

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from muxtune.batches.layout import Alignment
+from muxtune.batches import Alignment
 from muxtune.orchestration import Mode
-from muxtune.schedule.actions import Template
+from muxtune.schedule import Template
 from muxtune.support.errors import SpecError
 
 Part = Literal["fusion", "orchestration", "chunking"]

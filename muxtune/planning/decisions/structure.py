@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from muxtune.batches.layout import Alignment, HTaskShape
+from muxtune.batches import Alignment, HTaskShape
 from muxtune.cluster import ClusterSpec
 from muxtune.placement import Placement
-from muxtune.plan.plan import Orchestration
-from muxtune.schedule.actions import Template
+from muxtune.plan import Orchestration
+from muxtune.schedule import Template
 
 SEQUENTIAL = Orchestration()
 """Operators one after the other."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from muxtune.batches.layout import Alignment
+from muxtune.batches import Alignment
 from muxtune.planning.estimate.curves import Floats, Ints
 from muxtune.planning.estimate.stream_tokens import Batches, padded_rows
 

@@ -2,7 +2,7 @@
 
 What a group costs is put together from :mod:`muxtune.planning.estimate.stream_tokens` (how long its stream
 is) and :mod:`muxtune.planning.estimate.part_seconds` (what a stream of that length takes). Attention is
-batched by length across tasks (:func:`muxtune.batches.layout.group_by_length`); here sequences are sorted by
+batched by length across tasks (:func:`muxtune.batches.group_by_length`); here sequences are sorted by
 length once for all groups, and a call has as many as a micro-batch has on average.
 
 The exact price of a group is :meth:`muxtune.planning.problem.problem.PlanningProblem.htask_times`; how far
@@ -21,9 +21,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from muxtune.batches.dealing import chunked_sizes, packed_sizes
-from muxtune.batches.layout import group_by_length, row_slots
-from muxtune.batches.shapes import PACKED_MULTIPLE
+from muxtune.batches import PACKED_MULTIPLE, chunked_sizes, group_by_length, packed_sizes, row_slots
 from muxtune.costs.compose import step_seconds
 from muxtune.placement import Route
 from muxtune.planning.decisions.partition_dp import Places
@@ -42,7 +40,7 @@ from muxtune.planning.estimate.stream_tokens import (
 )
 from muxtune.planning.problem.meshes import MeshShape
 from muxtune.planning.problem.problem import PlanningProblem
-from muxtune.tasks.dataset import TaskData
+from muxtune.tasks import TaskData
 
 NEAR = 1.06
 """Estimates of two alignments of a group whose order is not certain, one to the other."""

@@ -25,7 +25,7 @@ from muxtune.planning.decisions.partition_dp import Places
 from muxtune.planning.decisions.structure import Mesh
 from muxtune.planning.estimate.curves import Floats
 from muxtune.planning.estimate.group_seconds import GroupBands, GroupPrices
-from muxtune.tasks.workload import LoraSpec
+from muxtune.tasks import LoraSpec
 
 _PROBE = 1 << 20
 """Tokens, or targets, that bytes per token are read off at."""

@@ -33,7 +33,7 @@ from muxtune.graph.stage import Part
 from muxtune.model import ModelSpec
 from muxtune.placement import Route
 from muxtune.planning.estimate.curves import Curve, Floats, Ints, linear_seconds, round_tokens, sample_curve
-from muxtune.tasks.workload import LoraSpec
+from muxtune.tasks import LoraSpec
 
 
 @dataclass(frozen=True, slots=True)

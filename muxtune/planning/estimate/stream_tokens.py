@@ -20,9 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from muxtune.batches.dealing import deal_lengths
-from muxtune.batches.shapes import PACKED_MULTIPLE
-from muxtune.tasks.dataset import TaskData
+from muxtune.batches import PACKED_MULTIPLE, deal_lengths
+from muxtune.tasks import TaskData
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -80,7 +79,7 @@ def load_batches(tasks: Sequence[TaskData], steps: Ints) -> Batches:
 
 
 def dealt_lengths(batches: Batches, groups: int) -> Ints:
-    """Sequences as :func:`muxtune.batches.layout.deal_sequences` deals them to pack: ``[n, S, T, G]``."""
+    """Sequences as :func:`muxtune.batches.deal_sequences` deals them to pack: ``[n, S, T, G]``."""
     return deal_lengths(batches.lengths_nsk, groups)
 
 
@@ -112,7 +111,7 @@ def packed_tokens(
 ) -> Ints:
     """Stream length of every group whose sequences go into the emptiest micro-batches.
 
-    The rule of :func:`muxtune.batches.layout.place_groups`: task by task from the last, the largest group of
+    The rule of :func:`muxtune.batches.place_groups`: task by task from the last, the largest group of
     its sequences into the emptiest micro-batch. Which micro-batch is which does not matter for the longest,
     so they are kept in order of what they hold.
 

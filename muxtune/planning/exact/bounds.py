@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muxtune.planning.exact.seconds import HTaskTimes
-from muxtune.schedule.pipeline_order import Template
+from muxtune.schedule import Template
 
 Floats = NDArray[np.float64]
 

@@ -19,13 +19,11 @@ from muxtune.memory import (
     table_bytes,
 )
 from muxtune.model import ModelSpec
-from muxtune.plan.plan import Plan
+from muxtune.plan import Plan
 from muxtune.planning.decisions.structure import HTaskChoice, Mesh, PlanStructure
 from muxtune.planning.exact.works import sample_works
-from muxtune.schedule.actions import Action
-from muxtune.schedule.pipeline_order import clocks_in_flight
-from muxtune.tasks.dataset import load_task_data
-from muxtune.tasks.tokenizer import load_tokenizer
+from muxtune.schedule import Action, clocks_in_flight
+from muxtune.tasks import load_task_data, load_tokenizer
 
 
 class StructureMemory:

@@ -1,6 +1,6 @@
 """Micro-batches of carry groups, as the sum of what each of their tasks has in them.
 
-It says what :func:`muxtune.batches.layout.layout_step` lays out, without laying it out. What a task has in
+It says what :func:`muxtune.batches.layout_step` lays out, without laying it out. What a task has in
 the micro-batches of a carry group depends on its own sequences there, and of its neighbours only on how many
 chunks they have been dealt before it, so it is worked out once.
 """
@@ -15,18 +15,19 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from muxtune.batches.chunks import Part, cut_chunks, share_chunks
-from muxtune.batches.layout import (
+from muxtune.batches import (
     HTaskShape,
+    Part,
     batched_calls,
     batched_carried_calls,
+    cut_chunks,
     deal_sequences,
     group_tokens,
     place_groups,
+    share_chunks,
 )
 from muxtune.costs.compose import MicrobatchWork
-from muxtune.tasks.dataset import TaskData
-from muxtune.tasks.workload import LoraSpec
+from muxtune.tasks import LoraSpec, TaskData
 
 CarryGroup = list[MicrobatchWork]
 """Its micro-batches, in order."""

@@ -16,13 +16,11 @@ from muxtune.graph.operators import PHASES, Phase
 from muxtune.model import ModelSpec
 from muxtune.orchestration import ClockSchedule, LaunchGraph, launch_graph, schedule_clock
 from muxtune.placement import Placement, Route
-from muxtune.plan.launch_orders import ClockLaunches, clock_launches
-from muxtune.plan.plan import Orchestration
+from muxtune.plan import ClockLaunches, Orchestration, clock_launches
 from muxtune.planning.decisions.structure import SEQUENTIAL, HTaskChoice, Mesh, PlanStructure
 from muxtune.planning.exact.slowest_replica import slowest_replicas
 from muxtune.planning.exact.works import Choice, HTaskWorks
-from muxtune.schedule.pipeline_order import iteration_clocks
-from muxtune.schedule.recurrence import ClockKind, ClockTimes, StageTimes
+from muxtune.schedule import ClockKind, ClockTimes, StageTimes, iteration_clocks
 from muxtune.support.errors import SpecError
 from muxtune.support.strict_models import MOST_SECONDS
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TypeVar
 
 from muxtune.graph.microbatch_work import MicrobatchWork
-from muxtune.tasks.workload import LoraSpec
+from muxtune.tasks import LoraSpec
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from muxtune.batches.layout import (
+from muxtune.batches import (
     HTaskShape,
     batched_calls,
     deal_sequences,
@@ -24,7 +24,7 @@ from muxtune.memory.saved_activations import attention_rows, gathered_keys
 from muxtune.planning.decisions.structure import HTaskChoice
 from muxtune.planning.exact.carried_works import carry_groups
 from muxtune.planning.exact.work_sums import WorkSum
-from muxtune.tasks.dataset import TaskData
+from muxtune.tasks import TaskData
 
 SAMPLED_STEPS = 3
 """Steps whose real layouts are looked at; the static part of a micro-batch does not depend on the step."""
@@ -61,7 +61,7 @@ def sample_works(
     """Look at the micro-batches of the sampled steps.
 
     What matters here is which sequences share a micro-batch, not where
-    :func:`muxtune.batches.layout.layout_step` puts them in it.
+    :func:`muxtune.batches.layout_step` puts them in it.
 
     Args:
         htask: Tasks and alignment.
@@ -107,7 +107,7 @@ def sample_works(
 def _by_step_and_replica(
     works: Sequence[MicrobatchWork], shape: HTaskShape
 ) -> tuple[tuple[WorkSum, ...], ...]:
-    """Micro-batches in the order of :func:`muxtune.batches.layout.layout_step`, step after step, added up."""
+    """Micro-batches in the order of :func:`muxtune.batches.layout_step`, step after step, added up."""
     m = shape.microbatches
     sums = [WorkSum.of_works(works[i : i + m]) for i in range(0, len(works), m)]
     return tuple(tuple(sums[i : i + shape.replicas]) for i in range(0, len(sums), shape.replicas))

@@ -36,8 +36,7 @@ from muxtune.planning.exact.seconds import HTaskTimes
 from muxtune.planning.problem.layouts import sort_by_tokens
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.planning.problem.schedules import in_order
-from muxtune.schedule.actions import Action, Template
-from muxtune.schedule.pipeline_order import inject
+from muxtune.schedule import Action, Template, inject
 
 # S pipeline stages
 

@@ -29,7 +29,7 @@ from muxtune.planning.decisions.partition_dp import Groups, best_cuts
 from muxtune.planning.decisions.structure import PlanStructure
 from muxtune.planning.oracle.groups import GroupTable
 from muxtune.planning.oracle.partitions import Appraised, Appraiser
-from muxtune.tasks.dataset import TaskData
+from muxtune.tasks import TaskData
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,8 +26,7 @@ from muxtune.planning.problem.memory_limit import fits
 from muxtune.planning.problem.meshes import choose_mesh
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.planning.problem.schedules import pipeline_candidates
-from muxtune.schedule.actions import Template
-from muxtune.schedule.pipeline_order import injection_order
+from muxtune.schedule import Template, injection_order
 
 LEAST = 16
 """Partitions per bound that a refusal looks at."""

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from muxtune.model import backbone_digest
-from muxtune.plan.basis import finish_plan
-from muxtune.plan.check import check_plan
-from muxtune.plan.plan import SCHEMA_VERSION, Execution, HTask, Parallelism, Plan
-from muxtune.plan.prediction import predict, theoretical_bubble_fraction
+from muxtune.plan import (
+    SCHEMA_VERSION,
+    Execution,
+    HTask,
+    Parallelism,
+    Plan,
+    check_plan,
+    finish_plan,
+    predict,
+    theoretical_bubble_fraction,
+)
 from muxtune.planning.decisions.structure import HTaskChoice, PlanStructure
 from muxtune.planning.problem.problem import PlanningProblem
-from muxtune.schedule.actions import Action, build_schedule
-from muxtune.schedule.pipeline_order import inject
-from muxtune.schedule.recurrence import evaluate_schedule, injected_iteration_s
-from muxtune.tasks.dataset import with_digest
+from muxtune.schedule import Action, build_schedule, evaluate_schedule, inject, injected_iteration_s
+from muxtune.tasks import with_digest
 
 CONTINUOUS_ITERATIONS = 4
 """Iterations that a continuous plan schedules: one fills, one drains, two are steady."""
@@ -54,7 +59,7 @@ def assemble_plan(problem: PlanningProblem, structure: PlanStructure, policy: st
     """The plan of a structure, with the recurrence's prediction.
 
     Raises:
-        SpecError: The structure contradicts itself; see :func:`muxtune.plan.check.check_plan`.
+        SpecError: The structure contradicts itself; see :func:`muxtune.plan.check_plan`.
     """
     actions = structure_schedule(structure)
     times = problem.times(structure)

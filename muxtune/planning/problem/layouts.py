@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from muxtune.batches.layout import ROW_MULTIPLE
+from muxtune.batches import ROW_MULTIPLE
 from muxtune.planning.decisions.options import PlanOptions
 from muxtune.planning.decisions.structure import HTaskChoice, Layout, Mesh
 from muxtune.planning.problem.problem import PlanningProblem

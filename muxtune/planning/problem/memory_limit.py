@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NoReturn
 
-from muxtune.batches.layout import Alignment
+from muxtune.batches import Alignment
 from muxtune.memory import StageMemory
 from muxtune.planning.decisions.structure import HTaskChoice, PlanStructure
 from muxtune.planning.problem.assemble import structure_schedule
@@ -16,7 +16,7 @@ from muxtune.planning.problem.layouts import CARRIED_CHUNKS
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.support.errors import SpecError
 from muxtune.support.tables import show_bytes
-from muxtune.tasks.workload import Workload
+from muxtune.tasks import Workload
 
 Variant = tuple[str, PlanningProblem, PlanStructure]
 """What is changed, in words, and the problem and structure with the change."""

@@ -16,7 +16,7 @@ from muxtune.planning.exact.seconds import overlaps
 from muxtune.planning.problem.assemble import structure_iteration_s
 from muxtune.planning.problem.memory_limit import MemoryLimit
 from muxtune.planning.problem.problem import PlanningProblem
-from muxtune.schedule.recurrence import lower_bound_s
+from muxtune.schedule import lower_bound_s
 from muxtune.support.errors import SpecError
 
 LEAST_WORK = 0.95

@@ -9,24 +9,29 @@ from functools import cached_property, lru_cache, partial
 import numpy as np
 from numpy.typing import NDArray
 
-from muxtune.batches.layout import Alignment, HTaskShape
-from muxtune.batches.shapes import htask_microbatches, phase_tokens, phases, row_tokens_of, step_group_tokens
-from muxtune.batches.token_report import AlignmentReport, alignment_report, effective_tokens
+from muxtune.batches import (
+    Alignment,
+    AlignmentReport,
+    HTaskShape,
+    alignment_report,
+    effective_tokens,
+    htask_microbatches,
+    phase_tokens,
+    phases,
+    row_tokens_of,
+    step_group_tokens,
+)
 from muxtune.cluster import ClusterSpec
 from muxtune.costs.base import CostModel
 from muxtune.memory import StageMemory
 from muxtune.model import ModelSpec
-from muxtune.plan.launch_orders import ClockLaunches
-from muxtune.plan.prediction import IterationTokens
+from muxtune.plan import ClockLaunches, IterationTokens
 from muxtune.planning.decisions.structure import PlanStructure
 from muxtune.planning.exact.bytes import StructureMemory
 from muxtune.planning.exact.seconds import StructurePrices, overlaps
 from muxtune.planning.exact.works import sample_works
-from muxtune.schedule.actions import Action
-from muxtune.schedule.recurrence import StageTimes
-from muxtune.tasks.dataset import TaskData, load_task_data
-from muxtune.tasks.tokenizer import load_tokenizer
-from muxtune.tasks.workload import PeftTask, Workload
+from muxtune.schedule import Action, StageTimes
+from muxtune.tasks import PeftTask, TaskData, Workload, load_task_data, load_tokenizer
 
 
 class PlanningProblem:

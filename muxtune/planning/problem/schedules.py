@@ -8,14 +8,14 @@ from dataclasses import replace
 import numpy as np
 
 from muxtune.orchestration import Mode
-from muxtune.plan.plan import Orchestration
+from muxtune.plan import Orchestration
 from muxtune.planning.decisions.options import PlanOptions
 from muxtune.planning.decisions.structure import SEQUENTIAL, HTaskChoice, Mesh, PlanStructure
 from muxtune.planning.problem.assemble import structure_iteration_s
 from muxtune.planning.problem.layouts import cheapest_alignment
 from muxtune.planning.problem.meshes import choose_mesh
 from muxtune.planning.problem.problem import PlanningProblem
-from muxtune.schedule.actions import Template
+from muxtune.schedule import Template
 
 MOST_GROUPINGS = 4
 """Numbers of buckets tried per partition, from 1 to all hTasks in proportion."""

@@ -35,7 +35,7 @@ from muxtune.planning.search.proposals import (
     stage_work_s,
     turnaround,
 )
-from muxtune.schedule.actions import Template
+from muxtune.schedule import Template
 
 MOST_TASKS = 9
 """21147 partitions of 511 groups."""

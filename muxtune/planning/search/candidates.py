@@ -10,7 +10,7 @@ from typing import Generic, TypeVar, cast
 
 import numpy as np
 
-from muxtune.batches.layout import ROW_MULTIPLE
+from muxtune.batches import ROW_MULTIPLE
 from muxtune.costs.base import CostModel
 from muxtune.model import ModelSpec
 from muxtune.placement import Route

@@ -30,7 +30,7 @@ from muxtune.planning.problem.memory_limit import fits
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.planning.problem.schedules import MODES, TEMPLATES, fastest_schedule, overlapping
 from muxtune.planning.search.search import SearchRecord
-from muxtune.schedule.pipeline_order import iteration_clocks
+from muxtune.schedule import iteration_clocks
 
 COUNTS_SHOWN = 4
 """Other numbers of hTasks on the winner's mesh."""

@@ -19,7 +19,7 @@ from muxtune.planning.exact.seconds import StageKind
 from muxtune.planning.problem.carrying import cut_choice
 from muxtune.planning.problem.meshes import MeshShape, balanced_layers, mesh_of
 from muxtune.planning.problem.problem import PlanningProblem
-from muxtune.schedule.actions import Template
+from muxtune.schedule import Template
 
 GIVE_UP = 1.5
 """Partitions into more groups are not looked for once the best costs so many times the cheapest of all."""

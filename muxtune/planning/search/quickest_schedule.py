@@ -26,7 +26,7 @@ from muxtune.planning.problem.schedules import (
     orchestrated,
     schedules,
 )
-from muxtune.schedule.actions import Template
+from muxtune.schedule import Template
 
 MOST_REGROUPED = 9
 """HTasks that are tried in every number of buckets where the usual numbers do not fit the memory."""

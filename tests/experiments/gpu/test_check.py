@@ -29,7 +29,7 @@ from experiments.gpu.kernels import (
 )
 from experiments.gpu.parity import ParityCase, ParityResult, check_parity, describe_parity, parity_cases
 from experiments.gpu.report import Section, write_report
-from muxtune.batches.layout import Row
+from muxtune.batches import Row
 from runtime.attention import BACKENDS
 from runtime.backbone.linear import SharedLinear
 from tests.interpreter import interpreter

@@ -11,8 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from experiments.gpu.runs import CASES, RunCase, check_run, describe_runs, largest_error, make_plan, run_cases
-from muxtune.plan.check import check_plan
-from muxtune.plan.plan import Plan
+from muxtune.plan import Plan, check_plan
 from runtime.tasks.adapter_files import WEIGHTS_FILE
 from runtime.tasks.losses import StepLoss
 from runtime.tasks.outputs import ADAPTER, ADAPTER_INIT, save_progress, task_folder

@@ -12,7 +12,7 @@ from muxtune.cluster import ClusterSpec
 from muxtune.costs.base import CostModel
 from muxtune.model import ModelSpec
 from muxtune.support.errors import UserError
-from muxtune.tasks.workload import Workload
+from muxtune.tasks import Workload
 from tests.muxtune.planning.problems import FakeCosts
 
 

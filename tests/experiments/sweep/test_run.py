@@ -12,7 +12,7 @@ import pytest
 from experiments.sweep import run_sweep
 from experiments.sweep.journal import journal_path, open_journal
 from experiments.sweep.run import BATCH_POINTS, make_batches
-from muxtune.plan.plan import Predicted
+from muxtune.plan import Predicted
 from muxtune.policies.base import POLICIES
 from muxtune.support.errors import UserError
 from tests.experiments.sweep.sweeps import FakeSource, write_sweep

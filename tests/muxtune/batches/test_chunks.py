@@ -9,18 +9,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muxtune.batches.chunks import Part, count_chunks, cut_chunks, share_chunks
-from muxtune.batches.layout import (
+from muxtune.batches import (
     HTaskShape,
+    Part,
     attention_calls,
-    carried_attention_calls,
-    carried_out_tokens,
+    cut_chunks,
     layout_step,
+    measure_shape,
+    phase_tokens,
+    phases,
     sequence_rows,
+    share_chunks,
+    step_group_tokens,
 )
-from muxtune.batches.shapes import measure_shape, phase_tokens, phases, step_group_tokens
+from muxtune.batches.chunks import count_chunks
+from muxtune.batches.layout import carried_attention_calls, carried_out_tokens
 from muxtune.support.errors import SpecError
-from muxtune.tasks.dataset import Example, TaskData
+from muxtune.tasks import Example, TaskData
 from tests.plans import make_task
 
 CHUNK = 16

@@ -7,13 +7,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from muxtune.batches import dealing, shapes
-from muxtune.batches.dealing import largest_stream
-from muxtune.batches.layout import deal_sequences, group_tokens, place_groups
-from muxtune.batches.shapes import measure_shape, phase_tokens, phases, step_group_tokens
+from muxtune.batches import (
+    deal_sequences,
+    dealing,
+    group_tokens,
+    largest_stream,
+    measure_shape,
+    phase_tokens,
+    phases,
+    place_groups,
+    shapes,
+    step_group_tokens,
+)
 from muxtune.data.histograms import load_length_histogram
 from muxtune.support.errors import SpecError
-from muxtune.tasks.dataset import Example, TaskData
+from muxtune.tasks import Example, TaskData
 from tests.plans import make_task
 
 

@@ -9,20 +9,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muxtune.batches.chunks import pack_chunks
-from muxtune.batches.dealing import largest_stream
-from muxtune.batches.layout import (
+from muxtune.batches import (
+    PACKED_MULTIPLE,
     HTaskShape,
     attention_calls,
     deal_sequences,
     group_by_length,
+    largest_stream,
     layout_step,
+    measure_shape,
+    phase_tokens,
+    phases,
     place_groups,
     row_slots,
+    step_group_tokens,
 )
-from muxtune.batches.shapes import PACKED_MULTIPLE, measure_shape, phase_tokens, phases, step_group_tokens
+from muxtune.batches.chunks import pack_chunks
 from muxtune.support.errors import SpecError
-from muxtune.tasks.dataset import Example, TaskData
+from muxtune.tasks import Example, TaskData
 from tests.plans import make_task
 
 ALIGNMENTS = ("pad", "pack", "chunk")

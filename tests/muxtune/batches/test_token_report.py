@@ -5,12 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from muxtune.batches.layout import HTaskShape, layout_step
-from muxtune.batches.shapes import measure_shape
-from muxtune.batches.token_report import alignment_report, effective_tokens, smallest_chunk
+from muxtune.batches import HTaskShape, alignment_report, effective_tokens, layout_step, measure_shape
+from muxtune.batches.token_report import smallest_chunk
 from muxtune.model import PRESETS
-from muxtune.tasks.dataset import TaskData, load_task_data
-from muxtune.tasks.workload import DatasetSpec
+from muxtune.tasks import DatasetSpec, TaskData, load_task_data
 from tests.plans import make_task
 
 LLAMA = PRESETS["llama-tiny"]

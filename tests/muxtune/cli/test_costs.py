@@ -7,7 +7,7 @@ from muxtune.cli.costs import kept_profile_path
 from muxtune.cluster import load_cluster
 from muxtune.costs.profile import save_profile
 from muxtune.model import PRESETS
-from muxtune.plan.file import load_plan
+from muxtune.plan import load_plan
 from tests.muxtune.cli.conftest import task
 from tests.muxtune.costs.synthetic import analytic_law, make_profile, operators
 

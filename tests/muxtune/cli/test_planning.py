@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from muxtune.plan.file import load_plan
-from muxtune.plan.plan import Plan, Predicted
-from muxtune.schedule.trace import load_trace
+from muxtune.plan import Plan, Predicted, load_plan
+from muxtune.schedule import load_trace
 from tests.muxtune.cli.conftest import task
 
 ROOT = Path(__file__).parents[3]

@@ -16,7 +16,7 @@ from muxtune.costs.links import load_link
 from muxtune.graph.operators import FWD_ONLY, OPERATOR_DIMS, PHASES, Operator
 from muxtune.model import ModelSpec, load_model_spec
 from muxtune.support.errors import SpecError, UserError
-from muxtune.tasks.workload import LoraSpec
+from muxtune.tasks import LoraSpec
 
 LLAMA_7B = ModelSpec(
     name="llama-7b-shapes",

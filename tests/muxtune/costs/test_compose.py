@@ -17,7 +17,7 @@ from muxtune.costs.ref import CostsRef
 from muxtune.graph.operators import PHASES, Operator
 from muxtune.model import PRESETS
 from muxtune.placement import Route
-from muxtune.tasks.workload import LoraSpec
+from muxtune.tasks import LoraSpec
 
 LLAMA, GPT2, OPT = PRESETS["llama-tiny"], PRESETS["gpt2-tiny"], PRESETS["opt-tiny"]
 

@@ -10,7 +10,7 @@ from muxtune.costs import MicrobatchWork, stage_operators
 from muxtune.costs.flops import causal_context_tokens, flops_per_token
 from muxtune.costs.operator_work import operator_work
 from muxtune.model import PRESETS
-from muxtune.tasks.workload import LoraSpec
+from muxtune.tasks import LoraSpec
 from tests.muxtune.model.configs import hf_config
 
 TOKENS = 256

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from muxtune.batches.layout import batched_calls
+from muxtune.batches import batched_calls
 from muxtune.graph.attention_backends import (
     DEFAULT_ATTENTION,
     MARGIN,

@@ -10,7 +10,7 @@ from muxtune.graph import StageGraph
 from muxtune.graph.nodes import N
 from muxtune.graph.operators import Operator, Phase
 from muxtune.model import PRESETS, ModelSpec
-from muxtune.tasks.workload import LoraSpec
+from muxtune.tasks import LoraSpec
 
 LLAMA, GPT2, OPT = PRESETS["llama-tiny"], PRESETS["gpt2-tiny"], PRESETS["opt-tiny"]
 MODELS = (LLAMA, GPT2, OPT)

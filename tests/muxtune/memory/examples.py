@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from muxtune.costs.compose import MicrobatchWork
 from muxtune.memory import HTaskLoad, KeptBytes, MicrobatchLoad
-from muxtune.tasks.workload import LoraSpec
+from muxtune.tasks import LoraSpec
 
 
 def make_work(

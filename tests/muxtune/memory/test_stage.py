@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from muxtune.memory import HTaskLoad, KeptBytes, MicrobatchLoad, StageLoad, StageMemory, stage_load
 from muxtune.model import PRESETS
-from muxtune.schedule.actions import Action
-from muxtune.schedule.pipeline_order import clocks_in_flight
+from muxtune.schedule import Action, clocks_in_flight
 from tests.muxtune.memory.examples import make_load, make_work
 from tests.muxtune.schedule.schedules import Problem, problems
 

@@ -7,7 +7,7 @@ import pytest
 from muxtune.memory import Sharding, adapter_parameters, backbone_bytes, table_bytes
 from muxtune.model import PRESETS
 from muxtune.support.errors import SpecError
-from muxtune.tasks.workload import LoraSpec
+from muxtune.tasks import LoraSpec
 
 LLAMA, GPT2 = PRESETS["llama-tiny"], PRESETS["gpt2-tiny"]
 ALL = LoraSpec(method="lora", r=8, alpha=8, targets=("all-linear",))

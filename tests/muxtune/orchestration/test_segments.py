@@ -22,7 +22,7 @@ from muxtune.orchestration import (
     left_of,
     schedule_clock,
 )
-from muxtune.tasks.workload import LoraSpec
+from muxtune.tasks import LoraSpec
 from tests.muxtune.orchestration.graphs import chain
 from tests.sim.plans import launched_plan
 

@@ -11,7 +11,7 @@ from muxtune.costs.collectives import interconnect_of
 from muxtune.graph import StageGraph, TimedNode, stage_graph, time_graph
 from muxtune.model import PRESETS
 from muxtune.orchestration import cut
-from muxtune.tasks.workload import LoraSpec
+from muxtune.tasks import LoraSpec
 from tests.muxtune.orchestration.graphs import run_orders, stage_graphs
 
 LLAMA = PRESETS["llama2-7b"]

@@ -4,10 +4,8 @@ import json
 
 import pytest
 
-from muxtune.plan.basis import check_prediction_basis, finish_plan, prediction_basis
-from muxtune.plan.check import check_plan
-from muxtune.plan.file import load_plan
-from muxtune.plan.plan import Orchestration, Plan
+from muxtune.plan import Orchestration, Plan, check_plan, finish_plan, load_plan
+from muxtune.plan.basis import check_prediction_basis, prediction_basis
 from muxtune.policies import plan_problem
 from muxtune.support.errors import SpecError
 from sim import simulate_plan

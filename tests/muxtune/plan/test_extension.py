@@ -6,10 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muxtune.plan.extension import check_step_meetings, extend_schedule
-from muxtune.plan.plan import Orchestration, Plan
-from muxtune.schedule.actions import Action, build_schedule
-from muxtune.schedule.check import check_schedule
+from muxtune.plan import Orchestration, Plan, check_step_meetings, extend_schedule
+from muxtune.schedule import Action, build_schedule, check_schedule
 from muxtune.support.errors import SpecError
 from tests.plans import make_plan
 

@@ -6,10 +6,7 @@ import re
 import pytest
 
 from muxtune.orchestration import LaunchOrder
-from muxtune.plan.check import check_plan
-from muxtune.plan.file import load_plan, save_plan
-from muxtune.plan.launch_orders import clock_launches
-from muxtune.plan.plan import Plan
+from muxtune.plan import Plan, check_plan, clock_launches, load_plan, save_plan
 from muxtune.support.errors import SpecError
 from tests.plans import make_plan
 from tests.sim.plans import launched_plan, orchestrated_plan

@@ -7,13 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from muxtune.batches.token_report import AlignmentReport, TokenCounts
+from muxtune.batches import AlignmentReport
+from muxtune.batches.token_report import TokenCounts
 from muxtune.graph.attention_backends import DEFAULT_ATTENTION
-from muxtune.plan.basis import finish_plan
-from muxtune.plan.check import check_plan
-from muxtune.plan.file import load_plan, save_plan
-from muxtune.plan.plan import Orchestration, Plan
-from muxtune.schedule.actions import Action
+from muxtune.plan import Orchestration, Plan, check_plan, finish_plan, load_plan, save_plan
+from muxtune.schedule import Action
 from muxtune.support.errors import SpecError, UserError
 from tests.plans import make_plan
 

@@ -2,17 +2,16 @@ from __future__ import annotations
 
 import pytest
 
-from muxtune.plan.plan import Orchestration
-from muxtune.plan.prediction import (
+from muxtune.plan import (
     IterationTokens,
+    Orchestration,
     iteration_tokens,
     predict,
     predict_plan,
     stage_times,
     theoretical_bubble_fraction,
 )
-from muxtune.schedule.actions import build_schedule
-from muxtune.schedule.recurrence import StageTimes, evaluate_schedule
+from muxtune.schedule import StageTimes, build_schedule, evaluate_schedule
 from tests.plans import make_plan
 
 TOKENS = IterationTokens(all=1000, billed=800, effective=500)

@@ -11,7 +11,7 @@ from muxtune.costs.ref import CostsRef
 from muxtune.graph.operators import Operator, Phase
 from muxtune.model import PRESETS, ModelSpec
 from muxtune.planning.problem.problem import PlanningProblem
-from muxtune.tasks.workload import Workload, workload_from
+from muxtune.tasks import Workload, workload_from
 
 TINY = PRESETS["llama-tiny"].model_copy(update={"layers": 4})
 

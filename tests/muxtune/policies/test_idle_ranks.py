@@ -12,11 +12,11 @@ from muxtune.cluster import GPUS, ClusterSpec
 from muxtune.costs import AnalyticCosts
 from muxtune.costs.collectives import interconnect_of
 from muxtune.model import load_model_spec
-from muxtune.plan.plan import Plan
+from muxtune.plan import Plan
 from muxtune.planning.decisions.options import FREE, PlanOptions
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.policies import plan_problem
-from muxtune.tasks.workload import Workload
+from muxtune.tasks import Workload
 
 MODEL = load_model_spec("llama2-7b")
 POLICIES = (

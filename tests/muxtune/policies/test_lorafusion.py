@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muxtune.batches.shapes import measure_shape
+from muxtune.batches import measure_shape
 from muxtune.planning.decisions.options import PlanOptions
 from muxtune.planning.problem.assemble import structure_schedule
 from muxtune.policies import POLICIES, plan_problem

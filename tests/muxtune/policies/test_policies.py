@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from muxtune.plan.check import check_plan
-from muxtune.plan.plan import Plan
+from muxtune.plan import Plan, check_plan
 from muxtune.planning.decisions.options import PlanOptions
 from muxtune.planning.problem.assemble import structure_iteration_s
 from muxtune.policies import POLICIES, plan_problem

@@ -20,7 +20,7 @@ from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.policies import POLICIES, fixed_partition, plan_problem
 from muxtune.support.errors import SpecError, UserError
 from muxtune.support.registry import PluginError
-from muxtune.tasks.workload import Workload
+from muxtune.tasks import Workload
 from tests.muxtune.policies.gpus import gpu_problem
 
 ROOT = Path(__file__).parents[3]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
-from muxtune.schedule.actions import Action, Template, build_schedule
+from muxtune.schedule import Action, Template, build_schedule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

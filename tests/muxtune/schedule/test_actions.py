@@ -7,9 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muxtune.schedule.actions import Action, ScheduleError, build_schedule, clocks_of, render_schedule
-from muxtune.schedule.check import check_schedule, find_deadlock
-from muxtune.schedule.pipeline_order import clocks_in_flight, injection_order, shared_clocks
+from muxtune.schedule import (
+    Action,
+    build_schedule,
+    check_schedule,
+    clocks_in_flight,
+    clocks_of,
+    injection_order,
+    shared_clocks,
+)
+from muxtune.schedule.actions import ScheduleError, render_schedule
+from muxtune.schedule.check import find_deadlock
 from muxtune.support.errors import SpecError
 from tests.muxtune.schedule.schedules import Problem, play_with_bounded_channels, problems
 

@@ -8,10 +8,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muxtune.schedule.actions import Action, build_schedule, clocks_of
-from muxtune.schedule.check import check_schedule, find_deadlock
-from muxtune.schedule.pipeline_order import clocks_in_flight, inject
-from muxtune.schedule.recurrence import ClockTimes, StageTimes, injected_iteration_s, schedule_iteration_s
+from muxtune.schedule import (
+    Action,
+    ClockTimes,
+    StageTimes,
+    build_schedule,
+    check_schedule,
+    clocks_in_flight,
+    clocks_of,
+    inject,
+    injected_iteration_s,
+)
+from muxtune.schedule.check import find_deadlock
+from muxtune.schedule.recurrence import schedule_iteration_s
 from muxtune.support.errors import SpecError
 from tests.muxtune.schedule.schedules import Problem, play_with_bounded_channels, problems
 

@@ -9,18 +9,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muxtune.schedule.actions import Action, build_schedule, clocks_of
-from muxtune.schedule.pipeline_order import inject, shared_clocks
-from muxtune.schedule.recurrence import (
+from muxtune.schedule import (
+    COMPUTE,
+    Action,
     ClockTimes,
     StageTimes,
+    build_schedule,
+    clocks_of,
     evaluate_schedule,
+    inject,
     injected_iteration_s,
+    iteration_ends_s,
     lower_bound_s,
     makespan_s,
+    shared_clocks,
     steady_iteration_s,
 )
-from muxtune.schedule.trace import COMPUTE, iteration_ends_s
 from muxtune.support.errors import SpecError
 from tests.muxtune.schedule.schedules import Problem, problems
 

@@ -6,13 +6,8 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from muxtune.schedule.actions import Action, build_schedule
-from muxtune.schedule.recurrence import (
-    StageTimes,
-    evaluate_schedule,
-    schedule_iteration_s,
-    steady_iteration_s,
-)
+from muxtune.schedule import Action, StageTimes, build_schedule, evaluate_schedule, steady_iteration_s
+from muxtune.schedule.recurrence import schedule_iteration_s
 
 SECONDS = st.floats(0.0, 10.0)
 

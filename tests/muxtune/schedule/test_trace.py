@@ -7,18 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muxtune.schedule.actions import Action
-from muxtune.schedule.trace import (
+from muxtune.schedule import (
     COMMUNICATION,
     COMPUTE,
+    Action,
     OperatorSpan,
     Span,
     iteration_ends_s,
     load_trace,
     save_trace,
-    to_chrome,
     track_name,
 )
+from muxtune.schedule.trace import to_chrome
 from muxtune.support.errors import UserError
 from tests.perfetto import perfetto_stacks
 

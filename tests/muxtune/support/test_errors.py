@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from muxtune.cluster import ClusterSpec
-from muxtune.plan.plan import Plan
+from muxtune.plan import Plan
 from muxtune.schedule.actions import ScheduleError
 from muxtune.support.errors import MuxTuneError, RunError, SpecError, UserError, spec_error_from, unknown_name
-from muxtune.tasks.workload import Workload
+from muxtune.tasks import Workload
 
 
 class Inner(BaseModel):

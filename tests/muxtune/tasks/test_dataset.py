@@ -13,17 +13,10 @@ from hypothesis import strategies as st
 from muxtune.data.histograms import load_length_histogram
 from muxtune.model import PRESETS
 from muxtune.support.errors import UserError
-from muxtune.tasks.dataset import (
-    HISTOGRAM_EXAMPLES,
-    Example,
-    TaskData,
-    load_task_data,
-    make_example,
-    with_digest,
-)
+from muxtune.tasks import DatasetSpec, Example, TaskData, load_task_data, with_digest
+from muxtune.tasks.dataset import HISTOGRAM_EXAMPLES, make_example
 from muxtune.tasks.order import epoch_orders
 from muxtune.tasks.tokenizer import ByteTokenizer
-from muxtune.tasks.workload import DatasetSpec
 from tests.plans import make_task
 
 MODEL = PRESETS["llama-tiny"]

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from muxtune.model import BYTE_VOCAB, PRESETS, load_model_spec
 from muxtune.support.errors import SpecError
-from muxtune.tasks.dataset import load_task_data
-from muxtune.tasks.tokenizer import ByteTokenizer, HfTokenizer, load_tokenizer
+from muxtune.tasks import load_task_data, load_tokenizer
+from muxtune.tasks.tokenizer import ByteTokenizer, HfTokenizer
 from tests.integration.solo_peft import SoloTask, read_examples
 from tests.plans import make_task
 

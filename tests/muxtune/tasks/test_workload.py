@@ -7,7 +7,7 @@ import yaml
 
 from muxtune.model import load_model_spec
 from muxtune.support.errors import SpecError, UserError
-from muxtune.tasks.workload import Workload, load_workload, workload_from
+from muxtune.tasks import Workload, load_workload, workload_from
 from tests.plans import make_task
 
 CONTENT = {

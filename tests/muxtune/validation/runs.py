@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from muxtune.plan.extension import extend_schedule
-from muxtune.plan.plan import Plan
-from muxtune.plan.prediction import stage_times
-from muxtune.schedule.actions import Action
-from muxtune.schedule.trace import COMMUNICATION, COMPUTE, Span
+from muxtune.plan import Plan, extend_schedule, stage_times
+from muxtune.schedule import COMMUNICATION, COMPUTE, Action, Span
 
 STEADY = (1, 2, 3)
 """Iterations of a run of four that count."""

@@ -6,9 +6,8 @@ import random
 
 import pytest
 
-from muxtune.plan.plan import Plan
-from muxtune.plan.prediction import stage_times
-from muxtune.schedule.trace import iteration_ends_s
+from muxtune.plan import Plan, stage_times
+from muxtune.schedule import iteration_ends_s
 from muxtune.validation import Explanation, explain_difference, read_run
 from muxtune.validation.replay import iteration_ends_s as replayed_ends_s
 from muxtune.validation.replay import replay, stages_meet

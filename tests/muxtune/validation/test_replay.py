@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 
-from muxtune.schedule.actions import Action
-from muxtune.schedule.recurrence import evaluate_schedule
+from muxtune.schedule import Action, evaluate_schedule
 from muxtune.validation.replay import (
     ClockTiming,
     Moment,

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from muxtune.plan.plan import Orchestration
-from muxtune.plan.prediction import stage_times
-from muxtune.schedule.recurrence import evaluate_schedule
-from muxtune.schedule.trace import iteration_ends_s
+from muxtune.plan import Orchestration, stage_times
+from muxtune.schedule import evaluate_schedule, iteration_ends_s
 from muxtune.support.errors import UserError
 from muxtune.validation import compare_run, explain_difference, read_run
 from tests.muxtune.validation.runs import STEADY, Reality, make_trace

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from muxtune.batches.layout import Segment, sequence_rows
+from muxtune.batches import Segment, sequence_rows
 from runtime.attention import RopeTables, build_attention_plan, causal_attention
 from runtime.attention.backend import row_tokens
 

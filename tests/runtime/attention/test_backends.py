@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 import torch
 
-from muxtune.batches.layout import Segment
+from muxtune.batches import Segment
 from muxtune.graph.attention_backends import DEFAULT_ATTENTION, AttentionName
 from muxtune.model import PRESETS
 from muxtune.support.errors import SpecError

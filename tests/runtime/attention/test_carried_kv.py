@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from muxtune.batches.layout import HTaskShape, MicrobatchLayout, Segment, layout_step
+from muxtune.batches import HTaskShape, MicrobatchLayout, Segment, layout_step
 from muxtune.graph.attention_backends import DEFAULT_ATTENTION, AttentionName
 from runtime.attention import BACKENDS, build_attention_plan, causal_attention
 from runtime.attention.carried_kv import CarriedKv

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from muxtune.batches.layout import HTaskShape, layout_step
+from muxtune.batches import HTaskShape, layout_step
 from muxtune.costs.compose import MicrobatchWork
 from muxtune.graph.attention_backends import kept_calls
 from muxtune.memory import backward_workspace_bytes, forward_workspace_bytes, kept_bytes, saved_bytes
 from muxtune.model import PRESETS
-from muxtune.tasks.dataset import Example
+from muxtune.tasks import Example
 from runtime.backbone.hugging_face import load_hf_model
 from runtime.backbone.stage import Stage
 from runtime.data.batch import build_microbatch

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muxtune.batches.layout import Segment
+from muxtune.batches import Segment
 from runtime.attention import BACKENDS, build_attention_plan, causal_attention
 from tests.runtime.attention.stand_ins import let_every_backend_run
 from tests.runtime.attention.streams import (

@@ -6,13 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from muxtune.batches.layout import (
-    HTaskShape,
-    attention_calls,
-    carried_attention_calls,
-    carried_out_tokens,
-    layout_step,
-)
+from muxtune.batches import HTaskShape, attention_calls, layout_step
+from muxtune.batches.layout import carried_attention_calls, carried_out_tokens
 from muxtune.costs.compose import MicrobatchWork
 from muxtune.memory import (
     backward_workspace_bytes,
@@ -22,7 +17,7 @@ from muxtune.memory import (
     saved_bytes,
 )
 from muxtune.model import PRESETS
-from muxtune.tasks.dataset import Example
+from muxtune.tasks import Example
 from runtime.attention.carried_kv import CarriedKv
 from runtime.backbone.hugging_face import load_hf_model
 from runtime.backbone.stage import Stage

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from muxtune.batches.layout import Alignment, HTaskShape, attention_calls, layout_step
+from muxtune.batches import Alignment, HTaskShape, attention_calls, layout_step
 from muxtune.costs.compose import MicrobatchWork
 from muxtune.memory import (
     backbone_bytes,
@@ -19,7 +19,7 @@ from muxtune.memory import (
     table_bytes,
 )
 from muxtune.model import PRESETS, ModelSpec
-from muxtune.tasks.dataset import Example
+from muxtune.tasks import Example
 from runtime.backbone.held_bytes import parameter_bytes, rotary_table_bytes
 from runtime.backbone.hugging_face import load_hf_model
 from runtime.backbone.stage import Stage

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from muxtune.batches.layout import HTaskShape, layout_step
-from muxtune.tasks.dataset import Example
+from muxtune.batches import HTaskShape, layout_step
+from muxtune.tasks import Example
 from runtime.attention.carried_kv import CarriedKv
 from runtime.data.batch import build_microbatch
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from muxtune.model import PRESETS
-from muxtune.plan.plan import Plan
+from muxtune.plan import Plan
 from muxtune.support.errors import SpecError
-from muxtune.tasks.workload import Workload
+from muxtune.tasks import Workload
 from runtime.data.feed import Feed, check_room, load_plan_data
 from tests.helpers import make_plan, make_task, write_examples
 

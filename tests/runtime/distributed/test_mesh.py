@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
 from muxtune.placement import Placement
-from muxtune.plan.plan import Parallelism
+from muxtune.plan import Parallelism
 from runtime.device.devices import Cpu
 from runtime.distributed import mesh
 from runtime.distributed.mesh import RankMesh

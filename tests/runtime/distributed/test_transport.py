@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from muxtune.plan.plan import Parallelism
+from muxtune.plan import Parallelism
 from runtime.device.devices import Cpu
 from runtime.distributed.mesh import RankMesh
 from runtime.distributed.transport import Inbox, Link, Outbox

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from muxtune.schedule.actions import Action
+from muxtune.schedule import Action
 from runtime.engine.meter import ActionMeter
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from muxtune.orchestration import Segment
-from muxtune.schedule.actions import Action
+from muxtune.schedule import Action
 from runtime.backbone.stage import Stage
 from runtime.data.batch import build_microbatch
 from runtime.distributed.sharding import Shard

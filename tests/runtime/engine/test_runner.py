@@ -13,13 +13,11 @@ from torch import Tensor
 import runtime.engine.runner
 from muxtune.cluster import load_cluster
 from muxtune.model import PRESETS
-from muxtune.plan.extension import extend_schedule
-from muxtune.plan.plan import Plan
+from muxtune.plan import Plan, extend_schedule
 from muxtune.planning.decisions.options import PlanOptions
 from muxtune.policies import plan_workload
-from muxtune.schedule.actions import Action
-from muxtune.schedule.trace import COMPUTE, Span
-from muxtune.tasks.workload import Workload
+from muxtune.schedule import COMPUTE, Action, Span
+from muxtune.tasks import Workload
 from runtime.backbone.stage import Stage
 from runtime.backbone.weights import open_weights
 from runtime.data.feed import Feed, load_plan_data

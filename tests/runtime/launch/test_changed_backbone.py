@@ -10,11 +10,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from muxtune.model import backbone_digest, load_model_spec
-from muxtune.plan.backbone import record_backbone
-from muxtune.plan.file import save_plan
-from muxtune.plan.plan import Plan
+from muxtune.plan import Plan, record_backbone, save_plan
 from muxtune.support.errors import SpecError
-from muxtune.tasks.workload import Workload
+from muxtune.tasks import Workload
 from runtime import run_plan, validate_run
 from tests.helpers import make_plan, make_task, write_examples
 

@@ -7,11 +7,9 @@ from pathlib import Path
 import pytest
 
 from muxtune.model import PRESETS, load_model_spec
-from muxtune.plan.basis import finish_plan
-from muxtune.plan.file import save_plan
-from muxtune.plan.plan import Plan
+from muxtune.plan import Plan, finish_plan, save_plan
 from muxtune.support.errors import SpecError, UserError
-from muxtune.tasks.workload import Workload
+from muxtune.tasks import Workload
 from runtime import run_plan
 from runtime.launch import run
 from tests.helpers import make_hf_model, make_plan, make_task, write_examples

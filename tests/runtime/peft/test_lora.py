@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from muxtune.batches.layout import Span
+from muxtune.batches import Span
 from runtime.backbone.linear import SharedLinear
 from runtime.ops.deferred import SideWork, collecting
 from runtime.ops.dropout import Dropout

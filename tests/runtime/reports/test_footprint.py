@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from muxtune.schedule.actions import Action
+from muxtune.schedule import Action
 from runtime.reports.footprint import ActionBytes, peaks
 
 

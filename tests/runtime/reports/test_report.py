@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from muxtune.plan.extension import extend_schedule
-from muxtune.plan.plan import Parallelism
-from muxtune.plan.prediction import IterationTokens
-from muxtune.schedule.actions import Action
-from muxtune.schedule.recurrence import StageTimes, evaluate_schedule
-from muxtune.schedule.trace import COMPUTE, Span
+from muxtune.plan import IterationTokens, Parallelism, extend_schedule
+from muxtune.schedule import COMPUTE, Action, Span, StageTimes, evaluate_schedule
 from muxtune.support.errors import UserError
 from runtime.reports.footprint import StageMemory
 from runtime.reports.report import StageRecord, build_report, load_report, save_report, stage_records

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from muxtune.plan.extension import extend_schedule
-from muxtune.plan.plan import Plan
-from muxtune.tasks.workload import PeftTask
+from muxtune.plan import Plan, extend_schedule
+from muxtune.tasks import PeftTask
 from runtime.tasks.checkpoint import CheckpointWriter, load_rank_state, newest_checkpoint
 from runtime.tasks.checkpoint_files import RankState, save_rank_state
 from runtime.tasks.losses import StepLoss

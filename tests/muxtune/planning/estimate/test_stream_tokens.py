@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from muxtune.batches.dealing import chunked_sizes
-from muxtune.batches.shapes import step_group_tokens
+from muxtune.batches import chunked_sizes, step_group_tokens
 from muxtune.planning.decisions.structure import Layout
 from muxtune.planning.estimate.group_seconds import GroupBands
 from muxtune.planning.estimate.stream_tokens import (

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from muxtune.planning.exact.bounds import IterationBounds, exact_bounds, iteration_bounds
 from muxtune.planning.exact.seconds import HTaskTimes
-from muxtune.schedule.pipeline_order import inject
-from muxtune.schedule.recurrence import StageTimes, injected_iteration_s
+from muxtune.schedule import StageTimes, inject, injected_iteration_s
 
 
 @st.composite

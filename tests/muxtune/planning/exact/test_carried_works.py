@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from muxtune.batches.layout import (
-    attention_calls,
-    carried_attention_calls,
-    carried_out_tokens,
-    layout_step,
-)
-from muxtune.batches.shapes import measure_shape
+from muxtune.batches import attention_calls, layout_step, measure_shape
+from muxtune.batches.layout import carried_attention_calls, carried_out_tokens
 from muxtune.memory import carried_gradient_bytes, carried_kv_bytes
-from muxtune.plan.check import check_plan
+from muxtune.plan import check_plan
 from muxtune.planning.decisions.structure import HTaskChoice, Mesh, PlanStructure
 from muxtune.planning.exact.carried_works import carry_groups
 from muxtune.planning.exact.works import sample_works

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from benchmarks.helpers.fusion_instances import cpu_costs
-from muxtune.batches.layout import attention_calls, carried_attention_calls, layout_step
+from muxtune.batches import attention_calls, layout_step
+from muxtune.batches.layout import carried_attention_calls
 from muxtune.cluster import load_cluster
 from muxtune.costs.analytic import AnalyticCosts
 from muxtune.costs.base import CostModel
@@ -20,12 +21,12 @@ from muxtune.costs.compose import stage_seconds, step_seconds
 from muxtune.graph.microbatch_work import MicrobatchWork
 from muxtune.graph.operators import PHASES
 from muxtune.model import PRESETS
-from muxtune.plan.plan import Orchestration
+from muxtune.plan import Orchestration
 from muxtune.planning.decisions.structure import HTaskChoice, Layout, Mesh, PlanStructure
 from muxtune.planning.problem.assemble import assemble_plan, structure_iteration_s
 from muxtune.planning.problem.problem import PlanningProblem
-from muxtune.schedule.actions import Template
-from muxtune.tasks.workload import Workload, workload_from
+from muxtune.schedule import Template
+from muxtune.tasks import Workload, workload_from
 from sim import simulate_operators
 
 MODEL = PRESETS["llama-tiny"]

@@ -7,7 +7,7 @@ from itertools import chain
 
 import pytest
 
-from muxtune.batches.layout import attention_calls, layout_step, sequence_rows
+from muxtune.batches import attention_calls, layout_step, sequence_rows
 from muxtune.planning.decisions.structure import HTaskChoice, Mesh, PlanStructure
 from muxtune.planning.exact.bytes import plan_memory
 from muxtune.planning.exact.works import sample_works

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from muxtune.planning.problem.schedules import balanced_buckets, bucket_candidates
-from muxtune.schedule.actions import build_schedule
-from muxtune.schedule.recurrence import StageTimes, evaluate_schedule, steady_iteration_s
+from muxtune.schedule import StageTimes, build_schedule, evaluate_schedule, steady_iteration_s
 
 LATENCIES = st.lists(st.floats(0.01, 10), min_size=1, max_size=10)
 

@@ -19,7 +19,7 @@ from muxtune.planning.problem.carrying import carries_at, may_carry
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.planning.search.search import search_structures
 from muxtune.support.errors import SpecError
-from muxtune.tasks.workload import workload_from
+from muxtune.tasks import workload_from
 
 PIPELINE = PlanOptions(tp=1, pp=4, dp=1)
 

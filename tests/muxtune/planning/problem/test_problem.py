@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from muxtune.batches.layout import layout_step
+from muxtune.batches import layout_step
 from muxtune.planning.decisions.options import PlanOptions
 from muxtune.planning.decisions.structure import HTaskChoice
 from muxtune.planning.problem.meshes import choose_mesh

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from muxtune.plan.plan import Orchestration
+from muxtune.plan import Orchestration
 from muxtune.planning.decisions.options import PlanOptions
 from muxtune.planning.problem.assemble import structure_iteration_s
 from muxtune.planning.search.explain import explain_search, iteration_parts

@@ -23,7 +23,7 @@ from muxtune.planning.oracle.local_search import refined_partitions
 from muxtune.planning.oracle.partitions import best_of_all, task_appraiser
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.policies import plan_problem
-from muxtune.tasks.workload import LoraSpec, Workload
+from muxtune.tasks import LoraSpec, Workload
 from tests.muxtune.planning.problems import make_problem
 
 MODEL = load_model_spec("llama2-7b")

@@ -95,7 +95,7 @@ def test_nothing_imports_triton_until_a_kernel_runs():
         "import torch, runtime.launch.run, runtime.ops.kernels.tables\n"
         "from runtime.ops.elementwise import rms_norm\n"
         "from runtime.peft.lora import LoraPair, lora_linear\n"
-        "from muxtune.batches.layout import Span\n"
+        "from muxtune.batches import Span\n"
         "x, a = torch.ones(4, 8), torch.ones(2, 8, requires_grad=True)\n"
         "y = lora_linear(x, torch.ones(8, 8), None, [Span(0, 0, 4)], [[LoraPair(a, a.t(), 1.0, (0, 8))]])\n"
         "rms_norm(y, torch.ones(8), 1e-5).sum().backward()\n"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from muxtune.batches.layout import Span
+from muxtune.batches import Span
 from runtime.ops.dropout import Dropout
 from runtime.ops.kernels import kernels
 from runtime.peft.lora import LoraPair, lora_linear, lora_linear_reference

@@ -58,7 +58,7 @@ def hold_contest(
         for name in running:
             own[name].append([next(samples).median_s for _ in PHASES])
     (folder / f"attention-{device.rank}.json").write_text(json.dumps(own))
-    rendezvous.meet()
+    rendezvous.barrier()
     every = [json.loads((folder / f"attention-{rank}.json").read_text()) for rank in range(ranks)]
     times = [_time(name, [each[name] for each in every]) for name in running]
     return AttentionContest(

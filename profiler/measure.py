@@ -58,7 +58,7 @@ def time_together(
     copies: Sequence[Sequence[Callable[[], object]]], timer: Timer, rendezvous: Rendezvous, limit_s: float
 ) -> list[Sample]:
     """Start together; who is done first keeps its core and the memory busy for the others."""
-    rendezvous.meet()
+    rendezvous.barrier()
     samples = time_repeatedly(copies, timer, limit_s=limit_s)
     rendezvous.arrive()
     for call in cycle(call for calls in copies for call in calls):

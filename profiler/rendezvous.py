@@ -30,7 +30,7 @@ class Rendezvous:
         """Whether every rank has got as far as this one."""
         return min(self._counters) >= self._counters[self._rank]
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Arrive, and wait for the others."""
         self.arrive()
         while not self.all_arrived():

@@ -28,7 +28,7 @@ from benchmarks.helpers.kernel_time import KernelTimes
 from muxtune.plan import Plan, load_plan, save_plan
 from muxtune.schedule import COMPUTE, Action
 from runtime.device.stopwatch import HostStopwatch
-from runtime.distributed.agreement import meet
+from runtime.distributed.agreement import barrier
 from runtime.engine.job import RunJob
 from runtime.engine.rank import RankRun
 from runtime.engine.runner import StageRunner
@@ -168,7 +168,7 @@ class _WatchedRank(RankRun):
         elif self._profiler == "python":
             self._python.disable()
         self.runner = runner
-        meet()  # nobody needs what the run has learned
+        barrier()  # nobody needs what the run has learned
 
     def seen(self) -> WatchedStage:
         """The fastest actions per hTask and kind."""

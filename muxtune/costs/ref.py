@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
-from muxtune.support.strict_models import _STRICT
+from muxtune.support.strict_models import STRICT
 
 
 class CostsRef(BaseModel):
     """Which operator costs the plan was made with."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     profile_id: str
     device: str

@@ -18,7 +18,7 @@ from muxtune.orchestration import Cut, LaunchOrder, action_cut, left_of
 from muxtune.placement import Placement
 from muxtune.plan.launch_orders import ClockLaunches
 from muxtune.schedule import Action, Kind, Template, clocks_in_flight, clocks_of
-from muxtune.support.strict_models import _STRICT, MOST_SECONDS, Seconds
+from muxtune.support.strict_models import MOST_SECONDS, STRICT, Seconds
 from muxtune.tasks import PeftTask
 
 SCHEMA_VERSION = 1
@@ -27,7 +27,7 @@ SCHEMA_VERSION = 1
 class Parallelism(BaseModel):
     """How the backbone is spread over ranks."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     tp: int = Field(default=1, gt=0)
     """Ranks that share a stage."""
@@ -46,7 +46,7 @@ class Parallelism(BaseModel):
 class HTask(BaseModel):
     """Tasks that run as one through the backbone."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     id: int = Field(ge=0)
     """Position in the plan's list."""
@@ -73,7 +73,7 @@ class Orchestration(BaseModel):
     interleaved  the hTasks of a bucket share clocks, ordered by list scheduling
     """
 
-    model_config = _STRICT
+    model_config = STRICT
 
     mode: Literal["sequential", "intra", "round-robin", "interleaved"] = "sequential"
     contention: float = Field(default=0.0, ge=0)
@@ -93,7 +93,7 @@ class Orchestration(BaseModel):
 class Execution(BaseModel):
     """With which of its means the runtime executes the plan."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     attention: AttentionName = DEFAULT_ATTENTION
     """Backend of attention, by the contest of the profile."""
@@ -105,7 +105,7 @@ _Rate = Annotated[float, Field(gt=0, le=1e15)]
 class ClockSeconds(BaseModel):
     """Duration of a clock that several hTasks share."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     kind: Literal["F", "B"]
     htasks: tuple[int, ...] = Field(min_length=2)
@@ -117,7 +117,7 @@ class ClockSeconds(BaseModel):
 class Predicted(BaseModel):
     """What the simulator expects; ``muxtune simulate --json`` prints the same keys."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     iteration_s: Seconds
     """Steady state of one iteration."""
@@ -155,7 +155,7 @@ class Predicted(BaseModel):
 class Plan(BaseModel):
     """A complete plan; :func:`muxtune.plan.load_plan` has checked that its parts agree."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     schema_version: Literal[1]
     model: ModelSpec

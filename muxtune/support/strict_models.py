@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
-_STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)  # JSON has neither
+STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)  # JSON has neither
 
 MOST_SECONDS = 1e9
 """Of any time in a plan, about thirty years: more is a slip, and sums of it would leave the floats."""

@@ -29,7 +29,7 @@ def gather(value: T) -> list[T]:
     return gathered or []
 
 
-def meet() -> None:
+def barrier() -> None:
     """Wait for all ranks.
 
     Raises:
@@ -46,14 +46,14 @@ def common_origin_ns() -> int:
     """
     if not dist.is_initialized():
         return time.perf_counter_ns()
-    meet()
+    barrier()
     own = (platform.node(), uuid.getnode(), time.perf_counter_ns())
     readings = [own] * dist.get_world_size()
     or_peer_lost(lambda: dist.all_gather_object(readings, own))
     return readings[0][2] if readings[0][:2] == own[:2] else own[2]
 
 
-def together(action: Callable[[], T]) -> T:
+def refuse_together(action: Callable[[], T]) -> T:
     """Do something on every rank, and go on only if no rank refused; the first one that did says why.
 
     Args:
@@ -71,7 +71,7 @@ def together(action: Callable[[], T]) -> T:
         result = action()
     except UserError as error:
         refusal = error
-    refused = [rank for rank, had in enumerate(share(refusal is not None)) if had]
+    refused = [rank for rank, had in enumerate(all_gather(refusal is not None)) if had]
     if not refused:
         return result
     if refusal is not None and (not dist.is_initialized() or refused[0] == dist.get_rank()):
@@ -79,7 +79,7 @@ def together(action: Callable[[], T]) -> T:
     raise PeerLostError(f"rank {refused[0]} refused the run, and says why")
 
 
-def share(value: T) -> list[T]:
+def all_gather(value: T) -> list[T]:
     """Values of all ranks, in order, on every rank. Values of any kind that pickles.
 
     Raises:

@@ -165,7 +165,7 @@ class RankMesh:
         return self.stage == self._parallelism.pp - 1
 
     @property
-    def speaks(self) -> bool:
+    def reports(self) -> bool:
         """Whether it is the rank of its stage that reports what all of them have alike."""
         return self.replica == 0 and self.shard.index == 0
 

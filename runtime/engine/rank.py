@@ -27,7 +27,7 @@ from runtime.backbone.weights import open_weights
 from runtime.data.feed import Feed, load_plan_data
 from runtime.device.devices import rank_device
 from runtime.device.process_memory import process_bytes
-from runtime.distributed.agreement import common_origin_ns, gather, meet, share, together
+from runtime.distributed.agreement import all_gather, barrier, common_origin_ns, gather, refuse_together
 from runtime.distributed.mesh import RankMesh
 from runtime.distributed.peers import PeerLostError, or_peer_lost
 from runtime.distributed.sharding import Part, assemble
@@ -41,7 +41,7 @@ from runtime.tasks.checkpoint_files import Owner
 from runtime.tasks.losses import StepLoss
 from runtime.tasks.outputs import ADAPTER, ADAPTER_INIT, RUN_BEFORE, save_progress, task_folder
 from runtime.tasks.tenant import Tenant
-from runtime.tasks.verdict import NonFiniteError, refuse_together
+from runtime.tasks.verdict import NonFiniteError, end_rank
 
 
 class RankRun:
@@ -63,7 +63,8 @@ class RankRun:
         self._progress = progress
         self._watch = FolderWatch(job.out_dir)
         self._device = rank_device(job.device, rank)
-        together(self._device.enter)  # which takes a while on a GPU; groups wait for others only briefly
+        # Takes a while on a GPU, and groups wait for others only briefly.
+        refuse_together(self._device.enter)
         self._mesh = RankMesh(plan.parallelism, rank, job.peer_timeout_s, self._device)
         self._feed = Feed(plan, load_plan_data(plan), self._device.name, replica=self._mesh.replica)
         self._actions = extend_schedule(plan, job.steps, first=job.first_step)[self._mesh.stage]
@@ -99,7 +100,7 @@ class RankRun:
             self._check_state()
         except NonFiniteError as error:
             error = error.keeping(self._kept(error.step))
-            if self._mesh.last and self._mesh.speaks:
+            if self._mesh.last and self._mesh.reports:
                 self._save_progress("running")
                 task = self._plan.tasks_by_id[error.task_id]
                 save_progress(self._job.out_dir, task, self._losses[task.id], "failed", str(error))
@@ -110,10 +111,10 @@ class RankRun:
     def _check_state(self) -> None:
         """The last steps have no loss after them that would show what they did."""
         bad = [task.id for task in self._plan.tasks if not self._tenants[task.id].is_finite()]
-        for task_id in [task_id for of_rank in share(bad) for task_id in of_rank][:1]:
+        for task_id in [task_id for of_rank in all_gather(bad) for task_id in of_rank][:1]:
             step = min(self._job.steps, self._plan.tasks_by_id[task_id].steps) - 1
             what = "adapter or optimizer state is not finite after it"
-            refuse_together(self._mesh, NonFiniteError(task_id, step, what))
+            end_rank(self._mesh, NonFiniteError(task_id, step, what))
 
     def _kept(self, step: int) -> str:
         """What is left of a run whose step failed, and how to go on."""
@@ -148,7 +149,7 @@ class RankRun:
         if self._job.first_step == 0:
             for task in plan.tasks[self._rank :: plan.parallelism.ranks]:
                 initial_adapter(plan.model, task, task_folder(out_dir, task.id) / ADAPTER_INIT)
-        meet()
+        barrier()
         tenants = {}
         for htask in plan.htasks:
             stage = self._stages[htask.instance]
@@ -187,7 +188,7 @@ class RankRun:
             self._progress.write_text(str(step + 1))
 
     def _save_progress(self, state: Literal["running", "finished"]) -> None:
-        if self._mesh.last and self._mesh.speaks:
+        if self._mesh.last and self._mesh.reports:
             self._watch.check()
             for task in self._plan.tasks:
                 save_progress(self._job.out_dir, task, self._losses[task.id], state)
@@ -231,7 +232,7 @@ class RankRun:
             self._watch.check()
             save_report(report, job.out_dir / "run.json")
             (job.out_dir / RUN_BEFORE).unlink(missing_ok=True)
-        meet()
+        barrier()
 
     def _adapter_parts(self, task_id: str) -> dict[str, Part]:
         """What this rank adds to the saved adapter; replicas have the same, so one of them is enough."""

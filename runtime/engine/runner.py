@@ -89,7 +89,7 @@ class StageRunner:
         self._ledger = LossLedger(feed, plan.microbatches)
         self._overlap = None
         if mesh.team is not None:
-            mesh.team.noted = mesh.speaks
+            mesh.team.noted = mesh.reports
             self._overlap = Overlap(mesh.team, partial(self._record, COMPUTE, turn=True), mesh.device)
         self._segments = lru_cache(maxsize=None)(partial(clock_segments, plan, mesh.stage))
         self._spans: list[Span] = []
@@ -343,7 +343,7 @@ class StageRunner:
         return result
 
     def _record(self, stream: str, action: Action, start: Mark, *, turn: bool = False) -> None:
-        if self._mesh.speaks:
+        if self._mesh.reports:
             self._unread.append((stream, action, start, self._stopwatch.now(), turn))
 
     def _read_spans(self, *, wait: bool = False) -> None:

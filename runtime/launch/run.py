@@ -31,7 +31,7 @@ from runtime.attention import attention_site, check_attention
 from runtime.backbone.hugging_face import check_pickled
 from runtime.data.feed import check_room, load_plan_data
 from runtime.device.devices import DeviceKind, check_devices, check_memory, rank_device
-from runtime.distributed.agreement import share, together
+from runtime.distributed.agreement import all_gather, refuse_together
 from runtime.engine.job import PEER_TIMEOUT_S, PEER_TIMEOUTS_S, RunJob
 from runtime.engine.rank import RankRun
 from runtime.launch.local import launch_ranks
@@ -271,7 +271,7 @@ def _join(
 
     # They have to meet before they can refuse together what is no time at all.
     with joined(rank, world, peer_timeout_s if _may_wait(peer_timeout_s) else PEER_TIMEOUT_S):
-        plan, iterations = together(check_world)
+        plan, iterations = refuse_together(check_world)
         with ExitStack() as until_end, end_when_stopped(partial(_kept, plan, out_dir, iterations), rank):
 
             def prepare() -> int | None:
@@ -280,7 +280,7 @@ def _join(
                 until_end.enter_context(_own_folder(out_dir, resume=resume))
                 return _prepare_folder(plan, out_dir, iterations, resume=resume)
 
-            first_step = share(together(prepare))[0]
+            first_step = all_gather(refuse_together(prepare))[0]
             if first_step is not None:
                 job = RunJob(
                     out_dir=out_dir.resolve(),

@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import _abort_process_group
 
 from muxtune.support.errors import MuxTuneError, RunError, SpecError, UserError
-from runtime.distributed.agreement import meet
+from runtime.distributed.agreement import barrier
 from runtime.distributed.peers import PeerLostError, or_peer_lost
 
 END_WAIT_S = 3.0
@@ -55,7 +55,7 @@ def joined(rank: int, world: int, peer_timeout_s: float) -> Iterator[None]:
         if world > 1:
             _connect(peer_timeout_s)
         yield
-        meet()
+        barrier()
     except PeerLostError as error:
         if dist.is_initialized():
             _hang_up()

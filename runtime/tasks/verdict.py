@@ -48,14 +48,14 @@ class NonFiniteError(RunError):
         return NonFiniteError(task_id, step, what, kept)
 
 
-def refuse_together(mesh: RankMesh, error: NonFiniteError) -> None:
+def end_rank(mesh: RankMesh, error: NonFiniteError) -> None:
     """End this rank because of what all ranks know.
 
     Raises:
         NonFiniteError: On the rank that writes the tasks' losses.
         PeerLostError: On all others, a little later.
     """
-    if mesh.last and mesh.speaks:
+    if mesh.last and mesh.reports:
         raise error
     time.sleep(TELL_WAIT_S)
     raise PeerLostError(f"the run is over, as another rank says: {error}")
@@ -133,7 +133,7 @@ class StepVerdict:
             stages = [str(stage) for stage, refused_K in enumerate(refused_SK) if refused_K[k]]
             if loss_K[k] or stages or not math.isfinite(squared_K[k]):
                 what = f"the loss is {loss_K[k]}" if loss_K[k] else _gradient_fault(squared_K[k], stages)
-                refuse_together(self._mesh, NonFiniteError(tenant.task.id, self._step, what))
+                end_rank(self._mesh, NonFiniteError(tenant.task.id, self._step, what))
 
 
 def _gradient_fault(squared: float, stages: Sequence[str]) -> str:

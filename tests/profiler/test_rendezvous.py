@@ -18,7 +18,7 @@ def test_nobody_passes_before_the_last_has_come(shared):
     passed = threading.Event()
 
     def meet():
-        first.meet()
+        first.barrier()
         passed.set()
 
     thread = threading.Thread(target=meet)

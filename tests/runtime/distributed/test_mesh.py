@@ -31,7 +31,7 @@ def test_shards_are_neighbours_then_stages_then_replicas():
     assert [(p.replica, p.stage, p.shard.index) for p in places] == [
         (replica, stage, shard) for replica in range(2) for stage in range(3) for shard in range(2)
     ]
-    assert [rank for rank, place in enumerate(places) if place.speaks] == [0, 2, 4]  # one per stage
+    assert [rank for rank, place in enumerate(places) if place.reports] == [0, 2, 4]  # one per stage
     assert [rank for rank, place in enumerate(places) if place.first] == [0, 1, 6, 7]
     assert [rank for rank, place in enumerate(places) if place.last] == [4, 5, 10, 11]
 

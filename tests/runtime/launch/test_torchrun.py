@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from muxtune.support.errors import RunError, SpecError, UserError
-from runtime.distributed.agreement import meet, share, together
+from runtime.distributed.agreement import all_gather, barrier, refuse_together
 from runtime.distributed.peers import PeerLostError, or_peer_lost
 from runtime.launch import torchrun
 from runtime.launch.torchrun import check_node_place, job_place, joined
@@ -28,10 +28,10 @@ def _refuse() -> None:
 
 
 def test_a_rank_alone_agrees_with_itself():
-    assert together(lambda: 3) == 3
-    assert share("a") == ["a"]
+    assert refuse_together(lambda: 3) == 3
+    assert all_gather("a") == ["a"]
     with pytest.raises(SpecError, match="steps = 6"):
-        together(_refuse)
+        refuse_together(_refuse)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def _link(rank: int, port: int, told: Queue) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo" if Path("/sys/class/net/lo").exists() else "lo0"
     torchrun.END_WAIT_S = 600.0
     with joined(rank, CHAIN, 1800.0):
-        meet()
+        barrier()
         if rank == 0:
             os.kill(os.getpid(), signal.SIGKILL)
         work = dist.irecv(torch.zeros(4), rank - 1)
@@ -177,8 +177,8 @@ def _meet_alone(rank: int, port: int, heard: Queue) -> None:
     os.environ |= {name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "localhost"}
     os.environ.pop("GLOO_SOCKET_IFNAME", None)
     with joined(rank, 2, 60.0):
-        heard.put((rank, share(rank), _listening(port), _listening()))
-        meet()
+        heard.put((rank, all_gather(rank), _listening(port), _listening()))
+        barrier()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc/net")

@@ -1,0 +1,5 @@
+"""``python -m muxtune``: the command line."""
+
+from muxtune.cli.app import main
+
+main()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -44,6 +45,8 @@ _FREE_OF_TASK = frozenset(
 _DIGEST_CHARACTERS = 10
 _NAMED_FIELDS = 4
 """Edited fields that a refusal names."""
+_NAME = re.compile(r"h?tasks\[\d{1,6}\]|[a-z0-9_.]{1,100}")
+"""Shape of a field's name; a file may have any text in its place."""
 
 
 def finish_plan(plan: Plan) -> Plan:
@@ -74,6 +77,9 @@ def check_prediction_basis(plan: Plan, where: str = "plan") -> None:
             "any, so plan again (muxtune plan)"
         )
         raise SpecError(f"{where}: predicted.made_for", known, expected)
+    for name in known:
+        if not _NAME.fullmatch(name):
+            raise SpecError(f"{where}: predicted.made_for", name, "names of the plan's fields")
     fields = _fields(plan)
     now = {name: _digest(value) for name, value in fields.items()}
     differing = [name for name in now | known if now.get(name) != known.get(name)]

@@ -216,6 +216,19 @@ def test_a_plan_from_before_there_were_digests_is_refused(tmp_path):
         load_plan(tmp_path / "plan.json")
 
 
+@pytest.mark.parametrize("name", ["k" * 300, "tasks[x]", "tasks[9999999999]", "", "a\x1b[31mb", "htasks[-1]"])
+def test_digests_of_what_is_no_field_are_refused_in_a_short_line(name, tmp_path):
+    content = content_of(make_plan())
+    content["predicted"]["made_for"][name] = "0" * 10
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(
+        SpecError, match=r"predicted\.made_for = .*: expected names of the plan's fields"
+    ) as error:
+        load_plan(path)
+    assert len(str(error.value)) < 300 + len(str(path))
+
+
 def test_a_simulation_belongs_to_its_plan():
     plan = make_plan()
     played = plan.model_copy(update={"predicted": simulate_plan(plan).predicted})

@@ -117,6 +117,15 @@ class StructurePrices:
         """An average micro-batch of the replica that is slowest on such a stage."""
         return self._works(htask).of(self._slowest(htask, kind[:3], tp, adapters))
 
+    def layer_seconds(self, htask: HTaskChoice, mesh: Mesh) -> float:
+        """Forward and backward of one more layer in a stage in the middle, per micro-batch."""
+        replicas = mesh.on(self._cluster).replica_routes(0)
+        one_s, two_s = (
+            sum(self._action_s(htask, StageKind(layers, False, False, replicas), mesh, SEQUENTIAL))
+            for layers in (1, 2)
+        )
+        return two_s - one_s
+
     def stage_times(self, structure: PlanStructure) -> StageTimes:
         """Durations that the structure's schedule is played with."""
         mesh, orchestration = structure.mesh, structure.orchestration

@@ -11,7 +11,7 @@ from muxtune.cluster import ClusterSpec
 from muxtune.model import ModelSpec, sharding_obstacle
 from muxtune.placement import Placement
 from muxtune.planning.decisions.options import PlanOptions
-from muxtune.planning.decisions.structure import SEQUENTIAL, HTaskChoice, Mesh, PlanStructure
+from muxtune.planning.decisions.structure import HTaskChoice, Mesh, PlanStructure
 from muxtune.planning.exact.seconds import overlaps
 from muxtune.planning.problem.assemble import structure_iteration_s
 from muxtune.planning.problem.memory_limit import MemoryLimit
@@ -159,12 +159,10 @@ def least_iteration_s(layer_work_s: float, shape: MeshShape, layers: int) -> flo
 
 def layer_seconds(problem: PlanningProblem, structure: PlanStructure) -> float:
     """Work of a layer in an iteration, of all replicas, whatever a stage costs beside its layers."""
-    mesh = replace(structure.mesh, layers_per_stage=(1, 1, 2, 1))  # whose middle stages differ by a layer
-    work_s = 0.0
-    for htask in structure.htasks:
-        times = problem.htask_times(htask, mesh, SEQUENTIAL)
-        one_s, two_s = (times.fwd_s[stage] + times.bwd_s[stage] for stage in (1, 2))
-        work_s += mesh.dp * htask.shape.microbatches * (two_s - one_s)
+    work_s = sum(
+        structure.mesh.dp * htask.shape.microbatches * problem.layer_seconds(htask, structure.mesh)
+        for htask in structure.htasks
+    )
     return work_s * (HIDDEN if overlaps(structure.mesh, structure.orchestration) else 1.0)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,6 +49,19 @@ def make_task(id_: str, dataset: Path, **changes: object) -> PeftTask:
         "steps": 5,
     }
     return PeftTask.model_validate(fields | changes)
+
+
+def make_boundless_model(folder: Path, source: Path) -> Path:
+    """A copy of a Llama directory in which one weight of the last layer is infinite: no loss is finite."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(source, folder)
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    last = max(name for name in tensors if name.endswith("down_proj.weight"))
+    tensors[last][0, 0] = float("inf")
+    save_file(tensors, path, metadata={"format": "pt"})
+    return folder
 
 
 def make_hf_model(folder: Path, family: str, *, layers: int = 4) -> Path:

@@ -18,7 +18,7 @@ from muxtune.model import load_model_spec
 from muxtune.plan import save_plan
 from muxtune.tasks import Workload
 from runtime import PEER_LOST_EXIT_CODE
-from tests.helpers import make_plan, make_task, write_examples
+from tests.helpers import make_boundless_model, make_plan, make_task, write_examples
 from tests.integration.launchers import END_LIMIT_S, ONE_NODE, SPAWNER, TWO_NODES, Launch, launched
 from tests.integration.processes import wait_until
 
@@ -98,7 +98,7 @@ def test_two_nodes_give_the_bits_of_the_spawned_run_and_one_report(tmp_path, hf_
 
 @pytest.mark.parametrize("kind", [SPAWNER, ONE_NODE, TWO_NODES])
 def test_a_rank_that_raises_is_reported_once_and_all_end(kind, tmp_path, hf_dirs, record_property):
-    plan = _plan(tmp_path, hf_dirs, learning_rate=1e30)
+    plan = _plan(tmp_path, {"llama": make_boundless_model(tmp_path / "model", hf_dirs["llama"])})
     with launched(kind, plan, tmp_path / "run") as launch:
         states = tmp_path / "run" / "tasks"
 

@@ -19,7 +19,7 @@ from muxtune.support.errors import RunError, SpecError, UserError
 from muxtune.tasks import Workload
 from runtime import run_plan
 from runtime.tasks.checkpoint import newest_checkpoint
-from tests.helpers import make_hf_model, make_plan, make_task, write_examples
+from tests.helpers import make_boundless_model, make_hf_model, make_plan, make_task, write_examples
 from tests.integration.prepared import prepared_ranks
 from tests.integration.processes import rank_pids, wait_until
 
@@ -86,7 +86,7 @@ def test_after_kill_9_of_a_rank_a_resumed_run_ends_with_the_same_adapters(tmp_pa
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_task_and_step(tmp_path, hf_dirs):
-    plan = _plan(tmp_path, hf_dirs, learning_rate=1e30)
+    plan = _plan(tmp_path, {"llama": make_boundless_model(tmp_path / "model", hf_dirs["llama"])})
     with pytest.raises(RunError, match=r"rank 1: task [abc], step \d+: the loss is (nan|inf)") as caught:
         run_plan(plan, tmp_path / "run")
     assert "\n" not in str(caught.value)

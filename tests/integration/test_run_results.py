@@ -23,7 +23,7 @@ from muxtune.tasks import PeftTask, Workload, load_task_data
 from runtime import run_plan, validate_run
 from runtime.reports.solo import train_solo
 from runtime.reports.validate import update_error
-from tests.helpers import make_plan, make_task, write_examples
+from tests.helpers import make_boundless_model, make_plan, make_task, write_examples
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -163,7 +163,8 @@ def test_a_run_on_a_mesh_writes_everything_once_and_resumes_whole_adapters(tmp_p
 
 @pytest.mark.usefixtures("quick_ranks")
 def test_on_a_mesh_one_rank_reports_a_loss_that_is_not_finite(tmp_path, hf_dirs):
-    plan = _mesh_plan(tmp_path, hf_dirs, tp=1, dp=2, learning_rate=1e300, max_grad_norm=None)
+    boundless = {"llama": make_boundless_model(tmp_path / "model", hf_dirs["llama"])}
+    plan = _mesh_plan(tmp_path, boundless, tp=1, dp=2, max_grad_norm=None)
     with pytest.raises(RunError, match=r"^rank 0: task [abc], step \d+: the loss is (nan|inf)"):
         run_plan(plan, tmp_path / "run")
     states = [

@@ -176,8 +176,6 @@ def test_a_bad_plan_of_a_user_is_refused_in_our_words(files, cli, refused):
     content = json.loads((files / "plan.json").read_text())
     content["predicted"]["fwd_s"][0][0] = -1.0
     (files / "plan.json").write_text(json.dumps(content))
-    assert "predicted.fwd_s.0.0 = -1.0: expected greater than 0" in refused(
-        "simulate", "plan.json"
-    )
+    assert "predicted.fwd_s.0.0 = -1.0: expected greater than 0" in refused("simulate", "plan.json")
     (files / "plan.json").write_text("[" * 100_000)
     assert "is nested too deeply" in refused("simulate", "plan.json")

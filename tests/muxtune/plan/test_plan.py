@@ -371,7 +371,7 @@ def test_shards_of_a_stage_share_a_node():
     plan = make_plan()
     cluster = plan.cluster.model_copy(update={"ranks": 8, "nodes": 2, "between_nodes": "infiniband"})
     sharded = plan.parallelism.model_copy(update={"tp": 2})
-    check_plan(plan.model_copy(update={"cluster": cluster, "parallelism": sharded}))
+    check_plan(finish_plan(plan.model_copy(update={"cluster": cluster, "parallelism": sharded})))
     thirds = cluster.model_copy(update={"ranks": 6})
     with pytest.raises(
         SpecError, match=r"parallelism.tp = 2: expected ranks of one node: a divisor of the 3"

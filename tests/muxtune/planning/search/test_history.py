@@ -17,6 +17,7 @@ from muxtune.cluster import load_cluster
 from muxtune.costs import AnalyticCosts, CostModel
 from muxtune.costs.collectives import interconnect_of
 from muxtune.model import load_model_spec
+from muxtune.placement import Placement
 from muxtune.planning.decisions.options import FREE, PlanOptions
 from muxtune.planning.estimate.part_seconds import StagePrices, adapted_ops
 from muxtune.planning.oracle.local_search import refined_partitions
@@ -123,6 +124,8 @@ def test_prices_do_not_depend_on_what_was_asked_before(seed, tp):
         if part == "pair_s":
             ops = adapted_ops(prices.shard, [lora])[0]
             return prices.pair_s(ops, floats, np.full(len(floats), 8.0))
+        if part == "p2p_s":
+            return prices.p2p_s(floats, Placement(tp, 2, 2, 4).message_routes())
         return getattr(prices, part)(floats)
 
     used = StagePrices(make_costs("testbed-a"), MODEL, tp, largest)

@@ -27,7 +27,7 @@ _STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 MOST_NAME_CHARACTERS = 128
 MOST_RANKS = 100_000
-"""Of a cluster."""
+"""Ranks that a cluster may have, at most."""
 
 
 class DeviceSpec(BaseModel):
@@ -40,7 +40,7 @@ class DeviceSpec(BaseModel):
     memory_bytes: int = Field(gt=0, lt=2**63)
     """What a rank may fill."""
     reserved_bytes: int = Field(default=0, ge=0)
-    """Of the device, beside that: what is left to the interpreter, libraries and drivers."""
+    """Further bytes of the device, left to the interpreter, libraries and drivers."""
 
 
 class LinkSpec(BaseModel):
@@ -50,7 +50,7 @@ class LinkSpec(BaseModel):
 
     name: str = Field(max_length=MOST_NAME_CHARACTERS)
     latency_s: float = Field(ge=0, le=1000)
-    """Of one message, and of each step of a collective."""
+    """Latency of one message, and of each step of a collective."""
     bandwidth_bytes_per_s: float = Field(gt=0, ge=1, le=1e18)
     """Achieved rate of large messages in one direction, not the data-sheet rate."""
 
@@ -132,12 +132,12 @@ class ClusterSpec(BaseModel):
 
     @property
     def devices_per_node(self) -> int:
-        """As many on every node."""
+        """Devices of a node, equally many on each."""
         return self.ranks // self.nodes
 
     @property
     def links(self) -> str:
-        """In words, ``nvlink-pair, infiniband``."""
+        """Names of the links, as in ``nvlink-pair, infiniband``."""
         names = [_link_name(self.within_node)] if self.devices_per_node > 1 else []
         if self.between_nodes is not None:
             names.append(_link_name(self.between_nodes))
@@ -151,8 +151,8 @@ def _link_name(link: str | LinkSpec) -> str:
 _MIB = 2**20
 
 GPU_RESERVE_BYTES = 1024 * _MIB
-"""Of each GPU, for what torch's allocator does not own: CUDA context and kernels (about 0.5 GiB with torch),
-NCCL's buffers. What the allocator itself wastes is in the memory model."""
+"""Memory left free on each GPU for what torch's allocator does not own: CUDA context and kernels (about 0.5
+GiB with torch), NCCL's buffers. What the allocator itself wastes is in the memory model."""
 
 
 def _gpu(name: str, total_mib: int) -> DeviceSpec:
@@ -164,13 +164,14 @@ GPUS = {gpu.name: gpu for gpu in (_gpu("a40", 46_068), _gpu("a100", 81_920), _gp
 """A40-48GB, A100-80GB and H100-80GB, with the total that nvidia-smi reports (the A40's with ECC on)."""
 
 PROCESS_RESERVE_BYTES = 576 * _MIB
-"""Of a CPU's memory, for each process. Ranks of llama-tiny (torch 2.13, no CUDA) had 467 MiB resident before
-they loaded anything (``process_start_bytes`` of a run), and at their peak 513 and 522 MiB beside what the
-memory model counts: Python, torch, transformers, gloo's buffers; here with a tenth on top."""
+"""Memory of a CPU left to each process beside what the memory model counts. Ranks of llama-tiny (torch 2.13,
+no CUDA) had 467 MiB resident before they loaded anything (``process_start_bytes`` of a run), and at their
+peak 513 and 522 MiB beside the model's bytes: Python, torch, transformers, gloo's buffers; here with a tenth
+on top."""
 
 MAX_CPU_RANKS = 64
 GPUS_PER_NODE = 8
-"""Of the A100 nodes."""
+"""GPUs on each of the A100 nodes."""
 
 
 def _testbeds() -> dict[str, ClusterSpec]:

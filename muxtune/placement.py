@@ -26,7 +26,7 @@ class Route:
     """Links between the ranks of a group, as far as their cost depends on them."""
 
     ranks_per_node: tuple[int, ...]
-    """Of every node that has any, most first."""
+    """Ranks on every node that has any, most first."""
     paired: bool
     """Whether those of each node belong to one bridged pair: the first and second device, the third and
     fourth, ..."""

@@ -54,8 +54,8 @@ def cut_chunks(lengths: NDArray[np.int64], members: Sequence[int], chunk_tokens:
 
     Args:
         lengths: Tokens of each sequence of the task's global batch.
-        members: Which of them.
-        chunk_tokens: C.
+        members: Indices of the sequences to cut.
+        chunk_tokens: C, the tokens of a chunk.
     """
     rests = lengths % chunk_tokens
     longest_first = sorted(members, key=lambda i: (-int(lengths[i]), i))
@@ -85,7 +85,7 @@ def share_chunks(counts: Sequence[int], microbatches: int) -> Iterator[list[int]
 
     Args:
         counts: Per task, its chunks.
-        microbatches: Of the carry group.
+        microbatches: Micro-batches of the carry group.
 
     Yields:
         Per task, a number for each micro-batch.

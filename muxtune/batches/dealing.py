@@ -24,7 +24,7 @@ def deal_lengths(lengths_k: Ints, groups: int) -> Ints:
 
     Args:
         lengths_k: Longest first, ``[..., K]``.
-        groups: G.
+        groups: G, the number of groups.
     """
     *leading, size = lengths_k.shape
     turns = -(-size // groups)
@@ -111,8 +111,8 @@ def _fullest(descending: Sequence[Ints], steps: Ints) -> int:
     """Tokens of the fullest micro-batch of these steps.
 
     Args:
-        descending: As in :func:`largest_stream`, the largest group first.
-        steps: Which.
+        descending: Tokens of each task's groups, as in :func:`largest_stream`, the largest group first.
+        steps: Numbers of the steps.
     """
     filled = np.zeros((len(steps), descending[0].shape[1]), dtype=np.int64)
     for tokens in reversed(descending):

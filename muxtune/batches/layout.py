@@ -66,7 +66,7 @@ class HTaskShape:
         company. In a carry group all count or none.
 
         Args:
-            sequences: Of each task's global batch; 0 for a task that has finished.
+            sequences: Sequences in each task's global batch; 0 for a task that has finished.
             tokens: Length of the stream, where it is not the shape's.
         """
         groups = self.carry_groups
@@ -147,7 +147,7 @@ class MicrobatchLayout:
 
     tokens: int
     spans: tuple[Span, ...]
-    """Of every task that still trains; empty where the micro-batch has no sequence of it."""
+    """Span of every task that still trains; empty where the micro-batch has no sequence of it."""
     segments: tuple[Segment, ...]
 
     @property
@@ -194,14 +194,14 @@ def group_tokens(
 
 
 def place_groups(sizes: Sequence[NDArray[np.int64]], alignment: Alignment) -> list[NDArray[np.int64]]:
-    """Which group of each task goes into which micro-batch, or carry group, for many steps at once.
+    """Choose the micro-batch, or carry group, of each task's groups, for many steps at once.
 
     Under ``pad`` group i goes into micro-batch i. The others even out the streams: task by task from the
     last, the largest group into the emptiest micro-batch.
 
     Args:
         sizes: Per task, tokens of its groups, ``[steps, m]``.
-        alignment: Of the hTask.
+        alignment: Alignment of the hTask.
 
     Returns:
         Per task ``[steps, m]``: the group in each micro-batch.

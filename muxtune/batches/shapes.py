@@ -76,9 +76,9 @@ def phase_tokens(
     """Length of the stream in one phase.
 
     Args:
-        tasks: Of the hTask.
+        tasks: Tasks of the hTask.
         sizes: What :func:`step_group_tokens` gives for each.
-        alignment: Of the hTask.
+        alignment: Alignment of the hTask.
         phase: One of :func:`phases`.
         row_tokens: Chunk length under ``chunk``; needed where carry groups have several micro-batches.
         carry: Micro-batches of a carry group.
@@ -113,11 +113,11 @@ def measure_shape(
     Packed streams are rounded up to :data:`PACKED_MULTIPLE`.
 
     Args:
-        tasks: Of the hTask.
+        tasks: Tasks of the hTask.
         alignment: How sequences are laid out.
         chunk_tokens: Chunk length, for ``chunk``.
-        microbatches: Per step; by default what the tasks' micro-batch sizes ask for, and a multiple of
-            ``carry``.
+        microbatches: Micro-batches per step; by default what the tasks' micro-batch sizes ask for, and a
+            multiple of ``carry``.
         carry: Micro-batches over which the chunks of a sequence may spread.
     """
     m = microbatches or -(-htask_microbatches(tasks) // carry) * carry

@@ -21,7 +21,7 @@ class TokenCounts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     all: int = Field(ge=0)
-    """That go through the backbone, on all replicas; see
+    """Tokens that go through the backbone, on all replicas; see
     :meth:`muxtune.batches.HTaskShape.step_tokens`."""
     effective: float = Field(ge=0)
     """Tokens of examples; the mean over the steps."""
@@ -54,7 +54,7 @@ def alignment_report(
     """Count the tokens of a plan and of its alternatives.
 
     Args:
-        data: Per task id.
+        data: Data of each task, by task id.
         htasks: Task ids and shape of each hTask.
         chunk_tokens: Chunk length of the alternative ``chunk``, for hTasks that it can hold. By default and
             for others, the hTask's own chunk length, or else :func:`smallest_chunk`.

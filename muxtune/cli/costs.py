@@ -101,7 +101,7 @@ _SPEED_VARIABLES = (
     *("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS"),
     *("MALLOC_ARENA_MAX", "LD_PRELOAD"),
 )
-"""Of the environment: which kernels, instructions and allocator operators run with."""
+"""Environment variables that decide which kernels, instructions and allocator operators run with."""
 
 
 def kept_profile(model: ModelSpec, cluster: ClusterSpec) -> Path | None:

@@ -16,7 +16,7 @@ from muxtune.cli.output import check_writable, emit
 from muxtune.support.errors import SpecError
 
 _PIPE_COLUMNS = 140
-"""Of the tables where the output is no terminal."""
+"""Width of the tables, in characters, where the output is no terminal."""
 
 costs_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -28,7 +28,7 @@ class GemmSummary(BaseModel):
     device: str
     out: Path
     seconds: float
-    """That reading, predicting and writing took."""
+    """Seconds that reading, predicting and writing took."""
     model: Literal["analytic", "measured"]
     measurements: int
     """Products in ``--table``."""

@@ -49,8 +49,8 @@ def emit(result: BaseModel, text: str, *, as_json: bool, styled: bool = False) -
     """Print the result of a command: as JSON for machines, as text for people.
 
     Args:
-        result: For machines.
-        text: For people; control characters in it are escaped.
+        result: What machines read: a model that is written as JSON.
+        text: What people read; control characters in it are escaped.
         as_json: Print the result.
         styled: The text has colours of our own, and nothing of a user that is not escaped.
     """

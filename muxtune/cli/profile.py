@@ -28,7 +28,7 @@ class ProfileSummary(BaseModel):
     profile_id: str
     digest: str
     measurements: dict[str, int]
-    """Per operator kind."""
+    """Measurements per operator kind."""
     contention: float | None
     """Computing beside a collective slows both to the rate ``1 / (1 + contention)``; null if not measured."""
     provenance: Provenance

@@ -26,7 +26,7 @@ class FoundCosts:
     profile: Path | None
 
     def __call__(self, workload: Workload, model: ModelSpec, cluster: ClusterSpec) -> CostModel:
-        """Those of the profile, or of the cluster's device."""
+        """Costs of the profile, or of the cluster's device."""
         return find_costs(self.profile, workload, model, cluster)
 
     def prepare(self, workload: Workload, model: ModelSpec, cluster: ClusterSpec) -> None:

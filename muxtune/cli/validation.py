@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from runtime import ValidationReport
 
 _SMALL_SHARE = 0.005
-"""Of the measured iteration: parts below that are shown as one."""
+"""Share of the measured iteration below which parts are shown as one."""
 
 _NOT_COMPARABLE = (
     "The run was not on the kind of device that the plan is for: its times are not what was predicted."

@@ -1,4 +1,4 @@
-"""Which keys of a Hugging Face configuration are executed, which must have one value, which change nothing.
+"""Keys of a Hugging Face configuration: those that are executed, have one allowed value, or change nothing.
 
 What a backbone computes is what transformers' own model of its family computes in evaluation mode. A key that
 this model reads is executed, or held to the one value that is; a key that is known to change no result
@@ -17,7 +17,7 @@ from muxtune.model.spec import Family
 from muxtune.support.errors import SpecError
 
 Fields = Mapping[str, Any]
-"""Of a configuration."""
+"""Keys and values of a configuration."""
 
 EXECUTED: dict[Family, frozenset[str]] = {
     "llama": frozenset(
@@ -132,7 +132,7 @@ def check_known(raw: Fields, family: Family, where: Path) -> None:
 
     Args:
         raw: Content of the file.
-        family: Of the backbone.
+        family: Family of the backbone.
         where: The file.
 
     Raises:
@@ -150,7 +150,7 @@ def check_values(loaded: Fields, family: Family, where: Path) -> None:
 
     Args:
         loaded: A configuration as transformers understands it, with its defaults.
-        family: Of the backbone.
+        family: Family of the backbone.
         where: The file.
 
     Raises:

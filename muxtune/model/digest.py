@@ -52,11 +52,11 @@ class BackboneDigest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     config: str
-    """Of the keys of ``config.json`` that are executed."""
+    """Digest of the keys of ``config.json`` that are executed."""
     tokenizer: str | None
-    """Of the tokenizer's files; null where there are none."""
+    """Digest of the tokenizer's files; null where there are none."""
     weights: str | None
-    """Of the files with the weights; null where there are none."""
+    """Digest of the files with the weights; null where there are none."""
 
     def first_change(self, now: BackboneDigest) -> str | None:
         """The part that differs, in words. A part that was not there when this was taken may be anything."""

@@ -16,8 +16,8 @@ def load_model_spec(name_or_dir: str, dtype: Dtype | None = None) -> ModelSpec:
 
     Args:
         name_or_dir: Name of a preset, or a directory with ``config.json`` and weights.
-        dtype: Of weights and activations; by default the preset's own (float32 of the tiny ones, bfloat16 of
-            the others), and float32 for a directory.
+        dtype: Type of weights and activations; by default the preset's own (float32 of the tiny ones,
+            bfloat16 of the others), and float32 for a directory.
 
     Raises:
         UserError: Neither a preset nor such a directory, or an architecture that we do not execute.

@@ -1,4 +1,4 @@
-"""Which numbers of tensor-parallel ranks a backbone can be dealt out to (arXiv 1909.08053)."""
+"""Numbers of tensor-parallel ranks that a backbone can be dealt out to (arXiv 1909.08053)."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class LinearSpec(BaseModel):
 
     @property
     def block(self) -> int:
-        """Which of the four blocks of a layer it belongs to; linears of a block read the same tensor."""
+        """Number of its block among the layer's four, from 0; linears of a block read the same tensor."""
         return LAYER_INPUTS.index(self.reads)
 
     @property
@@ -47,7 +47,7 @@ class LinearSpec(BaseModel):
 
 MOST_LAYERS = 10_000
 LARGEST_DIMENSION = 2**31 - 1
-"""Of a tensor: dimensions are 32-bit integers in the matrix libraries."""
+"""Largest dimension of a tensor: dimensions are 32-bit integers in the matrix libraries."""
 
 _Layers = Annotated[int, Field(gt=0, le=MOST_LAYERS)]
 _Dimension = Annotated[int, Field(gt=0, le=LARGEST_DIMENSION)]

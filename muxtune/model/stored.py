@@ -1,4 +1,4 @@
-"""Which tensors the weight files of a Hugging Face directory hold, and whether they are the backbone's.
+"""Tensors that the weight files of a Hugging Face directory hold, and whether they are the backbone's.
 
 Only headers are read. What is stored and not used would mean that the folder's owner computes something else
 than we do, so it is refused by name, and so is what is missing. A folder without any weights may be planned.
@@ -35,10 +35,10 @@ class StoredTensor:
 
     file: Path
     name: str
-    """In the file."""
+    """Name in the file."""
     shape: Shape
     dtype: str
-    """As safetensors names it, e.g. ``BF16``."""
+    """Type as safetensors names it, e.g. ``BF16``."""
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
@@ -174,7 +174,7 @@ def _read_headers(spec: ModelSpec) -> Mapping[str, StoredTensor]:
 
 
 def _possible_names(key: str, prefix: str) -> Iterator[str]:
-    """Of the parameter that a stored tensor is; files of a model without its head lack the prefix."""
+    """Names that a stored tensor's parameter may have; files of a model without its head lack the prefix."""
     yield key
     yield f"{prefix}.{key}"
     yield key.removeprefix(f"{prefix}.")

@@ -14,9 +14,9 @@ def carried_kv_bytes(model: ModelSpec, layers: int, *, tokens: float, sharding: 
 
     Args:
         model: Backbone.
-        layers: Of the stage.
-        tokens: That are left.
-        sharding: Of the stage.
+        layers: Layers of the stage.
+        tokens: Tokens whose keys and values are left; may be an average.
+        sharding: Division of the stage among tensor-parallel ranks.
     """
     return round(2 * layers * tokens * sharding.kv_width(model) * model.dtype_bytes)
 
@@ -32,9 +32,9 @@ def carried_gradient_bytes(
 
     Args:
         model: Backbone.
-        layers: Of the stage.
+        layers: Layers of the stage.
         works: The group's micro-batches, in order.
-        sharding: Of the stage.
+        sharding: Division of the stage among tensor-parallel ranks.
     """
     tokens = sum(work.left_tokens for work in works)
     readers = [work.carried_attention for work in works if work.carried_attention]

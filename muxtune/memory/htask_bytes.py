@@ -18,9 +18,9 @@ class MicrobatchLoad:
     """What a micro-batch puts on one rank of a stage."""
 
     kept: KeptBytes
-    """While it is in flight."""
+    """Bytes that it keeps while it is in flight."""
     left_bytes: int = 0
-    """Likewise: keys and values that later micro-batches of its carry group use."""
+    """Keys and values that later micro-batches of its carry group use, while it is in flight."""
     forward_workspace_bytes: int
     backward_workspace_bytes: int
 
@@ -36,9 +36,9 @@ class HTaskLoad:
 
     adapter_bytes: int
     microbatches: tuple[MicrobatchLoad, ...]
-    """Of a carry group, in order; a single one by default."""
+    """Micro-batches of a carry group, in order; a single one by default."""
     left_gradient_bytes: int = 0
-    """Of what a carry group has left, from its first backward to its last."""
+    """Gradients of the keys and values that a carry group has left, from its first backward to its last."""
     message_bytes: int
     """Hidden states of a micro-batch."""
 
@@ -48,7 +48,7 @@ class HTaskLoad:
         return len(self.microbatches)
 
     def microbatch(self, number: int) -> MicrobatchLoad:
-        """Of the micro-batch with this number, in whatever step."""
+        """Load of the micro-batch with this number, in whatever step."""
         return self.microbatches[number % len(self.microbatches)]
 
 
@@ -66,12 +66,12 @@ def htask_load(
 
     Args:
         model: Backbone.
-        layers: On the stage.
+        layers: Layers of the stage.
         first: The stage embeds.
         last: The stage has the head.
-        works: Its fullest micro-batch, or the micro-batches of its fullest carry group in their order; of a
-            data-parallel replica, its own share.
-        sharding: Over tensor-parallel ranks.
+        works: Work of the fullest micro-batch, or of the micro-batches of the fullest carry group in their
+            order; for a data-parallel replica, its own share.
+        sharding: Division of the stage among tensor-parallel ranks.
         device: Temporaries differ between kinds.
     """
     one = works[0]

@@ -41,7 +41,7 @@ def fullest_moment(
     """What is there at the fullest moment of a stage's actions.
 
     Args:
-        htasks: Of the plan.
+        htasks: Loads of the plan's hTasks.
         clocks: Actions of the stage, those that run together in one; a run repeats them.
         first: Nothing comes from a stage before, and no gradient goes there.
         last: Nothing goes to a stage behind.
@@ -86,7 +86,7 @@ class _Walk:
         self._posted_bytes = sum(inbox.posted_bytes for inbox in self._inboxes.values())
         self.fullest = Variable()
         self.most_bytes = 0
-        """Of the fullest moment."""
+        """Bytes of the fullest moment so far."""
         self._note()
 
     def play(self, clock: Clock) -> None:

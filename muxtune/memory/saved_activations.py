@@ -29,7 +29,7 @@ class MlpWidths:
 
 
 def mlp_widths(model: ModelSpec) -> MlpWidths:
-    """Of the activation that a backbone has, as :mod:`runtime.ops.elementwise` and torch implement it."""
+    """Widths for a backbone's activation, as :mod:`runtime.ops.elementwise` and torch implement it."""
     if model.gated:  # gate and up-projection; activated gate
         return MlpWidths(hidden=2, saved=3, backward=4, saves_output=False)
     if model.activation == "relu":  # keeps its result

@@ -31,11 +31,11 @@ class StageMemory:
     adapter_bytes: int
     optimizer_bytes: int
     gradient_bytes: int
-    """Of the adapters, from an hTask's first backward to its step."""
+    """Gradients of the adapters, from an hTask's first backward to its step."""
     activation_bytes: int
     """Kept by the micro-batches in flight."""
     logit_bytes: int
-    """Likewise, of the head."""
+    """Logits of the head that the micro-batches in flight keep."""
     chunk_kv_bytes: int
     """Keys and values with their gradients that go from chunk to chunk."""
     message_bytes: int
@@ -51,7 +51,7 @@ class StageMemory:
         return sum(getattr(self, part.name) for part in fields(self))
 
     def with_allocator(self, fraction: float) -> StageMemory:
-        """The same under an allocator that adds ``fraction`` to everything."""
+        """This breakdown under an allocator that adds ``fraction`` to everything."""
         added = round(fraction * (self.total_bytes - self.allocator_bytes))
         parts = {part.name: getattr(self, part.name) for part in fields(self)}
         return StageMemory(**parts | {"allocator_bytes": added})
@@ -69,7 +69,7 @@ class StageLoad:
     table_bytes: int
     htasks: tuple[HTaskLoad, ...]
     buckets: tuple[tuple[int, ...], ...] = ()
-    """Whose hTasks share clocks; hTasks of no bucket have clocks of their own."""
+    """hTasks of each bucket that shares clocks; hTasks of no bucket have clocks of their own."""
 
     def peak(
         self,
@@ -86,8 +86,8 @@ class StageLoad:
         count from the start.
 
         Args:
-            actions: Of the stage.
-            microbatches: Per hTask and step; needed where hTasks share clocks.
+            actions: Actions of the stage, in order.
+            microbatches: Micro-batches per hTask and step; needed where hTasks share clocks.
             give_up_bytes: A moment that needs more than these is answered with, though a fuller one may come.
         """
         clocks = clocks_of(actions, microbatches or (), self.buckets or None)
@@ -154,7 +154,7 @@ class StageLoad:
 
     @cached_property
     def adapter_bytes(self) -> int:
-        """Of all tasks."""
+        """Adapters of all tasks."""
         return sum(h.adapter_bytes for h in self.htasks)
 
     def _workspace_bytes(self, clock: Sequence[int]) -> int:
@@ -196,13 +196,13 @@ def stage_load(
 
     Args:
         model: Backbone.
-        layers: On this stage.
+        layers: Layers of this stage.
         first: The stage embeds.
         last: The stage has the head.
         in_flight: Clocks whose backward may be open, ``pp - stage`` in 1F1B.
         instances: Copies of the backbone.
         works: Fullest micro-batch of each hTask; of a data-parallel replica, its own share.
-        sharding: Over tensor-parallel ranks.
+        sharding: Division of the stage among tensor-parallel ranks.
         device: Temporaries differ between kinds.
 
     Raises:

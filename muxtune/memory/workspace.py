@@ -26,7 +26,8 @@ _ADDITION_COPIES: dict[DeviceKind, int] = {"cpu": 2, "cuda": 0}
 """Copies that torch makes to add a tensor in place to one of less precision; GPU kernels cast on the fly."""
 
 _MASK_BYTES: dict[DeviceKind, int] = {"cpu": 1, "cuda": 6}
-"""Of a mask of dropout per feature while it is computed: a GPU has all its numbers at once, three times."""
+"""Bytes per feature of a dropout mask while it is computed: a GPU has all its numbers at once, three
+times."""
 
 
 def forward_workspace_bytes(

@@ -46,10 +46,10 @@ def pair_seconds(gpu: Gpu, pair: Pair, phase: Phase, *, element_bytes: int, fact
 
     Args:
         gpu: Device.
-        pair: At least one token.
+        pair: The pair, with at least one token.
         phase: The backward gives both factors' gradients and adds to the input's.
-        element_bytes: Of the backbone's activations.
-        factor_bytes: Of the factors, 4 for PEFT's float32.
+        element_bytes: Bytes of an element of the backbone's activations.
+        factor_bytes: Bytes of an element of the factors, 4 for PEFT's float32.
     """
     i, o, r, t = pair.in_features, pair.out_features, pair.r, pair.tokens
 
@@ -103,10 +103,11 @@ def grouped_seconds(
 
     Args:
         gpu: Device.
-        pairs: At one linear.
-        phase: As in :func:`pair_seconds`.
-        element_bytes: Of the backbone's activations, which are read and written as they are.
-        factor_bytes: Of the factors.
+        pairs: Pairs of the tasks, at one linear.
+        phase: Forward or backward, as in :func:`pair_seconds`.
+        element_bytes: Bytes of an element of the backbone's activations, which are read and written as they
+            are.
+        factor_bytes: Bytes of an element of the factors.
     """
     filled = [pair for pair in pairs if pair.tokens]
     if not filled:
@@ -148,7 +149,7 @@ def _rates(gpu: Gpu, factor_bytes: int) -> _Rates:
 
 
 class _Work(NamedTuple):
-    """Of one pair in one launch; bytes and FLOPs of all tiles."""
+    """Work of one pair in one launch: number of tiles, and the bytes and FLOPs of all of them."""
 
     tiles: int
     bytes: float
@@ -156,12 +157,12 @@ class _Work(NamedTuple):
 
 
 class _Tiles(NamedTuple):
-    """The same in seconds."""
+    """Tiles of one pair in one launch: how many, their bytes and their seconds."""
 
     tiles: int
     bytes: float
     busy_s: float
-    """Of all tiles, one after the other on one SM."""
+    """Seconds of all tiles, one after the other on one SM."""
     longest_s: float
 
 
@@ -195,7 +196,7 @@ def _shrink(pair: Pair, element_bytes: int, factor_bytes: int, *, backward: bool
 
 
 def _parts_bytes(pair: Pair, *, backward: bool) -> float:
-    """Of adding up the parts of a shrink."""
+    """Bytes that adding up the parts of a shrink moves."""
     splits = ceil((pair.out_features if backward else pair.in_features) / SPLIT_K)
     return float(_FLOAT32_BYTES * (splits + 1) * pair.tokens * pair.r)
 

@@ -69,10 +69,10 @@ _ADAMW_STREAMS = 7
 _MASK_KERNELS = 28
 _MASK_STREAMS = 29
 _WORD_BYTES, _FEATURES_PER_WORD = 8, 4
-"""Of a mask of dropout: kernels of torch's integer operations, half of them on tokens alone, and the arrays
-of 64-bit words that the other half reads and writes before it writes a byte per feature."""
+"""Parts of the price of a dropout mask: kernels of torch's integer operations, half of them on tokens alone,
+and the arrays of 64-bit words that the other half reads and writes before it writes a byte per feature."""
 _TENSORS_PER_LAUNCH = 36
-"""That torch's multi-tensor kernels take at once with four lists."""
+"""Tensors that one of torch's multi-tensor kernels takes when it works on four lists."""
 
 Priced = tuple[float, int]
 """Seconds on the device, and kernels."""
@@ -183,7 +183,7 @@ class AnalyticCosts(CostModel):
         return seconds
 
     def shard(self, tp: int) -> AnalyticCosts:
-        """Of one of ``tp`` ranks: the same device and links, narrower operators."""
+        """Costs on one of ``tp`` ranks: the same device and links, narrower operators."""
         if tp not in self._shards:
             self._shards[tp] = AnalyticCosts(
                 self.gpu.name,
@@ -195,7 +195,7 @@ class AnalyticCosts(CostModel):
         return self._shards[tp]
 
     def with_adapters(self, launching: Launching) -> AnalyticCosts:
-        """The same device and links, with adapters in grouped kernels or as operations of torch."""
+        """Costs on the same device and links, with adapters in grouped kernels or as operations of torch."""
         kernels: AdapterKernels = "grouped" if launching == "grouped" else "torch"
         if kernels == self.adapter_kernels:
             return self

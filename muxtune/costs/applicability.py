@@ -13,12 +13,13 @@ from muxtune.support.errors import SpecError
 from muxtune.support.machine import package_version, processor_name, usable_cores
 
 KERNELS_VARIABLE = "MUXTUNE_KERNELS"
-"""Which kernels operators run in; a profile's setting ``kernels`` has its value."""
+"""Environment variable that says which kernels operators run in; a profile has its value as setting
+``kernels``."""
 
 DEFAULT_KERNELS = "auto"
 
 _PACKAGES = ("torch", "muxtune", "numpy")
-"""Whose versions change what an operator takes."""
+"""Packages whose versions change how long an operator takes."""
 
 
 def check_profile(profile: Profile, cluster: ClusterSpec, where: str = "profile") -> tuple[str, ...]:

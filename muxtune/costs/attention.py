@@ -34,10 +34,10 @@ MATMULS: dict[Phase, float] = {"fwd": 2.0, "bwd": 5.0}
 
 
 class Rate(NamedTuple):
-    """Of one kernel at one head width."""
+    """Speed of one kernel at one head width."""
 
     flops_per_s: float
-    """Inside of tiles, on the whole device."""
+    """FLOPs per second inside of tiles, on the whole device."""
     start_tiles: float
     """Fixed time of a block, in tiles."""
 
@@ -58,7 +58,7 @@ class AttentionKernel:
         return Rate(flops_per_s, start_tiles)
 
     def scaled(self, forward: float, backward: float) -> AttentionKernel:
-        """The same kernel on a device with these rates relative to this one's."""
+        """This kernel on a device whose rates are these multiples of this one's."""
         return AttentionKernel(
             {width: Rate(r.flops_per_s * forward, r.start_tiles) for width, r in self.forward.items()},
             {width: Rate(r.flops_per_s * backward, r.start_tiles) for width, r in self.backward.items()},
@@ -126,12 +126,12 @@ def attention_seconds(
     """Seconds of attention of equally long sequences, each of which attends to itself; arguments broadcast.
 
     Args:
-        kernel: Of the device.
-        coefficients: Of the device: SMs, launches and bytes.
-        heads: Of the backbone.
-        sequences: How many.
-        queries: Per sequence; the last of its keys, as in a chunk that follows others.
-        keys: Per sequence, as many as queries unless given.
+        kernel: Attention kernel of the device.
+        coefficients: Coefficients of the device: SMs, launches and bytes.
+        heads: Attention heads of the backbone.
+        sequences: Number of sequences.
+        queries: Queries per sequence; the last of its keys, as in a chunk that follows others.
+        keys: Keys per sequence, as many as queries unless given.
         phase: The backward gives the gradients of queries, keys and values.
     """
     sequences_, queries_ = (np.asarray(x, dtype=np.float64) for x in (sequences, queries))

@@ -64,7 +64,7 @@ class CostModel(Protocol):
         ...
 
     def with_adapters(self, launching: Launching) -> Self:
-        """The same device with adapters launched in that way; where both run alike, these costs.
+        """Costs on the same device with adapters launched in that way; these costs where both run alike.
 
         Separate ones are operations of their own, as PEFT runs them.
         """

@@ -52,7 +52,7 @@ class Estimate:
 
     @property
     def algorithm(self) -> list[str]:
-        """Of each size."""
+        """Name of the algorithm that each size takes."""
         return [self.algorithms[i] for i in np.atleast_1d(self.chosen)]
 
 
@@ -130,9 +130,10 @@ class Interconnect:
         """Seconds and algorithm of an all-reduce.
 
         Args:
-            bytes_: Of the whole tensor, the same on each rank.
+            bytes_: Size of the whole tensor, the same on each rank.
             ranks: Participants: where they are, or how many.
-            per_node: Of a number, how many share a node; as many as it has, unless given.
+            per_node: If ``ranks`` is a number, how many of them share a node; as many as a node has, unless
+                given.
 
         Raises:
             UserError: Several nodes are needed and the cluster has one.
@@ -202,8 +203,8 @@ def interconnect_of(
 
     Args:
         cluster: The cluster.
-        profile: Of this machine; tells what gloo over loopback takes.
-        hierarchical: As of :class:`Interconnect`.
+        profile: Profile of this machine; tells what gloo over loopback takes.
+        hierarchical: Whether the runtime works hierarchically where that is faster.
 
     Raises:
         UserError: There are no coefficients of such a link, or a profile is needed.

@@ -68,7 +68,7 @@ class ActionPrices:
     """What one micro-batch costs in one phase on any stage; every part of a stage is priced once.
 
     Args:
-        costs: Of the device, for the whole backbone.
+        costs: Costs of the device, for the whole backbone.
         model: The backbone, whole.
         work: The micro-batch.
         phase: ``fwd`` for an F, ``bwd`` for a B.
@@ -101,7 +101,7 @@ class ActionPrices:
         """Seconds of the action on a stage: its operators, and the messages from and to its neighbours.
 
         Args:
-            layers: That the stage holds, at least one.
+            layers: Layers that the stage holds, at least one.
             first: Whether the stage begins with the embedding.
             last: Whether it ends with the head.
         """
@@ -133,9 +133,9 @@ def stage_seconds(
     """Seconds of one action of a stage: its operators, and the messages from and to its neighbours.
 
     Args:
-        costs: Of the device, for the whole backbone.
+        costs: Costs of the device, for the whole backbone.
         model: The backbone, whole.
-        layers: That the stage holds, at least one.
+        layers: Layers that the stage holds, at least one.
         first: Whether the stage begins with the embedding.
         last: Whether it ends with the head.
         work: The micro-batch.
@@ -157,9 +157,9 @@ def step_seconds(
     """Seconds of one task's optimizer step on a stage, with the sums of its gradients over the ranks.
 
     Args:
-        costs: Of the device, for the whole backbone.
+        costs: Costs of the device, for the whole backbone.
         model: The backbone, whole.
-        layers: Of the stage.
+        layers: Layers of the stage.
         lora: The task's adapter.
         tp: Tensor-parallel ranks.
         replicas: Links between the replicas of each shard, see
@@ -177,9 +177,9 @@ def p2p_seconds(costs: CostModel, model: ModelSpec, tokens: int, routes: Sequenc
     """Seconds until a micro-batch's hidden states, or their gradients, have reached the neighbour.
 
     Args:
-        costs: Of the device.
+        costs: Costs of the device.
         model: The backbone.
-        tokens: Of the micro-batch.
+        tokens: Tokens of the micro-batch.
         routes: Links between neighbours, see :meth:`muxtune.placement.Placement.message_routes`; the slowest
             decides. None if there is one stage.
     """

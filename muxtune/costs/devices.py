@@ -22,7 +22,7 @@ class FitRecord(BaseModel):
     created: str
     """Date, ISO 8601."""
     command: str
-    """That fitted them."""
+    """Command that fitted them."""
     rows: int
     """Measurements that were fitted to."""
     error: float

@@ -52,7 +52,7 @@ class GemmCoefficients(BaseModel):
 
     launch_s: float = Field(ge=0)
     flops_per_s: float = Field(gt=0)
-    """Of tensor cores that wait for nothing, at the clock of a kernel that power does not limit."""
+    """Rate of tensor cores that wait for nothing, at the clock of a kernel that power does not limit."""
     sustained_flops_per_s: float = Field(gt=0)
     """Most useful work that the power limit allows for long; idle cores leave theirs to the busy ones."""
     idle_s: float = Field(ge=0)
@@ -72,12 +72,12 @@ class GemmCoefficients(BaseModel):
     spread: float = Field(gt=0)
     """Logarithm of time within which the library hardly tells kernels apart."""
     split_reluctance: float
-    """Of the library to take a kernel, as a logarithm of time (0.1: as if it took 10 % longer); per logarithm
-    of its number of parts."""
+    """Reluctance of the library to take a kernel, as a logarithm of time (0.1: as if it took 10 % longer),
+    per logarithm of its number of parts."""
     tile_reluctance: tuple[float, ...]
-    """Of each tile."""
+    """Reluctance to take each tile, as a logarithm of time."""
     part_wave_reluctance: float
-    """Per logarithm of the multiprocessors that a kernel of less than one wave leaves idle."""
+    """Reluctance per logarithm of the multiprocessors that a kernel of less than one wave leaves idle."""
 
     fit: FitRecord
 
@@ -95,7 +95,7 @@ def gemm_seconds(coefficients: GemmCoefficients, m: ArrayLike, n: ArrayLike, k: 
     """Seconds of ``y[m, n] = x[m, k] W[k, n]`` in 16-bit floating point, elementwise over broadcast arrays.
 
     Args:
-        coefficients: Of the device.
+        coefficients: Coefficients of the device.
         m: Rows (tokens), positive.
         n: Output features, positive.
         k: Input features, positive.
@@ -115,7 +115,7 @@ def candidate_kernels(c: GemmCoefficients, m: Floats, n: Floats, k: Floats) -> K
     """Time of every candidate, and what the library seems to think of it.
 
     Args:
-        c: Of the device.
+        c: Coefficients of the device.
         m: Rows, ``[S, 1]``.
         n: Output features, ``[S, 1]``.
         k: Input features, ``[S, 1]``.
@@ -163,7 +163,8 @@ def on_distinct_shapes(price: Callable[[Floats], Floats], m: ArrayLike, n: Array
     """Broadcast m, n and k, price every distinct shape once, and spread the prices out again.
 
     Args:
-        price: From shapes ``[S, 3]`` to seconds ``[S]``; is called with at most a thousand at a time.
+        price: Function from shapes ``[S, 3]`` to seconds ``[S]``; called with at most a thousand shapes at a
+            time.
         m: Rows.
         n: Output features.
         k: Input features.

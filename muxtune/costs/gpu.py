@@ -37,8 +37,8 @@ PEAKS: dict[str, Peaks] = {
 """NVIDIA's data sheets of A40, A100 80GB SXM and H100 SXM."""
 
 FLOAT32_EFFICIENCY = 0.85
-"""Of float32 products with float32 precision, which is torch's default. An assumption: only 16-bit products
-are measured, and those reach 70 to 80 % of a peak that is much harder to feed."""
+"""Share of the peak that float32 products with float32 precision, torch's default, reach. An assumption: only
+16-bit products are measured, and those reach 70 to 80 % of a peak that is much harder to feed."""
 
 _FLOAT32_BYTES = 4
 _HALF_BYTES = 2
@@ -56,7 +56,7 @@ class Gpu:
 
     @property
     def launch_s(self) -> float:
-        """Of a kernel that does next to nothing, on the device."""
+        """Seconds of a kernel that does next to nothing, on the device."""
         return self.pointwise.launch_s
 
     @property

@@ -49,7 +49,7 @@ class Protocol(BaseModel):
     step_s: float = Field(ge=0)
     """Latency of each of the algorithm's steps."""
     bandwidth_bytes_per_s: float = Field(gt=0)
-    """Through one rank's link in one direction."""
+    """Rate through one rank's link in one direction."""
 
 
 class RankProtocols(BaseModel):
@@ -70,27 +70,27 @@ class LinkCoefficients(BaseModel):
     """A topology or network of :mod:`muxtune.cluster`, or the name of a link of one's own."""
     device: str
     kernel_s: float = Field(ge=0)
-    """Of an operation that moves nothing."""
+    """Seconds of an operation that moves nothing."""
     send_recv: tuple[Protocol, ...] = Field(min_length=1)
     all_reduce: tuple[RankProtocols, ...] = Field(min_length=1)
-    """By number of ranks, ascending."""
+    """Protocols by number of ranks, ascending."""
     flows_per_node: int | None = Field(default=None, gt=0)
-    """Of a network: ranks of a node that can use it at the full rate at the same time."""
+    """Ranks of a node that can use a network at the full rate at the same time."""
     basis: str
-    """In words: which of the numbers are measured, and how the others follow."""
+    """Note on which of the numbers are measured, and how the others follow."""
     fit: FitRecord | None
     """None where nothing was fitted."""
 
     def transfer_lines(self) -> list[Line]:
-        """Of a message to a neighbour, per byte of it."""
+        """Lines of a message to a neighbour, per byte of it."""
         return [Line("direct", self.kernel_s + p.step_s, 1 / p.bandwidth_bytes_per_s) for p in self.send_recv]
 
     def all_reduce_lines(self, ranks: int, *, share: float = 1.0) -> list[Line]:
-        """Of an all-reduce, per byte of the whole tensor.
+        """Lines of an all-reduce, per byte of the whole tensor.
 
         Args:
             ranks: Two or more.
-            share: Of the link's rate that the operation gets.
+            share: Share of the link's rate that the operation gets.
         """
         return [
             Line(
@@ -102,7 +102,7 @@ class LinkCoefficients(BaseModel):
         ]
 
     def ring_pass_lines(self, ranks: int, *, share: float = 1.0) -> list[Line]:
-        """Of a reduce-scatter or an all-gather, once around the ring, per byte of the whole tensor.
+        """Lines of a reduce-scatter or an all-gather, once around the ring, per byte of the whole tensor.
 
         Trees do neither, so their protocols go around the ring here.
         """
@@ -114,11 +114,11 @@ class LinkCoefficients(BaseModel):
         ]
 
     def ring_bytes_per_s(self, ranks: int) -> float:
-        """Through one rank's link, of large tensors."""
+        """Rate of large tensors through one rank's link."""
         return max(p.bandwidth_bytes_per_s for p in self.protocols_among(ranks))
 
     def protocols_among(self, ranks: int) -> list[Protocol]:
-        """As measured with the next larger number of ranks, or the largest.
+        """Protocols measured with the next larger number of ranks, or with the largest.
 
         Two ranks need no tree, and of what two ranks use the fastest start becomes a tree of more.
         """
@@ -143,14 +143,14 @@ class Line(NamedTuple):
 def flat_ring_lines(
     network: LinkCoefficients, within: LinkCoefficients, route: Route, *, passes: int
 ) -> list[Line]:
-    """Of ``passes`` around a ring through all ranks of all nodes, per byte of the whole tensor.
+    """Lines of ``passes`` around a ring through all ranks of all nodes, per byte of the whole tensor.
 
     As many rings run in parallel as the node with fewest ranks has flows, each leaving it through another
     rank; a step lasts as long as the network's.
 
     Args:
-        network: Between nodes.
-        within: Inside a node.
+        network: Links between nodes.
+        within: Links inside a node.
         route: Ranks on two nodes or more.
         passes: 1 for a reduce-scatter or an all-gather, 2 for an all-reduce.
     """
@@ -165,7 +165,7 @@ def flat_ring_lines(
 
 
 def flat_tree_lines(network: LinkCoefficients, within: LinkCoefficients, route: Route) -> list[Line]:
-    """Of an all-reduce on a tree of nodes, with a tree of ranks in each, per byte; arguments as of the ring.
+    """Lines of an all-reduce on a tree of nodes, with a tree of ranks in each, per byte of the whole tensor.
 
     One flow leaves a node, as the measured all-reduces of up to eight ranks per node show.
     """

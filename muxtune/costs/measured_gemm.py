@@ -34,7 +34,7 @@ from muxtune.costs.gemm import (
 from muxtune.costs.profiled import ExtrapolationWarning
 
 _EitherFloats = NDArray[np.floating[Any]]
-"""Of double or single precision."""
+"""Array of double or single precision."""
 
 # S shapes, R measured shapes, P of them as support points, F features
 
@@ -42,19 +42,21 @@ _SUPPORT = 2000
 _NOISE = 0.3
 """Variance of a measurement around the process, relative to the process itself."""
 _SIZE_SCALES = np.array([1.0, 0.7, 0.15])
-"""Per factor of two in m, n and k. Wave quantization changes fastest with m, hardly with k."""
+"""Scales of the binary logarithms of m, n and k. Wave quantization changes fastest with m, hardly with k."""
 _TILE_SCALE = 4.0
-"""Per logarithm of time that a tile is slower than the best one ..."""
+"""Scale of how much slower a tile is than the best one, as a logarithm of time, ..."""
 _TILE_CLIP = 0.6
 """... up to this: the library does not take tiles that are still slower, whatever they are."""
 _WAVE_SCALE = 3.0
-"""For how full the waves of each tile's blocks are; matters less where there are many."""
+"""Scale of the features that say how full the waves of each tile's blocks are; they shrink where waves are
+many."""
 _DOWN_WEIGHT = 0.3
 """Variance of what down projections share, relative to the process of all."""
 _DOWN_SCALES = np.array([0.3, 0.15, 0.15])
-"""For it, per factor of two in m, n and k: what they share changes slowly."""
+"""Scales of the binary logarithms of m, n and k for what down projections share, which changes slowly."""
 _RESIDUAL_CLIP = 0.5
-"""Of a logarithm: one kernel that is badly chosen says nothing about its neighbours."""
+"""Largest residual, as a logarithm of time: one kernel that is badly chosen says nothing about its
+neighbours."""
 _SKEW = 0.01
 """Relative errors punish too long a time more than too short a one: the best guess lies below the mean
 logarithm by the variance of what is left, here that on models left out (a tenth, squared)."""
@@ -71,7 +73,7 @@ class MeasuredGemm:
 
     Args:
         table: Columns ``m``, ``n``, ``k`` and ``median_ms`` of one device.
-        coefficients: Of that device.
+        coefficients: Coefficients of that device.
     """
 
     def __init__(self, table: Mapping[str, ArrayLike], coefficients: GemmCoefficients) -> None:
@@ -131,7 +133,7 @@ class MeasuredGemm:
         return features, expected_seconds(kernels, c.spread)
 
     def _covariance(self, features: _EitherFloats, shapes: Floats) -> _EitherFloats:
-        """With the support points, ``[S, P]``; ``features`` and ``shapes`` describe the same S."""
+        """Covariance with the support points, ``[S, P]``; ``features`` and ``shapes`` describe the same S."""
         covariance = _similarity(features, self._support)
         rows, columns = (np.flatnonzero(_is_down_projection(some)) for some in (shapes, self._support_shapes))
         if len(rows) and len(columns):

@@ -80,13 +80,13 @@ class MeasurementsProvenance(BaseModel):
     source: str
     """Project that published them."""
     folder: str
-    """That was read."""
+    """Folder that was read."""
     created_utc: str
     """ISO 8601."""
     device: str
     files: int
     rows: dict[str, int]
-    """Per table."""
+    """Rows of each table."""
     merged: int
     """Measurements that repeated another one's shape; each shape has the median of its medians."""
     below_resolution: int

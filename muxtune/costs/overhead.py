@@ -58,7 +58,7 @@ class ActionOverhead:
     per_operator_s: float = 0.0
     factors: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(CLASSES, 1.0))
     stages: int = 0
-    """That it was fitted to; without any there is no overhead to see."""
+    """Stages that it was fitted to; without any there is no overhead to see."""
     at_bounds: tuple[str, ...] = ()
     """Classes whose factor rests on a bound of the fit, and seconds that do."""
 
@@ -104,7 +104,7 @@ def fit_overhead(stages: Sequence[StageSum]) -> ActionOverhead:
     """Robust fit of relative residuals, with factors that are alike unless the stages say otherwise.
 
     Args:
-        stages: Of one phase; none means no overhead.
+        stages: Measured stages of one phase; none means no overhead.
     """
     if not stages:
         return ActionOverhead()
@@ -150,7 +150,7 @@ _FACTORS = (0.5, 2.0)
 """Beyond these a factor would hide a wrong operator."""
 
 _MOST_UNITS = 1.0
-"""Of fixed seconds, and of seconds per operator: the smallest stage has nothing else."""
+"""Most fixed seconds, and most seconds per operator, in units of the smallest stage: it has nothing else."""
 
 _AT_BOUND = 0.01
 """Relative distance to a bound below which a factor rests on it; the fit stays strictly inside."""

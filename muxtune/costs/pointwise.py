@@ -30,7 +30,7 @@ Array = NDArray[np.float64]
 PointwiseKind = Literal["add", "gelu", "gather", "rope", "rms_norm", "layer_norm", "silu_gate"]
 
 ELEMENT_BYTES = 2
-"""Of the 16-bit tensors that were measured."""
+"""Bytes of an element of the 16-bit tensors that were measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +40,13 @@ class PointwiseKernel:
     streams: int
     """Tensors of the row's width that it reads and writes."""
     backward_streams: int
-    """The same of its backward. Frozen norms have no gradient of their weight."""
+    """Tensors that its backward reads and writes. Frozen norms have no gradient of their weight."""
     threads: int | None = None
-    """Of a row's block at most; None if no block belongs to a row."""
+    """Threads of a row's block at most; None if no block belongs to a row."""
     lanes: int = 1
     """Elements of the row that a thread handles per pass."""
     loops: int = 1
-    """Over parts of the row, one after the other."""
+    """Loops over parts of the row, one after the other."""
 
 
 POINTWISE: dict[str, PointwiseKernel] = {
@@ -76,25 +76,25 @@ class PointwiseCoefficients(BaseModel):
     sm_count: int = Field(gt=0)
     threads_per_sm: int = Field(gt=0)
     launch_s: float = Field(gt=0)
-    """From the start to the end of a kernel with next to nothing to do, on the device."""
+    """Seconds from the start to the end of a kernel with next to nothing to do, on the device."""
     dram_bytes_per_s: float = Field(gt=0)
     l2_bytes_per_s: float = Field(gt=0)
     l2_bytes: float = Field(gt=0)
     """A call that moves less stays in the cache; one that moves twice as much finds nothing there."""
     dram_delay: float = Field(ge=1)
-    """Time of a pass over a row in DRAM, to that over one in the cache."""
+    """Time of a pass over a row in DRAM, relative to a pass over one in the cache."""
     overlap: float = Field(ge=1)
     """1: latency and memory time add up; large: only the longer one counts."""
     gather_start_s: float = Field(ge=0)
-    """Until the first ids, and the rows that they point to, have arrived one after the other."""
+    """Seconds until the first ids, and then the rows that they point to, have arrived."""
     gather_s: float = Field(ge=0)
-    """Per gathered element."""
+    """Seconds per gathered element."""
     gelu_s: float = Field(ge=0)
-    """Per element, of its arithmetic."""
+    """Seconds of arithmetic per element."""
     block_s: float = Field(ge=0)
-    """Of a row kernel's block beside its passes: start, reduction, end."""
+    """Seconds of a row kernel's block beside its passes: start, reduction, end."""
     pass_s: dict[str, float]
-    """Per row kernel, of a pass of a block's threads over a row in the L2 cache."""
+    """Seconds of a pass of a block's threads over a row in the L2 cache, by row kernel."""
     fit: FitRecord
 
 
@@ -112,8 +112,8 @@ def stream_seconds(coefficients: PointwiseCoefficients, bytes_: ArrayLike, *, la
     """Seconds of vectorized element-wise kernels.
 
     Args:
-        coefficients: Of the device.
-        bytes_: That they read and write together.
+        coefficients: Coefficients of the device.
+        bytes_: Bytes that they read and write together.
         launches: Kernels that share them.
     """
     return launches * coefficients.launch_s + _memory_s(coefficients, np.asarray(bytes_, dtype=np.float64))
@@ -134,12 +134,12 @@ def pointwise_seconds(
     its blocks take longer in the same proportion.
 
     Args:
-        coefficients: Of the device.
+        coefficients: Coefficients of the device.
         kind: One of :data:`POINTWISE`.
         tokens: Rows.
         width: Elements of a row, see :data:`POINTWISE`.
         phase: Forward or backward.
-        element_bytes: Of one element.
+        element_bytes: Bytes of one element.
     """
     c = coefficients
     kernel = POINTWISE[kind]

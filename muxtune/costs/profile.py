@@ -55,9 +55,9 @@ class ClockReading(BaseModel):
 
     rank: int
     moment: Literal["before", "after"]
-    """Of the measurement."""
+    """Side of the measurement on which they were read."""
     mhz: dict[str, float]
-    """By clock: ``core`` of a CPU, ``sm`` and ``memory`` of a GPU; empty where none can be read."""
+    """Frequency by clock: ``core`` of a CPU, ``sm`` and ``memory`` of a GPU; empty where none can be read."""
     throttled_by: tuple[str, ...] = ()
     """What holds the clocks down, in the driver's words."""
 
@@ -74,18 +74,18 @@ class Provenance(BaseModel):
     ranks: int = Field(gt=0)
     """Processes that ran the same operator at the same time."""
     threads: int = Field(gt=0)
-    """Per process."""
+    """Threads per process."""
     processor: str
     os: str
     versions: dict[str, str]
-    """Of python, torch, numpy and muxtune, and of the libraries that compute on the device."""
+    """Versions of python, torch, numpy and muxtune, and of the libraries that compute on the device."""
     backend: str | None = None
-    """Of torch.distributed, that messages and collectives went through; None if there were none."""
+    """Backend of torch.distributed that messages and collectives went through; None if there were none."""
     settings: dict[str, str] = {}
-    """Of the device, as far as it tells: power limit, frequency governor, instruction set."""
+    """Settings of the device, as far as it tells: power limit, frequency governor, instruction set."""
     clocks: tuple[ClockReading, ...] = ()
     attention: AttentionContest | None = None
-    """Which attention backend was measured, and why; None of a suite that has one only."""
+    """Contest that chose the attention backend that was measured; None for a suite that has one only."""
     notes: tuple[str, ...] = ()
     """Sentences: what was left out and why, clocks that fell."""
 
@@ -103,19 +103,19 @@ class Overlap(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     tokens: int = Field(gt=0)
-    """Of a frozen linear's input; the all-reduce is of hidden states of as many."""
+    """Tokens of a frozen linear's input; the all-reduce is of hidden states of as many."""
     calls: int = Field(gt=0)
-    """Of the linear in a part, so that it takes longer than the all-reduce."""
+    """Calls of the linear in a part, so many that it takes longer than the all-reduce."""
     compute_s: float = Field(gt=0)
-    """Alone."""
+    """Seconds of computing alone."""
     communication_s: float = Field(gt=0)
     """What the all-reduce adds to it, if it is waited for at once."""
     both_s: float = Field(gt=0)
-    """With all-reduces that are not waited for before the next parts are through."""
+    """Seconds with all-reduces that are not waited for before the next parts are through."""
 
     @property
     def contention(self) -> float:
-        """From ``both_s = compute_s + contention * communication_s``."""
+        """Factor in ``both_s = compute_s + contention * communication_s``, at least 0."""
         return max(0.0, (self.both_s - self.compute_s) / self.communication_s)
 
 
@@ -125,13 +125,13 @@ class Overlaps(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     ranks: int = Field(gt=1)
-    """That took part in each all-reduce."""
+    """Ranks that took part in each all-reduce."""
     rounds: tuple[Overlap, ...] = Field(min_length=1)
     """Sizes, as often as they were measured."""
 
     @property
     def contention(self) -> float:
-        """Of all sizes and rounds together: what computing was held up, per second of communication.
+        """Seconds that computing was held up, per second of communication, over all sizes and rounds.
 
         A mean, because collectives that take ten times as long now and then are what a stage pays for.
         """
@@ -277,7 +277,7 @@ def _row(m: Measurement, provenance: Provenance) -> dict[str, object]:
 
 
 _SHORTEST_S = 1e-12
-"""Of an operator: no clock tells less."""
+"""Shortest median of an operator that is accepted: no clock tells less."""
 
 
 def _measurement(row: dict[str, Any], where: str) -> Measurement:

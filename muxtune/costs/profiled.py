@@ -72,7 +72,7 @@ class ProfiledCosts(CostModel):
     scores has.
 
     Args:
-        profile: Of this backbone's shapes.
+        profile: Measurements for this backbone's shapes.
         model: The backbone whose operators are priced.
         notes: What is doubtful about the profile where it is used, for every plan.
 
@@ -105,7 +105,7 @@ class ProfiledCosts(CostModel):
 
     @property
     def contention(self) -> float | None:
-        """As measured; None if the profile has nothing of the kind."""
+        """Measured contention; None if the profile has nothing of the kind."""
         return None if self.profile.overlaps is None else self.profile.overlaps.contention
 
     @property
@@ -115,7 +115,7 @@ class ProfiledCosts(CostModel):
 
     @property
     def largest_group(self) -> int:
-        """Of the measured collectives; 1 where none were."""
+        """Ranks of the largest group whose collectives were measured; 1 where none were."""
         return max((m.op.dims[1] for m in self.profile.of_kind("all_reduce")), default=1)
 
     def latency_s(self, op: Operator, phase: Phase) -> float:
@@ -166,7 +166,7 @@ class ProfiledCosts(CostModel):
             self._warnings.exploring = before
 
     def shard(self, tp: int) -> ProfiledCosts:
-        """Of one of ``tp`` ranks: the measured ratios on top of the analytic shape of narrower operators.
+        """Costs on one of ``tp`` ranks: the measured ratios on the analytic shape of narrower operators.
 
         Widths of linears that were not measured take the ratio of the nearest.
         """

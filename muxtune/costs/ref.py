@@ -1,4 +1,4 @@
-"""Which operator costs something was made with."""
+"""Identity of the operator costs that something was made with."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class RooflineCosts(CostModel):
     """Costs from coefficients alone, for devices and shapes that nobody measured.
 
     Args:
-        coefficients: Of the device.
+        coefficients: Coefficients of the device.
         model: The backbone whose operators are priced.
     """
 
@@ -88,7 +88,7 @@ class RooflineCosts(CostModel):
         return operators_s
 
     def shard(self, tp: int) -> RooflineCosts:
-        """Of one of ``tp`` ranks: the same device, narrower operators."""
+        """Costs on one of ``tp`` ranks: the same device, narrower operators."""
         return RooflineCosts(self.coefficients, self.model.shard(tp))
 
     def exploring(self) -> AbstractContextManager[None]:

@@ -65,7 +65,7 @@ class AttentionContest(BaseModel):
     streams: tuple[tuple[int, ...], ...] = Field(min_length=1)
     """Lengths of the sequences of each."""
     times: tuple[AttentionTime, ...] = Field(min_length=1)
-    """Of every backend."""
+    """Times of every backend."""
     chosen: AttentionName
 
     def ratio(self, backend: AttentionName) -> float | None:
@@ -78,7 +78,8 @@ def choose_attention(seconds: Mapping[AttentionName, Sequence[float]]) -> Attent
     """The fastest backend on the whole; the default unless another is faster by more than :data:`MARGIN`.
 
     Args:
-        seconds: By backend, of each stream. A stream weighs as much as any other, whatever it takes.
+        seconds: Seconds of each stream, by backend. A stream weighs as much as any other, however long it
+            takes.
     """
     fastest = min(seconds, key=lambda name: _ratio(seconds, name))
     return fastest if _ratio(seconds, fastest) < 1 - MARGIN else DEFAULT_ATTENTION
@@ -93,7 +94,7 @@ def contest_streams(longest: int) -> tuple[tuple[int, ...], ...]:
     """Lengths of the sequences of the contest's streams: many short, equal, mixed ones, and one long one.
 
     Args:
-        longest: That the backbone has positions for.
+        longest: Longest sequence that the backbone has positions for.
     """
     short = _spread(24, 8, 40)
     mixed = _spread(10, 16, 256)
@@ -112,11 +113,11 @@ class AttentionSuite(OperatorSuite, Protocol):
     """A suite of operators that can compute attention in several ways."""
 
     def attention_needs(self, model: ModelSpec, device: str) -> Mapping[AttentionName, str | None]:
-        """Of every backend, what it needs and does not have there; None of those that a run may use."""
+        """What each backend needs and does not have there; None for those that a run may use."""
         ...
 
     def with_attention(self, backend: AttentionName) -> Self:
-        """The same suite, with attention by that backend."""
+        """This suite, with attention by that backend."""
         ...
 
     def build_attention(

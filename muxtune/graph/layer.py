@@ -43,13 +43,13 @@ class _Slot:
     block: int
     deps: tuple[int, ...] = ()
     shape: tuple[int, ...] = ()
-    """Of a linear its widths, of a collective its bytes per token and its ranks."""
+    """Widths of a linear; bytes per token and ranks of a collective."""
     phase: Phase | None = None
-    """Of a collective: in which phase it runs."""
+    """Phase in which a collective runs; None for what runs in both."""
     base: BaseOp | None = None
-    """Of adapters: what they are attached to."""
+    """Frozen linear that an adapter is attached to."""
     share: float = 1.0
-    """Of the operator."""
+    """Share of the operator that this node is."""
     leaf: bool = False
     along: bool = False
     """Whether it goes on with what the same tasks had in its only input."""
@@ -110,7 +110,7 @@ def _slots(
     tp: int,
     input_gradient: bool,
 ) -> tuple[_Slot, ...]:
-    """Of a layer whose linears at these positions have adapters, some with dropout."""
+    """Nodes of a layer whose linears at these positions have adapters, some with dropout."""
     adapted = [base_ops(model)[position] for position in positions]
     slots = _forward(model, adapted, dropping, tp)
     if phase == "bwd":
@@ -153,7 +153,7 @@ def _forward(
 
 
 def _turned_around(slots: Sequence[_Slot]) -> tuple[_Slot, ...]:
-    """From the last to the first; who was read waits for its readers."""
+    """Nodes from the last to the first; each that was read now waits for its readers."""
     readers: list[list[int]] = [[] for _ in slots]
     last = len(slots) - 1
     for position, slot in enumerate(slots):

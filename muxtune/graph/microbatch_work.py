@@ -12,11 +12,11 @@ class MicrobatchWork:
     """One micro-batch of an hTask, as the backbone sees it."""
 
     tokens: int
-    """Of the stream, padding included."""
+    """Tokens of the stream, padding included."""
     task_tokens: tuple[int, ...]
-    """Of each task's span."""
+    """Tokens of each task's span."""
     loras: tuple[LoraSpec, ...]
-    """Of each task."""
+    """Adapter of each task."""
     attention: tuple[tuple[float, int, int], ...]
     """Batched attention calls as (how many, sequences, length); averages of micro-batches have fractions."""
     targets: float
@@ -24,7 +24,7 @@ class MicrobatchWork:
     carried_attention: tuple[tuple[float, int, int, int], ...] = ()
     """Calls for sequences that began in earlier micro-batches, as (how many, sequences, queries, keys)."""
     left_tokens: float = 0.0
-    """Whose keys and values later micro-batches attend to."""
+    """Tokens whose keys and values later micro-batches attend to."""
 
     @property
     def sequences(self) -> float:

@@ -39,7 +39,7 @@ class Waiting(Protocol):
         ...
 
     def after(self, deps: tuple[int, ...]) -> Self:
-        """The same with other inputs."""
+        """This node with other inputs."""
         ...
 
 
@@ -54,9 +54,9 @@ class Node:
     """How often it runs, one after the other; averages over micro-batches and parts of an operator have
     fractions."""
     task: int | None = None
-    """Of an adapter: which task of the hTask; None if it shares a launch with those of other tasks."""
+    """Task of the hTask that an adapter belongs to; None if it shares a launch with those of other tasks."""
     group: tuple[Operator, ...] = ()
-    """Of adapters of several tasks in one launch: all of them; ``op`` is the first."""
+    """Adapters of several tasks in one launch, all of them; ``op`` is the first."""
     leaf: bool = False
     """Only the optimizer step reads its result; nothing of the action waits for it."""
 
@@ -67,11 +67,11 @@ class Node:
 
     @property
     def stream(self) -> Stream:
-        """Where it runs."""
+        """Stream that it runs on."""
         return "communication" if self.op.kind in COLLECTIVE_KINDS else "compute"
 
     def after(self, deps: tuple[int, ...]) -> Node:
-        """The same with other inputs."""
+        """This node with other inputs."""
         return replace(self, deps=deps)
 
 
@@ -80,7 +80,7 @@ class TimedNode:
     """A node with its time alone on the device; what orchestration and simulator work on."""
 
     label: str
-    """For people: the operator's kind, and of an adapter its task."""
+    """Name for people: the operator's kind, and of an adapter its task."""
     stream: Stream
     seconds: float
     deps: tuple[int, ...] = ()
@@ -89,7 +89,7 @@ class TimedNode:
     """Nothing of the action waits for it; the action ends when it has ended all the same."""
 
     def after(self, deps: tuple[int, ...]) -> TimedNode:
-        """The same with other inputs."""
+        """This node with other inputs."""
         return replace(self, deps=deps)
 
 

@@ -30,7 +30,7 @@ class BaseOp:
     name: str
     """Path inside the layer."""
     block: int
-    """Which of the four blocks of a layer it belongs to."""
+    """Number of the layer's block, 0 to 3, that it belongs to."""
     in_features: int
     out_features: int
     split_by_outputs: bool
@@ -62,11 +62,11 @@ class Adapter:
         return operator("lora", base.in_features, base.out_features, self.r, tokens)
 
     def parameters(self, base: BaseOp) -> int:
-        """Of one rank."""
+        """Parameters of one rank."""
         return self.r * (base.in_features + base.out_features)
 
     def whole_parameters(self, base: BaseOp) -> int:
-        """Of the factor that is not split over tensor-parallel ranks: A where the outputs are, else B.
+        """Parameters of the factor that tensor-parallel ranks do not split: A where the outputs are, else B.
 
         Each rank has it whole, and a part of the sum that is its gradient.
         """
@@ -78,7 +78,7 @@ class Aggregate:
     """How the result joins that of the base op."""
 
     factor: float
-    """It is multiplied by this."""
+    """Number that the result is multiplied by."""
     joins: Literal["add"] = "add"
 
 

@@ -28,7 +28,7 @@ def stage_parts(layers: int, *, first: bool, last: bool, phase: Phase) -> tuple[
     """Parts of an action in the order of execution, and how often each runs in a row.
 
     Args:
-        layers: That the stage holds, at least one.
+        layers: Layers that the stage holds, at least one.
         first: Whether the stage begins with the embedding.
         last: Whether it ends with the head.
         phase: ``fwd`` for an F, ``bwd`` for a B.
@@ -79,7 +79,7 @@ def stage_graph(
 
     Args:
         model: The backbone, whole.
-        layers: That the stage holds, at least one.
+        layers: Layers that the stage holds, at least one.
         first: Whether the stage begins with the embedding.
         last: Whether it ends with the head.
         work: The micro-batch.

@@ -20,7 +20,7 @@ def step_graph(
 
     Args:
         model: The backbone, whole.
-        layers: Of the stage.
+        layers: Layers of the stage.
         lora: The task's adapter.
         tp: Tensor-parallel ranks.
         replicas: Links between the ranks that have the same part of the backbone; None if there is one.

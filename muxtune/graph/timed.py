@@ -34,9 +34,9 @@ def node_seconds(node: Node, prices: Prices, phase: Phase) -> float:
     """Seconds of a node, as often as it runs.
 
     Args:
-        node: Of a rank.
-        prices: Of that rank.
-        phase: Of the action; messages and collectives are the same in both.
+        node: Node of a rank.
+        prices: Prices for that rank.
+        phase: Phase of the action; messages and collectives are the same in both.
     """
     if node.group:
         return node.count * prices.group_latency_s(node.group, phase)
@@ -44,15 +44,15 @@ def node_seconds(node: Node, prices: Prices, phase: Phase) -> float:
 
 
 def time_graph(graph: StageGraph[Node], prices: Prices, phase: Phase) -> StageGraph[TimedNode]:
-    """The same action with seconds, which add up to :func:`muxtune.costs.compose.stage_seconds`.
+    """Graph of the same action with seconds, which add up to :func:`muxtune.costs.compose.stage_seconds`.
 
     What an action costs beyond its operators is a node before all others. Sizes that an average mixes are one
     node.
 
     Args:
-        graph: Of one action.
-        prices: Of the whole backbone.
-        phase: Of the action.
+        graph: Graph of one action.
+        prices: Prices for the whole backbone.
+        phase: Phase of the action.
     """
     prices = prices if graph.tp == 1 else prices.shard(graph.tp)
     parts = tuple((_timed(nodes, prices, phase), repeats) for nodes, repeats in graph.parts)

@@ -30,11 +30,11 @@ def action_cut(
 
     Args:
         model: The backbone, whole.
-        layers: That the stage holds.
+        layers: Layers that the stage holds.
         first: Whether the stage begins with the embedding.
         last: Whether it ends with the head.
-        loras: Of the hTask's tasks, in their order.
-        tokens: Of a micro-batch.
+        loras: Adapters of the hTask's tasks, in their order.
+        tokens: Tokens of a micro-batch.
         phase: Forward or backward.
         tp: Ranks that share the stage.
         adapters: How those of several tasks at one base op are launched.

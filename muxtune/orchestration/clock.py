@@ -33,7 +33,7 @@ class Launch:
     htask: int
     """Position in the clock."""
     subgraph: int
-    """Of that hTask, in its launch order."""
+    """Number in that hTask's launch order."""
     start_s: float
     end_s: float
 
@@ -53,7 +53,7 @@ class Bounds:
 
     @property
     def serial_s(self) -> float:
-        """Without any overlap."""
+        """Seconds without any overlap."""
         return self.compute_s + self.communication_s
 
     def lower_s(self, contention: float = 0.0) -> float:
@@ -77,21 +77,22 @@ class ClockSchedule:
     """When every subgraph of a clock runs."""
 
     mode: Mode
-    """That was asked for."""
+    """Mode that was asked for."""
     barrier: Barrier
-    """Of what was chosen: where contention makes overlap useless, also ``interleaved`` has barriers."""
+    """Barrier of the schedule that was chosen: where overlap is useless under contention, ``interleaved`` has
+    one, too."""
     contention: float
     seconds: float
-    """Until all hTasks are through."""
+    """Seconds until all hTasks are through."""
     exposed_communication_s: float
-    """In which the communication stream is busy and the compute stream is not."""
+    """Seconds in which the communication stream is busy and the compute stream is not."""
     bounds: Bounds
     _clock: Clock = field(repr=False, compare=False)
     _items: Sequence[int] = field(repr=False)
 
     @property
     def lower_bound_s(self) -> float:
-        """Of any schedule of these hTasks under this contention."""
+        """Seconds that no schedule of these hTasks undercuts under this contention."""
         return self.bounds.lower_s(self.contention)
 
     @cached_property
@@ -116,7 +117,7 @@ class ClockSchedule:
 
     @cached_property
     def operators(self) -> dict[Stream, tuple[tuple[int, int], ...]]:
-        """The same operator by operator: hTask, and position in its expanded graph.
+        """Each stream's operators, in their order: hTask, and position in its expanded graph.
 
         Operators that run in this order, each for itself, run at the same times: those of a subgraph wait for
         the same ones of the other stream, and are waited for by the same.
@@ -143,10 +144,10 @@ def schedule_clock(graphs: Sequence[LaunchGraph], mode: Mode, contention: float 
     """Schedule the hTasks that share a clock.
 
     Args:
-        graphs: Of each hTask.
+        graphs: Timed subgraphs of each hTask.
         mode: How they share the stage.
-        contention: Of a compute and a communication kernel that run at once: each runs at rate
-            ``1 / (1 + contention)``.
+        contention: Slowdown of a compute and a communication kernel that run at once: each runs at rate ``1 /
+            (1 + contention)``.
     """
     assert contention >= 0, contention
     clock = Clock(graphs)

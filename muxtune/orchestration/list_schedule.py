@@ -24,7 +24,7 @@ first rule makes all of them advance in proportion and end together; the second 
 """
 
 _REACHED = 1 + 1e-12
-"""Of a lower bound, which sums in another order than a schedule."""
+"""Factor on a lower bound within which a schedule has reached it; the two are summed in different orders."""
 
 
 def dispatch(clock: Clock, urgency: Sequence[float]) -> tuple[list[int], float]:
@@ -32,7 +32,7 @@ def dispatch(clock: Clock, urgency: Sequence[float]) -> tuple[list[int], float]:
 
     Args:
         clock: What there is to run.
-        urgency: Of each subgraph; the highest goes first, the earlier one of equals.
+        urgency: Urgency of each subgraph; the highest goes first, the earlier one of equals.
 
     Returns:
         Subgraphs in the order of their starts, communication first where two start together; and the seconds

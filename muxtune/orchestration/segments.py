@@ -54,7 +54,7 @@ class LaunchPlan(Protocol):
 
 
 def collectives(plan: LaunchPlan, stage: int, phase: Phase, htask: int) -> int:
-    """How many an hTask's action has on a stage, as counted above; its main segments are one more."""
+    """Number of collectives of an hTask's action on a stage; its main segments are one more."""
     return _collectives(plan.action_cut(stage, phase, htask))
 
 
@@ -73,10 +73,10 @@ def clock_segments(
 
     Args:
         plan: Checked.
-        stage: Of the pipeline.
+        stage: Stage of the pipeline.
         phase: ``fwd`` of a clock of F, ``bwd`` of B.
-        htasks: Of the clock, in its order. Where the plan shows no such clock (some hTasks of its bucket have
-            finished), the order is what is left of a larger one.
+        htasks: hTasks of the clock, in its order. Where the plan shows no such clock (some hTasks of its
+            bucket have finished), the order is what is left of a larger one.
 
     Returns:
         None if nothing is to overlap: the plan has no launch order, or one that runs one launch at a time.
@@ -106,7 +106,7 @@ def _by_place(each: tuple[tuple[int, int], int, int, bool]) -> tuple[tuple[int, 
 
 
 def _late(order: LaunchOrder, position: int) -> tuple[int, int]:
-    """Behind all computing, with a barrier behind the hTask's own; in the order of collectives."""
+    """Place behind all computing, with a barrier behind the hTask's own; in the order of collectives."""
     last = max((i for i, turn in enumerate(order.communication) if turn[0] == position), default=0)
     if order.barrier == "htask":
         return max((i for i, turn in enumerate(order.compute) if turn[0] == position), default=0), 1
@@ -126,7 +126,7 @@ def _places(cut: Cut, order: LaunchOrder, position: int) -> dict[tuple[int, bool
 
 
 def _waited(cut: Cut) -> list[int]:
-    """Of each node, how many collectives come before it; those of an action follow one another."""
+    """Number of collectives that come before each node; those of an action follow one another."""
     on_link = [False] * len(cut.deps)
     for subgraph, stream in zip(cut.subgraphs, cut.streams, strict=True):
         for node in subgraph.nodes:
@@ -147,9 +147,9 @@ def left_of(order: LaunchOrder, members: Sequence[int], wanted: Sequence[int]) -
     Nothing in an order waits for another hTask, so the rest of it can still run.
 
     Args:
-        order: Of a clock.
+        order: Launch order of a clock.
         members: hTasks of that clock.
-        wanted: Those that stay, in the same order.
+        wanted: hTasks that stay, in the same order.
     """
     position_of = {members.index(htask): position for position, htask in enumerate(wanted)}
 

@@ -31,7 +31,7 @@ class Played:
 
     @property
     def seconds(self) -> float:
-        """Until all have run."""
+        """Seconds until all have run."""
         return max(self.ends_s, default=0.0)
 
 
@@ -39,7 +39,7 @@ def play(clock: Clock, order: Iterable[int], barrier: Barrier = "none") -> Playe
     """Run all subgraphs without contention, each as soon as its stream is free and its inputs are there.
 
     Args:
-        clock: What they are.
+        clock: The subgraphs to run.
         order: Each subgraph after all that it waits for.
         barrier: What nothing overlaps with.
     """

@@ -42,23 +42,23 @@ class Cut:
 
     subgraphs: tuple[Subgraph, ...]
     deps: tuple[tuple[int, ...], ...]
-    """Of the expanded graph's nodes."""
+    """Nodes that each node of the expanded graph waits for."""
     leaves: tuple[bool, ...]
-    """Of the same nodes: whether nothing of the action waits for their results."""
+    """Whether nothing of the action waits for a node's results, for the same nodes."""
 
     @cached_property
     def streams(self) -> tuple[int, ...]:
-        """Of each subgraph :data:`COMPUTE` or :data:`COMMUNICATION`."""
+        """Stream of each subgraph, :data:`COMPUTE` or :data:`COMMUNICATION`."""
         return tuple(COMMUNICATION if each.sort == "communicate" else COMPUTE for each in self.subgraphs)
 
     @cached_property
     def followers(self) -> tuple[tuple[int, ...], ...]:
-        """Who waits for each."""
+        """Subgraphs that wait for each."""
         return tuple(map(tuple, _reversed([each.deps for each in self.subgraphs])))
 
     @cached_property
     def waiting(self) -> tuple[int, ...]:
-        """For how many others each waits."""
+        """Number of subgraphs that each waits for."""
         return tuple(len(each.deps) for each in self.subgraphs)
 
     @cached_property
@@ -116,7 +116,7 @@ def _cut(graph: StageGraph[_Shape], adapters: Launching) -> Cut:
 
 
 def _across(deps: Sequence[Sequence[int]], on_link: Sequence[bool], *, backwards: bool = False) -> list[int]:
-    """Of each node, the nodes of the other stream that it waits for, at any distance, as bits."""
+    """Nodes of the other stream that each node waits for, at any distance, as bits."""
     waited: tuple[list[int], list[int]] = ([0] * len(deps), [0] * len(deps))  # nodes of each stream
     for node in reversed(range(len(deps))) if backwards else range(len(deps)):
         for stream, reached in enumerate(waited):
@@ -130,7 +130,7 @@ def _across(deps: Sequence[Sequence[int]], on_link: Sequence[bool], *, backwards
 
 
 def _reversed(deps: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Who waits for each."""
+    """Nodes that wait for each."""
     followers: list[list[int]] = [[] for _ in deps]
     for node, waited in enumerate(deps):
         for dep in waited:
@@ -181,7 +181,7 @@ def _in_order(groups: Sequence[Sequence[int]], nodes: Sequence[_Shape]) -> tuple
 
 
 def _nearest(waits: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
-    """Of what each waits for, what no other of them waits for; all wait for earlier ones."""
+    """Dependencies of each that none of its other dependencies waits for; all wait for earlier ones."""
     behind: list[int] = []  # of each, all that it waits for at any distance, as bits
     nearest: list[tuple[int, ...]] = []
     for waited in waits:

@@ -28,7 +28,7 @@ class LaunchGraph:
 
     @cached_property
     def work_s(self) -> tuple[float, float]:
-        """Of each stream."""
+        """Seconds on the compute stream, and on the communication stream."""
         timed = list(zip(self.seconds, self.cut.streams, strict=True))
         return sum(s for s, on in timed if on == COMPUTE), sum(s for s, on in timed if on == COMMUNICATION)
 
@@ -96,9 +96,9 @@ class Clock:
         self.seconds: list[float] = []
         self.streams: list[int] = []
         self.waiting: list[int] = []
-        """For how many others each waits."""
+        """Number of subgraphs that each waits for."""
         self.followers: list[Sequence[int]] = []
-        """Who waits for each."""
+        """Subgraphs that wait for each."""
         for graph in self.graphs:
             first = len(self.seconds)
             self.firsts.append(first)
@@ -124,5 +124,5 @@ class Clock:
         return [item for item in self.htask(position) if self.streams[item] == stream]
 
     def work_s(self, stream: int) -> float:
-        """Of all hTasks on a stream."""
+        """Seconds of all hTasks on a stream."""
         return sum(graph.work_s[stream] for graph in self.graphs)

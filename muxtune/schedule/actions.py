@@ -159,9 +159,10 @@ def clocks_of(
     number inside the same iteration.
 
     Args:
-        actions: Of a stage.
-        microbatches: Per hTask and step.
-        buckets: Of the plan, if their hTasks share clocks; None if every action is a clock of its own.
+        actions: Actions of a stage.
+        microbatches: Micro-batches per hTask and step.
+        buckets: Buckets of the plan, if their hTasks share clocks; None if every action is a clock of its
+            own.
 
     Returns:
         All actions in their order; a STEP stands alone.

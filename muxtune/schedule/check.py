@@ -28,9 +28,10 @@ def check_schedule(
 
     Args:
         stages: Action lists.
-        microbatches: Per hTask and step.
-        buckets: Of the plan, if their hTasks share clocks; None if every action is a clock of its own.
-        in_flight_limit: Whether there is one; ``gpipe`` has none.
+        microbatches: Micro-batches per hTask and step.
+        buckets: Buckets of the plan, if their hTasks share clocks; None if every action is a clock of its
+            own.
+        in_flight_limit: Whether micro-batches in flight are limited; not under ``gpipe``.
         carries: Micro-batches of each hTask's carry groups; 1 by default.
 
     Raises:
@@ -192,7 +193,7 @@ class _Channel:
         self._left: deque[int] = deque()  # tensors of every clock that lies here
 
     def put(self, clock: Sequence[Action]) -> bool:
-        """Whether there was room."""
+        """Add the tensors of a clock if there is room, and tell whether there was."""
         if self._capacity is not None and len(self._left) >= self._capacity:
             return False
         self._tensors.extend(clock)
@@ -200,7 +201,7 @@ class _Channel:
         return True
 
     def take(self, action: Action) -> bool:
-        """Whether its tensor was in front."""
+        """Take the tensor of an action if it is in front, and tell whether it was."""
         if not self._tensors or self._tensors[0] != action:
             return False
         self._tensors.popleft()

@@ -1,4 +1,4 @@
-"""In what order micro-batches enter the pipeline, and what each of them has to wait for.
+"""Order in which micro-batches enter the pipeline, and what each of them has to wait for.
 
 The unit is the clock (paper section 3.4): the micro-batches that a stage plays together. By default each is a
 clock of its own. Co-scheduled hTasks of a bucket share clocks: the n-th of an iteration has the n-th
@@ -38,7 +38,7 @@ class Clock(NamedTuple):
     """Micro-batches that a stage plays together, one of each hTask."""
 
     htasks: tuple[int, ...]
-    """In the order of their bucket."""
+    """hTasks of the clock, in the order of their bucket."""
     step: int
     """Optimizer step of all of them."""
     position: int
@@ -200,7 +200,7 @@ def injection_order(buckets: Sequence[Sequence[int]], microbatches: Sequence[int
 
     Args:
         buckets: hTasks of each bucket, in order of injection. Those of one bucket take turns.
-        microbatches: Per hTask.
+        microbatches: Micro-batches per hTask.
     """
     rotation = iteration_clocks(buckets, microbatches, co_scheduled=False)
     return [(h, number) for number, (h,) in rotation]

@@ -29,9 +29,9 @@ class ClockTimes:
     """Clocks that the hTasks of a bucket share."""
 
     buckets: Sequence[Sequence[int]]
-    """In the order in which a clock lists its hTasks."""
+    """Buckets, each with its hTasks in the order in which a clock lists them."""
     microbatches: Sequence[int]
-    """Per hTask and iteration."""
+    """Micro-batches per hTask and iteration."""
     seconds: Mapping[ClockKind, Sequence[float]]
     """[stage], of every kind of clock with more than one hTask. A backward has its share of the steps."""
 
@@ -47,7 +47,7 @@ class StageTimes:
     p2p_s: Sequence[float]
     """[hTask], per transfer."""
     clocks: ClockTimes | None = None
-    """Of co-scheduled hTasks; None if every action is a clock of its own."""
+    """Times of the clocks of co-scheduled hTasks; None if every action is a clock of its own."""
 
     def duration_s(self, stage: int, action: Action) -> float:
         """Seconds that a stage is busy with an action that is a clock of its own."""
@@ -241,7 +241,7 @@ def _moments(
 def _durations(
     kind: Literal["F", "B"], clocks: Sequence[tuple[int, ...]], times: StageTimes
 ) -> tuple[list[list[float]], list[float]]:
-    """Of clocks given by their hTasks: seconds [stage][clock], and per clock of the transfers that follow."""
+    """Seconds ``[stage][clock]`` of clocks given by their hTasks, and of the transfers that follow each."""
     numbers = {htasks: number for number, htasks in enumerate(dict.fromkeys(clocks))}
     of_clock = [numbers[htasks] for htasks in clocks]
     table = [times.clock_s(kind, htasks) for htasks in numbers]

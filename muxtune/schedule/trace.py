@@ -43,7 +43,7 @@ class OperatorSpan(NamedTuple):
     """``compute`` or ``communication``."""
     action: Action
     label: str
-    """For people: the operator's kind, and of an adapter its task."""
+    """Name for people: the operator's kind, and of an adapter its task."""
     role: str
     """See :data:`muxtune.graph.Role`."""
     start_s: float
@@ -165,7 +165,7 @@ def _operator_event(span: OperatorSpan) -> _Event:
 
 
 def _order(event: _Event) -> tuple[int, int, bool, bool, int]:
-    """By start; of equals, actions before operators, and what has no length before what lies around them."""
+    """Sort key: start; of equals, actions before operators, and what has no length before the others."""
     length_ns = event.end_ns - event.start_ns
     return event.start_ns, event.stage, event.category == _OPERATOR, length_ns > 0, -length_ns
 

@@ -12,7 +12,7 @@ from muxtune.support.errors import SpecError, UserError, spec_error_from
 from muxtune.support.files import write_text_atomically
 
 _RECORD = "backbone.json"
-"""In the folder of a run."""
+"""File of the backbone's digests in the folder of a run."""
 
 
 def check_backbone(plan: Plan, where: str, *, digests: bool = True) -> None:

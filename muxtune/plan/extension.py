@@ -18,7 +18,7 @@ def extend_schedule(plan: Plan, iterations: int, *, first: int = 0) -> list[list
 
     Args:
         plan: Checked.
-        iterations: Of the whole run; at most the steps of the longest task.
+        iterations: Iterations of the whole run; at most the steps of the longest task.
         first: Iterations that are already done and left out; the numbers still count from the start.
 
     Returns:

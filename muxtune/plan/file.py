@@ -13,7 +13,7 @@ from muxtune.support.files import write_text_atomically
 from muxtune.support.user_files import parse_json, read_user_bytes
 
 MOST_MIB = 256
-"""Of a plan file."""
+"""Largest plan file that is read, in MiB."""
 
 
 def load_plan(path: Path) -> Plan:

@@ -25,11 +25,11 @@ class StageLaunches(BaseModel):
     """Subgraphs on the compute stream: ``0:0-2 1:0 0:3`` are three of the clock's first hTask, one of its
     second, and the fourth of the first."""
     communication: str
-    """Those on the communication stream, likewise."""
+    """Subgraphs on the communication stream, written in the same way."""
 
     @property
     def order(self) -> LaunchOrder:
-        """The same decoded.
+        """Decoded launch order.
 
         Raises:
             SpecError: A text is no order.
@@ -49,7 +49,7 @@ class ClockLaunches(BaseModel):
 
     kind: Literal["F", "B"]
     htasks: tuple[int, ...] = Field(min_length=1)
-    """In the order of their bucket; turns name them by their position here."""
+    """hTasks of the clock, in the order of their bucket; turns name them by their position here."""
     orders: tuple[StageLaunches, ...] = Field(min_length=1)
     """Every stage once."""
 
@@ -64,9 +64,9 @@ def clock_launches(
     """Launch orders as a plan has them; stages with equal ones stand together.
 
     Args:
-        kind: Of the clock.
-        htasks: Of the clock.
-        orders: Of every stage.
+        kind: Kind of the clock.
+        htasks: hTasks of the clock.
+        orders: Launch order of every stage.
     """
     stages: dict[LaunchOrder, list[int]] = {}
     for stage, order in enumerate(orders):

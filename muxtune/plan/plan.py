@@ -61,7 +61,8 @@ class HTask(BaseModel):
     power of two that divides ``microbatches``; more than 1 under ``chunk`` only."""
     tokens_per_microbatch: int = Field(gt=0)
     instance: int = Field(default=0, ge=0)
-    """Which copy of the backbone runs it; policies without a shared backbone have one per task."""
+    """Number of the copy of the backbone that runs it; policies without a shared backbone have one per
+    task."""
 
 
 class Orchestration(BaseModel):
@@ -81,8 +82,8 @@ class Orchestration(BaseModel):
     adapters: Literal["grouped", "separate"] = "grouped"
     """Adapters of one hTask at one base operator: a single kernel call, or one call per task."""
     launches: tuple[ClockLaunches, ...] = ()
-    """Of every kind of clock that is played with overlap; empty where nothing overlaps. A plan without them
-    is executed without overlap."""
+    """Launch orders of every kind of clock that is played with overlap; empty where nothing overlaps. A plan
+    without them is executed without overlap."""
 
     @property
     def shares_clocks(self) -> bool:
@@ -109,7 +110,7 @@ class ClockSeconds(BaseModel):
 
     kind: Literal["F", "B"]
     htasks: tuple[int, ...] = Field(min_length=2)
-    """In the order of their bucket."""
+    """hTasks of the clock, in the order of their bucket."""
     seconds: tuple[Seconds, ...]
     """Per stage; of a backward with its share of the optimizer steps."""
 
@@ -126,17 +127,17 @@ class Predicted(BaseModel):
     billed_tokens_per_s: _Rate
     effective_tokens_per_s: _Rate
     peak_memory_bytes: tuple[Annotated[int, Field(gt=0)], ...]
-    """Per stage."""
+    """Peak memory of each stage."""
     bubble_fraction: float = Field(ge=0, lt=1)
     """Share of the stages' time in steady state in which they wait."""
     theoretical_bubble_fraction: float | None = Field(default=None, ge=0, lt=1)
-    """The same if all clocks took equally long and transfers no time, see
+    """Bubble fraction if all clocks took equally long and transfers no time, see
     :func:`muxtune.plan.theoretical_bubble_fraction`."""
     lower_bound_s: Seconds
     """Work of the busiest stage in one iteration; no schedule of these clocks is faster."""
     scheduled_iterations: int
     makespan_s: Seconds
-    """Of the whole schedule."""
+    """Seconds of the whole schedule."""
     fwd_s: tuple[tuple[Seconds, ...], ...]
     """[stage][hTask], seconds per micro-batch."""
     bwd_s: tuple[tuple[Seconds, ...], ...]
@@ -144,7 +145,7 @@ class Predicted(BaseModel):
     p2p_s: tuple[Annotated[float, Field(ge=0, le=MOST_SECONDS)], ...]
     """[hTask], seconds per transfer between neighbouring stages; 0 where there is one stage."""
     clock_s: tuple[ClockSeconds, ...] = ()
-    """Of every kind of clock in the schedule that several hTasks share."""
+    """Seconds of every kind of clock in the schedule that several hTasks share."""
     alignment: AlignmentReport | None = None
     """Tokens per iteration, and what other alignments of the same hTasks would need."""
     made_for: dict[str, str] = {}
@@ -160,7 +161,8 @@ class Plan(BaseModel):
     schema_version: Literal[1]
     model: ModelSpec
     backbone: BackboneDigest | None = None
-    """Of the model's directory when the plan was made; a changed one is refused. Null for a preset."""
+    """Digests of the model's directory when the plan was made; a changed one is refused. Null for a
+    preset."""
     cluster: ClusterSpec
     costs: CostsRef
     policy: str
@@ -242,7 +244,7 @@ class Plan(BaseModel):
         return list(dict.fromkeys(kind for kind in kinds if kind[0] != "STEP"))
 
     def launch_order(self, stage: int, phase: Phase, htasks: tuple[int, ...]) -> LaunchOrder | None:
-        """In what order a stage launches the subgraphs of a kind of clock; None if the plan does not say."""
+        """Order in which a stage launches the subgraphs of a kind of clock; None if the plan does not say."""
         kind = _KINDS[phase]
         for clock in self.orchestration.launches:
             if (clock.kind, clock.htasks) == (kind, htasks):
@@ -250,7 +252,7 @@ class Plan(BaseModel):
         return None
 
     def remaining_order(self, stage: int, phase: Phase, htasks: tuple[int, ...]) -> LaunchOrder | None:
-        """The same where hTasks of a clock may have finished: what is left of the smallest that has these."""
+        """Launch order of a clock that these hTasks are left of, from the smallest clock with all of them."""
         kind = _KINDS[phase]
         larger = [
             clock

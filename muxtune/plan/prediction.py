@@ -84,9 +84,9 @@ def theoretical_bubble_fraction(
 
     Args:
         buckets: hTasks per bucket, in order of injection.
-        microbatches: Per hTask and step.
+        microbatches: Micro-batches per hTask and step.
         pp: Pipeline stages.
-        template: Of the schedule.
+        template: Template of the schedule.
         instances: Backbone instance per hTask, one for all by default.
         co_scheduled: The hTasks of a bucket share clocks.
     """
@@ -130,9 +130,9 @@ def predict(
     Args:
         spans: Timeline, with every STEP; communication spans do not matter.
         times: Durations that it was played with.
-        microbatches: Per hTask and iteration.
-        tokens: Per iteration.
-        peak_memory_bytes: Per stage.
+        microbatches: Micro-batches per hTask and iteration.
+        tokens: Tokens per iteration.
+        peak_memory_bytes: Peak memory of each stage.
         theoretical_bubble_fraction: What the function of that name gives.
         alignment: Tokens under other alignments.
     """

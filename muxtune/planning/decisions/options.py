@@ -42,7 +42,7 @@ class PlanOptions:
         return allowed if self.template is None else (self.template,)
 
     def padded_by_default(self) -> PlanOptions:
-        """The same with ``pad`` where no alignment is asked for: what systems without packing do."""
+        """These options with ``pad`` where no alignment is asked for: what systems without packing do."""
         if self.alignment is not None or self.chunk_tokens is not None or (self.carry or 1) > 1:
             return self
         return replace(self, alignment="pad")

@@ -39,7 +39,7 @@ class CheapestCuts:
     total: Floats
     """``[counts + 1]``: cost of the cheapest partition into so many groups, inf where there is none."""
     _least: Floats
-    """``[counts + 1, W - 1 + n + 1]``: of the first tasks, in so many groups."""
+    """``[counts + 1, W - 1 + n + 1]``: least cost of the first tasks, in so many groups."""
     _cost_nw: Floats
 
     def places(self, groups: int) -> Places:
@@ -60,10 +60,7 @@ class CheapestCuts:
 def cheapest_cuts(cost_nw: Floats, most_groups: int, give_up: float = np.inf) -> CheapestCuts:
     """Solve for all numbers of groups up to ``most_groups``.
 
-    Args:
-        cost_nw: Of each group; inf for those that may not be.
-        most_groups: Partitions into more are not looked for.
-        give_up: Stop when the best partition costs more than this many times the best so far.
+    Cost of each group; inf for those that may not be.
     """
     n, width = cost_nw.shape
     by_start = np.ascontiguousarray(cost_nw[:, ::-1])
@@ -90,10 +87,11 @@ def paced_cuts(
     """Cheapest partition for every pace that allows one, without repetitions.
 
     Args:
-        slot_s_nw: Of a micro-batch on the slowest stage; inf for groups that may not be.
-        microbatches_nw: Of each group.
-        pace_s_p: What a micro-batch takes at most.
-        charged_p: Share of the rest, up to the pace, that a shorter one costs; 0 to 1.
+        slot_s_nw: Seconds of a micro-batch on the slowest stage; inf for groups that may not be.
+        microbatches_nw: Micro-batches of each group.
+        pace_s_p: Seconds that a micro-batch takes at most, for each pace.
+        charged_p: Share of the difference to the pace that a shorter micro-batch is charged, for each pace; 0
+            to 1.
     """
     n, width = slot_s_nw.shape
     pace, charged = pace_s_p[:, None], charged_p[:, None]

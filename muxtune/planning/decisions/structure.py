@@ -20,7 +20,7 @@ class Layout(NamedTuple):
 
     alignment: Alignment
     chunk_tokens: int | None = None
-    """Of ``chunk``."""
+    """Tokens of a chunk under ``chunk``."""
     carry: int = 1
     """Micro-batches of a carry group, over which the sequences of a declared micro-batch are cut."""
 
@@ -41,7 +41,7 @@ class HTaskChoice:
 
     @property
     def layout(self) -> Layout:
-        """That led to the shape."""
+        """Layout that led to the shape."""
         chunk_tokens = self.shape.row_tokens if self.shape.alignment == "chunk" else None
         return Layout(self.shape.alignment, chunk_tokens, self.shape.carry)
 

@@ -24,7 +24,7 @@ class BusiestReplica:
     """Sequences of the busiest of ``dp`` replicas, mean over the steps; of one replica all of them.
 
     Args:
-        batches: Of the tasks.
+        batches: Sequence lengths of the tasks.
         classes: Slots of near-equal sequences, longest first, and how many each task has of them in a step.
         sum_tasks: Adds up the tasks of every group.
         microbatches_nw: Micro-batches of every group on each replica.
@@ -59,7 +59,7 @@ class BusiestReplica:
         self._share = busiest_tokens / np.maximum(tokens, 1e-9) if dp > 1 else np.ones(dealt.shape)
 
     def share(self, alignment: Alignment) -> Floats:
-        """Of the tokens, and so of the targets, of a step that the busiest replica has, ``[n, W]``."""
+        """Share of a step's tokens, and so of its targets, that the busiest replica has, ``[n, W]``."""
         if alignment != "pad" or self._dp == 1:
             return self._share
         share = np.ones(self._microbatches_nw.shape)
@@ -72,7 +72,7 @@ class BusiestReplica:
 
 
 def most_of(counts: Floats, dp: int) -> Floats:
-    """Of so many sequences that are dealt to ``dp`` replicas, those of one that has most; linear in between.
+    """Sequences of the fullest of ``dp`` replicas that so many are dealt to; linear in between.
 
     Counts are means over steps, so they may have fractions.
     """

@@ -23,7 +23,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 POINTS = 24
-"""Of a grid."""
+"""Sizes at which a curve is sampled."""
 
 _FINE_TOKENS = 8
 _SHARE = 128

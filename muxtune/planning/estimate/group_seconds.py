@@ -43,7 +43,7 @@ from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.tasks import TaskData
 
 NEAR = 1.06
-"""Estimates of two alignments of a group whose order is not certain, one to the other."""
+"""Ratio of the estimates of two alignments of a group up to which the dearer one may be the cheaper."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class LayoutBand:
     tokens_nw: Ints
     """Length of the stream; 0 where a group cannot have this alignment."""
     task_tokens_nw: Floats
-    """Of all tasks' spans together, mean over the micro-batches."""
+    """Tokens of all tasks' spans together, mean over the micro-batches."""
 
 
 class GroupBands:
@@ -62,10 +62,10 @@ class GroupBands:
 
     Args:
         problem: What is planned.
-        task_ids: In the order in which groups are cut.
-        width: Of the widest group.
-        layouts: That may be used.
-        steps: To look at; by default a sample.
+        task_ids: Tasks in the order in which groups are cut.
+        width: Tasks of the widest group.
+        layouts: Layouts that may be used.
+        steps: Steps to look at; by default a sample.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class GroupBands:
         self.width = width
         self.layouts = tuple(Layout(*layout) for layout in layouts)
         self.carry = min(layout.carry for layout in self.layouts)
-        """Of the groups whose micro-batches are not cut."""
+        """Least carry of all layouts: that of groups whose micro-batches are not cut."""
         self.tasks: list[TaskData] = [problem.data[task_id] for task_id in task_ids]
         self.batches = load_batches(self.tasks, sampled_steps(self.tasks) if steps is None else steps)
         self._declared = np.array([data.task.declared_microbatches for data in self.tasks])
@@ -91,11 +91,11 @@ class GroupBands:
         self.layout_band = lru_cache(maxsize=None)(self._layout_band)
 
     def sum(self, values_n: Floats) -> Floats:
-        """Of the tasks of every group, ``[n, W]`` (and further axes of ``values_n``)."""
+        """Sum over the tasks of every group, ``[n, W]`` (and further axes of ``values_n``)."""
         return band_sum(values_n, self.width)
 
     def max(self, values_n: Ints) -> Ints:
-        """Of the tasks of every group, ``[n, W]``."""
+        """Maximum over the tasks of every group, ``[n, W]``."""
         return band_max(values_n, self.width)
 
     def members(self, places: Places) -> list[tuple[str, ...]]:
@@ -113,11 +113,11 @@ class GroupBands:
 
     @cached_property
     def exists_nw(self) -> NDArray[np.bool_]:
-        """Whether there are as many tasks before the end of a group."""
+        """Whether a group exists: as many tasks as it is wide stand before its end."""
         return np.arange(self.width) <= np.arange(len(self.tasks))[:, None]
 
     def _microbatches(self, dp: int) -> Ints:
-        """On each of ``dp`` replicas; of a carry group only one is counted."""
+        """Micro-batches of every group on each of ``dp`` replicas; a carry group counts as one."""
         return np.maximum(self.max(-(-self._declared // dp)), 1)
 
     def _layout_band(self, layout: Layout, dp: int) -> LayoutBand:
@@ -159,20 +159,20 @@ class GroupBands:
 
     @cached_property
     def most_tokens(self) -> int:
-        """Of any stream: the sequences of all tasks in one micro-batch, padded to the longest."""
+        """Most tokens of any stream: the sequences of all tasks in one micro-batch, padded to the longest."""
         sequences = self.batches.sizes_n
         widest = int(np.sort(sequences)[-self.width :].sum())
         return widest * int(self._max_length.max())
 
     @cached_property
     def typical_tokens(self) -> list[int]:
-        """Of each task's micro-batches, when it runs alone."""
+        """Mean tokens of each task's micro-batches, when it runs alone."""
         per_step = self.batches.lengths_nsk.sum(axis=(1, 2)) / self.batches.steps_n
         return [round(tokens) for tokens in per_step / self._declared]
 
     @cached_property
     def sequences_n(self) -> Floats:
-        """Of a step."""
+        """Sequences of each task in a step."""
         return self.batches.sizes_n.astype(np.float64)
 
     @cached_property
@@ -189,22 +189,22 @@ class GroupPrices:
     carry_nw: Ints
     """Micro-batches of a carry group."""
     layout_nw: NDArray[np.intp]
-    """Which of the bands' layouts."""
+    """Position of the cheapest layout in the bands' layouts."""
     runner_up_nw: NDArray[np.intp]
-    """Another one that may be as cheap; the same where none is near."""
+    """Position of another layout that may be as cheap; the cheapest again where none is near."""
     tokens_nw: Ints
     layer_s_nw: Floats
-    """Of a micro-batch in a layer."""
+    """Seconds of a micro-batch in a layer."""
     hidden_s_nw: Floats
-    """The part of it that is gone if its communication, or else its computation, is hidden."""
+    """Part of ``layer_s_nw`` that is gone if its communication, or else its computation, is hidden."""
     first_s_nw: Floats
-    """What the first stage has more."""
+    """Further seconds of the first stage."""
     last_s_nw: Floats
-    """What the last stage has more."""
+    """Further seconds of the last stage."""
     action_s_nw: Floats
-    """Whatever the stage: fixed costs and feed."""
+    """Seconds on any stage beside its layers: fixed costs and feed."""
     message_s_nw: Floats
-    """For each neighbour."""
+    """Processor seconds for each neighbour."""
     p2p_s_nw: Floats
 
     @property
@@ -220,9 +220,9 @@ def price_groups(
 
     Args:
         bands: Groups.
-        prices: Of their parts.
-        shape: Of the mesh.
-        carry: Of the layouts to choose from; the least by default.
+        prices: Prices of the groups' parts.
+        shape: Shape of the mesh.
+        carry: Carry of the layouts to choose from; the least by default.
     """
     carry, dp = carry or bands.carry, shape.dp
     microbatches = bands.microbatches_nw(dp) * carry
@@ -261,9 +261,7 @@ def price_groups(
 def join_prices(alternatives: Sequence[GroupPrices], chosen_nw: NDArray[np.intp]) -> GroupPrices:
     """One of several estimates for every group.
 
-    Args:
-        alternatives: Of the same groups.
-        chosen_nw: Position in these.
+    Estimates of the same groups.
     """
     return GroupPrices(
         **{
@@ -291,12 +289,14 @@ def layer_steps_s(bands: GroupBands, layers: int, tp: int, replicas: Sequence[Ro
 
 
 def _adapters_s(bands: GroupBands, prices: StagePrices, band: LayoutBand, excess: Floats) -> Floats:
-    """Tokens of a task's span are its share of the group's; under ``pad`` by its sequences.
+    """Seconds of the adapters of a layer for every group.
+
+    Tokens of a task's span are its share of the group's; under ``pad`` by its sequences.
 
     Args:
         bands: Groups.
-        prices: Of their parts.
-        band: Under one alignment.
+        prices: Prices of the groups' parts.
+        band: The groups under one alignment.
         excess: Tokens of the busiest replica, over the mean of all replicas.
     """
     share_n = bands.sequences_n if band.layout[0] == "pad" else _effective(bands)
@@ -344,7 +344,7 @@ def _attention_s(
 
 
 def _first_s(bands: GroupBands, prices: StagePrices, tokens: Floats) -> Floats:
-    """By the earliest block that any task of the group adapts."""
+    """Further seconds of the first stage, by the earliest block that any task of the group adapts."""
     block_n = np.array(
         [bands.problem.model.targeted_linears(lora.targets, "targets")[0].block for lora in bands.loras]
     )

@@ -35,13 +35,13 @@ _PROBE = 1 << 20
 class _StageRoom:
     in_flight: int
     free_bytes: float
-    """Beside weights, adapters, their optimizer states and gradients."""
+    """Bytes left beside weights, adapters, their optimizer states and gradients."""
     least_nw: Floats
-    """That a micro-batch keeps, whatever is adapted."""
+    """Bytes that a micro-batch keeps, whatever is adapted."""
     kept_nw: Floats
-    """That it keeps if everything is."""
+    """Bytes that a micro-batch keeps if everything is adapted."""
     passing_nw: Floats
-    """Messages and temporaries."""
+    """Bytes of messages and temporaries."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Room:
     microbatches_nw: NDArray[np.int64]
     exists_nw: NDArray[np.bool_]
     memory_bytes: int
-    """Of a device."""
+    """Memory of a device."""
 
     @property
     def possible_nw(self) -> NDArray[np.bool_]:
@@ -65,7 +65,7 @@ class Room:
 
     @property
     def safe_nw(self) -> NDArray[np.bool_]:
-        """Groups that have room in any company of groups that are no larger."""
+        """Groups that fit even if every open micro-batch is as large as theirs."""
         safe = self.exists_nw.copy()
         for stage in self.stages:
             safe &= stage.in_flight * stage.kept_nw + stage.passing_nw <= stage.free_bytes
@@ -141,7 +141,7 @@ class _Probe:
         return device.memory_bytes / (1 + fraction) - held
 
     def kept(self, *, adapted: bool) -> tuple[float, float]:
-        """Of a micro-batch from forward to backward, per token and per target."""
+        """Bytes that a micro-batch keeps from forward to backward, per token and per target."""
         lora = self._all if adapted else self._one
 
         def bytes_of(tokens: int, targets: int) -> float:
@@ -158,7 +158,7 @@ class _Probe:
         return bytes_of(_PROBE, 0), bytes_of(0, _PROBE)
 
     def passing(self) -> tuple[float, float]:
-        """Of what comes and goes, per token and per target."""
+        """Bytes of messages and temporaries, per token and per target."""
         messages = (POSTED_AHEAD + self._in_flight + 1) * (not self._first)
         messages += (POSTED_AHEAD + 1) * (not self._last)
 

@@ -50,10 +50,10 @@ class StagePrices:
     """Seconds of the parts of an action, forward and backward together, on one of ``tp`` ranks.
 
     Args:
-        costs: Of the whole backbone.
+        costs: Costs of the whole backbone.
         model: The backbone.
         tp: Ranks that share a stage.
-        largest_tokens: Of the streams that will be asked for.
+        largest_tokens: Tokens of the largest stream that will be asked for.
     """
 
     def __init__(self, costs: CostModel, model: ModelSpec, tp: int, largest_tokens: int) -> None:
@@ -67,11 +67,11 @@ class StagePrices:
         self._apart = np.ones(1), np.zeros(1)
 
     def between(self, loras: Sequence[LoraSpec], tokens: Sequence[int]) -> StagePrices:
-        """The same prices, with shared launches of adapters placed between their two ends by these tasks.
+        """These prices, with shared launches of adapters placed between their two ends by these tasks.
 
         Args:
-            loras: Of all tasks.
-            tokens: That each of them has in a micro-batch.
+            loras: Adapters of all tasks.
+            tokens: Tokens of each task in a micro-batch.
         """
         placed = copy.copy(self)  # with the same curves
         placed._apart = self._place_between(loras, tokens)
@@ -124,11 +124,11 @@ class StagePrices:
         return self._curve(("links",), collectives_s)(tokens)
 
     def first_s(self, tokens: Floats, targets: tuple[str, ...]) -> Floats:
-        """What the first stage has more: the embedding, less what its first layer has no backward of.
+        """Further seconds of the first stage: the embedding, less what its first layer has no backward of.
 
         Args:
-            tokens: Of the streams.
-            targets: Of a task with an adapter in as early a block as any of the hTask.
+            tokens: Tokens of the streams.
+            targets: Targets of a task with an adapter in as early a block as any of the hTask.
         """
         lora = LoraSpec(method="lora", r=1, alpha=1, targets=targets)
 
@@ -162,7 +162,7 @@ class StagePrices:
         return self._curve(("attention", slots), call_s, tokens_each=slots)(sequences)
 
     def feed_s(self, sequences: Floats) -> Floats:
-        """Tensors of a micro-batch."""
+        """Seconds for the tensors of a micro-batch with so many sequences."""
 
         def call_s(size: int) -> float:
             return self._costs.latency_s(Operator("feed", (size,)), "fwd")
@@ -170,7 +170,7 @@ class StagePrices:
         return self._curve(("feed",), call_s, tokens_each=_SHORT_TOKENS)(sequences)
 
     def p2p_s(self, tokens: Floats, routes: Sequence[Route]) -> Floats:
-        """Until a neighbour has a micro-batch, over the slowest of some links; 0 if there are none."""
+        """Seconds for the tensors of a micro-batch of so many sequences."""
 
         def transfer_s(size: int) -> float:
             return p2p_seconds(self._costs, self._model, size, routes)
@@ -180,13 +180,13 @@ class StagePrices:
     def adapters_s(
         self, ops: AdaptedOps, tasks: Floats, tokens: Floats, rank: Floats, alone_s: Floats
     ) -> Floats:
-        """A layer's adapters of whole groups.
+        """Seconds of a layer's adapters for whole groups.
 
         Args:
-            ops: Where.
-            tasks: Of a group that have an adapter there.
-            tokens: Of all of these tasks.
-            rank: Their mean rank, weighted by tokens.
+            ops: Alike base ops that are adapted.
+            tasks: Tasks of a group that have an adapter there.
+            tokens: Tokens of all these tasks together.
+            rank: Mean rank of these tasks, weighted by tokens.
             alone_s: Sum over the tasks of what :meth:`pair_s` says.
         """
         together_s = self.pair_s(ops, tokens, rank)
@@ -247,7 +247,7 @@ class StagePrices:
         return sum(node_seconds(node, self._costs, phase) for node in nodes if node.op.kind != "linear")
 
     def _part_s(self, part: Part, work: MicrobatchWork, phase: Phase) -> float:
-        """Without adapters."""
+        """Seconds of a part without its adapters."""
         nodes = self._nodes(part, work, phase)
         return sum(node_seconds(node, self._costs, phase) for node in nodes if node.role != "adapter")
 
@@ -262,7 +262,7 @@ class StagePrices:
         Args:
             key: Determines the curve, ``tokens_each`` included.
             seconds_of: Price of a size.
-            tokens_each: Of a unit of size; the curve ends where the largest stream has as many units.
+            tokens_each: Tokens of a unit of size; the curve ends where the largest stream has as many units.
         """
         curve = self._curves.get(key)
         if curve is None:
@@ -272,10 +272,10 @@ class StagePrices:
 
 
 _SHORT_TOKENS = 8
-"""Of a short sequence."""
+"""Tokens of a short sequence."""
 
 _RANKS = (16, 64)
-"""At which adapters are priced; in between, and a little beyond, by straight lines."""
+"""Ranks at which adapters are priced; in between, and a little beyond, straight lines are used."""
 
 
 def adapted_ops(shard: ModelSpec, loras: Sequence[LoraSpec]) -> list[AdaptedOps]:

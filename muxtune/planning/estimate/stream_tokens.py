@@ -45,7 +45,7 @@ class Batches:
 
     @property
     def tasks(self) -> int:
-        """How many there are."""
+        """Number of tasks."""
         return len(self.steps_n)
 
 
@@ -60,7 +60,7 @@ def load_batches(tasks: Sequence[TaskData], steps: Ints) -> Batches:
     """Sequence lengths of some steps.
 
     Args:
-        tasks: In the order in which groups are cut.
+        tasks: Tasks in the order in which groups are cut.
         steps: Ascending.
     """
     widest = max(data.task.global_batch_size for data in tasks)
@@ -117,9 +117,10 @@ def packed_tokens(
 
     Args:
         sizes_nsg: Tokens of each task's groups.
-        steps_n: Of :class:`Batches`; a group's stream counts while all of its tasks train.
-        wanted_nw: Which groups to lay out; a group needs all narrower ones with its end.
-        multiple: That lengths are rounded up to.
+        steps_n: Steps of each task, see :class:`Batches`; a group's stream counts while all of its tasks
+            train.
+        wanted_nw: Groups to lay out; a group needs all narrower ones with its end.
+        multiple: Number of tokens that lengths are rounded up to a multiple of.
 
     Returns:
         ``[n, W]``; 0 for groups that are not wanted.

@@ -39,7 +39,7 @@ class IterationBounds:
     flush_s: float
 
     def of(self, templates: Sequence[Template]) -> float:
-        """Of the best of some templates."""
+        """Bound for the best of some templates."""
         return min(self.continuous_s if each == "continuous" else self.flush_s for each in templates)
 
 
@@ -49,9 +49,9 @@ def iteration_bounds(
     """Bounds of a partition.
 
     Args:
-        work_s_sh: Forward and backward of a micro-batch on each stage.
-        microbatches_h: Per iteration.
-        p2p_s_h: Of a transfer.
+        work_s_sh: Seconds of a micro-batch's forward and backward on each stage.
+        microbatches_h: Micro-batches per iteration.
+        p2p_s_h: Seconds of a transfer.
         run: Micro-batches of the longest carry group.
     """
     stages = np.arange(len(work_s_sh))[:, None]

@@ -31,7 +31,7 @@ class StructureMemory:
 
     Args:
         model: Backbone.
-        device: Of every rank.
+        device: Device of every rank.
         fullest_works: The fullest micro-batch of an hTask, or those of its fullest carry group.
     """
 
@@ -52,8 +52,9 @@ class StructureMemory:
         """Bytes that each stage needs at its peak.
 
         Args:
-            structure: What is decided.
-            actions: Its schedule, per stage; without it, a bound that no 1F1B schedule of it exceeds.
+            structure: Decisions of the plan.
+            actions: Schedule of the structure, per stage; without it, a bound that no 1F1B schedule of it
+                exceeds.
         """
         memory = []
         for stage in range(structure.pp):
@@ -75,8 +76,8 @@ class StructureMemory:
         """The stage that needs most, and what it needs at its peak.
 
         Args:
-            structure: What is decided.
-            actions: Its schedule, per stage.
+            structure: Decisions of the plan.
+            actions: Schedule of the structure, per stage.
             give_up_bytes: A stage that needs more than these is answered with, by the first moment that does;
                 it may not be the fullest.
         """

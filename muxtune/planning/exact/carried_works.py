@@ -30,7 +30,7 @@ from muxtune.costs.compose import MicrobatchWork
 from muxtune.tasks import LoraSpec, TaskData
 
 CarryGroup = list[MicrobatchWork]
-"""Its micro-batches, in order."""
+"""Micro-batches of a carry group, in order."""
 
 
 def carry_groups(members: Sequence[TaskData], shape: HTaskShape, step: int) -> Iterator[CarryGroup]:
@@ -38,8 +38,8 @@ def carry_groups(members: Sequence[TaskData], shape: HTaskShape, step: int) -> I
 
     Args:
         members: Tasks of the hTask.
-        shape: With carry groups of several micro-batches.
-        step: Of the optimizer.
+        shape: Shape with carry groups of several micro-batches.
+        step: Number of the optimizer step.
     """
     dealt = [_dealt(each, step, shape) for each in members]
     placed = [each[0].tolist() for each in place_groups([np.array([each.sizes]) for each in dealt], "chunk")]
@@ -57,7 +57,7 @@ class _Share(NamedTuple):
     """What a micro-batch of a carry group has of one task."""
 
     tokens: int
-    """Of the stream."""
+    """Tokens of the task's chunks in the stream."""
     begun: list[int]
     """Tokens of each sequence that begins here."""
     carried: list[tuple[int, int]]
@@ -90,7 +90,7 @@ class _Dealt:
         self.sizes = group_tokens(lengths, groups, "chunk", shape.row_tokens)
         """Tokens of each group."""
         self.chunks = [cut_chunks(lengths, group, shape.row_tokens) for group in groups]
-        """Of each group."""
+        """Chunks of each group."""
         self._chunk_tokens = shape.row_tokens
         self._lengths: list[int] = lengths.tolist()
         self._targets: list[int] = targets.tolist()
@@ -100,7 +100,7 @@ class _Dealt:
         """What each micro-batch of a carry group has.
 
         Args:
-            group: Of the task.
+            group: Number of the task's group.
             carry: Micro-batches of the carry group.
             before: Chunks that other tasks have been dealt, modulo ``carry``.
         """

@@ -36,7 +36,7 @@ class StageKind(NamedTuple):
 
 
 _SHORTEST_S = 1e-12
-"""Of an action: less is nothing, or a mistake of the costs."""
+"""Shortest time of an action: less is nothing, or a mistake of the costs."""
 
 DIRECTIONS: tuple[tuple[Literal["F", "B"], Phase], ...] = (("F", "fwd"), ("B", "bwd"))
 """Kinds of actions and their phases."""
@@ -48,7 +48,7 @@ class HTaskTimes:
 
     fwd_s: tuple[float, ...]
     bwd_s: tuple[float, ...]
-    """With the micro-batch's share of the optimizer step."""
+    """Seconds per stage, with the micro-batch's share of the optimizer step."""
     p2p_s: float
 
     @property
@@ -61,7 +61,7 @@ class StructurePrices:
     """Prices decisions; what it prices for an hTask on a kind of stage it prices once.
 
     Args:
-        costs: Of operators, for the whole backbone.
+        costs: Costs of operators, for the whole backbone.
         model: Backbone.
         cluster: Where the meshes stand.
         works: Micro-batches of an hTask.

@@ -1,4 +1,4 @@
-"""Which replica decides: all wait for the slowest one where they sum their gradients.
+"""The replica that decides: all wait for the slowest one where they sum their gradients.
 
 Replicas play one schedule on micro-batches of equal streams, but their sequences differ, and with them
 attention, adapters and the head; some have nothing to do. So a stage's micro-batch is priced as the mean one
@@ -30,13 +30,13 @@ def slowest_replicas(
     tp: int = 1,
     adapters: Launching = "grouped",
 ) -> Choice:
-    """In every sampled step, the replica whose micro-batches keep a stage busy longest.
+    """Replica whose micro-batches keep a stage busy longest, in every sampled step.
 
     Args:
-        works: Of the hTask.
-        costs: Of operators, for the whole backbone.
+        works: Work of the hTask.
+        costs: Costs of operators, for the whole backbone.
         model: The backbone, whole.
-        layers: Of the stage.
+        layers: Layers of the stage.
         first: Whether the stage begins with the embedding.
         last: Whether it ends with the head.
         tp: Tensor-parallel ranks.

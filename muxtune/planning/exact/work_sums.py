@@ -18,13 +18,13 @@ class WorkSum:
 
     count: int
     tokens: int
-    """Of the stream, the same in each."""
+    """Tokens of the stream, the same in each."""
     loras: tuple[LoraSpec, ...]
     task_tokens: tuple[int, ...]
     calls: Counter[tuple[int, int]]
-    """Of attention, by sequences and length."""
+    """Calls of attention, by sequences and length."""
     carried_calls: Counter[tuple[int, int, int]]
-    """By sequences, queries and keys."""
+    """Calls that attend to carried keys, by sequences, queries and keys."""
     targets: float
     left_tokens: float
 

@@ -41,9 +41,9 @@ class HTaskWorks:
     steps: tuple[tuple[WorkSum, ...], ...]
     """``[step][replica]``: micro-batches of a replica in a sampled step, added up."""
     fullest: tuple[MicrobatchWork, ...]
-    """For memory: the mean, but with the most slots of attention and the most targets that one has. Where
-    micro-batches form carry groups, those of the fullest group, in order, with the most targets that one of
-    their place in a group has."""
+    """Micro-batch that memory is computed for: the mean, but with the most slots of attention and the most
+    targets that one has. Where micro-batches form carry groups, those of the fullest group, in order, with
+    the most targets that one of their place in a group has."""
 
     @cached_property
     def mean(self) -> MicrobatchWork:
@@ -65,7 +65,7 @@ def sample_works(
 
     Args:
         htask: Tasks and alignment.
-        data: Per task id.
+        data: Data of each task, by task id.
         attention: Backend whose slots count for memory; carry groups count as under the default. Prices are
             for calls of near-equal sequences under each, as a profile has them.
     """
@@ -139,9 +139,9 @@ class _Group(NamedTuple):
     """Sequences of a task that share a micro-batch."""
 
     rows: list[int]
-    """Slots of attention of each."""
+    """Slots of attention of each sequence."""
     tokens: int
-    """Of the stream."""
+    """Tokens of the sequences in the stream."""
     targets: int
 
 

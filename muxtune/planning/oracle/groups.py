@@ -49,7 +49,7 @@ class Group:
 
     choice: HTaskChoice
     slowest_s: float
-    """Of one micro-batch, on the slowest stage."""
+    """Seconds of one micro-batch on the slowest stage."""
     load_s: FloatArray
     """``[S]``, of all micro-batches of an iteration."""
     window_s: FloatArray
@@ -62,18 +62,18 @@ class Group:
     kept_bytes: tuple[int, ...]
     """``[S]``, by each open micro-batch for its backward; of a carry group, by the one that keeps least."""
     forward_bytes: tuple[int, ...]
-    """``[S]``, temporaries of a forward; likewise."""
+    """``[S]``, temporaries of a forward; of a carry group, those of the micro-batch that has least."""
     least_bytes: tuple[int, ...]
     """``[S]``, while one of its micro-batches, or carry groups, is there alone: no schedule needs less."""
 
     @property
     def microbatches(self) -> int:
-        """Per iteration."""
+        """Micro-batches per iteration."""
         return self.choice.shape.microbatches
 
     @property
     def cost_s(self) -> float:
-        """Of an iteration, on the slowest stage: what the dynamic programming adds up."""
+        """Seconds of an iteration on the slowest stage: what the dynamic programming adds up."""
         return self.microbatches * self.slowest_s
 
 
@@ -98,7 +98,7 @@ class GroupTable:
         self._align = align
         self._groups: dict[int, Group] = {}
         self._worked_out = self._groups
-        """Of this table and of those that share its work."""
+        """Groups of this table and of those that share its work."""
         self._static = _static_memory(problem, mesh)
         self._weigh = lru_cache(maxsize=None)(self._measure_bytes)
 
@@ -112,7 +112,7 @@ class GroupTable:
         return blank
 
     def masks(self) -> list[int]:
-        """Of the groups worked out so far."""
+        """Masks of the groups worked out so far."""
         return list(self._groups)
 
     def __contains__(self, mask: int) -> bool:

@@ -39,9 +39,9 @@ class Effort:
     orders: int
     """Orders of the tasks that dynamic programming cuts."""
     starts: int
-    """Of its partitions, that local search starts from."""
+    """Partitions that local search starts from, the best that dynamic programming finds."""
     neighbours: int
-    """Of a partition, that are priced in a step: those with the least estimates."""
+    """Neighbours of a partition that are priced in a step: those with the least estimates."""
     new_groups: int
     """Groups that local search may price; dynamic programming prices its own."""
     appraisals: int
@@ -51,12 +51,12 @@ class Effort:
 
 
 THOROUGH = Effort(orders=7, starts=8, neighbours=512, new_groups=1024, appraisals=32, rounds=8)
-"""For some ten tasks: all neighbours may be priced."""
+"""Effort for some ten tasks: all neighbours may be priced."""
 BRIEF = Effort(orders=2, starts=2, neighbours=24, new_groups=1024, appraisals=16, rounds=2)
-"""For many tasks, whose groups repeat themselves: a step more or less changes little."""
+"""Effort for many tasks, whose groups repeat themselves: a step more or less changes little."""
 
 MANY_TASKS = 12
-"""From here on, a refinement is brief unless it is told otherwise."""
+"""Number of tasks from which a refinement is brief unless it is told otherwise."""
 
 
 def refined_structures(
@@ -71,7 +71,7 @@ def refined_structures(
     If none is found that fits the memory, schedules of the partitions that need least, to refuse with.
 
     Args:
-        appraiser: Of the problem.
+        appraiser: Appraiser of the problem.
         effort: Limits; by the number of tasks if absent.
         starts: Partitions to start from; those of :func:`dp_starts` if absent.
         keep: Partitions at most.
@@ -89,7 +89,7 @@ def refined_partitions(
     """All partitions whose schedules were played and fit the memory, fastest first.
 
     Args:
-        appraiser: Of the problem.
+        appraiser: Appraiser of the problem.
         effort: Limits; by the number of tasks if absent.
         starts: Partitions to start from; those of :func:`dp_starts` if absent.
     """
@@ -188,7 +188,7 @@ class _Refinement:
         return self._best_s < math.inf
 
     def _centres(self) -> list[Groups]:
-        """Whose neighbours come next: the fastest that fits, and the one with the least bound, fit or not.
+        """Partitions whose neighbours come next: the fastest that fits, and the least bound, fit or not.
 
         While nothing fits, those that may need least memory.
         """
@@ -247,7 +247,7 @@ class _Refinement:
         return self._best_s < before_s
 
     def _neighbours(self, groups: Groups) -> list[Groups]:
-        """Those with the least estimates, as many as the effort allows."""
+        """Neighbours with the least estimates, as many as the effort allows."""
         self._expanded.add(groups)
         estimates = {mask: self._estimate(mask) for mask in groups}
         total_s = sum(estimates.values())
@@ -269,7 +269,7 @@ def steps(groups: Groups, orders: Sequence[Sequence[int]]) -> Iterator[tuple[Gro
 
     Args:
         groups: The partition.
-        orders: Of the tasks; groups are split where they are cut in one of them.
+        orders: Orders of the tasks; groups are split where they are cut in one of them.
     """
     bits = {mask: [1 << b for b in range(mask.bit_length()) if mask >> b & 1] for mask in groups}
     for mask in groups:
@@ -298,7 +298,7 @@ class CostEstimate:
     """Cost of a group before it is priced: its tokens on the curve of the groups that are priced.
 
     Args:
-        table: With some groups priced.
+        table: Table with some groups priced.
     """
 
     def __init__(self, table: GroupTable) -> None:
@@ -322,7 +322,7 @@ class CostEstimate:
         return m * float(np.interp(self._tokens(mask, m), self._curve_tokens, self._curve_s))
 
     def _tokens(self, mask: int, microbatches: int) -> float:
-        """Of a micro-batch, about."""
+        """Tokens of a micro-batch, about."""
         groups = microbatches * self._table.mesh.dp
         return sum(
             -(-self._data[bit].task.global_batch_size // groups) * self._mean_tokens[bit]

@@ -41,7 +41,7 @@ class Appraised:
 
     groups: Groups
     seconds: float
-    """Of an iteration."""
+    """Seconds of an iteration."""
     structure: PlanStructure
 
 
@@ -50,7 +50,7 @@ class Appraiser:
 
     Args:
         table: Groups of the problem's tasks.
-        templates: That may be used.
+        templates: Templates that may be used.
         seconds_of: Iteration time of a structure; the recurrence by default.
         cut: Whether long micro-batches may be cut, too; see :mod:`muxtune.planning.problem.carrying`.
     """
@@ -161,7 +161,7 @@ class Appraiser:
 
 
 def task_appraiser(problem: PlanningProblem, options: PlanOptions) -> Appraiser:
-    """For all partitions of a problem's tasks, on layers that are balanced for the tasks alone.
+    """Appraiser for all partitions of a problem's tasks, on layers that are balanced for the tasks alone.
 
     Raises:
         SpecError: The cluster has no such mesh.
@@ -182,7 +182,7 @@ def best_of_all(appraiser: Appraiser, *, keep: int = 1, below_s: float = math.in
     They are appraised by ascending bound, until the bound of the next one is no better than what is kept.
 
     Args:
-        appraiser: Of the problem.
+        appraiser: Appraiser of the problem.
         keep: Partitions at most.
         below_s: Slower ones do not matter.
     """

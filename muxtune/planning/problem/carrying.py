@@ -33,7 +33,7 @@ CUTS_OF_TASKS = (*CUTS, 6.0, 8.0)
 with tasks that have more micro-batches, its own are shorter, and so are the paces of its partition."""
 
 LEAST_TOKENS = 64
-"""Of a micro-batch after it is cut; below, it is launches and messages alone."""
+"""Tokens that a micro-batch must have after it is cut; with fewer, it is launches and messages alone."""
 
 
 def may_carry(options: PlanOptions) -> bool:
@@ -46,9 +46,9 @@ def carries_at(pace_s: float, slot_s: NDArray[np.float64], tokens: NDArray[np.in
     """Micro-batches that each hTask's are cut into to come nearest to a pace, in proportion.
 
     Args:
-        pace_s: Of the pipeline.
-        slot_s: Of the hTasks' micro-batches on their slowest stage.
-        tokens: Of these micro-batches.
+        pace_s: Pace of the pipeline: seconds of a micro-batch on a stage.
+        slot_s: Seconds of the hTasks' micro-batches on their slowest stage.
+        tokens: Tokens of these micro-batches.
     """
     ratio = np.where(np.isfinite(slot_s), slot_s, 0.0) / pace_s
     carries = np.ones(ratio.shape, dtype=np.int64)
@@ -71,7 +71,7 @@ def cut_choice(problem: PlanningProblem, mesh: Mesh, task_ids: tuple[str, ...], 
 def cut_variants(
     problem: PlanningProblem, htasks: Sequence[HTaskChoice], mesh: Mesh
 ) -> Iterator[tuple[HTaskChoice, ...]]:
-    """The same partition at the paces that are tried, without those at which nothing is cut."""
+    """The partition with long micro-batches cut, for every pace at which something is cut."""
     slot_s = np.array([problem.htask_times(htask, mesh).slowest_s for htask in htasks])
     tokens = np.array([htask.shape.tokens for htask in htasks])
     known = {(1,) * len(htasks)}

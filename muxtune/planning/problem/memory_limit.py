@@ -51,10 +51,10 @@ class MemoryLimit:
     def __init__(self, problem: PlanningProblem) -> None:
         self._problem = problem
         self._least: tuple[float, PlanStructure | None] = (math.inf, None)
-        """Of those that do not fit, the one that needs least."""
+        """Bytes and structure of the one that needs least, among those that do not fit."""
 
     def fitting(self, structures: Sequence[PlanStructure]) -> list[PlanStructure]:
-        """Those whose stages all stay inside their device's memory."""
+        """Structures whose stages all stay inside their device's memory."""
         problem = self._problem
         limit = problem.cluster.device.memory_bytes
         fit: set[PlanStructure] = set()
@@ -203,7 +203,7 @@ def _with_htasks(structure: PlanStructure, htasks: tuple[HTaskChoice, ...]) -> P
 
 
 def _with_micro_batches(problem: PlanningProblem, cap: int) -> PlanningProblem:
-    """The same problem with micro-batches of at most ``cap`` sequences."""
+    """This problem with micro-batches of at most ``cap`` sequences."""
     tasks = tuple(
         task.model_copy(
             update={

@@ -151,8 +151,8 @@ def least_iteration_s(layer_work_s: float, shape: MeshShape, layers: int) -> flo
 
     Args:
         layer_work_s: Least work seen in a layer in an iteration, of all replicas.
-        shape: Of the mesh.
-        layers: Of the backbone.
+        shape: Shape of the mesh.
+        layers: Layers of the backbone.
     """
     return layer_work_s * -(-layers // shape.pp) / shape.dp
 
@@ -179,12 +179,7 @@ def _allowed(fixed: int | None, most: int) -> Sequence[int]:
 def balanced_layers(layers: int, pp: int, layer_s: float, first_s: float, last_s: float) -> tuple[int, ...]:
     """Layers per stage with the least work on the busiest stage, as evenly as that allows.
 
-    Args:
-        layers: Of the backbone, at least ``pp``.
-        pp: Stages.
-        layer_s: Work of a layer in an iteration.
-        first_s: Further work of the first stage; may be negative.
-        last_s: Further work of the last stage.
+    Layers of the backbone, at least ``pp``.
     """
     if pp == 1:
         return (layers,)

@@ -82,7 +82,7 @@ class PlanningProblem:
 
     @property
     def tasks(self) -> list[PeftTask]:
-        """In the order of the workload."""
+        """Tasks in the order of the workload."""
         return [data.task for data in self.data.values()]
 
     def longest_sequence(self, task_ids: Sequence[str]) -> int:

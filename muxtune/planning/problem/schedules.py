@@ -80,7 +80,7 @@ def orchestrated(
 def in_mode(
     problem: PlanningProblem, structures: Sequence[PlanStructure], latency_s: Sequence[float], mode: Mode
 ) -> list[PlanStructure]:
-    """The same schedules in a mode that is asked for: one that shares clocks shares some, if it can."""
+    """These schedules in a mode that is asked for: one that shares clocks shares some, if it can."""
     found = list(orchestrated(problem, structures, latency_s, [mode]))
     sharing = [s for s in found if s.orchestration.shares_clocks and max(map(len, s.buckets)) > 1]
     return sharing or found

@@ -38,14 +38,14 @@ from muxtune.planning.search.proposals import (
 from muxtune.schedule import Template
 
 MOST_TASKS = 9
-"""21147 partitions of 511 groups."""
+"""Tasks up to which all partitions are ranked: nine have 21147, of 511 groups."""
 
 WITHIN = 1.2
-"""Guesses that become proposals, times the least of all meshes."""
+"""Partitions become proposals if their guess is at most this many times the least of all meshes."""
 
 ROUGHLY_WITHIN = 1.4
-"""The same for the first :data:`FIRST` of a mesh that has any within :data:`WITHIN`: guesses at how long
-stages wait may be off by a fifth."""
+"""Factor on the least guess of all meshes up to which the first :data:`FIRST` partitions of a mesh become
+proposals, if any of them is within :data:`WITHIN`: guesses at waiting may be off by a fifth."""
 FIRST = 8
 
 PER_MESH = 32
@@ -69,9 +69,10 @@ class SetBands(GroupBands):
     """What is known of all groups before they are priced, as bands of one column.
 
     Args:
-        problem: What is planned.
-        task_ids: At most :data:`MOST_TASKS`; their order decides how micro-batches of groups are laid out.
-        layouts: That may be used.
+        problem: The planning problem.
+        task_ids: Ids of at most :data:`MOST_TASKS` tasks; their order decides how micro-batches of groups are
+            laid out.
+        layouts: Layouts that may be used.
     """
 
     def __init__(self, problem: PlanningProblem, task_ids: Sequence[str], layouts: Sequence[Layout]) -> None:
@@ -82,11 +83,11 @@ class SetBands(GroupBands):
         self._filled: dict[bytes, Ints] = {}
 
     def sum(self, values_n: Floats) -> Floats:
-        """Of the tasks of every group."""
+        """Sum over the tasks of every group."""
         return np.asarray(np.tensordot(self._member_gn.astype(np.float64), values_n, 1)[:, None])
 
     def max(self, values_n: Ints) -> Ints:
-        """Of the tasks of every group."""
+        """Maximum over the tasks of every group."""
         return np.asarray(np.where(self._member_gn, values_n, np.min(values_n)).max(axis=1)[:, None])
 
     def members(self, places: Places) -> list[tuple[str, ...]]:
@@ -143,15 +144,15 @@ class RankedMesh:
     room: Room
     work_s: list[Floats]
     guess_s_p: Floats
-    """At the iteration; infinite where a group has no room."""
+    """Guess at the seconds of an iteration; infinite where a group has no room."""
     load_s_p: Floats
-    """Work of the busiest stage; infinite likewise."""
+    """Work of the busiest stage in seconds; infinite where a group has no room."""
     layer_work_s: float
     """Least work of any partition in an iteration, in a layer of all replicas; what overlaps as expected."""
     overlaps: bool
     """Whether operators inside of a stage may overlap."""
     safe_p: NDArray[np.bool_]
-    """Whether every group has room in any company of groups that are no larger."""
+    """Whether every group fits even if every open micro-batch is as large as its own."""
 
     @property
     def least_safe_s(self) -> float:
@@ -250,8 +251,8 @@ def propose_sets(
     Args:
         bands: Groups.
         ranked: All partitions on some meshes.
-        templates: That may be used.
-        below_s: Of an iteration that is possible on another mesh.
+        templates: Templates that may be used.
+        below_s: Seconds of an iteration that is possible on another mesh.
     """
     least_safe_s = min(below_s, *(each.least_safe_s for each in ranked))
     found = []

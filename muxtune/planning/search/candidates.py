@@ -39,17 +39,18 @@ from muxtune.planning.search.all_partitions import (
 from muxtune.planning.search.proposals import MeshProposals, Proposal, propose_on_mesh, stage_work_s
 
 WIDEST_GROUP = 256
-"""Tasks of an hTask at most, where there are more than 512; as a cap, not by a bound."""
+"""Most tasks of an hTask where there are more than 512 tasks; a cap for time, which no bound justifies."""
 
 WORTH_CUTTING = 0.98
-"""Of the best iteration that is expected without cut micro-batches: where no stage has less work on a mesh,
-nothing is cut there."""
+"""Micro-batches are cut on a mesh only if the least work that any partition has there on its busiest stage is
+below this share of the best iteration that is expected without cutting."""
 
 CUT_FREELY = 64
-"""Of more tasks, micro-batches are cut only where a single task's are among the longest."""
+"""With more tasks than this, micro-batches are cut only where a single task's are among the longest."""
 
 PACED_BY_ONE = 0.7
-"""Of the longest micro-batch, a single task's."""
+"""A single task's micro-batch is among the longest if it takes more than this share of the longest one's
+time."""
 
 Progress = Callable[[int, int], None]
 """Called with how many steps are done, and of how many."""
@@ -68,7 +69,7 @@ class Ranking:
     """Partitions worth a look by estimate, mesh by mesh; with long micro-batches cut, where that may help.
 
     Args:
-        problem: What is planned.
+        problem: The planning problem.
         options: Decisions that are taken away from the search.
         report: Is told how far it is.
     """
@@ -97,8 +98,9 @@ class Ranking:
         """Partitions on some meshes.
 
         Args:
-            shapes: Of the meshes.
-            below_s: Of an iteration that is possible on another mesh; what would be much slower is left out.
+            shapes: Shapes of the meshes.
+            below_s: Seconds of an iteration that is possible on another mesh; what would be much slower is
+                left out.
         """
         found: list[MeshProposals] = []
         if self._sets is not None:
@@ -156,7 +158,7 @@ def _propose_contiguous(
 
 
 def _distinct(meshes: Iterable[MeshProposals]) -> list[MeshProposals]:
-    """Without repetitions: several paces may cut a partition in the same way."""
+    """Proposals without repetitions: several paces may cut a partition in the same way."""
     known: set[tuple[object, ...]] = set()
     found = []
     for each in meshes:
@@ -187,7 +189,7 @@ class _Estimates(Generic[Bands]):
         self._known: dict[tuple[int, int, int, tuple[Route, ...]], GroupPrices] = {}
 
     def prices(self, shape: MeshShape, carry: int | None = None) -> GroupPrices:
-        """On a mesh; see :func:`muxtune.planning.estimate.group_seconds.price_groups`."""
+        """Prices on a mesh; see :func:`muxtune.planning.estimate.group_seconds.price_groups`."""
         bands, tp = self.bands, shape.tp
         messages = shape.on(bands.problem.cluster).message_routes()
         key = (tp, shape.dp, carry or bands.carry, messages)
@@ -202,7 +204,7 @@ class _Estimates(Generic[Bands]):
         return self._known[key]
 
     def cut(self, shape: MeshShape, mesh: Mesh) -> Iterator[GroupPrices]:
-        """With long micro-batches cut, for each of the paces that are tried."""
+        """Prices with long micro-batches cut, for each of the paces that are tried."""
         carries = sorted({layout.carry for layout in self.bands.layouts})
         if mesh.pp == 1 or len(carries) == 1:
             return

@@ -33,7 +33,7 @@ from muxtune.planning.search.search import SearchRecord
 from muxtune.schedule import iteration_clocks
 
 COUNTS_SHOWN = 4
-"""Other numbers of hTasks on the winner's mesh."""
+"""Other numbers of hTasks that are shown for the winner's mesh."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,17 +58,17 @@ class RunnerUp:
     differs_in: str
     """``mesh``, ``hTasks``, ``alignment``, ``template`` or ``orchestration``."""
     choice: str
-    """In words."""
+    """Decision in which it differs, in words."""
     iteration_s: float
     slower: float
-    """Than the winner, as a share of the winner's iteration."""
+    """Seconds more than the winner, as a share of the winner's iteration."""
     utilisation_s: float
-    """Lost by operators that are used less well; negative where they are used better."""
+    """Seconds lost by operators that are used less well; negative where they are used better."""
     padding_s: float
     communication_s: float
     bubble_s: float
     missing_bytes: int
-    """Of memory, on the stage that needs most; 0 if it fits."""
+    """Bytes of memory that the stage that needs most lacks; 0 if it fits."""
 
     @property
     def lost_on(self) -> str:
@@ -94,12 +94,12 @@ class Explanation:
     runners_up: tuple[RunnerUp, ...]
     """Mesh by mesh, then other numbers of hTasks, alignments and templates; each fastest first."""
     partitions: int
-    """That the search knew by estimate."""
+    """Partitions that the search knew by estimate."""
     looked_at: int
-    """That it priced exactly."""
+    """Partitions that the search priced exactly."""
 
     def as_dict(self) -> dict[str, object]:
-        """For JSON."""
+        """Content for JSON."""
         content = asdict(self)
         for row, each in zip(content["runners_up"], self.runners_up, strict=True):
             row["lost_on"] = each.lost_on
@@ -112,9 +112,9 @@ def explain_search(
     """Compare the winner with the best that other decisions lead to.
 
     Args:
-        problem: What was planned.
-        record: Of the search.
-        winner: That was taken in the end; by default the fastest.
+        problem: Problem that was planned.
+        record: Record of the search.
+        winner: Structure that was taken in the end; by default the fastest.
     """
     best = winner or record.structures[0]
     parts = iteration_parts(problem, best)
@@ -280,7 +280,7 @@ def _best_elsewhere(
 
 
 def _realigned(problem: PlanningProblem, best: PlanStructure) -> Iterator[tuple[str, str, PlanStructure]]:
-    """The same partition, all of it under one other alignment."""
+    """The best structure's partition, all of it under one other alignment."""
     dp = best.mesh.dp
     for alignment in ("pack", "pad", "chunk"):
         htasks = []

@@ -28,14 +28,14 @@ MOST_COUNTS = 96
 """Numbers of groups that are looked for; with more tasks, the paces find partitions into more."""
 
 PACES = 24
-"""From the slowest task alone to the slowest group, in proportion."""
+"""Paces that are tried, in a geometric series from the slowest task alone to the slowest group."""
 
 UNEVEN = 0.4
-"""Of what the longest micro-batch exceeds the shortest by, share that each further stage waits for; seen
-between 0.25 and 0.65 where schedules were played."""
+"""Share of the difference between the longest micro-batch and the shortest that each further stage is
+expected to wait for; seen between 0.25 and 0.65 where schedules were played."""
 
 OVERLAPPED = 0.6
-"""Of what overlap could hide inside of a stage at most, share that it is expected to."""
+"""Share that overlap is expected to hide of what it could hide inside of a stage at most."""
 
 
 @dataclass(frozen=True)
@@ -49,23 +49,23 @@ class Proposal:
     """Layouts that may be as cheap, or the same again."""
     places: Places
     bound_s: float
-    """That no schedule goes below, if the estimated prices are right."""
+    """Seconds that no schedule goes below, if the estimated prices are right."""
     load_s: float
-    """Work of the busiest stage, of which nothing is gone if micro-batches are cut."""
+    """Seconds of work of the busiest stage, of which nothing is gone if micro-batches are cut."""
     layer_work_s: float
-    """Of a layer of a replica, with as much overlap as expected."""
+    """Seconds of a layer of a replica in an iteration, with as much overlap as expected."""
     expected_s: float
     """Rough guess at the iteration, by which partitions stand in line."""
     least_share: float
-    """Of the bound that is left if all communication of a stage, or all computation, were hidden."""
+    """Lower bound with all communication, or all computation, of a stage hidden, over ``bound_s``."""
     needed_bytes: float
-    """That surely suffice on the stage with least room, by estimate."""
+    """Bytes that surely suffice on the stage with least room, by estimate."""
     has_room: bool
     """Whether it surely fits the memory, by estimate; others come last."""
 
     @property
     def count(self) -> int:
-        """HTasks."""
+        """Number of hTasks."""
         return len(self.layout_h)
 
     def groups(self) -> list[tuple[str, ...]]:
@@ -73,10 +73,10 @@ class Proposal:
         return self.bands.members(self.places)
 
     def htasks(self, problem: PlanningProblem, *, alternatives: bool = False) -> list[HTaskChoice]:
-        """With exact shapes.
+        """Choices with exact shapes.
 
         Args:
-            problem: What is planned.
+            problem: The planning problem.
             alternatives: Whether exact prices decide between alignments that are estimated to cost the same.
         """
         found = []
@@ -91,7 +91,7 @@ class Proposal:
         return found
 
     def shortest_htasks(self, problem: PlanningProblem) -> list[HTaskChoice]:
-        """With exact shapes, each in the layout whose stream is shortest; carry groups stay as they are."""
+        """Choices with exact shapes, each in its shortest layout; carry groups stay as they are."""
         found = []
         for task_ids, layout in zip(self.groups(), self.layout_h, strict=True):
             carry = self.bands.layouts[layout].carry
@@ -111,11 +111,11 @@ class Proposal:
 
 @dataclass(frozen=True)
 class MeshProposals:
-    """Of one mesh."""
+    """Partitions on one mesh."""
 
     shape: MeshShape
     mesh: Mesh
-    """With layers balanced for the tasks one by one."""
+    """Mesh with layers balanced for the tasks one by one."""
     proposals: tuple[Proposal, ...]
     """None if the memory has no room for any."""
     layer_work_s: float
@@ -194,7 +194,7 @@ def _proposals(
 
 
 def _all_cuts(slot_s_nw: Floats, microbatches_nw: Floats, pp: int) -> list[Places]:
-    """By number of groups and, in a pipeline, by pace."""
+    """Cuts into groups: one for every number of groups and, in a pipeline, for every pace."""
     n = len(slot_s_nw)
     cuts = cheapest_cuts(microbatches_nw * slot_s_nw, min(n, MOST_COUNTS), GIVE_UP)
     counts = np.flatnonzero(np.isfinite(cuts.total)).tolist()
@@ -240,12 +240,12 @@ def make_proposal(
 
     Args:
         bands: Groups.
-        prices: Of these.
-        room: For them on the mesh.
+        prices: Prices of the groups.
+        room: Room for the groups on the mesh.
         mesh: Given.
-        templates: That may be used.
-        work_s: Of the groups on every stage; see :func:`stage_work_s`.
-        places: Of the groups of the partition.
+        templates: Templates that may be used.
+        work_s: Seconds of the groups on every stage; see :func:`stage_work_s`.
+        places: Places of the partition's groups.
         overlaps: Whether operators inside of a stage may overlap.
     """
     m = prices.microbatches_nw[places].astype(np.float64)

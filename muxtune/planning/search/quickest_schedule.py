@@ -32,9 +32,9 @@ MOST_REGROUPED = 9
 """HTasks that are tried in every number of buckets where the usual numbers do not fit the memory."""
 
 Fate = Literal["fits", "slower", "bound", "memory"]
-"""Of a partition: its fastest schedule that fits is the best so far; its fastest schedule was slower than
-another partition's, and nobody asked if it fits; its exact bound was no better than what had been found; or
-what would be faster does not fit."""
+"""Result for a partition. ``fits``: its fastest schedule that fits is the best so far. ``slower``: its
+fastest schedule was slower than another partition's, and nobody asked if it fits. ``bound``: its exact bound
+was no better than what had been found. ``memory``: what would be faster does not fit."""
 
 Timed = tuple[float, PlanStructure]
 
@@ -45,7 +45,7 @@ class Quickest:
 
     fate: Fate
     seconds: float = np.inf
-    """Of the structure; infinite unless its fate is ``fits`` or ``slower``."""
+    """Seconds of the structure; infinite unless its fate is ``fits`` or ``slower``."""
     structure: PlanStructure | None = None
     """The fastest that fits; of what does not fit, the fastest; none if a bound rules all out."""
 
@@ -54,9 +54,9 @@ class QuickestSchedule:
     """Finds a partition's fastest schedule that fits.
 
     Args:
-        problem: What is planned.
-        templates: That may be used.
-        modes: That stages with several ranks may overlap with, beside ``sequential``.
+        problem: The planning problem.
+        templates: Templates that may be used.
+        modes: Modes that stages with several ranks may overlap with, beside ``sequential``.
         forced: The only mode, if one is asked for.
         seconds_of: Iteration time of a structure.
         prune: Whether schedules are left out by bounds; without, all are played.
@@ -95,11 +95,11 @@ class QuickestSchedule:
 
         Args:
             htasks: The partition.
-            latency_s: Of a micro-batch of each, on the slowest stage.
+            latency_s: Seconds of a micro-batch of each, on the slowest stage.
             mesh: Given.
-            bounds: Exact, of the partition.
+            bounds: Exact bounds of the partition.
             overlaps: Whether operators inside of a stage may overlap.
-            share: Of a bound that is left if they do.
+            share: Share of a bound that is left if they do.
             below_s: Slower schedules are of no interest if schedules are pruned.
             most_groupings: Numbers of buckets to try; all of them if none of a few fits.
         """

@@ -45,32 +45,32 @@ from muxtune.planning.search.quickest_schedule import Fate, QuickestSchedule
 from muxtune.support.errors import SpecError
 
 SLACK = 0.02
-"""How far the estimate of a partition may lie above its exact bound; errors of groups even out (tested)."""
+"""Share by which the estimate of a bound may exceed the exact bound; errors of groups even out (tested)."""
 
 SLACK_OF_FEW = 0.05
-"""The same for few groups, whose errors do not even out; the search ends by patience."""
+"""``SLACK`` for few tasks, the errors of whose groups do not even out; their search ends by patience."""
 
 FEW_TASKS = 12
-"""Below, partitions may be refined with exact prices."""
+"""Number of tasks below which partitions may be refined with exact prices."""
 
 REFINE_WITHIN = 1.2
-"""Meshes whose least bound of contiguous groups is no more than so many times the best iteration."""
+"""Meshes are refined if their least bound is at most this many times the best iteration."""
 
 MOST_PADDING = 1.5
-"""Of the tokens of an alignment that is priced in a refinement, times the fewest of any."""
+"""In refinement, layouts with more than this many times the tokens of the most compact one are skipped."""
 
 EFFORT = Effort(orders=4, starts=4, neighbours=64, new_groups=256, appraisals=16, rounds=4)
-"""Of the refinement on each mesh."""
+"""Effort of the refinement on each mesh."""
 
 FINALISTS = 4
-"""Structures of a refinement that are kept."""
+"""Partitions that are kept of the refinement on a mesh."""
 
 PATIENCE = 12
-"""Partitions in a row that are no better, of many tasks; their partitions differ little."""
+"""Partitions in a row that may be no better before a search of many tasks ends; they differ little."""
 
 PATIENCE_OF_FEW = (12, 24)
-"""The same on each mesh, if all partitions were ranked: where many meshes stand in line, and where one or two
-do. With 8 on a single mesh, 2 of 141 random instances missed the optimum by more than 1 %."""
+"""Patience per mesh once all partitions are ranked: (many meshes in line, one or two). With 8 on a single
+mesh, 2 of 141 random instances missed the optimum by more than 1 %."""
 
 LESS_MEMORY = 0.98
 """Partitions that need less than this share of what did not fit are looked at when patience has ended."""
@@ -84,11 +84,11 @@ class Outcome:
     """None of a partition that refinement found."""
     fate: Fate
     bound_s: float
-    """Of its iteration, exact."""
+    """Exact bound of its iteration in seconds."""
     seconds: float = np.inf
-    """Of its fastest schedule that fits."""
+    """Seconds of its fastest schedule; infinite where bounds or the memory ruled all schedules out."""
     structure: PlanStructure | None = None
-    """That schedule, or of what does not fit one that was tried."""
+    """That schedule; where none fits, one that was tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class SearchRecord:
 
     @property
     def structures(self) -> list[PlanStructure]:
-        """Those that fit, fastest first."""
+        """Structures that fit, fastest first."""
         return [o.structure for o in self.outcomes if o.fate == "fits" and o.structure is not None]
 
     @property
@@ -124,7 +124,7 @@ def search_structures(
     """Find the structures with the shortest iterations.
 
     Args:
-        problem: What is planned.
+        problem: The planning problem.
         options: Decisions that are taken away from the search; a partition is not among them.
         seconds_of: Iteration time of a structure; the recurrence by default.
         prune: Whether partitions are left out by their estimates and bounds; without, all are played.
@@ -243,7 +243,7 @@ class _Search:
         self.outcomes: list[Outcome] = []
 
     def least_s(self, proposal: Proposal, bound_s: float) -> float:
-        """What is left of a bound if operators of a stage may overlap."""
+        """Lower bound that remains of ``bound_s`` if operators of a stage may overlap."""
         return bound_s * (proposal.least_share if self._overlaps(proposal.mesh) else 1.0)
 
     def may_win(self, least_s: float) -> bool:
@@ -262,7 +262,7 @@ class _Search:
         """Look at partitions in the order of their expected iterations, as long as there is patience.
 
         Args:
-            meshes: With their partitions.
+            meshes: Meshes with their partitions.
             patience: Partitions in a row that may be no better than the best; any number if absent.
             on_each_mesh: Whether patience is for each mesh.
             report: Is told how far it is.
@@ -344,7 +344,7 @@ class _Search:
         """Meshes for :meth:`refine`, the nearest to the best first.
 
         Args:
-            meshes: With their partitions.
+            meshes: Meshes with their partitions.
             every: All that come near the best; else those whose faster partitions do not fit the memory, or
                 all meshes if nothing does.
             within: How near, as a factor on the best.

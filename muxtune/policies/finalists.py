@@ -45,7 +45,7 @@ def plan_problem(
     """:func:`plan_workload` for a problem whose data is loaded, so that policies can share it.
 
     Raises:
-        UserError: As there.
+        UserError: See :func:`plan_workload`.
     """
     for name, asked in (("--tp", options.tp), ("--pp", options.pp), ("--dp", options.dp)):
         if asked is not None and not 1 <= asked <= problem.cluster.ranks:
@@ -77,7 +77,7 @@ def _known(problem: PlanningProblem, structures: Sequence[PlanStructure]) -> lis
     """Structures whose collectives the costs know.
 
     Raises:
-        SpecError: None is left.
+        SpecError: No candidate is left.
     """
     most = problem.costs.largest_group
     if most is None or not structures:

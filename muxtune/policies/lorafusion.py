@@ -45,7 +45,7 @@ class LoraFusion:
     summary = "LoRAFusion: length-paired groups of tasks, micro-batches packed under a token capacity"
 
     def propose(self, problem: PlanningProblem, options: PlanOptions) -> list[PlanStructure]:
-        """For every mesh, capacity and depth of grouping one structure."""
+        """One structure for every mesh, capacity and depth of grouping."""
         refuse_partition(options, "lorafusion")
         if options.alignment not in {None, "pack"} or options.chunk_tokens is not None:
             asked = options.alignment if options.chunk_tokens is None else "chunk"
@@ -73,7 +73,7 @@ class Packer:
 
         Args:
             group: Task ids.
-            capacity_tokens: Of a micro-batch; at least the longest sequence's.
+            capacity_tokens: Tokens of a micro-batch, at most; at least those of the longest sequence.
             dp: Replicas that share each step.
         """
         microbatches = self._problem.shape(group, "pack", dp=dp).microbatches
@@ -122,7 +122,7 @@ def obeys_bubble_rule(microbatches: Sequence[int], pp: int) -> bool:
     """Whether ``pp - 1`` micro-batches of others lie between any group's steps.
 
     Args:
-        microbatches: Per group and step.
+        microbatches: Micro-batches per group and step.
         pp: Pipeline stages.
     """
     return sum(microbatches) - max(microbatches) >= pp - 1

@@ -31,7 +31,7 @@ class MLora:
     summary = "mLoRA: padded batches of tasks on one backbone, each with one micro-batch in the pipeline"
 
     def propose(self, problem: PlanningProblem, options: PlanOptions) -> list[PlanStructure]:
-        """For every number of batches and every mesh, one structure per order of injection."""
+        """Structures for every number of batches and every mesh, one per order of injection."""
         refuse_partition(options, "mlora")
         if (options.carry or 1) > 1 and options.template in {None, "lorapp"}:
             raise SpecError("--carry", options.carry, "nothing: an hTask has one micro-batch on its way")

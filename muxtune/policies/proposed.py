@@ -20,7 +20,7 @@ from muxtune.support.printable import short_repr
 from muxtune.support.registry import PluginError, raised
 
 MOST_STRUCTURES = 100_000
-"""That a policy may propose."""
+"""Structures that a policy may propose, at most."""
 
 
 def proposed_structures(name: str, problem: PlanningProblem, options: PlanOptions) -> list[PlanStructure]:
@@ -62,11 +62,11 @@ def blaming(name: str, step: str = "propose") -> Iterator[None]:
     """Name the policy in whatever goes wrong with it; our own policies' failures are ours, and pass.
 
     Args:
-        name: Of the policy.
+        name: Name of the policy.
         step: What is done with it, for messages.
 
     Raises:
-        PluginError: With the package, its entry point and what happened.
+        PluginError: The policy went wrong; has the package, its entry point and what happened.
     """
     policy = POLICIES.get(name)
     described = POLICIES.origin(name) or f"{type(policy).__module__}:{type(policy).__name__}"

@@ -89,7 +89,7 @@ def fixed_partition(
         return in_mode(problem, structures, latency_s, fixed.orchestration)
 
     def leaner(fixed: PlanOptions) -> list[PlanStructure]:
-        """In the alignment whose streams are shortest, if what is fastest does not fit."""
+        """Structures in the alignment whose streams are shortest, if what is fastest does not fit."""
         free = fixed.alignment is None and fixed.chunk_tokens is None and (fixed.carry or 1) == 1
         return build(replace(fixed, alignment="pack")) if free else []
 

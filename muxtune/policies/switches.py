@@ -42,7 +42,7 @@ def decided(options: PlanOptions, task_ids: Iterable[str]) -> PlanOptions:
     """The options with what is switched off fixed, as a user could have fixed it.
 
     Args:
-        options: With ``without``.
+        options: Options, with what is switched off in ``without``.
         task_ids: All tasks.
 
     Raises:
@@ -85,7 +85,7 @@ class Switched:
     """``muxtune`` with one part off.
 
     Args:
-        part: What is off.
+        part: Part that is off.
     """
 
     def __init__(self, part: Part) -> None:

@@ -19,11 +19,11 @@ class ClassWork:
     """
 
     predicted: ClockTiming
-    """As the plan is played: backwards with their share, STEPs without time."""
+    """Timing as the plan is played: backwards with their share, STEPs without time."""
     typical: ClockTiming
     """Measured medians."""
     step_share_s: float
-    """Of one backward."""
+    """Seconds of the optimizer step that one backward has in the plan."""
     predicted_s: float
     """Computing in one clock, with the optimizer's time at the STEP."""
 
@@ -34,7 +34,7 @@ class ClassWork:
 
 
 def class_works(run: MeasuredRun) -> dict[ClockClass, ClassWork]:
-    """Of every class that a run played."""
+    """Work of every class that a run played."""
     times = stage_times(run.plan)
     shares_s = {key: _step_share_s(run, times, key) for key in run.typical if key.kind == "B"}
     works = {}

@@ -45,7 +45,7 @@ class DifferencePart(BaseModel):
 
     cause: CauseKind
     stage: int | None
-    """Of F, B and STEP."""
+    """Stage of the F, B or STEP; None for other causes."""
     seconds: float
     """Measured - predicted."""
     meaning: str
@@ -60,7 +60,7 @@ class Explanation(BaseModel):
     predicted_s: float
     measured_s: float
     parts: tuple[DifferencePart, ...]
-    """Their sum is ``measured_s - predicted_s``; the largest first, whatever its sign."""
+    """Causes, whose seconds add up to ``measured_s - predicted_s``; the largest first, whatever its sign."""
 
     @property
     def difference_s(self) -> float:
@@ -85,7 +85,7 @@ def explain_difference(run: MeasuredRun, *, predicted_s: float, measured_s: floa
     """Split ``measured_s - predicted_s``.
 
     Args:
-        run: Its clocks.
+        run: Clocks of the run.
         predicted_s: Iteration time of the plan.
         measured_s: Median over the steady iterations.
     """

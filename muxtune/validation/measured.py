@@ -33,7 +33,7 @@ class ClockClass(NamedTuple):
 
 
 def class_of(stage: int, clock: Clock) -> ClockClass:
-    """Of a clock on a stage."""
+    """Class of a clock on a stage."""
     return ClockClass(stage, clock[0].kind, tuple(action.htask for action in clock))
 
 
@@ -105,10 +105,7 @@ class MeasuredRun:
 def read_run(plan: Plan, spans: Sequence[Span], steady: Sequence[int]) -> MeasuredRun:
     """Cut a measured timeline into clocks.
 
-    Args:
-        plan: That was run.
-        spans: Of both streams, one rank per stage.
-        steady: Iterations that count, see ``run.json``.
+    Plan that was run.
 
     Raises:
         UserError: The trace is not one of such a run.

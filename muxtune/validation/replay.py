@@ -28,7 +28,8 @@ class ClockTiming:
     lead_s: float = 0.0
     """Computing that does not need the neighbour's tensor."""
     transfer_s: float = 0.0
-    """From the end of the neighbour's clock to the arrival of its tensor. Below 0 if that leaves earlier."""
+    """Seconds from the end of the neighbour's clock to the arrival of its tensor. Below 0 if that leaves
+    earlier."""
     sync_s: float = 0.0
     """Exchange with other ranks once all are there."""
     busy_s: float
@@ -82,7 +83,7 @@ def replay(
 
     Args:
         stages: Clocks per stage.
-        timing: Of each.
+        timing: Timing of each clock on each stage.
         meets: Whether no stage plays this clock before all of them are ready for it.
 
     Returns:

@@ -49,11 +49,11 @@ class ClassComparison(BaseModel):
     stage: int
     htasks: tuple[int, ...]
     count: int
-    """In the steady iterations."""
+    """Number in the steady iterations."""
     per_iteration: float
     """Mean number in a steady iteration."""
     predicted_s: float
-    """Of B without what it leaves for STEP, of STEP that."""
+    """Predicted seconds; of B without what it leaves for STEP, of STEP what B leaves for it."""
     median_s: float
     mean_s: float
     error: float | None
@@ -72,12 +72,12 @@ class StageComparison(BaseModel):
     stage: int
     forward_s: Comparison
     backward_s: Comparison
-    """Without STEP."""
+    """Backwards without STEP."""
     step_s: Comparison
     waiting_s: Comparison
-    """For a neighbour's tensor, and for other ranks at STEPs."""
+    """Waiting for a neighbour's tensor, and for other ranks at STEPs."""
     between_s: Comparison
-    """Neither computing nor waiting, between actions."""
+    """Time between actions, neither computing nor waiting."""
 
 
 class IterationComparison(BaseModel):
@@ -100,13 +100,13 @@ class SlowIteration(BaseModel):
     step: int
     seconds: float
     excess_s: float
-    """Over the median iteration."""
+    """Seconds over the median iteration."""
     stage: int
     action: str
     place: Literal["in", "before", "message"]
-    """In the action, before it, or on the way of its message."""
+    """Place of the loss: in the action, before it, or on the way of its message."""
     place_excess_s: float
-    """Over the median of the action's class."""
+    """Seconds over the median of the action's class."""
 
 
 class RunComparison(BaseModel):

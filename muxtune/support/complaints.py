@@ -63,7 +63,7 @@ class Complaint:
     """One mistake in a user's content."""
 
     path: str
-    """Of the field, with dots; empty for the whole."""
+    """Path of the field, with dots; empty for the whole."""
     value: object
     expected: str
 

@@ -31,7 +31,7 @@ class SpecError(UserError, ValueError):
 
     Args:
         field: Dotted path of the field, with the file in front where there is one.
-        value: What stands there.
+        value: Value that the field has.
         expected: What would have been right.
     """
 
@@ -70,7 +70,7 @@ def spec_error_from(error: ValidationError, where: str) -> SpecError:
     """First complaint of pydantic as one line, with the number of the others.
 
     Args:
-        error: What pydantic raised.
+        error: Error that pydantic raised.
         where: File or object that was read.
     """
     first, *others = complaints(error)

@@ -26,7 +26,8 @@ _MOST_LINKS = 40
 """Symbolic links in a row, as Linux follows them."""
 
 _NAME_CHARACTERS = 32
-"""Of a file's name, that its temporary file bears; a whole name would be too long with what is added."""
+"""Characters of a file's name that its temporary file bears; a whole name would be too long with what is
+added."""
 
 _STDOUT = 1
 

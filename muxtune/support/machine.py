@@ -1,4 +1,4 @@
-"""This machine: its processor, and what of its memory and cores this process may use.
+"""This machine: its processor, and the share of its memory and cores that this process may use.
 
 A container or a batch job has less than the machine: control groups (cgroups, both versions) limit memory and
 processor time, at any level of their hierarchy, and a process may be bound to some of the cores.
@@ -16,7 +16,7 @@ _PROC = Path("/proc")
 
 
 def processor_name(cpuinfo: Path = _PROC / "cpuinfo") -> str:
-    """As the processor calls itself, ``AMD EPYC 7B13``; empty where nothing tells.
+    """Name that the processor gives itself, ``AMD EPYC 7B13``; empty where nothing tells.
 
     Args:
         cpuinfo: Where Linux tells about its processors.
@@ -27,7 +27,7 @@ def processor_name(cpuinfo: Path = _PROC / "cpuinfo") -> str:
 
 
 def package_version(package: str) -> str | None:
-    """Of an installed package, found without loading it."""
+    """Version of an installed package, found without loading it."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -50,7 +50,7 @@ def usable_cores(proc: Path = _PROC) -> int:
     """Cores that processes of ours can have to themselves, at least one.
 
     Args:
-        proc: As for :func:`memory_limit_bytes`.
+        proc: Where Linux tells about processes.
     """
     try:
         cores = len(os.sched_getaffinity(0))

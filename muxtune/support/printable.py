@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 SHOWN_CHARACTERS = 120
-"""Of a value in a message."""
+"""Characters of a value in a message, at most."""
 
 _CUT = "..."
 _SHOWN_BITS = 400
-"""Of an integer whose digits are shown; Python refuses to write those of thousands of digits at all."""
+"""Bits of an integer whose digits are shown, at most; Python refuses to write those of thousands of digits at
+all."""
 
 
 def printable(text: str, *, lines: bool = False) -> str:

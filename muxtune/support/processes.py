@@ -19,7 +19,7 @@ class Stopped(KeyboardInterrupt):  # as KeyboardInterrupt: nothing is wrong
     """A person or a scheduler ends the command.
 
     Args:
-        signal: That told us.
+        signal: Signal that told us.
         kept: What is left of the work and how to go on, for people.
     """
 
@@ -33,7 +33,7 @@ class Stopped(KeyboardInterrupt):  # as KeyboardInterrupt: nothing is wrong
 
     @property
     def exit_code(self) -> int:
-        """As a shell has it: 130 after Ctrl-C, 143 after SIGTERM."""
+        """Exit code as a shell has it: 130 after Ctrl-C, 143 after SIGTERM."""
         return 128 + self.signal
 
 

@@ -19,7 +19,7 @@ from muxtune.support.printable import SHOWN_CHARACTERS, one_line, short_repr
 T = TypeVar("T")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-"""Of what other packages register: it names files and columns, too."""
+"""Pattern of names that other packages register: they name files and columns, too."""
 
 _OURS = "muxtune"
 """Package whose entry points come first."""
@@ -35,7 +35,7 @@ class Fault:
 
     name: str
     reason: str
-    """With the package and its entry point."""
+    """Reason, with the package and its entry point."""
 
 
 class Registry(Generic[T]):

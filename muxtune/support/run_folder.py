@@ -72,7 +72,7 @@ class FolderWatch:
     """Notices that a folder is gone, or that another one has taken its place.
 
     Args:
-        folder: It is there now.
+        folder: Folder, which is there now.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -43,7 +43,7 @@ def show_seconds(seconds: float) -> str:
 
 
 def show_bytes(bytes_: float) -> str:
-    """In MiB."""
+    """Bytes as text, in MiB."""
     return f"{bytes_ / _BYTES_PER_MIB:.1f} MiB"
 
 
@@ -58,5 +58,5 @@ def show_percent(share: float) -> str:
 
 
 def show_difference(value: float, reference: float) -> str:
-    """Of a value to a reference, ``+12.3 %``."""
+    """Difference of a value to a reference as text, ``+12.3 %``."""
     return f"{(value / reference - 1) * 100:+.1f} %"

@@ -22,7 +22,7 @@ def read_user_bytes(path: Path, what: str, *, most_mib: int | None = None) -> by
 
     Args:
         path: The file.
-        what: It is, for messages: ``the workload``.
+        what: Name of the content in messages: ``the workload``.
         most_mib: Larger ones are refused.
 
     Raises:
@@ -86,8 +86,8 @@ def parse_json(content: bytes, where: str) -> object:
     """A value in JSON, in which every key of an object stands once.
 
     Args:
-        content: Of the whole file.
-        where: For messages.
+        content: Content of the whole file.
+        where: Name of the file in messages.
 
     Raises:
         UserError: It is not one value in UTF-8, has a key twice, or is nested too deeply.

@@ -34,7 +34,7 @@ class UserFrame:
     path: Path
     frame: pd.DataFrame
     rows: NDArray[np.intp] | None = None
-    """Of the file, that this part holds; all by default."""
+    """Rows of the file that this part holds; all by default."""
 
     def where(self, mask: NDArray[np.bool_]) -> UserFrame:
         """The rows that ``mask`` marks; errors still name their places in the file."""

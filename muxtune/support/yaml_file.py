@@ -17,7 +17,7 @@ from muxtune.support.printable import short_repr
 from muxtune.support.user_files import read_user_bytes
 
 MOST_MIB = 16
-"""Of a YAML file."""
+"""Largest YAML file that is read, in MiB."""
 
 MOST_DEPTH = 64
 """Levels of lists and mappings inside each other."""
@@ -35,7 +35,7 @@ def load_yaml(path: Path, what: str) -> object:
 
     Args:
         path: The file.
-        what: It is, for messages: ``the workload``.
+        what: Name of the content in messages: ``the workload``.
 
     Raises:
         UserError: It cannot be read, is not YAML, has a key twice in one mapping, or describes too much.
@@ -62,7 +62,7 @@ class _Loader(yaml.SafeLoader):
         self._where = where
         self._depth = 0
         self._values: dict[yaml.Node, int] = {}
-        """Of finished nodes, themselves and all in them, with aliases written out."""
+        """Number of nodes in each finished node, itself included, with aliases written out."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node:
         """Refuse a node that is too deep or too much."""

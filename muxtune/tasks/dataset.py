@@ -47,8 +47,8 @@ class TaskData:
     """The examples of one task and their order.
 
     Args:
-        task: Whose data.
-        examples: In file order.
+        task: Task whose data it is.
+        examples: Examples in file order.
     """
 
     def __init__(self, task: PeftTask, examples: Sequence[Example]) -> None:

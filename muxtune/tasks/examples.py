@@ -147,10 +147,10 @@ class FileExamples(MeasuredExamples):
     """Examples of a file.
 
     Args:
-        source: Its tokens.
+        source: Tokens of the file.
         frame: What the task puts around them.
         n: Examples of the file.
-        used: Those that the task takes, ascending; they are tokenized now.
+        used: Examples that the task takes, ascending; they are tokenized now.
     """
 
     def __init__(self, source: TokenizedFile, frame: Frame, n: int, used: Ints) -> None:

@@ -41,7 +41,7 @@ class JsonlFile:
     """The lines of a file that are not blank.
 
     Args:
-        path: Of the file.
+        path: Path of the file.
         where: Field that names it, for messages.
 
     Raises:
@@ -100,7 +100,7 @@ def open_jsonl(path: Path, where: str) -> JsonlFile:
     """The file as it is now; read again only if it has changed since this process last read it.
 
     Raises:
-        SpecError: As :class:`JsonlFile`.
+        SpecError: See :class:`JsonlFile`.
     """
     try:
         now = _stamp(os.stat(path))
@@ -148,7 +148,7 @@ class _Lines(NamedTuple):
     starts: NDArray[np.int64]
     ends: NDArray[np.int64]
     first_bytes: NDArray[np.uint8]
-    """Of each line; a newline for an empty one at the end of the file."""
+    """First byte of each line; a newline for an empty one at the end of the file."""
     digest: str
     head: bytes
 

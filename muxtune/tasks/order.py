@@ -1,4 +1,4 @@
-"""Which examples the steps of a task take: in file order, or shuffled for each epoch as torch shuffles."""
+"""Order in which a task's steps take examples: as in the file, or shuffled for each epoch as torch does."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ class StepOrder:
     Args:
         n: Examples that there are.
         batch: Examples of a step.
-        steps: Of the task.
-        seed: Of the shuffling; None for file order.
+        steps: Steps of the task.
+        seed: Seed of the shuffling; None for file order.
     """
 
     def __init__(self, n: int, batch: int, steps: int, seed: int | None) -> None:

@@ -22,7 +22,7 @@ def parse_line(line: bytes, where: str) -> Text:
     """Read one line.
 
     Args:
-        line: Without its end.
+        line: The line without its end.
         where: File and line number, for messages.
 
     Raises:
@@ -103,8 +103,8 @@ def other_format(head: bytes, suffix: str) -> str | None:
     """What a file is, if not JSONL, as the end of "expected a JSONL file, ..." with the way to one.
 
     Args:
-        head: Its first bytes.
-        suffix: Of its name, in lower case.
+        head: First bytes of the file.
+        suffix: Suffix of the file's name, in lower case.
     """
     if head.startswith((b"\xff\xfe", b"\xfe\xff")) or (0 in head[:2] and head[:2].strip(b"\0")):
         return "not UTF-16 (iconv -f UTF-16 -t UTF-8 FILE writes one)"

@@ -43,7 +43,7 @@ class TextTokens:
     """Tokens of some examples, as far as lengths and special tokens depend on them."""
 
     positions: Ints
-    """Which examples of the file, ascending."""
+    """Positions of the examples in the file, ascending."""
     prompt: NDArray[np.int32]
     """Tokens of each prompt."""
     completion: NDArray[np.int32]
@@ -59,7 +59,7 @@ class TextTokens:
         return np.minimum(found, max(len(self.positions) - 1, 0))
 
     def missing(self, positions: Ints) -> Ints:
-        """Those of the examples that are not here, ascending."""
+        """Positions of the examples that are not here, ascending."""
         if not len(self.positions):
             return np.unique(positions)
         return np.unique(positions[self.positions[self.rows(positions)] != positions])
@@ -220,7 +220,7 @@ def token_folder() -> Path:
 
 
 def _small(ids: NDArray[np.int64]) -> NDArray[Any]:
-    """The same numbers in as few bytes as they need."""
+    """These numbers in as few bytes as they need."""
     return ids.astype(np.min_scalar_type(int(ids.max(initial=0))))
 
 

@@ -60,7 +60,7 @@ class ByteTokenizer:
 
     @property
     def adds_bos(self) -> bool:
-        """As far as there is one."""
+        """Whether BOS is put before a text: if there is one."""
         return self.bos_id is not None
 
     def encode(self, text: str, *, allow_special: bool = True) -> list[int]:

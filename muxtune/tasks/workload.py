@@ -16,12 +16,12 @@ from muxtune.support.yaml_file import load_yaml
 _STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 MOST_ID_CHARACTERS = 128
-"""Of a task's id: it names folders and files, with more around it."""
+"""Characters of a task's id, at most: it names folders and files, with more around it."""
 MOST_STEPS = 10_000_000
 MOST_SEQUENCES = 10_000_000
-"""Of a batch."""
+"""Sequences of a batch, at most."""
 LARGEST_FACTOR = 1e6
-"""Of learning rate, weight decay and alpha; single precision ends at 3e38."""
+"""Largest learning rate, weight decay and alpha; single precision ends at 3e38."""
 
 
 def _target_names(value: object) -> object:
@@ -161,7 +161,7 @@ class Workload(BaseModel):
     backbone: str | None = None
     """Preset or directory; ``--model`` overrides it."""
     dtype: Dtype | None = None
-    """Of weights and activations; if absent, a preset's own, and float32 for a directory."""
+    """Type of weights and activations; if absent, a preset's own, and float32 for a directory."""
     tasks: tuple[PeftTask, ...] = Field(min_length=1)
 
     @model_validator(mode="after")

@@ -35,7 +35,7 @@ from muxtune.support.errors import SpecError
 
 FloatArray = NDArray[np.float64]
 Bytes = TypeVar("Bytes", float, FloatArray)
-"""One size or many; seconds come likewise."""
+"""One size or an array of sizes; seconds come in the same form."""
 Ranks = int | Route
 """Where the ranks of a group are, or how many of the cluster's first ranks they are."""
 

@@ -36,7 +36,8 @@ def kept_calls(row_tokens: Sequence[int], attention: AttentionName) -> list[tupl
 
 
 MARGIN = 0.05
-"""Another backend has to be faster by so much: below, the same machine would choose now this, now that."""
+"""Share of time by which another backend has to be faster: with less, the same machine would choose
+differently from one time to the next."""
 
 
 class AttentionTime(BaseModel):

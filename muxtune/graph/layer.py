@@ -164,7 +164,7 @@ def _turned_around(slots: Sequence[_Slot]) -> tuple[_Slot, ...]:
 
 
 def _keep(slots: Iterable[_Slot], wanted: Callable[[_Slot], bool]) -> tuple[_Slot, ...]:
-    """Without the others; who read one of them reads what it read."""
+    """Nodes that are wanted; those that read another one read what it read."""
     kept: list[_Slot] = []
     stands_for: list[tuple[int, ...]] = []
     for slot in slots:

@@ -26,7 +26,7 @@ class BaseOp:
     """A frozen linear of a layer, as one rank has it."""
 
     position: int
-    """Among the linears of the layer."""
+    """Position among the linears of the layer."""
     name: str
     """Path inside the layer."""
     block: int

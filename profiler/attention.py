@@ -38,11 +38,11 @@ def hold_contest(
     All ranks measure at the same time and see the same medians over ranks, so they choose alike.
 
     Args:
-        suite: That has the backends.
+        suite: Suite that has the backends.
         model: The backbone.
-        device: Of this rank.
-        rendezvous: Of the ranks that measure at the same time.
-        ranks: How many these are.
+        device: Device of this rank.
+        rendezvous: Rendezvous of the ranks that measure at the same time.
+        ranks: Number of these ranks.
         folder: Where ranks leave their figures for each other.
         limit_s: Seconds per backend and stream.
     """

@@ -33,31 +33,31 @@ class Description(BaseModel):
 
     processor: str
     versions: dict[str, str]
-    """Of the libraries that compute on it."""
+    """Versions of the libraries that compute on it."""
     settings: dict[str, str]
-    """That can be read, by name."""
+    """Settings that can be read, by name."""
 
 
 class Device(ABC):
     """One rank's device. Making one binds the process to it: what torch runs from then on is there.
 
     Args:
-        rank: Of the measuring process.
+        rank: Rank of the measuring process.
     """
 
     backend: ClassVar[str]
-    """Of torch.distributed, between ranks on such devices."""
+    """Backend of torch.distributed, between ranks on such devices."""
     shared_by_ranks: ClassVar[bool]
     """Whether ranks that use the same device can communicate."""
     group_per_direction: ClassVar[bool]
     """Whether messages back need a group of their own, because what a pair of ranks posts goes in order."""
 
     name: str
-    """For torch: ``cpu``, ``cuda:1``."""
+    """Name for torch: ``cpu``, ``cuda:1``."""
     timer: Timer
-    """Of operators: of work that needs no other rank."""
+    """Timer of operators: of work that needs no other rank."""
     link_timer: Timer
-    """Of messages and collectives: waiting for other ranks counts."""
+    """Timer of messages and collectives: waiting for other ranks counts."""
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
@@ -68,7 +68,7 @@ class Device(ABC):
         """How many this machine has.
 
         Raises:
-            UserError: None.
+            UserError: This machine has none.
         """
 
     @abstractmethod
@@ -110,15 +110,15 @@ class CpuDevice(Device):
         return usable_cores()
 
     def copies(self, bytes_: float) -> int:
-        """In a real pass a layer's weights were last used a whole pass ago."""
+        """Copies out of the caches: in a real pass a layer's weights were last used a whole pass ago."""
         return max(1, min(self._MAX_COPIES, math.ceil(self._COLD_BYTES / bytes_)))
 
     def processor_s(self) -> float:
-        """Of all threads: what moves a message needs the core that the actions are on."""
+        """Processor time of all threads: what moves a message needs the core that the actions are on."""
         return time.process_time()
 
     def describe(self) -> Description:
-        """Of the machine and of torch's libraries."""
+        """Description of the machine and of torch's libraries."""
         import torch
 
         built = torch.__config__.show()
@@ -139,7 +139,7 @@ class CpuDevice(Device):
         )
 
     def read_clocks(self, moment: Literal["before", "after"]) -> ClockReading:
-        """The fastest core's, which a busy process is on."""
+        """Clock of the fastest core, which a busy process is on."""
         end_s = time.perf_counter() + self._BUSY_S
         while time.perf_counter() < end_s:
             pass
@@ -149,7 +149,8 @@ class CpuDevice(Device):
 
 
 _LIBRARIES = {"mkl": r"Math Kernel Library Version (\S+)", "onednn": r"MKL-DNN v(\S+)"}
-"""As ``torch.__config__.show()`` names them. Gloo has no version of its own: it is part of torch."""
+"""Libraries and their versions in ``torch.__config__.show()``. Gloo has no version of its own: it is part of
+torch."""
 
 
 def _kernels() -> str:
@@ -211,11 +212,11 @@ class CudaDevice(Device):
         return 1
 
     def processor_s(self) -> float:
-        """Of the calling thread, which starts the kernels; others have cores of their own."""
+        """Processor time of the calling thread, which starts the kernels; others have cores of their own."""
         return time.thread_time()
 
     def describe(self) -> Description:
-        """Of the GPU, CUDA's libraries and the driver."""
+        """Description of the GPU, CUDA's libraries and the driver."""
         import torch
 
         versions = {
@@ -236,7 +237,7 @@ class CudaDevice(Device):
         )
 
     def read_clocks(self, moment: Literal["before", "after"]) -> ClockReading:
-        """As the driver says, which answers slowly; the GPU overwrites its cache meanwhile."""
+        """Clocks that the driver tells, slowly; the GPU overwrites its cache meanwhile."""
         answers = query_gpu(self._uuid, [*_GPU_CLOCKS.values(), _GPU_THROTTLED], self._keep_busy)
         return ClockReading(
             rank=self.rank,

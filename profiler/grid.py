@@ -1,4 +1,4 @@
-"""Which shapes are measured: close together where micro-batches usually lie, 50 to 1500 tokens."""
+"""Shapes that are measured: close together where micro-batches usually lie, 50 to 1500 tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from muxtune.graph.operators import COLLECTIVE_KINDS, Operator
 from muxtune.model import ModelSpec
 
 MAX_TOKENS = 4096
-"""Of one micro-batch; larger ones are priced as at this edge."""
+"""Tokens of the largest micro-batch that is measured; larger ones are priced as at this edge."""
 
 
 _LOSS_BYTES = (64, 512)
@@ -21,7 +21,7 @@ def operator_grid(model: ModelSpec, *, quick: bool, group_sizes: Sequence[int] =
     """Every operator to measure, transfers and collectives included.
 
     Args:
-        model: Whose shapes.
+        model: Backbone whose shapes are measured.
         quick: Fewer points, for a first look.
         group_sizes: Numbers of ranks of the collectives.
     """
@@ -86,7 +86,7 @@ def _attention(model: ModelSpec, *, quick: bool) -> Iterator[Operator]:
 
 
 def _optimizer(model: ModelSpec, *, quick: bool) -> Iterator[Operator]:
-    """From one target on one layer to all linears on all layers; ranks from 1 to 64."""
+    """Steps from one target on one layer to all linears on all layers; ranks from 1 to 64."""
     most = 2 * len(model.linears) * model.layers
     for tensors in powers(2, most, 8 if quick else 4):
         for elements in powers(model.hidden, 64 * model.hidden, 64 if quick else 8):

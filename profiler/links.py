@@ -44,10 +44,10 @@ class RankGroup:
     """All ranks that communicate in a session; every one of them makes the same calls in the same order.
 
     Args:
-        device: Of this rank.
+        device: Device of this rank.
         path: File that the ranks meet in; must not exist before.
         ranks: How many they are, at least two.
-        sizes: Of the groups whose collectives are measured: the first so many ranks.
+        sizes: Sizes of the groups whose collectives are measured: the first so many ranks.
     """
 
     def __init__(self, device: Device, path: Path, ranks: int, sizes: Sequence[int]) -> None:
@@ -120,7 +120,7 @@ class RankGroup:
             limit_s: Seconds for the repetitions.
 
         Returns:
-            Of one turn, on rank 0; None elsewhere.
+            Overlap of one turn, on rank 0; None elsewhere.
         """
         import torch
 
@@ -187,7 +187,7 @@ class RankGroup:
     def _repeat(
         self, call: Callable[[], tuple[float, float]], group: ProcessGroup, limit_s: float
     ) -> list[tuple[float, float]]:
-        """As often as the limit allows by rank 0's clock, equally often on all ranks."""
+        """Results of as many calls as the limit allows by rank 0's clock, equally many on all ranks."""
         import torch
 
         warm_s = []

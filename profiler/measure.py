@@ -31,8 +31,8 @@ def measure_operator(
         op: Any kind that a suite builds.
         model: The backbone.
         suite: Builds it.
-        device: Of this rank.
-        rendezvous: Of the ranks that measure it at the same time.
+        device: Device of this rank.
+        rendezvous: Rendezvous of the ranks that measure it at the same time.
         limit_s: Seconds per phase, or for both where they are timed in turn.
 
     Yields:

@@ -26,12 +26,13 @@ def query_gpu(
     """Values of ``--query-gpu`` fields of one GPU.
 
     Args:
-        uuid: Of the GPU, which its index is not: CUDA_VISIBLE_DEVICES renumbers.
-        fields: As ``nvidia-smi --help-query-gpu`` names them.
+        uuid: UUID of the GPU; its index would not do, as CUDA_VISIBLE_DEVICES renumbers.
+        fields: Names of fields, as ``nvidia-smi --help-query-gpu`` lists them.
         meanwhile: Called again and again until the answer is there.
 
     Returns:
-        By field; without those that this GPU does not have, and empty where the command is missing or fails.
+        Values by field; without those that this GPU does not have, and empty where the command is missing or
+        fails.
     """
     command = [
         "nvidia-smi",

@@ -27,9 +27,9 @@ def build_provenance(
 
     Args:
         job: What was measured.
-        description: Of rank 0's device.
-        clocks: Of every process, before and after.
-        devices: Of the job's kind, that the machine has.
+        description: Description of rank 0's device.
+        clocks: Clocks of every process, before and after.
+        devices: Devices of the job's kind that the machine has.
         attention: What the choice of an attention backend came from, if there was one.
     """
     clocks = tuple(sorted(clocks, key=lambda reading: (reading.rank, reading.moment == "after")))

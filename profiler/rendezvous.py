@@ -13,8 +13,8 @@ class Rendezvous:
 
     Args:
         path: File of :func:`create_rendezvous`.
-        rank: Of this process.
-        ranks: How many meet.
+        rank: Rank of this process.
+        ranks: Number of ranks that meet.
     """
 
     def __init__(self, path: Path, rank: int, ranks: int) -> None:

@@ -41,7 +41,7 @@ _TRANSFER_ROUNDS = 3
 _COLLECTIVE_ROUNDS = 2
 
 _OVERLAP_TOKENS = (64, 256, 1024)
-"""Of a linear beside an all-reduce: small, usual and large micro-batches."""
+"""Tokens of a linear beside an all-reduce: small, usual and large micro-batches."""
 
 _SILENCE_S = 600.0
 """A session that hears nothing for so long has lost a process."""

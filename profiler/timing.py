@@ -134,7 +134,7 @@ class Sample:
 
 
 RELATIVE_ERROR = 0.02
-"""Of the median, as a standard error, at which a measurement ends."""
+"""Standard error of the median, relative to it, at which a measurement ends."""
 
 MIN_REPETITIONS = 5
 
@@ -151,9 +151,9 @@ def time_repeatedly(
     """Time calls in turn until the median of each is known to 2% or ``limit_s`` have passed.
 
     Args:
-        copies: The same calls on different memory, so that none finds its own data in the cache. Those of one
-            copy follow each other (a forward and its backward, say) and are timed one by one.
-        timer: Of the device.
+        copies: Calls that are alike but on different memory, so that none finds its own data in the cache.
+            Those of one copy follow each other (a forward and its backward, say) and are timed one by one.
+        timer: Timer of the device.
         limit_s: Seconds after which the error no longer matters; five repetitions there are in any case.
 
     Returns:

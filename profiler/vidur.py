@@ -41,8 +41,8 @@ def import_vidur(folder: Path, device: str, out: Path) -> MeasurementsProvenance
     Args:
         folder: Vidur's ``data/profiling``, or below it ``compute``, ``network``, or the folder of a device,
             model or topology.
-        device: Whose measurements are taken; names its folder (``a40``).
-        out: As :func:`muxtune.costs.measurements.save_measurements` writes it.
+        device: Device whose measurements are taken; names its folder (``a40``).
+        out: File, as :func:`muxtune.costs.measurements.save_measurements` writes it.
 
     Raises:
         UserError: Nothing of that device is there, or a file is malformed; the message names file, column

@@ -50,11 +50,11 @@ class Job(BaseModel):
     link_ranks: int
     """Processes that communicate; 0 if none do."""
     links: tuple[tuple[str, tuple[int, ...]], ...]
-    """Collectives and transfers, likewise; those come first."""
+    """Kind and dimensions of collectives and transfers, in order; they are measured first."""
     overlaps: tuple[int, ...] = ()
-    """Tokens of a linear beside an all-reduce of all processes that communicate, likewise."""
+    """Tokens of a linear beside an all-reduce of all processes that communicate, in order."""
     limit_s: float
-    """Per operator and phase, each time."""
+    """Seconds per operator and phase, each time."""
 
     @property
     def processes(self) -> int:

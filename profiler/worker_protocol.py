@@ -33,7 +33,7 @@ _MODELS: dict[str, type[Overlap | Description | ClockReading | AttentionContest]
 
 
 def write_line(line: Line) -> str:
-    """As JSON, without the end of the line."""
+    """The line as JSON, without its end."""
     if isinstance(line, Reading):
         op = {"kind": line.op.kind, "dims": line.op.dims}
         return json.dumps({"reading": {**op, "phase": line.phase, **asdict(line.sample)}})

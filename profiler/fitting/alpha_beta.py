@@ -17,12 +17,13 @@ _WORTH = 0.95
 _BREAKS = 8
 """Sizes at which a start may change lines."""
 _MIN_ROWS = 4
-"""Of a line at the start."""
+"""Rows that each line has at the start, at least."""
 _LOSS_SCALE = 0.05
 _SPAN = 4.0
-"""Of the logarithms around a start."""
+"""Distance from the logarithms of a start that a fit may go."""
 _LEAST_LATENCY_SHARE = 0.5
-"""Of the shortest measured time: a line that starts lower would be seen only where nothing was measured."""
+"""Least latency of a line, as a share of the shortest measured time: a line that starts lower would be seen
+only where nothing was measured."""
 _MARGIN = 1e-9
 """A start on the bound lies inside it."""
 

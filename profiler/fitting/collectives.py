@@ -38,7 +38,8 @@ TABLE_SOURCE = (
     "profiling data of the Vidur simulator (github.com/microsoft/vidur, MIT licence), medians per size"
 )
 KERNEL_S = 2e-6
-"""Of a kernel that moves nothing, in these times without launches; too little of it shows to be fitted."""
+"""Seconds of a kernel that moves nothing, in these times without launches; too little of it shows to be
+fitted."""
 
 _BAND_EDGES = (2**16, 2**20)
 BANDS = ("to 64 KiB", "to 1 MiB", "above")
@@ -78,8 +79,8 @@ def with_errors(
     """The rows with ``error``, ``|predicted / measured - 1|``.
 
     Args:
-        coefficients: Of the link that the rows use.
-        rows: With ``seconds``.
+        coefficients: Coefficients of the link that the rows use.
+        rows: Rows with ``seconds``.
         inside: Link inside the nodes, for all-reduces of several ranks per node on a network.
     """
     seconds = np.empty(len(rows))
@@ -185,7 +186,7 @@ def _rounded(value: float) -> float:
 
 
 def _stand_in(table: pd.DataFrame, source: LinkSource) -> LinkCoefficients:
-    """Of the link that stands in, with rates in proportion to the data sheets'.
+    """Coefficients of the link that stands in, with rates in proportion to the data sheets'.
 
     Raises:
         SpecError: There is none.

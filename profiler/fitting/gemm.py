@@ -23,7 +23,7 @@ _HABIT = 0.1
 _EVALUATIONS = 25
 _STEP = 1e-3
 COLUMNS = ("device", "model", "m", "n", "k", "median_ms")
-"""Of a table of measurements."""
+"""Columns of a table of measurements."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +36,7 @@ class DeviceFacts:
     k_step: int
     resident_blocks: int
     tiles: tuple[tuple[int, int], ...]
-    """Those whose multiples show as steps in measured times."""
+    """Tiles whose multiples show as steps in measured times."""
     splits: tuple[int, ...]
 
 
@@ -106,7 +106,7 @@ def fit_gemm(table: pd.DataFrame, device: str, *, rows: int = ROWS) -> GemmCoeff
     Args:
         table: Columns ``device``, ``m``, ``n``, ``k``, ``median_ms``.
         device: One of :data:`DEVICES`.
-        rows: At most that many measurements are looked at by the search.
+        rows: Measurements that the search looks at, at most.
 
     Raises:
         UserError: The device is unknown.
@@ -148,7 +148,7 @@ def leave_one_model_out(table: pd.DataFrame, device: str, *, rows: int = ROWS) -
     """Per model, the mean relative error of coefficients that were fitted to all others.
 
     Raises:
-        UserError: As of :func:`fit_gemm`.
+        UserError: See :func:`fit_gemm`.
     """
     measured = rows_of(table, device)
     errors: dict[str, float] = {}
@@ -202,11 +202,11 @@ class _Search:
         self.most = np.concatenate([most, none + _MOST_RELUCTANT])
 
     def preferences(self, vector: Floats) -> Floats:
-        """Of the library, all its reluctances."""
+        """Preferences of the library, all its reluctances."""
         return vector[len(_POSITIVE) :]
 
     def coefficients(self, vector: Floats) -> GemmCoefficients:
-        """With an empty record."""
+        """Coefficients with an empty record."""
         facts = self._facts
         preferences = self.preferences(vector).tolist()
         return GemmCoefficients(

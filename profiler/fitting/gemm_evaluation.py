@@ -28,17 +28,17 @@ def left_out_errors(
     """Every row of a device, predicted by what was fitted to the other models alone.
 
     Args:
-        table: As of :func:`profiler.fitting.gemm.fit_gemm`, with a column ``model``.
-        device: Whose rows.
+        table: Measurements for :func:`profiler.fitting.gemm.fit_gemm`, with a column ``model``.
+        device: Device whose rows are predicted.
         by: Column whose values are left out, one at a time.
-        rows: As of :func:`profiler.fitting.gemm.fit_gemm`.
+        rows: Measurements that each fit looks at, at most; see :func:`profiler.fitting.gemm.fit_gemm`.
 
     Returns:
         The rows with columns ``analytic`` and ``measured``: relative errors ``predicted / measured - 1`` of
         :func:`muxtune.costs.gemm.gemm_seconds` and :class:`muxtune.costs.measured_gemm.MeasuredGemm`.
 
     Raises:
-        UserError: As of :func:`profiler.fitting.gemm.fit_gemm`.
+        UserError: See :func:`profiler.fitting.gemm.fit_gemm`.
     """
     of_device = rows_of(table, device)
     parts = []

@@ -1,4 +1,4 @@
-"""Which measured transfers and all-reduces show the link that they are said to use.
+"""Judgement of which measured transfers and all-reduces show the link that they are said to use.
 
 The table has columns ``topology, collective, num_workers, devices_per_node, bytes, median_ms``, as in the
 profiling data of the Vidur simulator. How its rows are read, after the source of the profiler that wrote
@@ -79,7 +79,7 @@ def judge(table: pd.DataFrame, source: LinkSource, series: Series) -> pd.DataFra
     """Rows of a series with ``verdict``: why a row is not fitted, empty where it is.
 
     Args:
-        table: From :func:`load_rows`, with all topologies.
+        table: Rows from :func:`load_rows`, with all topologies.
         source: The link that the rows are said to use.
         series: One of its series, or of those across it.
     """

@@ -20,16 +20,16 @@ class LinkSource(NamedTuple):
     link: str
     device: str
     topology: str
-    """Of the table."""
+    """Topology in the table."""
     series: tuple[Series, ...]
     datasheet_bytes_per_s: float
-    """In one direction."""
+    """Rate of the data sheet, in one direction."""
     datasheet: str
     """Where that rate is from."""
     flows_per_node: int | None = None
-    """Of a network, where no row tells it."""
+    """Flows per node of a network, where no row tells them."""
     across: tuple[Series, ...] = ()
-    """Of a network: all-reduces of several ranks per node, which tell ``flows_per_node``."""
+    """All-reduces of several ranks per node on a network, which tell ``flows_per_node``."""
     inside: str | None = None
     """Link inside the nodes of those."""
     stand_in: str | None = None
@@ -37,7 +37,7 @@ class LinkSource(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of the file."""
+        """Name of the file."""
         return f"{self.link}-{self.device}"
 
 
@@ -136,4 +136,4 @@ SOURCES = {
         ),
     )
 }
-"""By name of the link; :mod:`profiler.fitting.collectives` tells what the topologies' rows show."""
+"""Sources by name of the link; :mod:`profiler.fitting.collectives` tells what the topologies' rows show."""

@@ -158,7 +158,7 @@ def fit_pointwise(rows: pd.DataFrame, device: str) -> PointwiseCoefficients:
     """Coefficients that fit best in relative terms, every operator of every model counting the same.
 
     Args:
-        rows: From :func:`load_rows`, or some of them with a fresh index.
+        rows: Rows from :func:`load_rows`, or some of them with a fresh index.
         device: One of :data:`CHIPS`.
     """
     chip = CHIPS[device]

@@ -16,7 +16,7 @@ def plan_costs(plan: Plan, profile: Path | None = None) -> CostModel:
 
     Args:
         plan: Checked.
-        profile: That it was made with; without one, the coefficients that ship for its GPU.
+        profile: Profile that the plan was made with; without one, the coefficients that ship for its GPU.
 
     Raises:
         UserError: The profile cannot be read, a profile is needed, or these are other costs than the plan's.

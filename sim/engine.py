@@ -24,7 +24,7 @@ Clock = Sequence[Action]
 
 
 def clock_htasks(clock: Clock) -> tuple[int, ...]:
-    """Who shares it, in the order of the clock."""
+    """Positions of the hTasks that share it, in the order of the clock."""
     return tuple(action.htask for action in clock)
 
 
@@ -60,7 +60,7 @@ def simulate_schedule(stages: Sequence[Sequence[Action]], times: StageTimes) -> 
 
     Args:
         stages: One list per stage.
-        times: Their durations.
+        times: Durations of the actions.
 
     Returns:
         Spans of both streams in the order in which they ended; a transfer is a span of its sender.

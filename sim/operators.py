@@ -73,9 +73,9 @@ class OperatorWork:
         self._factors = [drawn.factors("stage", stage) for stage in range(stages)]
         self._record = record
         self.executed = 0
-        """Operators, so far."""
+        """Operators executed so far."""
         self.log = OperatorLog()
-        """Of the executions, if they are kept."""
+        """Log of the executions, if they are kept."""
 
     def play(self, env: Environment, stage: int, clock: Clock) -> Generator[Event, object, None]:
         """Run the clock's program; each of its operators is an event."""

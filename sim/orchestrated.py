@@ -21,10 +21,10 @@ def orchestrated_program(
     other stream than those of the subgraph.
 
     Args:
-        schedule: Of a clock.
-        cuts: Of its hTasks.
-        nodes: Of its hTasks.
-        htasks: Their positions in the plan.
+        schedule: Schedule of a clock.
+        cuts: Subgraphs of each of its hTasks.
+        nodes: Timed nodes of each of its hTasks.
+        htasks: Positions of its hTasks in the plan.
 
     Returns:
         A program that takes ``schedule.seconds``.

@@ -70,7 +70,7 @@ class Program:
         """One kernel after the other, whichever stream it is on; nothing overlaps.
 
         Args:
-            graphs: Of hTasks, in the order of execution.
+            graphs: Graph of each hTask, in the order of execution.
         """
         kernels: dict[Stream, list[Kernel]] = {"compute": [], "communication": []}
         for htask, nodes in graphs:
@@ -81,10 +81,10 @@ class Program:
 
     @classmethod
     def launched(cls, graphs: Mapping[int, Sequence[TimedNode]], order: Launches) -> Self:
-        """In an order of launch; a kernel starts when its inputs are there and its stream is free.
+        """Kernels in an order of launch; each starts when its inputs are there and its stream is free.
 
         Args:
-            graphs: Per hTask.
+            graphs: Graph of each hTask.
             order: Every node of theirs once, on its own stream.
 
         Raises:

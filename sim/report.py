@@ -17,7 +17,7 @@ class SimulationReport:
     spans: tuple[Span, ...]
     """Compute and communication of every stage, seconds from the start of the schedule."""
     predicted: Predicted
-    """Same keys as ``predicted`` in the plan."""
+    """Numbers with the keys of ``predicted`` in the plan."""
     operators: OperatorLog = field(default_factory=OperatorLog)
     """What the actions consist of; empty where whole clocks were played."""
 

@@ -26,8 +26,8 @@ def search_plan(
 
     Args:
         workload: The tasks.
-        model: Their backbone.
-        cluster: Where they run.
+        model: Backbone of the tasks.
+        cluster: Cluster that they run on.
         costs: Operator costs of the cluster's device.
         policy: Name in the policy registry.
         options: Decisions that are not left to the search.

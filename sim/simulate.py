@@ -48,9 +48,9 @@ def simulate_operators(
 
     Args:
         plan: Checked, as :func:`muxtune.plan.load_plan` returns it.
-        costs: Of the plan's devices, for its whole backbone; see :func:`sim.costs.plan_costs`.
-        iterations: As for :func:`simulate_plan`.
-        seed: Of the noise.
+        costs: Costs of the plan's devices, for its whole backbone; see :func:`sim.costs.plan_costs`.
+        iterations: Iterations to play, as for :func:`simulate_plan`.
+        seed: Seed of the noise.
         noise: Standard deviation of the logarithm of an operator's or a transfer's duration, which keeps its
             mean.
         record: Whether the report has the operators' spans.

@@ -40,8 +40,8 @@ def play_program(
         env: Clock of the run.
         program: Kernels in launch order.
         compute_s: Work of each compute kernel: seconds that it takes alone.
-        communication_s: The same of the communication kernels.
-        slowdown: At least 1.
+        communication_s: Work of each communication kernel: seconds that it takes alone.
+        slowdown: Seconds for a second of work while both streams run, at least 1.
         recording: Where starts and ends are noted.
     """
     timeout = env.timeout

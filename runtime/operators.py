@@ -42,7 +42,7 @@ class TorchOperators:
     """Operator suite of this runtime (entry point ``torch``).
 
     Args:
-        attention: By which backend attention is computed.
+        attention: Backend that computes attention.
     """
 
     def __init__(self, attention: AttentionName = DEFAULT_ATTENTION) -> None:
@@ -68,7 +68,7 @@ class TorchOperators:
         }
 
     def with_attention(self, backend: AttentionName) -> TorchOperators:
-        """The same with that attention backend."""
+        """This suite with that attention backend."""
         return TorchOperators(backend)
 
     def build_attention(

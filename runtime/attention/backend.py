@@ -30,7 +30,7 @@ class AttentionSite:
     dtype: torch.dtype
     head_dim: int
     capability: tuple[int, int] | None = None
-    """Of the GPU; None where it is not known, or there is none."""
+    """Compute capability of the GPU; None where it is not known, or there is none."""
 
 
 class Placement(ABC):
@@ -44,8 +44,8 @@ class Placement(ABC):
 
         Args:
             qkv_TF: Queries, keys and values side by side.
-            heads: H.
-            kv_heads: K; a divisor of H.
+            heads: H, the heads of queries.
+            kv_heads: K, the heads of keys and values; a divisor of H.
             rope: Rotates queries and keys by their positions; None for learned positions.
             left: Keys and values, each ``[M', 2 K D]``, that earlier micro-batches have left.
 
@@ -73,9 +73,9 @@ class AttentionBackend(ABC):
 
         Args:
             rows: What lies of each sequence in it; at least one.
-            tokens: T.
-            places: Of the tokens that earlier micro-batches of the carry group have left.
-            device: Of index tensors.
+            tokens: T, the tokens of the stream.
+            places: Places of the tokens that earlier micro-batches of the carry group have left.
+            device: Device of index tensors.
         """
 
 

@@ -36,7 +36,7 @@ def attention_site(model: ModelSpec, device: str) -> AttentionSite:
 
 
 def refusals(site: AttentionSite) -> dict[AttentionName, str | None]:
-    """Of every backend, what it needs and does not have there; None where it runs."""
+    """What each backend needs and does not have there; None where it runs."""
     return {name: backend.refusal(site) for name, backend in BACKENDS.items()}
 
 

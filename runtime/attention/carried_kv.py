@@ -32,9 +32,9 @@ class CarriedKv:
         """Leave keys and values of a layer to later micro-batches.
 
         Args:
-            layer: Whose.
-            kv_MF: Rotated, after those that earlier micro-batches have left.
-            output: Of the attention that computed them; its backward collects their gradients.
+            layer: Layer that they belong to.
+            kv_MF: Keys and values, rotated, after those that earlier micro-batches have left.
+            output: Output of the attention that computed them; its backward collects their gradients.
 
         Returns:
             ``output``; only through this tensor do the gradients arrive.
@@ -78,7 +78,7 @@ class CarriedPlaces:
 
     def __init__(self, earlier: Iterable[MicrobatchLayout]) -> None:
         self.tokens = 0
-        """That have been left."""
+        """Tokens that have been left."""
         self._places: defaultdict[tuple[int, int], list[NDArray[np.int64]]] = defaultdict(list)
         for layout in earlier:
             for row in leaving_rows(sequence_rows(layout.segments)):
@@ -87,7 +87,7 @@ class CarriedPlaces:
                 self.tokens += row.tokens
 
     def of(self, row: Row) -> NDArray[np.int64]:
-        """Of the tokens before a row, in the order of the sequence."""
+        """Places of the tokens before a row, in the order of the sequence."""
         places = np.concatenate(self._places[row.parts[0].task, row.parts[0].sequence])
         assert len(places) == row.carried, "parts stand in the order of their sequence"
         return places

@@ -41,7 +41,7 @@ class _MaskedPlacement(StreamPlacement):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=self._bias(q, k), enable_gqa=grouped)
 
     def _bias(self, q: Tensor, k: Tensor) -> Tensor:
-        """The same tensor for all layers, so that it is kept once."""
+        """Bias of the scores, one tensor for all layers, so that it is kept once."""
         if self._bias_TS is None:
             query, key = (torch.arange(x.shape[2], device=x.device) for x in (q, k))
             visible = self._stream.visible(query[:, None], key[None])

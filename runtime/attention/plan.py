@@ -24,7 +24,7 @@ class AttentionPlan:
     placement: Placement | None
     """None if there are none."""
     carried: CarriedKv | None = None
-    """Of the carry group; None where every sequence lies in one micro-batch."""
+    """Keys and values of the carry group; None where every sequence lies in one micro-batch."""
 
 
 def build_attention_plan(
@@ -40,11 +40,11 @@ def build_attention_plan(
 
     Args:
         segments: Sequences with their rows, which do not overlap.
-        tokens: T.
-        device: Of the index tensors.
+        tokens: T, the tokens of the stream.
+        device: Device of the index tensors.
         backend: What computes attention; :func:`~runtime.attention.backends.check_attention` says whether it
             can.
-        carried: Of its carry group, if sequences may spread over several micro-batches.
+        carried: Keys and values of the carry group, if sequences may spread over several micro-batches.
         earlier: Layouts of the carry group's micro-batches before this one.
     """
     rows = sequence_rows(segments)
@@ -65,11 +65,11 @@ def causal_attention(
 
     Args:
         qkv_TF: Queries, keys and values side by side, ``[T, (H + 2 K) D]``.
-        plan: Of this micro-batch.
-        heads: H.
-        kv_heads: K; a divisor of H.
+        plan: Plan of this micro-batch.
+        heads: H, the heads of queries.
+        kv_heads: K, the heads of keys and values; a divisor of H.
         rope: Rotates queries and keys by their position in the sequence; None for learned positions.
-        layer: Under whose name keys and values go from micro-batch to micro-batch.
+        layer: Key under which keys and values of a layer go from micro-batch to micro-batch.
 
     Returns:
         ``[T, H D]``; zero where no sequence is.

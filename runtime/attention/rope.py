@@ -17,11 +17,11 @@ class RopeTables:
     sin: Tensor
     """``[positions, 1, D]``, negative in the first half."""
     inverse_sin: Tensor
-    """The same of the transposed rotation, which the backward needs."""
+    """``sin`` of the transposed rotation, which the backward needs."""
 
     @staticmethod
     def build(cos: Tensor, sin: Tensor) -> RopeTables:
-        """From the tables ``[positions, D]`` of ``x cos + rotate_half(x) sin``."""
+        """Build from the tables ``[positions, D]`` of ``x cos + rotate_half(x) sin``."""
         low, high = sin[:, None].chunk(2, dim=-1)
         return RopeTables(cos[:, None], torch.cat((-low, high), -1), torch.cat((high, -low), -1))
 

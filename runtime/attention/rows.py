@@ -24,7 +24,7 @@ from runtime.ops.to_device import on_device
 
 @dataclass(slots=True)
 class Bias:
-    """Which query of a row sees which key, as a term of the scores."""
+    """Visibility of a row's keys to its queries, as a term of the scores."""
 
     visible: Tensor
     """``[N, 1, L, S]``."""
@@ -50,7 +50,7 @@ class Ends:
     keys: Tensor
     """``[N + 1]``, int32, among the keys."""
     longest_queries: int
-    """Of a sequence."""
+    """Queries of the longest sequence."""
     longest_keys: int
 
 
@@ -60,7 +60,7 @@ class RowGroup:
 
     rows: int
     length: int
-    """Of every row; shorter sequences repeat their last token, which nobody attends to."""
+    """Tokens of every row; shorter sequences repeat their last token, which nobody attends to."""
     start: int
     """First token, if the rows lie one after the other in the stream (``index`` is None then)."""
     index: Tensor | None
@@ -73,9 +73,9 @@ class RowGroup:
     """``[N S]``, where the keys lie: in what earlier micro-batches have left, or behind that in the group's
     own slots; None where they are the own ones."""
     bias: Bias | None = None
-    """Of rows that go on with sequences from earlier micro-batches."""
+    """Bias in rows that go on with sequences from earlier micro-batches."""
     ends: Ends | None = None
-    """Of a row that has several sequences."""
+    """Ends of the sequences in a row that has several."""
 
     def rotation(self, table: Tensor) -> Tensor:
         """Rows of a table of :class:`RopeTables` for the slots."""
@@ -118,7 +118,7 @@ class Kernel(Protocol):
     """Causal attention of one group; queries ``[N, H, L, D]``, keys and values ``[N, K, S, D]``."""
 
     def __call__(self, group: RowGroup, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """As the queries."""
+        """Attended values, of the shape of the queries."""
         ...
 
 
@@ -216,7 +216,7 @@ class Placed(NamedTuple):
 
     group: RowGroup
     tokens: NDArray[np.int64]
-    """Of the stream, padding left out."""
+    """Positions in the stream, padding left out."""
     slots: NDArray[np.int64]
     """Where each of them lies in the group's ``N L`` slots."""
 
@@ -225,10 +225,10 @@ def build_layout(rows: Sequence[Row], groups: Iterable[Placed], tokens: int, dev
     """Find the way back from groups.
 
     Args:
-        rows: Of the micro-batch.
+        rows: Rows of the micro-batch.
         groups: All that they are gathered into.
-        tokens: T.
-        device: Of the index tensors.
+        tokens: T, the tokens of the stream.
+        device: Device of the index tensors.
     """
     restore = np.full(tokens, -1, dtype=np.int64)
     placed: list[RowGroup] = []

@@ -69,7 +69,7 @@ class StreamPlacement(Placement):
     """Every query and every key in one call.
 
     Args:
-        stream: Of the micro-batch.
+        stream: Stream of the micro-batch.
     """
 
     def __init__(self, stream: Stream) -> None:

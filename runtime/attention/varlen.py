@@ -26,7 +26,7 @@ _DTYPES = (torch.float16, torch.bfloat16)
 _WIDTH_MULTIPLE, _WIDEST = 8, 256
 """Head widths that the kernel has been compiled for."""
 _CAPABILITY = (8, 0)
-"""Of a GPU, at least."""
+"""Least compute capability of a GPU that runs it."""
 
 
 class VarlenAttention(AttentionBackend):

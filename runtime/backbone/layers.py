@@ -59,15 +59,15 @@ class DecoderLayer(nn.Module):
     """Pre-norm attention and MLP with residuals.
 
     Args:
-        attention_norm: Before the attention.
+        attention_norm: Norm before the attention.
         qkv: Queries, keys and values side by side.
         attention_out: Projection of the attended values.
-        mlp_norm: Before the MLP.
+        mlp_norm: Norm before the MLP.
         mlp_in: First linear of the MLP, or gate and up-projection side by side.
         mlp_out: Last linear of the MLP.
         spec: The backbone, whole: its heads and its activation.
         rope: Shared by all layers of a stage; None for learned positions.
-        shard: Which part of the linears these are.
+        shard: Part of the linears that these are.
     """
 
     def __init__(

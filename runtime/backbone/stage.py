@@ -30,12 +30,13 @@ class Stage(nn.Module):
 
     Args:
         spec: The backbone.
-        layers: Which layers.
+        layers: Numbers of the layers.
         first: Whether the stage embeds the tokens.
         last: Whether it has the head and computes losses.
-        weights: Of the backbone; the stage asks for what it needs, tensor by tensor, and copies its part.
+        weights: Weights of the backbone; the stage asks for what it needs, tensor by tensor, and copies its
+            part.
         device: Where the stage lives.
-        shard: Which part of it, if several ranks share it; :func:`muxtune.model.check_sharding` holds.
+        shard: Part of the stage, if several ranks share it; :func:`muxtune.model.check_sharding` holds.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class Stage(nn.Module):
         """Attach the adapter of a task.
 
         Args:
-            task: Its rank, scale, targets and dropout.
+            task: Task whose adapter it is: rank, scale, targets and dropout.
             adapter: PEFT state dict of the whole model, e.g. with
                 ``base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight``; what belongs to the layers
                 of this stage, and to its shard, is copied.

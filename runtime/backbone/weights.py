@@ -49,7 +49,7 @@ class StoredWeights:
     """Tensors of a Hugging Face directory, read when they are asked for.
 
     Args:
-        spec: Its backbone.
+        spec: Backbone of the directory.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -102,13 +102,13 @@ class _Write:
     """The last thing that was written into a tensor."""
 
     operation: OpOverload
-    """In place, of ``torch.ops.aten``."""
+    """Operation of ``torch.ops.aten``, in place."""
     arguments: tuple[Any, ...]
     state: Tensor | None
-    """Of the generator before; None if nothing is drawn."""
+    """State of the generator before; None if nothing is drawn."""
 
     def into(self, values: Tensor) -> Tensor:
-        """The same again."""
+        """Write again, into ``values``."""
         if self.state is not None:
             torch.set_rng_state(self.state)
         self.operation(values, *self.arguments)

@@ -59,15 +59,15 @@ def build_microbatch(
     """Fill a layout with examples.
 
     Args:
-        layout: Of one micro-batch.
+        layout: Layout of one micro-batch.
         batches: Per task of the hTask, the examples of its global batch in this step.
-        device: Of the tensors.
+        device: Device of the tensors.
         task_ids: Per task of the hTask; a stage finds the adapters under these names.
         attention: Backend that computes it.
         carried: Keys and values of its carry group, if sequences may spread over several micro-batches.
         earlier: Layouts of the carry group's micro-batches before this one.
         dropout_seeds: Seed of each task of the hTask, by its index, that has dropout.
-        step: Of the optimizer, on which masks of dropout depend.
+        step: Number of the optimizer step, on which masks of dropout depend.
     """
     tokens = np.zeros(layout.tokens, dtype=np.int64)
     positions = np.zeros(layout.tokens, dtype=np.int64)

@@ -29,9 +29,9 @@ class Feed:
 
     Args:
         plan: Checked.
-        data: Per task id.
+        data: Data of each task, by task id.
         device: Where the tensors go.
-        replica: Whose micro-batches.
+        replica: Number of the replica whose micro-batches are dealt out.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Feed:
         )
 
     def _carried_kv(self, htask: int, position: int) -> CarriedKv | None:
-        """Of the carry group of a micro-batch; after the last, only its micro-batches keep it alive."""
+        """Keys and values of a carry group; from its last micro-batch on, only the group keeps them alive."""
         carry = self._shapes[htask].carry
         if carry == 1:
             return None

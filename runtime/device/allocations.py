@@ -21,7 +21,7 @@ class SavedBytes:
     Storages count once, however many views of them are saved. Parameters do not count.
 
     Args:
-        modules: Whose buffers, and parameters seen through views, do not count either.
+        modules: Modules whose buffers, and parameters seen through views, do not count either.
     """
 
     def __init__(self, *modules: nn.Module) -> None:

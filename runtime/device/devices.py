@@ -36,9 +36,9 @@ class RankDevice(ABC):
 
     kind: DeviceKind
     name: str
-    """As torch has it: ``cpu``, ``cuda:0``."""
+    """Name for torch: ``cpu``, ``cuda:0``."""
     backend: str
-    """Of process groups whose tensors live here."""
+    """Backend of process groups whose tensors live here."""
     own_groups: bool
     """Whether every direction between two stages needs a process group of its own."""
     posts_ahead: bool
@@ -92,7 +92,7 @@ class Cpu(RankDevice):
         return HostStopwatch()
 
     def memory_trace(self) -> MemoryTrace:
-        """By torch's profiler."""
+        """Trace by torch's profiler."""
         return AllocationTrace()
 
 
@@ -100,7 +100,7 @@ class Cuda(RankDevice):
     """One GPU of this machine.
 
     Args:
-        index: Which.
+        index: Number of the GPU.
     """
 
     kind: DeviceKind = "cuda"
@@ -130,7 +130,7 @@ class Cuda(RankDevice):
         return EventStopwatch(partial(torch.cuda.Event, enable_timing=True))  # type: ignore[arg-type]
 
     def memory_trace(self) -> MemoryTrace:
-        """By torch's caching allocator."""
+        """Trace by torch's caching allocator."""
         return DeviceTrace(self)
 
     def peak_bytes(self) -> int:
@@ -157,7 +157,7 @@ class DeviceTrace(MemoryTrace):
     The allocator counts when a tensor is made or dropped, not when a kernel runs, so nothing has to wait.
 
     Args:
-        device: Whose.
+        device: GPU that is followed.
     """
 
     def __init__(self, device: Cuda) -> None:
@@ -192,8 +192,8 @@ def rank_device(kind: DeviceKind, rank: int) -> RankDevice:
     """The device of a rank; on CUDA, that of its number on this machine.
 
     Args:
-        kind: Of the plan's cluster, or what it is overridden with.
-        rank: Of the run. Its number on the machine is the same, unless torchrun says otherwise.
+        kind: Kind of device of the plan's cluster, or what it is overridden with.
+        rank: Rank of the run. Its number on the machine is the same, unless torchrun says otherwise.
     """
     if kind == "cpu":
         return CPU
@@ -204,8 +204,8 @@ def check_devices(kind: DeviceKind, ranks: int, field: str) -> None:
     """Refuse devices that this machine has not, or that torch cannot use.
 
     Args:
-        kind: That the run needs.
-        ranks: Of the run; all are on this machine, unless torchrun says how many are.
+        kind: Kind of device that the run needs.
+        ranks: Ranks of the run; all are on this machine, unless torchrun says how many are.
         field: What asked for the devices.
 
     Raises:
@@ -231,9 +231,9 @@ def check_memory(kind: DeviceKind, needed_bytes: Sequence[int], field: str) -> N
     """Refuse what the memory of this machine's devices cannot hold.
 
     Args:
-        kind: That the run computes on; the devices are there.
-        needed_bytes: Of every rank of the run.
-        field: Where they stand.
+        kind: Kind of device that the run computes on; the devices are there.
+        needed_bytes: Bytes that every rank of the run needs.
+        field: Field in which they stand.
 
     Raises:
         SpecError: Names the field, and what is here.
@@ -254,7 +254,7 @@ def check_memory(kind: DeviceKind, needed_bytes: Sequence[int], field: str) -> N
 
 
 def _ranks_here(ranks: int) -> range:
-    """Those of a run that are on this machine: all, unless torchrun says which."""
+    """Ranks of a run that are on this machine: all, unless torchrun says which."""
     if not under_torchrun():
         return range(ranks)
     first = int(os.environ["RANK"]) - int(os.environ.get("LOCAL_RANK", "0"))

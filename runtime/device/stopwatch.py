@@ -18,11 +18,11 @@ class EventMark:
     """A moment of a GPU's work, as long as somebody wants to know it."""
 
     time_s: float | None = None
-    """Once its event has been read."""
+    """Seconds, once its event has been read."""
 
 
 Mark = int | EventMark
-"""Of a host or of a GPU; only the stopwatch that made it can read it."""
+"""Moment on a host or a GPU; only the stopwatch that made it can read it."""
 
 
 class Stopwatch(Protocol):
@@ -93,7 +93,7 @@ class EventStopwatch:
 
     Args:
         new_event: Makes one that keeps its time.
-        clock_ns: Of the host, which says when the run began.
+        clock_ns: Clock of the host, which says when the run began.
     """
 
     def __init__(

@@ -22,7 +22,7 @@ from runtime.distributed.teams import GroupTeam, StageTeam
 from runtime.distributed.transport import Link, open_link
 
 Direction = Literal["F", "B"]
-"""Of messages between stages: of forwards, to the next stage; of backwards, to the one before."""
+"""Direction of messages between stages: of forwards, to the next stage; of backwards, to the one before."""
 
 BUILD_TIMEOUT_S = 60.0
 """How long ranks wait for each other while they build groups, to which they come at the same time."""
@@ -33,9 +33,9 @@ class RankMesh:
 
     Args:
         parallelism: How large the mesh is.
-        rank: Whose place; torch.distributed is up if there are several.
+        rank: Rank whose place it is; torch.distributed is up if there are several.
         peer_timeout_s: How long a sum waits for a rank; half an hour by default, like gloo.
-        device: Of the rank.
+        device: Device of the rank.
 
     Raises:
         PeerLostError: Another rank is gone; a dead one is noticed after :data:`BUILD_TIMEOUT_S` at most.
@@ -58,11 +58,11 @@ class RankMesh:
         with self._short_waits():
             tp, pp, dp = self._build_teams()
         self.stopwatch = device.stopwatch()
-        """Of the rank."""
+        """Stopwatch of the rank."""
         self.team = None if tp is None else StageTeam(tp, self.stopwatch)
         """The ranks of the same replica and stage; None if there is one."""
         self.shard = Shard(shard, parallelism.tp, self.team)
-        """Its part of the stage."""
+        """The rank's part of the stage."""
         self.stages = pp
         """The ranks of the same replica and shard; None if there is one stage."""
         self.replicas = dp
@@ -112,7 +112,7 @@ class RankMesh:
         """A group of two ranks per direction and pair of stages; only this rank's, but all ranks make all.
 
         Returns:
-            By direction, and the lower stage of the pair.
+            Groups by direction and lower stage of the pair.
         """
         p = self._parallelism
         timeout = timedelta(seconds=self._build_timeout_s)

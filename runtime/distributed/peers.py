@@ -32,8 +32,8 @@ def or_peer_lost(call: Callable[[], T], rank: int | None = None) -> T:
     """Result of a call of torch.distributed.
 
     Args:
-        call: What to do.
-        rank: Whom it waits for; None if that is several ranks.
+        call: Call to make.
+        rank: Rank that it waits for; None if that is several ranks.
 
     Raises:
         PeerLostError: A connection was closed, or nothing came in time.

@@ -30,7 +30,7 @@ class Shard:
     """All of them; None if there is one."""
 
     def span(self, n: int) -> tuple[int, int]:
-        """Its part of ``n`` things: as many for each rank, or one more for the first ones."""
+        """Range of its part of ``n`` things: as many for each rank, or one more for the first ones."""
         each, more = divmod(n, self.ranks)
         start = self.index * each + min(self.index, more)
         return start, start + each + (self.index < more)
@@ -46,7 +46,7 @@ class Cut:
 
     dim: int
     size: int
-    """Of the whole dimension."""
+    """Size of the whole dimension."""
     ranges: tuple[tuple[int, int], ...]
     holders: int = 1
     """Ranks that hold each of these elements."""
@@ -62,7 +62,7 @@ class Cut:
         return self.ranges == ((0, self.size),)
 
     def take(self, whole: Tensor) -> Tensor:
-        """This part of a whole tensor; may be a view."""
+        """Take this part of a whole tensor; may be a view."""
         parts = [whole.narrow(self.dim, start, stop - start) for start, stop in self.ranges]
         return parts[0] if len(parts) == 1 else torch.cat(parts, self.dim)
 

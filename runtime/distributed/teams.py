@@ -71,7 +71,7 @@ def _nothing() -> None:
 
 
 TRACED_COLLECTIVES = 20_000
-"""Of a rank, for its trace; a long run has millions."""
+"""Collectives of a rank that its trace has, at most; a long run has millions."""
 
 
 class Collective(NamedTuple):
@@ -80,7 +80,7 @@ class Collective(NamedTuple):
     action: Action
     launched: Mark
     waited_from: Mark
-    """From here on the rank had nothing else to do."""
+    """Moment from which on the rank had nothing else to do."""
     done: Mark
 
 
@@ -88,8 +88,8 @@ class StageTeam:
     """The ranks that share a stage; while they sum, another body of a relay may compute.
 
     Args:
-        team: Who they are.
-        stopwatch: Of the rank; the host's by default.
+        team: Ranks that share the stage.
+        stopwatch: Stopwatch of the rank; the host's by default.
     """
 
     def __init__(self, team: GroupTeam, stopwatch: Stopwatch | None = None) -> None:

@@ -81,7 +81,7 @@ def split_nll(logits_NW: Tensor, ids_N: Tensor, first: int, team: Team) -> Tenso
     """Negative log-likelihood of each target, ``[N]``, from logits that are cut by the vocabulary.
 
     Args:
-        logits_NW: Of the rank's tokens.
+        logits_NW: Logits of the rank's part of the vocabulary.
         ids_N: Targets, any of the vocabulary.
         first: Id of the rank's first token.
         team: All ranks.

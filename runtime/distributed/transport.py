@@ -36,9 +36,9 @@ class Link:
     peer: int
     """Rank of the other one."""
     device: RankDevice = CPU
-    """Of the tensors."""
+    """Device of the tensors."""
     group: dist.ProcessGroup | None = None
-    """That carries this direction alone; None for the default one, where tags tell messages apart."""
+    """Group that carries this direction alone; None for the default one, where tags tell messages apart."""
 
 
 class Inbox:
@@ -50,7 +50,7 @@ class Inbox:
         source: Where they come from.
         tokens: Tokens of every message to come, in order.
         hidden: Width of a token.
-        dtype: Of the elements.
+        dtype: Type of the elements.
     """
 
     def __init__(self, source: Link, tokens: Iterable[int], hidden: int, dtype: torch.dtype) -> None:
@@ -65,7 +65,7 @@ class Inbox:
 
     @property
     def posted_bytes(self) -> int:
-        """Of the buffers that wait for messages."""
+        """Bytes of the buffers that wait for messages."""
         return sum(tensor_TD.nbytes for tensor_TD, _ in self._posted)
 
     def receive(self) -> Tensor:
@@ -118,7 +118,7 @@ class Outbox:
 
     @property
     def kept_bytes(self) -> int:
-        """Of the messages that are not known to have left."""
+        """Bytes of the messages that are not known to have left."""
         return sum(tensor_TD.nbytes for tensor_TD, _ in self._under_way)
 
     def send(self, tensor_TD: Tensor) -> None:
@@ -156,7 +156,7 @@ def open_link(link: Link, *, sends: bool) -> None:
     """Exchange a first message, which joins the two ranks; both have to call this.
 
     Args:
-        link: Which direction between them.
+        link: Direction between the two ranks.
         sends: Whether this rank is the one that sends in it.
 
     Raises:

@@ -35,7 +35,7 @@ class RunJob(BaseModel):
     metered_steps: int = 1
     """First steps of each hTask in which the bytes of every micro-batch are counted."""
     device: DeviceKind = "cpu"
-    """That all ranks compute on."""
+    """Kind of device that all ranks compute on."""
     peer_timeout_s: float = PEER_TIMEOUT_S
     """A rank that keeps another one waiting for longer is taken to hang."""
     lock: int | None = None

@@ -41,7 +41,7 @@ class ActionMeter:
 
     @property
     def seen(self) -> ActionBytes:
-        """What was counted."""
+        """Bytes that were counted."""
         return ActionBytes(
             kept=self._kept,
             forward_workspace=self._workspace["F"],

@@ -28,7 +28,7 @@ class _Part:
 
     action: Action
     place: int
-    """In the relay."""
+    """Place in the relay."""
     side: SideWork = field(default_factory=SideWork)
     ended: bool = False
 
@@ -45,7 +45,7 @@ class Overlap:
     Args:
         team: The ranks of its stage.
         record: Called with an action, and when it began to run, each time that it stops.
-        device: Of the rank.
+        device: Device of the rank.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Overlap:
 
         Args:
             bodies: What its actions do, each of another hTask.
-            segments: In the order of their turns.
+            segments: Segments in the order of their turns.
 
         Raises:
             BaseException: What a body raised; the others are abandoned.

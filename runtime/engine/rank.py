@@ -49,8 +49,8 @@ class RankRun:
 
     Args:
         plan: Checked.
-        job: What to do.
-        rank: Which one.
+        job: Job of the run.
+        rank: Number of the rank.
         progress: Kept up to date with the number of finished iterations, on rank 0.
     """
 

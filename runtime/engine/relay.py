@@ -36,7 +36,7 @@ class Relay:
         """Give a place its next body; it runs when it is resumed.
 
         Args:
-            place: From 0; a thread belongs to each.
+            place: Number from 0; a thread belongs to each.
             body: The place's body before has ended.
         """
         while len(self._runners) <= place:

@@ -35,7 +35,8 @@ from runtime.tasks.verdict import StepVerdict
 T = TypeVar("T")
 
 TRACED_SPANS = 20_000
-"""Of a rank; from then on, an action's turns but the first are one span. With many layers it has dozens."""
+"""Spans of a rank after which an action's turns but the first are one span. With many layers, an action has
+dozens of turns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class StageRunner:
         actions: All that this stage will do.
         feed: Deals out the replica's micro-batches.
         stages: The stage's copy of the backbone for each instance.
-        tenants: Of every task id.
+        tenants: Tenants by task id, every task.
         metered_steps: First steps of each hTask whose micro-batches' memory is counted.
         on_step: Called with hTask and step when an optimizer step counts, before the hTask goes on.
     """

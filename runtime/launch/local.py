@@ -24,8 +24,8 @@ def launch_ranks(job: RunJob, ranks: int, on_progress: Callable[[int], None]) ->
     """Run all ranks to their end; none is left behind, however this ends.
 
     Args:
-        job: For every rank.
-        ranks: How many.
+        job: Job of every rank.
+        ranks: Number of ranks.
         on_progress: Called with the number of finished iterations, whenever it has grown.
 
     Raises:

@@ -81,7 +81,7 @@ def run_plan(
     Raises:
         UserError: Something about the plan, the data or the folder is wrong; nothing was started or written.
         RunError: A rank failed; the newest checkpoints are kept.
-        Stopped: By a signal that :func:`muxtune.support.processes.stoppable` waits for; says what is kept.
+        Stopped: A signal came that :func:`muxtune.support.processes.stoppable` waits for; says what is kept.
     """
     if under_torchrun():
         return _join(

@@ -48,7 +48,7 @@ def joined(rank: int, world: int, peer_timeout_s: float) -> Iterator[None]:
 
     Raises:
         UserError: From inside, with the rank in front.
-        RunError: Likewise, and for torch's own errors.
+        RunError: From inside, with the rank in front, and for torch's own errors.
         PeerLostError: Another rank has the cause, and torchrun shows what we know of it.
     """
     try:

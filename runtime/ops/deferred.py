@@ -20,7 +20,7 @@ class SideWork:
 
     def __init__(self) -> None:
         self.segment = 0
-        """Which part of the action runs: the number of sums that it has waited for."""
+        """Number of the part of the action that runs: of the sums that it has waited for."""
         self._waiting: deque[tuple[int, Call]] = deque()
 
     def put(self, call: Call) -> None:
@@ -42,7 +42,7 @@ _thread = threading.local()
 
 @contextmanager
 def collecting(side: SideWork) -> Iterator[None]:
-    """In the ``with`` block, this thread puts off what it can."""
+    """Let this thread put off what it can in the ``with`` block."""
     _thread.side = side
     try:
         yield

@@ -45,7 +45,7 @@ _LEVELS = 1 << 16
 _FIRST_BITS = 0x8000_8000_8000_8000
 
 _BLOCK_NUMBERS = 1 << 14
-"""That are computed at once: their two arrays stay in a core's cache."""
+"""Numbers that are computed at once: their two arrays stay in a core's cache."""
 
 
 def child(key: int, number: int) -> int:
@@ -57,7 +57,7 @@ def child(key: int, number: int) -> int:
 
 
 def _after(number: int) -> int:
-    """By how much the state has grown when it gives number ``number``."""
+    """Growth of the state up to number ``number``."""
     return (number + 1) * _GAMMA % _WORD
 
 
@@ -70,8 +70,8 @@ def token_keys(sequence_keys: Keys, positions: NDArray[np.int64]) -> Keys:
     """States of tokens, element by element.
 
     Args:
-        sequence_keys: Of the sequence of each token.
-        positions: Of each token in its sequence; broadcast against ``sequence_keys``.
+        sequence_keys: State of the sequence of each token.
+        positions: Position of each token in its sequence; broadcast against ``sequence_keys``.
     """
     return _mix(sequence_keys + (positions.astype(np.uint64) + np.uint64(1)) * np.uint64(_GAMMA))
 
@@ -83,22 +83,22 @@ def linear_key(path: str) -> int:
 
 @dataclass(frozen=True)
 class Dropout:
-    """Of one task at the input of one linear.
+    """Dropout of one task at the input of one linear.
 
     As :class:`torch.nn.Dropout` between the input and A in peft: features are dropped with probability
     ``rate``, and what is kept is scaled by ``1 / (1 - rate)``. The frozen linear reads the whole input.
     """
 
     rate: float
-    """Above 0, below 1."""
+    """Probability that a feature is dropped, above 0 and below 1."""
     linear: int
-    """:func:`linear_key`."""
+    """Number of the linear, :func:`linear_key`."""
     first_feature: int = 0
-    """Of the linear, where a rank has a part of its inputs."""
+    """First feature of the linear that the rank has, where it has a part of its inputs."""
 
     @property
     def scale(self) -> float:
-        """Of what is kept; the caller multiplies."""
+        """Factor on what is kept; the caller multiplies."""
         return 1.0 / (1.0 - self.rate)
 
     @property
@@ -107,11 +107,11 @@ class Dropout:
         return min(round(self.rate * _LEVELS), _LEVELS - 1)
 
     def keep(self, keys_t: Tensor, features: int) -> Tensor:
-        """Which features of each token are kept.
+        """Features of each token that are kept.
 
         Args:
             keys_t: States of the tokens, :func:`token_keys` as int64, on any device.
-            features: That the rank has.
+            features: Number of features that the rank has.
 
         Returns:
             ``[t, features]`` uint8: 1 is kept, 0 is dropped.
@@ -203,7 +203,7 @@ def _mix_by_torch(z: Tensor) -> Tensor:
 
 
 def _shifted(z: Tensor, shift: int) -> Tensor:
-    """To the right, with zeros from the left."""
+    """Bits shifted to the right, with zeros from the left."""
     return (z >> shift).bitwise_and_((1 << 64 - shift) - 1)
 
 

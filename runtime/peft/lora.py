@@ -37,7 +37,7 @@ class LoraPair:
     columns: tuple[int, int]
     """Outputs that it adds to; the frozen weight may hold several linears that read the same input."""
     dropout: Dropout | None = None
-    """Of ``x``, for A alone."""
+    """Dropout of ``x``, for A alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +47,13 @@ class Drops:
     keys_T: Tensor | None = None
     """States of the tokens, see :mod:`runtime.ops.dropout`; None if no piece has dropout."""
     dropouts: tuple[Dropout | None, ...] = ()
-    """Of each piece; none for all of them if there is none here."""
+    """Dropout of each piece; empty if no piece has any."""
     twice: bool = False
     """Whether every mask is asked for twice, soon after each other, and kept in between."""
     _masks: dict[int, Tensor] = field(default_factory=dict)
 
     def of(self, i: int) -> Dropout | None:
-        """Of piece ``i``."""
+        """Dropout of piece ``i``."""
         return self.dropouts[i] if self.dropouts else None
 
     def keep(self, i: int, piece: Piece, features: int) -> Tensor | None:
@@ -187,7 +187,7 @@ def add_updates_(
         x_TI: Input.
         pieces: Where each pair works; the scale of one with dropout has that of what is kept in it.
         factors: A and B of each piece in turn.
-        grouped: By the Triton kernels, those without dropout, instead of one by one.
+        grouped: Whether the Triton kernels update the pieces without dropout, instead of one by one.
         drops: Dropout of the pieces.
 
     Returns:
@@ -223,10 +223,10 @@ def add_input_gradients_(
     Args:
         grad_TO: Gradient of the output.
         dx_TI: Gradient of the input so far. None if nobody needs it.
-        pieces: As in the forward.
-        factors: As in the forward.
-        grouped: As in the forward.
-        drops: As in the forward.
+        pieces: Pieces of the forward.
+        factors: Factors of the forward.
+        grouped: Whether the Triton kernels were used in the forward.
+        drops: Dropout of the forward.
 
     Returns:
         What the gradients of the factors need.
@@ -264,12 +264,12 @@ def factor_gradients(
     Args:
         grad_TO: Gradient of the output.
         x_TI: Input.
-        pieces: As in the forward.
-        factors: As in the forward.
+        pieces: Pieces of the forward.
+        factors: Factors of the forward.
         downs: What :func:`add_updates_` returned.
         ddowns: What :func:`add_input_gradients_` returned.
-        grouped: As in the forward.
-        drops: As in the forward.
+        grouped: Whether the Triton kernels were used in the forward.
+        drops: Dropout of the forward.
     """
     grads: list[Tensor] = [*factors]
     together = _together(pieces, drops, grouped=grouped)

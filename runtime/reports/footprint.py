@@ -76,14 +76,14 @@ def measure_memory(
     """Add up what a stage held in a run.
 
     Args:
-        actions: That the stage played.
-        microbatches: Per hTask and step.
-        carries: Per hTask, micro-batches of a carry group.
-        backbone_bytes: Of all instances.
-        table_bytes: Likewise.
+        actions: Actions that the stage played.
+        microbatches: Micro-batches per hTask and step.
+        carries: Micro-batches of a carry group, per hTask.
+        backbone_bytes: Bytes of the weights of all instances.
+        table_bytes: Bytes of the rotary tables of all instances.
         htask_tenants: Tasks of each hTask.
-        seen: Of the actions.
-        process_start_bytes: Of the process, right before the stage was built.
+        seen: Bytes that were counted for the actions.
+        process_start_bytes: Bytes that the process had right before the stage was built.
         device_peak_bytes: Most that the rank's GPU had given out.
     """
     adapters = [sum(tenant.adapter_bytes for tenant in tenants) for tenants in htask_tenants]

@@ -26,7 +26,7 @@ _STRICT = ConfigDict(frozen=True, extra="forbid")
 
 
 class Host(BaseModel):
-    """Where it ran."""
+    """Machine that the run was on."""
 
     model_config = _STRICT
 
@@ -57,7 +57,7 @@ class RunReport(BaseModel):
     schema_version: Literal[1] = 1
     policy: str
     device: DeviceKind = "cpu"
-    """That the ranks computed on; the plan may be for another kind."""
+    """Kind of device that the ranks computed on; the plan may be for another kind."""
     steps: int
     """Iterations of the whole run."""
     first_step: int
@@ -65,7 +65,7 @@ class RunReport(BaseModel):
     steady_steps: tuple[int, ...]
     """Iterations behind the medians: not the first, and all tasks train."""
     iteration_s: tuple[float, ...]
-    """Between the ends of successive iterations; the first from the start of the run."""
+    """Seconds between the ends of successive iterations; the first from the start of the run."""
     median_iteration_s: float
     tokens_per_s: float
     billed_tokens_per_s: float
@@ -129,12 +129,12 @@ def build_report(
     """Turn measurements into a report.
 
     Args:
-        plan: That was run.
+        plan: Plan that was run.
         steps: Iterations of the whole run.
         first_step: Iterations done before.
-        records: Per stage.
-        tokens: Per iteration from ``first_step`` on.
-        device: That the ranks computed on.
+        records: Record of every stage.
+        tokens: Tokens of each iteration from ``first_step`` on.
+        device: Kind of device that the ranks computed on.
     """
     spans = [span for record in records for span in record.spans]
     ends = iteration_ends_s(spans)
@@ -223,7 +223,7 @@ def _seconds_within(spans: Sequence[Span], stream: str | None, start_s: float, e
 
 
 def _seconds_in_steps(plan: Plan, seconds: Mapping[Action, float], steps: set[int]) -> float:
-    """Of the forwards and backwards of these steps."""
+    """Seconds of the forwards and backwards of these steps."""
     return sum(s for a, s in seconds.items() if a.number // plan.microbatches[a.htask] in steps)
 
 

@@ -31,11 +31,11 @@ class SoloResult:
     """What the task does when trained alone."""
 
     losses: list[float]
-    """Per step."""
+    """Loss of each step."""
     initial_adapter: dict[str, Tensor]
-    """Under PEFT's keys."""
+    """Adapter before the first step, under PEFT's keys."""
     adapter: dict[str, Tensor]
-    """After the last of the steps."""
+    """Adapter after the last of the steps."""
     step_s: list[float]
     """Seconds of each step."""
 
@@ -46,7 +46,7 @@ def train_solo(model: ModelSpec, data: TaskData, steps: int, *, one_by_one: bool
     Args:
         model: Backbone; a fresh copy is loaded.
         data: The task with its examples.
-        steps: At most the task's own.
+        steps: Steps to train, at most the task's own.
         one_by_one: Take the sequences of a batch in reverse order and each alone, instead of in the task's
             micro-batches: the same but for rounding.
     """

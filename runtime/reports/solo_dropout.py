@@ -20,8 +20,8 @@ class SoloDropout:
     They work in evaluation mode too: it is the frozen backbone's dropout that is off.
 
     Args:
-        peft_model: Of ``get_peft_model``.
-        task: Whose adapter it has.
+        peft_model: Model that ``get_peft_model`` returned.
+        task: Task whose adapter it has.
     """
 
     def __init__(self, peft_model: nn.Module, task: PeftTask) -> None:
@@ -43,7 +43,7 @@ class SoloDropout:
         """Take the masks of a micro-batch.
 
         Args:
-            step: Of the optimizer.
+            step: Number of the optimizer step.
             first: Place of its first sequence in the global batch.
             lengths: Tokens of its sequences, which are padded to the longest.
         """
@@ -57,7 +57,7 @@ class SoloDropout:
 
 
 class _MaskedInput(nn.Module):
-    """As :class:`torch.nn.Dropout`, but its mask depends on the tokens' places alone."""
+    """Dropout like :class:`torch.nn.Dropout`, but its mask depends on the tokens' places alone."""
 
     def __init__(self, dropout: Dropout) -> None:
         super().__init__()

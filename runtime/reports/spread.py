@@ -19,7 +19,7 @@ Agreement = Literal["within", "beyond", "undecided"]
 
 @dataclass(frozen=True, slots=True)
 class Distance:
-    """Between two trainings of a task, or how far they may be apart."""
+    """Distance between two trainings of a task, or how far they may be apart."""
 
     loss: float
     """Largest relative difference of a step's loss."""
@@ -39,7 +39,8 @@ FLOORS: dict[Dtype, Distance] = {
 """What is allowed even if peft happens to meet itself."""
 
 RELU_FLOOR = Distance(2e-3, 0.1)
-"""In float32: a unit that rounding moves across zero makes its gradient come or go, in one of many runs."""
+"""Floor for ReLU in float32: a unit that rounding moves across zero makes its gradient come or go, in one of
+many runs."""
 
 CEILING = Distance(0.05, 0.5)
 """A bound beyond this allows anything: the comparison then decides nothing."""

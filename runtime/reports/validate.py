@@ -43,22 +43,23 @@ class TaskValidation(BaseModel):
 
     task_id: str
     steps: int
-    """That the run did."""
+    """Steps that the run did."""
     first_loss: float
     last_loss: float
     solo_steps: int
-    """That the reference did."""
+    """Steps that the reference did."""
     loss_difference: float | None
     """Largest relative difference of a step's loss to the solo run's; null without a solo run."""
     loss_spread: float | None = None
-    """The same between two solo runs that differ in rounding alone; null in float64, which needs none."""
+    """Largest relative difference between two solo runs that differ in rounding alone; null in float64, which
+    needs none."""
     loss_bound: float | None = None
     """What the difference may be, see :mod:`runtime.reports.spread`."""
     adapter_error: float | None
     """Relative error of the adapter's update, ||(A - A0) - (S - S0)|| / ||S - S0||; null if not all of the
     run's steps were repeated alone."""
     adapter_spread: float | None = None
-    """The same between the two solo runs."""
+    """Relative error of the adapter's update between the two solo runs."""
     adapter_bound: float | None = None
     """What the error may be."""
     agreement: Agreement | None = None
@@ -87,9 +88,9 @@ class ValidationReport(BaseModel):
     bwd_s: tuple[tuple[Comparison, ...], ...]
     """[stage][hTask], per micro-batch, with its share of the optimizer step."""
     peak_memory_bytes: tuple[Comparison, ...]
-    """Per stage."""
+    """Peak memory of each stage."""
     max_loss_difference: float | None
-    """Over all tasks and steps, relative to the solo run; null without solo runs."""
+    """Largest ``loss_difference`` of all tasks; null without solo runs."""
     tasks: tuple[TaskValidation, ...]
     explanation: Explanation
     """Parts of the difference between measured and predicted iteration time."""
@@ -98,16 +99,16 @@ class ValidationReport(BaseModel):
     stages: tuple[StageComparison, ...]
     """What each stage does in a steady iteration."""
     iterations: tuple[IterationComparison, ...]
-    """Of the last start of the run."""
+    """Iterations of the last start of the run."""
     slowest_iteration: SlowIteration
-    """Of the steady ones."""
+    """Slowest of the steady iterations."""
 
 
 def validate_run(plan: Plan | Path, run_dir: Path, *, solo_steps: int | None = None) -> ValidationReport:
     """Compare a finished run with its plan's prediction and with each task trained alone.
 
     Args:
-        plan: That was run, or its file.
+        plan: Plan that was run, or its file.
         run_dir: Folder of the finished run.
         solo_steps: Steps of each task to repeat alone with Hugging Face peft; by default all that the run
             did, 0 for none.

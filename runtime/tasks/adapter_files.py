@@ -42,7 +42,7 @@ def peft_config(spec: ModelSpec, task: PeftTask) -> LoraConfig:
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Without transformers' notice that peft uses an old name of its own."""
+    """Silence transformers' notice that peft uses an old name of its own."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
         yield
@@ -57,7 +57,7 @@ def initial_adapter(spec: ModelSpec, task: PeftTask, folder: Path) -> None:
 
     Args:
         spec: Backbone.
-        task: Whose adapter.
+        task: Task whose adapter it is.
         folder: Gets ``adapter_config.json`` and ``adapter_model.safetensors``.
     """
     from peft import get_peft_model, get_peft_model_state_dict  # noqa: PLC0415  # seconds to import
@@ -103,8 +103,8 @@ def save_adapter(folder: Path, tensors: Mapping[str, Tensor], like: Path) -> Non
     """Write an adapter that peft loads; a crash leaves the old files whole.
 
     Args:
-        folder: Where to.
-        tensors: Of the whole model, under peft's names.
+        folder: Folder to write to.
+        tensors: Tensors of the whole model, under peft's names.
         like: Folder of the task's initial adapter, which has the same names and configuration.
 
     Raises:

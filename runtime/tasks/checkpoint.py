@@ -34,14 +34,14 @@ class CheckpointWriter:
 
     Args:
         folder: ``checkpoints`` of the run.
-        rank: Whose files.
-        plan: For the tasks of each hTask.
+        rank: Rank whose files it writes.
+        plan: Plan, which has the tasks of each hTask.
         tenants: This rank's part of every task.
         losses: Grows with the run; copied into each checkpoint.
         every: Steps between checkpoints.
-        steps: Of the run; the last needs no checkpoint, as the adapters themselves are written.
+        steps: Steps of the run; the last needs no checkpoint, as the adapters themselves are written.
         done: Steps that a resumed run starts with.
-        digest: Of the plan; a checkpoint is of use to no other.
+        digest: Digest of the plan; a checkpoint is of use to no other.
     """
 
     def __init__(

@@ -64,7 +64,7 @@ class Owner:
 
     plan: str
     ranks: int
-    """Whose files make a checkpoint: the first ones, which are the first replica."""
+    """Ranks whose files make a checkpoint: the first ones, which are the first replica."""
     tasks: frozenset[str]
 
     @classmethod
@@ -82,10 +82,10 @@ def save_rank_state(folder: Path, state: RankState, *, plan: str, step: int, ran
 
     Args:
         folder: ``checkpoints`` of the run.
-        state: What to write.
+        state: State to write.
         plan: Digest of the run's plan.
         step: Optimizer steps that it stands for.
-        rank: Whose.
+        rank: Rank whose state it is.
     """
     tensors: dict[str, Tensor] = {}
     for task_id, snapshot in state["tenants"].items():

@@ -19,7 +19,7 @@ class StepLoss:
     """Loss of one optimizer step of one task."""
 
     step: int
-    """From 0."""
+    """Number of the step, from 0."""
     loss: float
     """Token-mean negative log-likelihood over the targets of the global batch, before the step."""
     target_tokens: int
@@ -47,11 +47,11 @@ class LossLedger:
         """Note a micro-batch.
 
         Args:
-            action: Its forward.
+            action: Forward of the micro-batch.
             nll_K: Sum of the negative log-likelihoods of each task.
 
         Returns:
-            Its share in the sum of all tasks' losses; their gradients do not touch.
+            Share of the micro-batch in the sum of all tasks' losses; their gradients do not touch.
         """
         step = action.number // self._microbatches[action.htask]
         key = (action.htask, step)
@@ -65,7 +65,7 @@ class LossLedger:
         return (nll_K / self._divisors[key]).sum()
 
     def close(self, action: Action) -> tuple[dict[str, int], Tensor]:
-        """Of a step whose micro-batches are all in, targets per task id and the replica's sums ``[K]``."""
+        """Targets per task id, and the replica's sums ``[K]``, of a step whose micro-batches are all in."""
         key = (action.htask, action.number)
         del self._divisors[key]
         return self._targets.pop(key), self._nll.pop(key)
@@ -75,8 +75,8 @@ def step_losses(targets: dict[str, int], nll_K: Tensor) -> dict[str, tuple[float
     """Loss and target tokens per task id.
 
     Args:
-        targets: Per task id.
-        nll_K: Of all replicas.
+        targets: Target tokens per task id.
+        nll_K: Sums of the negative log-likelihoods, over all replicas.
     """
     return {
         task_id: (nll / max(n, 1), n)

@@ -32,9 +32,9 @@ class TaskStatus(BaseModel):
     """``finished`` when the run that was asked for is done, even if it was limited to fewer steps."""
     steps_done: int
     steps: int
-    """Of the task itself."""
+    """Steps of the task itself."""
     loss: float | None
-    """Of the last finished step."""
+    """Loss of the last finished step."""
     reason: str | None = None
     """Why it failed."""
 

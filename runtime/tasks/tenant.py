@@ -18,17 +18,18 @@ class TenantSnapshot(TypedDict):
     """Copy of a tenant's state; nothing in it changes when training goes on."""
 
     adapter: dict[str, Tensor]
-    """Under PEFT's keys; only this stage's layers, and this rank's part of them."""
+    """Tensors under PEFT's keys; only this stage's layers, and this rank's part of them."""
     optimizer: dict[str, dict[str, Tensor]]
-    """By the optimizer's name (``exp_avg``), under the same keys; what else it has follows from the task."""
+    """State by the optimizer's name (``exp_avg``), under the same keys; what else it has follows from the
+    task."""
 
 
 class Tenant:
     """Steps one task, independently of all others.
 
     Args:
-        task: Whose adapter.
-        parameters: This rank's part of it, under PEFT's keys.
+        task: Task whose adapter it is.
+        parameters: This rank's part of the adapter, under PEFT's keys.
         cuts: What of the whole tensors they are; by default all.
     """
 
@@ -78,7 +79,7 @@ class Tenant:
 
         Args:
             step: Sets the learning rate.
-            gradient_norm: Of the whole adapter if the task has ``max_grad_norm``.
+            gradient_norm: Gradient norm of the whole adapter, if the task has ``max_grad_norm``.
             refused: Whether it is; by default what :meth:`refuses` says of the norm.
         """
         some = next(iter(self.parameters.values()))

@@ -43,7 +43,7 @@ class NonFiniteError(RunError):
         return f"task {task_id}, step {step}: {what}" + (f"; {kept}" if kept else "")
 
     def keeping(self, kept: str) -> NonFiniteError:
-        """The same with a word on what is left."""
+        """This error with a word on what is left."""
         task_id, step, what, _ = self.args
         return NonFiniteError(task_id, step, what, kept)
 
@@ -66,8 +66,8 @@ class StepVerdict:
 
     Args:
         mesh: Where the rank stands.
-        step: Which.
-        tenants: Of the hTask, those that still train.
+        step: Number of the step.
+        tenants: Tenants of the hTask, those that still train.
         squared_K: Squared gradient norms, of all shards of the stage.
         nll_K: Sums of all replicas' losses; on the last stage.
     """
@@ -123,8 +123,8 @@ class StepVerdict:
         """Wait for all stages, and end the run if a step is not finite.
 
         Raises:
-            NonFiniteError: Of the first task that has one, on the rank that writes losses.
-            PeerLostError: On all others; or another rank is gone.
+            NonFiniteError: A step is not finite: of the first such task, on the rank that writes losses.
+            PeerLostError: A step is not finite, on all other ranks; or another rank is gone.
         """
         if self._work is not None:
             or_peer_lost(self._work.wait)

@@ -51,7 +51,7 @@ def add_updates_(y_TO: Tensor, x_TI: Tensor, pieces: Sequence[Piece], factors: S
     Args:
         y_TO: Output so far.
         x_TI: Input; float32, or with factors of the same dtype or float32, bfloat16.
-        pieces: None of them empty; those of two are the same or disjoint.
+        pieces: Pieces, none of them empty; those of two are the same or disjoint.
         factors: A ``[R, I]`` and B ``[O, R]`` of each piece in turn; of one dtype.
 
     Returns:
@@ -76,8 +76,8 @@ def add_input_gradients_(
     Args:
         grad_TO: Gradient of the output.
         dx_TI: Gradient of the input so far. None if nobody needs it.
-        pieces: Of the forward.
-        factors: Of the forward.
+        pieces: Pieces of the forward.
+        factors: Factors of the forward.
 
     Returns:
         What :func:`factor_gradients` needs.
@@ -104,8 +104,8 @@ def factor_gradients(
     Args:
         grad_TO: Gradient of the output.
         x_TI: Input of the forward.
-        pieces: Of the forward.
-        factors: Of the forward.
+        pieces: Pieces of the forward.
+        factors: Factors of the forward.
         down_n: What :func:`add_updates_` returned.
         ddown_n: What :func:`add_input_gradients_` returned.
     """
@@ -129,13 +129,13 @@ def _layout(pieces: Sequence[Piece], factors: Sequence[Tensor], like: Tensor) ->
 
 
 def _dense(factors: Sequence[Tensor]) -> list[Tensor]:
-    """As the kernels read them: contiguous and at an address that is a multiple of 16, as parameters are."""
+    """Factors as kernels read them: contiguous, at an address that is a multiple of 16, as parameters are."""
     dense = (factor.contiguous() for factor in factors)
     return [factor if factor.data_ptr() % 16 == 0 else factor.clone() for factor in dense]
 
 
 def _rows(tensor: Tensor) -> Tensor:
-    """With neighbouring columns, as the kernels expect them; a broadcast gradient has none."""
+    """Tensor with neighbouring columns, as the kernels expect them; a broadcast gradient has none."""
     return tensor if tensor.stride(1) == 1 else tensor.contiguous()
 
 

@@ -1,4 +1,4 @@
-"""Which program of a grouped kernel does what: tables that the host builds once per layout.
+"""Tables that say which program of a grouped kernel does what; the host builds them once per layout.
 
 A linear reads the stream on its input side (``A``, ``[R, I]``, spans all I columns) and writes it on its
 output side (``B``, ``[O, R]``, spans the outputs that its piece adds to). The kernels do not know the sides:
@@ -76,9 +76,9 @@ def build_layout(
 
     Args:
         pieces: Tokens and outputs of each; those of two may be the same or disjoint.
-        ranks: Of each.
+        ranks: Rank of each piece.
         in_features: Columns of the input.
-        device: Of the tables.
+        device: Device of the tables.
 
     Raises:
         ValueError: Two pieces overlap in part, so programs would write the same element at once.

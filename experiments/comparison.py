@@ -45,7 +45,7 @@ class Measured(BaseModel):
     backbone_bytes: tuple[int, ...]
     """Per stage, all instances."""
     peak_memory_bytes: tuple[int, ...]
-    """Per stage."""
+    """Peak memory of each stage."""
 
 
 class PolicyResult(BaseModel):
@@ -58,7 +58,7 @@ class PolicyResult(BaseModel):
     """Why it has no plan (out of memory, say); then it has no numbers."""
     parallelism: Parallelism | None = None
     idle_ranks: int | None = None
-    """Of the cluster."""
+    """Ranks of the cluster that it leaves idle."""
     htasks: tuple[tuple[str, ...], ...] = ()
     """Tasks of each hTask."""
     template: str | None = None
@@ -79,7 +79,7 @@ class Comparison(BaseModel):
     predicted_speedup: dict[str, float]
     """Per policy, effective tokens/s relative to the baseline's; empty without the baseline."""
     measured_speedup: dict[str, float]
-    """Likewise, of the real runs."""
+    """Speedup of the real runs, measured in the same way."""
 
 
 def run_comparison(
@@ -96,7 +96,7 @@ def run_comparison(
         problem: Tasks with their data, backbone, cluster and costs.
         policies: Names in the policy registry.
         measure_dir: Execute every plan for real, each into a folder of its policy's name in here.
-        steps: Of each run; all by default.
+        steps: Steps of each run; all by default.
         progress: Show a bar for each run.
 
     Raises:

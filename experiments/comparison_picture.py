@@ -38,7 +38,7 @@ def draw_comparison(comparison: Comparison, out: Path, *, title: str) -> None:
     """Bars per policy: effective tokens per second, and peak memory of the fullest rank.
 
     Args:
-        comparison: Of policies on one workload.
+        comparison: Comparison of policies on one workload.
         out: PNG, SVG or PDF, by its suffix; whole or absent.
         title: What was compared, above the bars.
 

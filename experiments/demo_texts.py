@@ -78,9 +78,9 @@ def write_demo_texts(folder: Path, *, examples_per_task: int = 320, seed: int = 
     """Write one JSONL file of ``{"prompt", "completion"}`` lines per dataset of :data:`DEMO_DATASETS`.
 
     Args:
-        folder: Where to; made if it is missing. Files of the same name are replaced.
+        folder: Folder to write to; made if it is missing. Files of the same name are replaced.
         examples_per_task: Lines per file.
-        seed: The same seed gives the same bytes; a dataset does not depend on the others.
+        seed: Seed of the texts: equal seeds give equal bytes. A dataset does not depend on the others.
 
     Returns:
         The file of each dataset, in the order of :data:`DEMO_DATASETS`.

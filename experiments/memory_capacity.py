@@ -54,7 +54,7 @@ PAPER: dict[str, dict[str, float]] = {
 """Figure 17 of Xue et al., NSDI'26 (arXiv 2603.02885): GPT3-2.7B on 2 A40s, LLaMA2-7B on 4."""
 
 CONTEXT_BYTES = 512 * 2**20
-"""Of each process on a GPU: CUDA context and loaded kernels with torch. An order of magnitude."""
+"""Memory of each process on a GPU: CUDA context and loaded kernels with torch. An order of magnitude."""
 
 LENGTHS = {"SST2": 64, "OpenBookQA": 128, "RTE": 256}
 MICRO_BATCHES = (2, 4, 8)
@@ -63,7 +63,7 @@ TARGETS_PER_SEQUENCE = 2
 RANK = 16
 PAPER_TASKS = 32
 MOST_TASKS = 4096
-"""Where counting ends."""
+"""Number of tasks at which counting ends."""
 
 Placement = Literal["processes", "turns", "shared", "fused"]
 Logits = Literal["all", "targets"]
@@ -117,8 +117,8 @@ def capacity(setting: CapacitySetting, *, device_bytes: int | None = None) -> Ca
     """Count how many tasks fit.
 
     Args:
-        setting: What to count.
-        device_bytes: Of each GPU, all of it; the A40's by default.
+        setting: Setting to count in.
+        device_bytes: Memory of each GPU, all of it; the A40's by default.
     """
     limit = GPUS["a40"].memory_bytes + GPU_RESERVE_BYTES if device_bytes is None else device_bytes
     placements: tuple[Placement, ...] = ("processes", "turns", "shared", "fused")

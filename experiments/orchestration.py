@@ -97,7 +97,7 @@ class ClockRow:
     communication_s: float
     exposed_communication_s: float
     lower_bound_s: float
-    """The same for all modes."""
+    """Lower bound, which is the same for all modes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,7 +256,7 @@ def _draw_streams(axes: Axes, schedule: ClockSchedule) -> None:
 
 
 def clock_table(rows: Sequence[ClockRow]) -> str:
-    """For people."""
+    """Table for people."""
     header = ["tp", "phase", "mode", "clock", "communication", "exposed", "of it", "over lower bound"]
     cells = [
         [
@@ -275,7 +275,7 @@ def clock_table(rows: Sequence[ClockRow]) -> str:
 
 
 def ratio_table(rows: Sequence[RatioRow]) -> str:
-    """For people."""
+    """Table for people."""
     header = ["tp", "phase", "mode", "clocks", "median", "mean", "worst", "median over operators' bound"]
     cells = [
         [

@@ -40,7 +40,7 @@ def row_errors(tables: Mapping[TableName, pd.DataFrame]) -> tuple[pd.DataFrame, 
     """Every measurement with the error of each way to price it, and notes on what was left out.
 
     Args:
-        tables: From :func:`muxtune.costs.measurements.load_measurements`.
+        tables: Tables from :func:`muxtune.costs.measurements.load_measurements`.
 
     Returns:
         A table with :data:`ROW_COLUMNS`, and sentences.

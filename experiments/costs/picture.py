@@ -36,7 +36,7 @@ _CLASSES = {
 """Titles of the panels, in this order; an operator that is not here has one of its own."""
 
 _COLOURS = {"a40": "#4C9F70", "a100": "#3B6FB6", "h100": "#C8553D"}
-"""By device. They differ in lightness too, for those who do not see all colours."""
+"""Colour of each device. They differ in lightness too, for those who do not see all colours."""
 _OTHER_COLOUR = "0.35"
 _DASHES = (0, (2, 1.2))
 _COLUMNS = 5
@@ -50,7 +50,7 @@ def draw_errors(rows: pd.DataFrame, out: Path) -> None:
     """A panel per class of operators: median error against size, with a band up to the 90th percentile.
 
     Args:
-        rows: With the columns :data:`experiments.costs.errors.ROW_COLUMNS`.
+        rows: Rows with the columns :data:`experiments.costs.errors.ROW_COLUMNS`.
         out: PNG, SVG or PDF, by its suffix; whole or absent.
 
     Raises:

@@ -59,7 +59,8 @@ class ErrorSummary(BaseModel):
     band: str | None = None
     """One of :data:`BANDS`; None: all sizes."""
     cost: Literal["analytic", "measured"]
-    """By the device model, or interpolated between the measurements of the other models on top of it."""
+    """Source of the prediction: the device model, or the interpolation between the measurements of the other
+    models on top of it."""
     rows: int
     mean: float
     median: float
@@ -73,11 +74,11 @@ class CostsReport(BaseModel):
 
     fits: tuple[ShippedFit, ...]
     errors: tuple[ErrorSummary, ...]
-    """By operator and size, by model, and over all."""
+    """Errors by operator and size, by model, and over all."""
     notes: tuple[str, ...]
     """What was left out of the errors."""
     files: tuple[Path, ...]
-    """That were written."""
+    """Files that were written."""
 
 
 def shipped_fits() -> Iterator[ShippedFit]:
@@ -120,7 +121,7 @@ def report_costs(tables: Sequence[Path] = (), out: Path | None = None) -> CostsR
 
 
 def _summaries(rows: pd.DataFrame) -> Iterator[ErrorSummary]:
-    """Over all, by model, by operator, and by operator and size."""
+    """Errors over all, by model, by operator, and by operator and size."""
     if rows.empty:
         return
     banded = rows.assign(band=_bands(rows))

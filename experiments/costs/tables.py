@@ -27,7 +27,7 @@ _BAND_TITLES = (
     ("to 128 tokens", "to 1,024", "above", "all"),
     ("to 1 MiB", "to 32 MiB", "above", "all"),
 )
-"""Of :data:`BANDS` in tokens and in bytes, and of all sizes."""
+"""Titles of :data:`BANDS` in tokens and in bytes, and of all sizes."""
 _GOOD, _FAIR = 0.05, 0.10
 
 
@@ -35,7 +35,7 @@ def render_report(report: CostsReport, *, width: int, colour: bool) -> str:
     """Tables of what ships, and of the errors where there are any.
 
     Args:
-        report: From :func:`experiments.costs.report.report_costs`.
+        report: Report from :func:`experiments.costs.report.report_costs`.
         width: Columns of the terminal.
         colour: Whether it shows colours.
     """

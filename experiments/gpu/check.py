@@ -45,7 +45,7 @@ class Part:
 
     title: str
     check: Callable[[str], Section]
-    """On a device, ``cuda`` or ``cpu``."""
+    """Function that checks a device, ``cuda`` or ``cpu``."""
     limit_s: float
 
 
@@ -74,7 +74,7 @@ PARTS = {
     "kernels": Part("Triton kernels", kernel_section, 120),
     "profile": Part("Operators", profile_section, 240),
 }
-"""By the name that ``--parts`` takes, in the order of the report."""
+"""Parts by the name that ``--parts`` takes, in the order of the report."""
 
 
 def _operator_table(profile: Profile) -> str:
@@ -110,9 +110,9 @@ def run_part(name: str, device: str, folder: Path) -> Section:
     """Run a part in a process of its own.
 
     Args:
-        name: Of the part.
+        name: Name of the part.
         device: ``cuda`` or ``cpu``.
-        folder: For what the process writes.
+        folder: Folder for what the process writes.
 
     Returns:
         What it found, or how it failed. Its stderr is passed on.
@@ -153,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Check, write the report and say where it is.
 
     Args:
-        arguments: Of the command line; those of the process by default.
+        arguments: Arguments of the command line; those of the process by default.
 
     Returns:
         The exit code.

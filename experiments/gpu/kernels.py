@@ -21,7 +21,7 @@ TOLERANCES = {"float32": 1e-5, "bfloat16": 2**-7}
 bfloat16 an activation is rounded to 8 bits, up to three times (sum, norm, weight)."""
 
 _LIMIT_S = 2.0
-"""Of timing one case; five repetitions there are in any case."""
+"""Seconds for timing one case; five repetitions there are in any case."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,12 +30,12 @@ class LoraCase:
 
     name: str
     tokens: tuple[int, ...]
-    """Per task."""
+    """Tokens of each task."""
     ranks: tuple[int, ...]
-    """Per task."""
+    """Rank of each task."""
     in_features: int
     out_features: tuple[int, ...]
-    """Per linear."""
+    """Outputs of each linear."""
     dtype: str
 
     def __str__(self) -> str:
@@ -64,7 +64,7 @@ class Quantity:
     name: str
     error: float
     plain_error: float
-    """Of the PyTorch path, from the same float64 result."""
+    """Error of the PyTorch path, from the same float64 result."""
     tolerance: float
 
 
@@ -77,7 +77,7 @@ class KernelResult:
     repeats: bool
     """Whether a second call gave bitwise the same."""
     times_s: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """By phase, medians: the PyTorch path's and the kernels'."""
+    """Median seconds by phase: the PyTorch path's and the kernels'."""
 
     @property
     def ok(self) -> bool:
@@ -127,7 +127,7 @@ def check_case(case: Case, device: str) -> KernelResult:
     """Errors, repeatability and times of one case.
 
     Args:
-        case: What to compute.
+        case: Case to compute.
         device: ``cuda``; ``cpu`` only where triton interprets.
     """
     from profiler.devices import DEVICES
@@ -167,7 +167,7 @@ class _Run:
     forward: Callable[[], object]
     backward: Callable[[], object]
     results: Callable[[], dict[str, list[Tensor]]]
-    """Of one forward and backward, by name."""
+    """Results of one forward and backward, by name."""
 
 
 def _error(actual: Tensor, exact: Tensor) -> float:

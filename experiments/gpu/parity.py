@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from runtime.data.batch import MicrobatchTensors
 
 Kernels = Literal["torch", "triton"]
-"""Through which implementation of adapters and norms."""
+"""Implementation of adapters and norms."""
 
 MODELS = ("llama-tiny", "gpt2-tiny")
 ALIGNMENTS: tuple[Alignment, ...] = ("pad", "pack", "chunk")
@@ -48,7 +48,7 @@ class ParityCase:
     dtype: Dtype
     alignment: Alignment
     kernels: Kernels = "torch"
-    """On the device that is checked; the reference always uses torch."""
+    """Kernels on the device that is checked; the reference always uses torch."""
 
     def __str__(self) -> str:
         return f"{self.model}, {self.dtype}, {self.alignment}, {self.kernels}"
@@ -88,7 +88,7 @@ def check_parity(case: ParityCase, *, device: str, reference: str = "cpu") -> Pa
     """Forward and backward of the same micro-batch on two devices.
 
     Args:
-        case: What to compute.
+        case: Case to compute.
         device: ``cuda[:N]``; ``cpu`` compares the reference with itself.
         reference: Device that is right.
     """

@@ -19,7 +19,7 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     title: str
-    """With the verdict in it."""
+    """Title with the verdict in it."""
     text: str
     """Markdown."""
     ok: bool
@@ -31,7 +31,7 @@ def write_report(out: Path, device: str, sections: Sequence[Section]) -> None:
     Args:
         out: The file; whole or absent.
         device: What was checked, in words.
-        sections: In their order.
+        sections: Sections in their order.
     """
     versions = ", ".join(
         [f"Python {platform.python_version()}"]

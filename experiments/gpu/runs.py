@@ -117,8 +117,8 @@ def check_run(
     """Run a plan on a device and on processors.
 
     Args:
-        case: Its mesh.
-        device: To check; ``cpu`` compares processors with themselves.
+        case: Case, which has the mesh.
+        device: Device to check; ``cpu`` compares processors with themselves.
         run: Executes a plan into a folder; :func:`runtime.run_plan` by default.
     """
     plan = make_plan(case)

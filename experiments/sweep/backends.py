@@ -28,7 +28,7 @@ def check_backend(backend: Backend) -> None:
     """Refuse a backend that is not installed.
 
     Raises:
-        UserError: With the command that installs it.
+        UserError: It is not installed; has the command that installs it.
     """
     if backend == "ray" and find_spec("ray") is None:
         raise UserError("--backend ray needs Ray: pip install 'muxtune[ray]'")
@@ -40,10 +40,10 @@ def run_batches(
     """Outcomes of batches, in the order in which they finish.
 
     Args:
-        batches: To plan.
-        source: Of operator costs.
+        batches: Batches to plan.
+        source: Source of operator costs.
         jobs: Processes; by default one per core of this machine, or of the Ray cluster.
-        backend: Where they run.
+        backend: Backend that runs them.
 
     Raises:
         RunError: A process died.
@@ -83,7 +83,7 @@ def _watch(parent: int) -> None:
 
 
 def _run_with_ray(batches: Sequence[Batch], source: CostsSource, jobs: int | None) -> Iterator[BatchOutcome]:
-    """In waves, as Ray's backend for joblib returns nothing before all is done."""
+    """Outcomes in waves, as Ray's backend for joblib returns nothing before all is done."""
     from ray.util.joblib import register_ray
 
     register_ray()

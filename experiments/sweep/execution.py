@@ -69,7 +69,7 @@ class BatchOutcome:
     """What became of a batch."""
 
     outcomes: dict[str, Outcome]
-    """Per digest."""
+    """Outcome of each point, by the point's digest."""
     warnings: tuple[str, ...]
     """Texts of warnings, each once."""
 

@@ -24,7 +24,7 @@ class Selector:
     text: str
 
     def positions(self, elements: list[object], path: str) -> list[int]:
-        """Of the elements that it stands for.
+        """Positions of the elements that it stands for.
 
         Raises:
             CombinationError: There is none.
@@ -71,8 +71,8 @@ def assign(content: dict[str, object], path: str, parts: tuple[Part, ...], value
 
     Args:
         content: Changed in place.
-        path: For messages.
-        parts: Of the path, from ``content`` on.
+        path: Path of the field, for messages.
+        parts: Parts of the path, from ``content`` on.
         value: What the field gets.
 
     Raises:

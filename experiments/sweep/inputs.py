@@ -50,7 +50,7 @@ class InputReader:
 
     Args:
         spec: The sweep.
-        where: Its file; relative paths are taken from that file's folder, and messages begin with it.
+        where: File of the sweep; relative paths are taken from its folder, and messages begin with it.
     """
 
     def __init__(self, spec: SweepSpec, where: Path) -> None:
@@ -63,7 +63,7 @@ class InputReader:
         """Inputs of a point.
 
         Raises:
-            CombinationError: Its values are right by themselves and do not go together.
+            CombinationError: Values are right by themselves and do not go together.
             UserError: A value is wrong wherever it stands, or a file cannot be read.
         """
         workload = self._once("workload", point, self._workload)

@@ -40,8 +40,8 @@ class Journal:
     """An open journal; made by :func:`open_journal`.
 
     Args:
-        path: Its name, if it has one.
-        descriptor: Of the locked file.
+        path: Path of the journal, if it has one.
+        descriptor: Descriptor of the locked file.
         finished: What stands in it.
     """
 
@@ -79,7 +79,7 @@ def open_journal(path: Path | None) -> Iterator[Journal]:
     """Open or begin a journal, for this process alone. One without points is removed in the end.
 
     Args:
-        path: Its name; None for one that nobody can find again.
+        path: Path of the journal; None for one that nobody can find again.
 
     Raises:
         UserError: Another sweep writes it, or the file is no journal.

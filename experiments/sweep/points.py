@@ -21,11 +21,11 @@ class Point:
     """One row of the result."""
 
     number: int
-    """From 0, in the order of the sweep file."""
+    """Number from 0, in the order of the sweep file."""
     fields: Assignments
     """What the sweep file sets for it."""
     digest: str
-    """Of everything that its plan depends on; equal points are planned once."""
+    """Digest of everything that its plan depends on; equal points are planned once."""
     inputs: PointInputs | None
     refused: str | None = None
     """Why its fields do not go together; then it has no inputs."""
@@ -39,8 +39,8 @@ def build_points(spec: SweepSpec, where: Path, costs_digest: str) -> list[Point]
 
     Args:
         spec: The sweep.
-        where: Its file.
-        costs_digest: Of the operator costs that it will be planned with.
+        where: File of the sweep.
+        costs_digest: Digest of the operator costs that it will be planned with.
 
     Raises:
         UserError: A value is wrong wherever it stands, a file cannot be read, or no point can be at all.

@@ -61,7 +61,7 @@ def save_rows(path: Path, points: Sequence[Point], finished: Finished) -> None:
 
     Args:
         path: Parquet.
-        points: Of the sweep.
+        points: Points of the sweep.
         finished: An outcome for each.
     """
     columns: dict[str, pa.Array] = {"point": pa.array([point.number for point in points], _INTEGER)}

@@ -26,7 +26,7 @@ BATCH_POINTS = 8
 """Points that are handed to a process at once, at most; they share a planning problem."""
 
 _BATCHES_PER_WORKER = 4
-"""At least, so that all processes end at about the same time."""
+"""Batches per process, at least, so that all processes end at about the same time."""
 
 
 def run_sweep(
@@ -48,10 +48,10 @@ def run_sweep(
     Args:
         path: Sweep file.
         out: Parquet file; replaced when everything is planned.
-        source: Of operator costs.
+        source: Source of operator costs.
         costs_digest: Identity of what ``source`` reads; points that were finished with others do not count.
         jobs: Processes; by default one per core.
-        backend: Where they run.
+        backend: Backend that runs the batches.
         resume: Keep what ``out`` and its journal have. The file may have got more points since, nothing else.
         progress: Show a bar on stderr.
 

@@ -58,7 +58,7 @@ class SweepSpec(BaseModel):
         return {field: parse_field(field) for field in named}
 
     def assignments(self) -> Iterator[Assignments]:
-        """Of every point, in their order."""
+        """Assignments of every point, in the order of the points."""
         if self.grid:
             axes = [[_together(key, value) for value in values] for key, values in self.grid.items()]
             for combination in product(*axes):

@@ -24,7 +24,7 @@ class FailureCount(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     reason: str
-    """In the words of the first such point."""
+    """Reason in the words of the first such point."""
     points: int
 
 

@@ -127,7 +127,7 @@ class ClassError:
 
     name: str
     share: float
-    """Of the measured time."""
+    """Share of the measured time."""
     part: float
     """Predicted less measured, relative to the measured time of all classes."""
 

@@ -39,11 +39,11 @@ class Outcome:
 
     instance: Instance
     best_s: float | None
-    """Of all set partitions."""
+    """Iteration of the best of all set partitions."""
     found_s: float | None
-    """By the policy ``muxtune``."""
+    """Iteration of the policy ``muxtune``."""
     contiguous_s: float | None
-    """Best of the dynamic programming on tokens alone."""
+    """Best iteration of the dynamic programming on tokens alone."""
     search_wall_s: float
     exhaustive_wall_s: float
 
@@ -54,12 +54,12 @@ class Outcome:
 
     @property
     def gap(self) -> float:
-        """Of the search; infinite where it misses that there is a plan."""
+        """Gap of the search; infinite where it misses that there is a plan."""
         return _gap(self.found_s, self.best_s)
 
     @property
     def contiguous_gap(self) -> float:
-        """Of the dynamic programming alone."""
+        """Gap of the dynamic programming alone."""
         return _gap(self.contiguous_s, self.best_s)
 
     def __str__(self) -> str:

@@ -100,7 +100,7 @@ WORDS = ("Input should", "validation error", "pydantic", "Value error", "unable 
 _CLOCK = 10
 
 MOST_CHARACTERS = 1000
-"""Of a refusal, beside the names of files."""
+"""Characters of a refusal beside the names of files, at most."""
 
 Path_ = tuple[Any, ...]
 
@@ -116,13 +116,13 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of it."""
+    """Result of a case."""
 
     case: Case
     verdict: Verdict
     said: str
     seconds: float
-    """Of the processor."""
+    """Seconds of the processor."""
 
 
 def base_workload(folder: Path) -> dict[str, Any]:
@@ -282,7 +282,7 @@ def _text(kind: Kind, content: object) -> bytes:
 
 
 def _paths(content: object, path: Path_ = ()) -> Iterator[Path_]:
-    """Of every value inside; of long lists the first and the last."""
+    """Paths of every value inside; of long lists those of the first and the last."""
     entries: list[tuple[Any, Any]] = []
     if isinstance(content, dict):
         entries = list(content.items())

@@ -54,7 +54,7 @@ LIMITED = "muxtune, a quarter"
 ALONE = "own processes"
 
 _COPIES = 2
-"""Of the eight mixed tasks."""
+"""Copies of the eight mixed tasks."""
 
 _QUARTER = 4
 
@@ -78,7 +78,7 @@ class RankBytes:
 
     @property
     def error(self) -> float:
-        """Of the prediction, relative to the counted bytes."""
+        """Error of the prediction, relative to the counted bytes."""
         return self.predicted / self.counted - 1
 
 
@@ -100,7 +100,7 @@ def plan_cases(workload: Workload, model: ModelSpec) -> dict[str, Plan]:
 
 
 def with_memory(cluster: ClusterSpec, memory_bytes: int) -> ClusterSpec:
-    """The same cluster with so much memory per rank."""
+    """This cluster with so much memory per rank."""
     device = cluster.device.model_copy(update={"memory_bytes": memory_bytes})
     return cluster.model_copy(update={"device": device})
 
@@ -116,8 +116,8 @@ def execute(plan: Plan, empty: Sequence[int], *, steps: int) -> Executed:
     """Run a plan.
 
     Args:
-        plan: What to measure.
-        empty: Of such a run, per rank.
+        plan: Plan to measure.
+        empty: Bytes that each rank's process takes besides tensors, see :func:`empty_bytes`.
         steps: Iterations; all micro-batches are counted.
     """
     report = _run(plan, steps=steps)

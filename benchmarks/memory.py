@@ -86,7 +86,7 @@ class AnyCosts(CostModel):
         return operators_s
 
     def shard(self, tp: int) -> AnyCosts:
-        """The same for narrower operators."""
+        """These costs, whatever the width of operators."""
         return self
 
     def exploring(self) -> AbstractContextManager[None]:

@@ -42,7 +42,7 @@ from muxtune.support.tables import format_table, show_percent, show_seconds
 from muxtune.tasks import Workload
 
 BAR = 0.05
-"""Of an action's time, for Python's overhead."""
+"""Share of an action's time that Python's overhead may be."""
 
 _NEXT_TO_NOTHING = 8
 """Width of the backbone whose operators have nothing to do."""
@@ -61,7 +61,7 @@ def plan_overhead(workload: Workload, model: ModelSpec, *, pp: int, policy: str)
 
 
 def narrowed(plan: Plan) -> Plan:
-    """The same schedule over the same tokens, on a backbone of next to no width."""
+    """Plan with this schedule over the same tokens, on a backbone of next to no width."""
     model = llama_of_width(_NEXT_TO_NOTHING, plan.model.layers)
     narrowest = min(linear.out_features for linear in model.linears)
     tasks = tuple(
@@ -81,7 +81,7 @@ class Overhead:
 
     @property
     def beside_s(self) -> float:
-        """Of the profiled time, outside of operators that compute."""
+        """Seconds of the profiled time outside of operators that compute."""
         return self.profiled.action_s - self.profiled.kernel_s
 
 

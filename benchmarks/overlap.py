@@ -48,7 +48,7 @@ class Execution:
 
     iteration_s: float
     exposed_s: float
-    """Per iteration."""
+    """Exposed communication per iteration."""
 
 
 def main() -> None:

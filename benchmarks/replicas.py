@@ -165,7 +165,7 @@ def run(plan: Plan) -> float:
 
 
 def run_beside_another(plan: Plan) -> float:
-    """The same while a second process executes the same plan; the longer of both."""
+    """Seconds of a steady iteration while a second process executes the same plan; the longer of both."""
     with ThreadPoolExecutor(2) as pool:
         return max(pool.map(run, [plan, plan]))
 

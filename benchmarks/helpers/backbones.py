@@ -17,7 +17,7 @@ def llama_of_width(hidden: int, layers: int) -> ModelSpec:
 
     Args:
         hidden: Width; heads have 64 of it, two heads share keys and values.
-        layers: How many.
+        layers: Number of layers.
     """
     heads = 2 * max(1, hidden // _HEAD_DIM // 2)
     shape = {
@@ -36,8 +36,8 @@ def many_mixed_tasks(copies: int, *, steps: int, batches_divided_by: int = 1) ->
     """The eight mixed tasks of the speed comparisons several times over, each with its own seed.
 
     Args:
-        copies: Of the eight.
-        steps: Of each task.
+        copies: Copies of the eight.
+        steps: Steps of each task.
         batches_divided_by: Global batches and micro-batches are smaller by this factor, but at least 1.
     """
     eight = mixed_workload(steps)

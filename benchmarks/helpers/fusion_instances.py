@@ -58,11 +58,11 @@ _CPU_ACTION_S = {"fwd": 4e-4, "bwd": 6e-4}
 """Python and autograd around the operators of an action."""
 
 _REPLICATED_SHARE = 0.4
-"""Of instances: several replicas, most of them on several nodes."""
+"""Share of instances with several replicas, most of them on several nodes."""
 _UNIFORM_SHARE = 0.3
-"""Of workloads: all tasks have the same micro-batch size."""
+"""Share of workloads whose tasks all have the same micro-batch size."""
 _ALL_LINEAR_SHARE = 0.3
-"""Of tasks: adapters at every linear."""
+"""Share of tasks with adapters at every linear."""
 
 
 class CpuCosts(RooflineCosts):

@@ -54,15 +54,15 @@ class ProfiledEvent(Protocol):
     """What we read of an event of ``torch.autograd.profiler.profile.kineto_results``."""
 
     def name(self) -> str:
-        """Of the operator, function or mark."""
+        """Name of the operator, function or mark."""
         ...
 
     def start_ns(self) -> int:
-        """On the profiler's clock."""
+        """Start on the profiler's clock."""
         ...
 
     def duration_ns(self) -> int:
-        """With everything inside of it."""
+        """Duration with everything inside of it."""
         ...
 
     def device_resource_id(self) -> int:
@@ -72,12 +72,12 @@ class ProfiledEvent(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Of a stretch of time."""
+    """Parts of a stretch of time."""
 
     kernel_s: float
     bookkeeping_s: float
     operators: int
-    """Of both."""
+    """Number of operators of both kinds."""
 
 
 class KernelTimes:

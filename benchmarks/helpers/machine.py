@@ -26,7 +26,7 @@ def machine_costs(model: ModelSpec, path: Path | None) -> ProfiledCosts:
 
     Args:
         model: The backbone.
-        path: Its profile here; measured now if None.
+        path: Profile of this machine; measured now if None.
     """
     return ProfiledCosts(load_profile(path) if path else profile_model(model, progress=True), model)
 

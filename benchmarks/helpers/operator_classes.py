@@ -53,7 +53,7 @@ class ActionClasses:
     phase: Phase
     work: MicrobatchWork
     seconds: dict[str, float]
-    """Per class."""
+    """Seconds of each class."""
 
 
 def measure_classes(plan: Plan) -> list[ActionClasses]:

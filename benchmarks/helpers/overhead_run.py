@@ -49,11 +49,11 @@ class ActionTimes(BaseModel):
     htask: int
     kind: Kind
     action_s: float
-    """Of processor time without a profiler, else of time."""
+    """Seconds of processor time without a profiler, else of wall time."""
     kernel_s: float = 0.0
-    """Under torch's profiler: inside of operators that compute."""
+    """Seconds inside of operators that compute, under torch's profiler."""
     bookkeeping_s: float = 0.0
-    """Inside of operators that describe or allocate."""
+    """Seconds inside of operators that describe or allocate, under torch's profiler."""
     operators: int = 0
 
 
@@ -67,7 +67,7 @@ class FunctionTime(BaseModel):
     """Not written in Python; operators of torch are among these."""
     calls: int
     own_s: float
-    """Without what it calls."""
+    """Seconds without what it calls."""
 
 
 class Watch(BaseModel):
@@ -86,7 +86,7 @@ class WatchedStage(BaseModel):
 
     actions: list[ActionTimes]
     functions: list[FunctionTime]
-    """Under Python's profiler."""
+    """Functions that Python's profiler saw."""
     watched: int
     """Forwards and backwards after the first iteration."""
 
@@ -95,8 +95,8 @@ def watch_run(plan: Plan, profiler: Profiler, *, steps: int) -> list[WatchedStag
     """Run a plan of one replica and whole stages on processes of its own.
 
     Args:
-        plan: Its tasks have more than ``steps`` steps.
-        profiler: If any.
+        plan: Plan whose tasks have more than ``steps`` steps.
+        profiler: Profiler to watch with, if any.
         steps: Iterations to watch, after the first.
     """
     with TemporaryDirectory() as folder:

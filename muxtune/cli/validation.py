@@ -32,7 +32,7 @@ def validation_table(report: ValidationReport, *, details: bool = False) -> str:
     """Predictions beside measurements, what explains the difference, and every task beside its solo run.
 
     Args:
-        report: All of it.
+        report: The whole report.
         details: Also rows per hTask and per iteration.
     """
     tables = [_totals(report), _stage_table(report.stages)]

@@ -45,7 +45,7 @@ def pair_seconds(gpu: Gpu, pair: Pair, phase: Phase, *, element_bytes: int, fact
     """Seconds of a pair alone.
 
     Args:
-        gpu: Device.
+        gpu: The GPU.
         pair: The pair, with at least one token.
         phase: The backward gives both factors' gradients and adds to the input's.
         element_bytes: Bytes of an element of the backbone's activations.
@@ -102,7 +102,7 @@ def grouped_seconds(
     The tiles of all pairs are counted together, so only the last wave of a launch is partly empty.
 
     Args:
-        gpu: Device.
+        gpu: The GPU.
         pairs: Pairs of the tasks, at one linear.
         phase: Forward or backward, as in :func:`pair_seconds`.
         element_bytes: Bytes of an element of the backbone's activations, which are read and written as they
@@ -134,7 +134,7 @@ def moved_seconds(gpu: Gpu, bytes_: float) -> float:
 
 
 class _Rates(NamedTuple):
-    """What tiles depend on."""
+    """Rates of the device that tiles depend on."""
 
     sm_count: int
     flops_per_s: float

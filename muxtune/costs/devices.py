@@ -26,9 +26,9 @@ class FitRecord(BaseModel):
     rows: int
     """Measurements that were fitted to."""
     error: float
-    """Over all of them."""
+    """Mean error over all of them."""
     held_out: dict[str, float]
-    """Per group of rows (a model, say): its error under coefficients that were fitted to the others."""
+    """Error of each group of rows (a model, say) under coefficients that were fitted to the others."""
 
 
 _FOLDER = files("muxtune.data") / "devices"

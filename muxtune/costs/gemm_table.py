@@ -18,7 +18,7 @@ PREDICTED = "predicted_ms"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GemmPrediction:
-    """What was written."""
+    """Summary of the table that was written."""
 
     rows: int
     model: Literal["analytic", "measured"]

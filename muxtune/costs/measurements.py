@@ -43,11 +43,11 @@ class Layout:
     """Columns of one kind of measurements, beside the times."""
 
     names: tuple[str, ...]
-    """Texts."""
+    """Columns of texts."""
     sizes: tuple[str, ...]
-    """Whole numbers above 0, by which the kind is recognized."""
+    """Columns of whole numbers above 0, by which the kind is recognized."""
     counts: tuple[str, ...] = ()
-    """Whole numbers that may be 0."""
+    """Columns of whole numbers that may be 0."""
     optional: tuple[str, ...] = ()
     """Sizes that follow from the others for a given model, where they were recorded."""
 

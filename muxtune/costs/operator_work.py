@@ -116,18 +116,18 @@ def _feed(dims: tuple[int, ...], phase: Phase, model: ModelSpec) -> OperatorWork
 
 
 def _p2p(dims: tuple[int, ...], phase: Phase, model: ModelSpec) -> OperatorWork:
-    """One message."""
+    """Work of one message."""
     return OperatorWork(0.0, float(dims[0]), 1)
 
 
 def _ring(dims: tuple[int, ...], phase: Phase, model: ModelSpec) -> OperatorWork:
-    """Once around the ring: each rank sends all parts of the tensor but one, a message each."""
+    """Work once around the ring: each rank sends all parts of the tensor but one, a message each."""
     bytes_, ranks = dims
     return OperatorWork(0.0, bytes_ * (ranks - 1) / ranks, ranks - 1)
 
 
 def _all_reduce(dims: tuple[int, ...], phase: Phase, model: ModelSpec) -> OperatorWork:
-    """Twice around the ring: a reduce-scatter, then an all-gather."""
+    """Work twice around the ring: a reduce-scatter, then an all-gather."""
     _, bytes_, launches = _ring(dims, phase, model)
     return OperatorWork(0.0, 2 * bytes_, 2 * launches)
 

@@ -42,7 +42,7 @@ class StageSum:
     classes_s: Mapping[str, float]
     """Sum over the operators of each class, each as it was measured alone."""
     operators: float
-    """How many operators there are."""
+    """Number of operators that it runs, repetitions counted."""
 
     @property
     def operators_s(self) -> float:

@@ -27,7 +27,7 @@ class RooflineCoefficients:
 
     device: str
     launch_s: float
-    """Per kernel or library call."""
+    """Seconds per kernel or library call."""
     flops_per_s: float
     bytes_per_s: float
     overlap: float

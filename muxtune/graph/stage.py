@@ -16,12 +16,13 @@ Part = Literal["feed", "receive", "embedding", "layer", "first layer", "head", "
 """``first layer`` is the backward of the first layer of all; in the forward it is a layer like all others."""
 
 _ALMOST_NONE = 1e-9
-"""Targets; they cost nothing."""
+"""Number of targets that stands for none: it costs nothing."""
 
 _LOSS_NUMBERS = 3
-"""Over a vocabulary that is split: largest logit, then sum of exponentials and the target's logit."""
+"""Numbers per target that ranks sum over a split vocabulary: largest logit, then sum of exponentials and the
+target's logit."""
 _LOSS_CALLS = 2
-"""Collectives that they take."""
+"""Collectives that these numbers take."""
 
 
 def stage_parts(layers: int, *, first: bool, last: bool, phase: Phase) -> tuple[tuple[Part, int], ...]:

@@ -50,7 +50,7 @@ class KeptBytes:
 
     @property
     def total_bytes(self) -> int:
-        """Both."""
+        """Activations and logits together."""
         return self.activation_bytes + self.logit_bytes
 
 

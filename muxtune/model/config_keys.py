@@ -112,7 +112,7 @@ def check_not_foreign(raw: Fields, where: Path) -> None:
 
     Args:
         raw: Content of the file, before transformers reads it.
-        where: The file.
+        where: Name of the file in messages.
 
     Raises:
         SpecError: Names the key.
@@ -133,7 +133,7 @@ def check_known(raw: Fields, family: Family, where: Path) -> None:
     Args:
         raw: Content of the file.
         family: Family of the backbone.
-        where: The file.
+        where: Name of the file in messages.
 
     Raises:
         SpecError: Names the key.
@@ -151,7 +151,7 @@ def check_values(loaded: Fields, family: Family, where: Path) -> None:
     Args:
         loaded: A configuration as transformers understands it, with its defaults.
         family: Family of the backbone.
-        where: The file.
+        where: Name of the file in messages.
 
     Raises:
         SpecError: Names the key, its value and what was expected.
@@ -172,7 +172,7 @@ def check_aliases(raw: Fields, names: Mapping[str, str], where: Path) -> None:
     Args:
         raw: Content of the file.
         names: The main name of each alias.
-        where: The file.
+        where: Name of the file in messages.
 
     Raises:
         SpecError: Names the alias.

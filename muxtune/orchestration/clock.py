@@ -45,7 +45,7 @@ class Bounds:
     compute_s: float
     """All work on the compute stream."""
     communication_s: float
-    """All on the communication stream."""
+    """All work on the communication stream."""
     critical_path_s: float
     """Longest of any hTask, through subgraphs; see :attr:`LaunchGraph.critical_path_s`."""
     operator_path_s: float
@@ -130,7 +130,7 @@ class ClockSchedule:
 
     @cached_property
     def htask_ends_s(self) -> tuple[float, ...]:
-        """When each hTask is through."""
+        """Seconds after which each hTask is through."""
         ends_s = self._played.ends_s
         positions = range(len(self._clock.graphs))
         return tuple(max((ends_s[i] for i in self._clock.htask(p)), default=0.0) for p in positions)

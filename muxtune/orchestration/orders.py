@@ -57,7 +57,7 @@ def decode_turns(text: str) -> tuple[Turn, ...]:
 
 
 def one_after_another(clock: Clock) -> list[int]:
-    """All of the first hTask as it runs best alone, then all of the next."""
+    """Subgraphs of the first hTask as it runs best alone, then those of the next."""
     return list(chain.from_iterable(_alone(clock)))
 
 

@@ -72,7 +72,7 @@ def clock_segments(
     long as all ranks of a stage choose the same one. It takes milliseconds; ask once per kind of clock.
 
     Args:
-        plan: Checked.
+        plan: Plan that has been checked.
         stage: Stage of the pipeline.
         phase: ``fwd`` of a clock of F, ``bwd`` of B.
         htasks: hTasks of the clock, in its order. Where the plan shows no such clock (some hTasks of its

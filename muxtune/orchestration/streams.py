@@ -41,7 +41,7 @@ def play(clock: Clock, order: Iterable[int], barrier: Barrier = "none") -> Playe
     Args:
         clock: The subgraphs to run.
         order: Each subgraph after all that it waits for.
-        barrier: What nothing overlaps with.
+        barrier: Unit that ends on both streams before the next one begins.
     """
     ready_s = [0.0] * len(clock)
     ends_s = ready_s.copy()

@@ -19,7 +19,7 @@ def check_backbone(plan: Plan, where: str, *, digests: bool = True) -> None:
     """Refuse a directory that moved or changed since the plan was made, or has no weights; presets cannot.
 
     Args:
-        plan: Checked.
+        plan: Plan that has been checked.
         where: The file or object in front of the field's name.
         digests: Compare contents, too; one rank of a machine is enough.
 

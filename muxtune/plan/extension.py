@@ -17,7 +17,7 @@ def extend_schedule(plan: Plan, iterations: int, *, first: int = 0) -> list[list
     hTask leaves the rotation after its own last step.
 
     Args:
-        plan: Checked.
+        plan: Plan that has been checked.
         iterations: Iterations of the whole run; at most the steps of the longest task.
         first: Iterations that are already done and left out; the numbers still count from the start.
 

@@ -112,7 +112,7 @@ class ClockSeconds(BaseModel):
     htasks: tuple[int, ...] = Field(min_length=2)
     """hTasks of the clock, in the order of their bucket."""
     seconds: tuple[Seconds, ...]
-    """Per stage; of a backward with its share of the optimizer steps."""
+    """Seconds on each stage; of a backward with its share of the optimizer steps."""
 
 
 class Predicted(BaseModel):

@@ -43,7 +43,7 @@ def decided(options: PlanOptions, task_ids: Iterable[str]) -> PlanOptions:
 
     Args:
         options: Options, with what is switched off in ``without``.
-        task_ids: All tasks.
+        task_ids: Ids of all tasks.
 
     Raises:
         SpecError: A part is switched off and decided by hand at once.

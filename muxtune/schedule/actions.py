@@ -84,7 +84,7 @@ def build_schedule(
 
     Args:
         buckets: hTasks per bucket, in order of injection.
-        microbatches: Per hTask and step.
+        microbatches: Micro-batches per hTask and step.
         pp: Pipeline stages.
         template: Whether iterations drain, and how they are played.
         steps: Optimizer steps per hTask; an hTask leaves the rotation after its last.

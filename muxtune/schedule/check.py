@@ -27,7 +27,7 @@ def check_schedule(
     deadlock.
 
     Args:
-        stages: Action lists.
+        stages: Action list of each stage.
         microbatches: Micro-batches per hTask and step.
         buckets: Buckets of the plan, if their hTasks share clocks; None if every action is a clock of its
             own.
@@ -160,7 +160,7 @@ def find_deadlock(
     all its tensors out of the channel, and sends its own when it has ended.
 
     Args:
-        stages: Action lists.
+        stages: Action list of each stage.
         capacity: Clocks whose tensors a channel holds; a stage waits before it sends more. Without one,
             sending never waits.
         clocks: The lists as :func:`clocks_of` cuts them; by default every action is a clock of its own.

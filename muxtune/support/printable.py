@@ -20,7 +20,7 @@ def printable(text: str, *, lines: bool = False) -> str:
     its direction.
 
     Args:
-        text: Any.
+        text: Any text.
         lines: Keep line breaks.
     """
     if text.isprintable():

@@ -57,7 +57,7 @@ def refuse_if_locked(folder: Path) -> None:
     """Refuse a folder that another process runs in.
 
     Raises:
-        UserError: It does.
+        UserError: Another process runs in it.
     """
     path = folder / LOCK
     if path.is_file():

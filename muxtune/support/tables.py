@@ -14,7 +14,7 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """An aligned Markdown table: texts to the left, columns of quantities to the right.
 
     Args:
-        header: Titles.
+        header: Titles of the columns.
         rows: Cells, as many per row as titles; control characters in them are escaped.
     """
     rows = [[printable(cell) for cell in row] for row in rows]

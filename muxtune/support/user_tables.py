@@ -73,7 +73,7 @@ class UserFrame:
         """A column of finite numbers above 0.
 
         Args:
-            column: Name.
+            column: Name of the column.
             zero: Whether 0 is allowed too.
             blank: Whether an empty cell is allowed, which becomes NaN.
 

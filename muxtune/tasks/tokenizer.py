@@ -38,7 +38,7 @@ class Tokenizer(Protocol):
         """Ids of ``text`` alone, without special tokens but those that stand in it.
 
         Args:
-            text: Any.
+            text: Any text.
             allow_special: Whether ``</s>`` and the like in the text are control tokens, or plain characters.
         """
         ...

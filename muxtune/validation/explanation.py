@@ -47,9 +47,9 @@ class DifferencePart(BaseModel):
     stage: int | None
     """Stage of the F, B or STEP; None for other causes."""
     seconds: float
-    """Measured - predicted."""
+    """Measured less predicted seconds."""
     meaning: str
-    """One sentence."""
+    """One sentence on what the cause means."""
 
 
 class Explanation(BaseModel):
@@ -64,7 +64,7 @@ class Explanation(BaseModel):
 
     @property
     def difference_s(self) -> float:
-        """Measured - predicted."""
+        """Measured less predicted seconds."""
         return self.measured_s - self.predicted_s
 
 

@@ -24,7 +24,7 @@ class ClockTiming:
     """What one clock takes on one stage, in the order of time."""
 
     gap_s: float = 0.0
-    """After the clock before it: neither computing nor waiting."""
+    """Seconds after the clock before it that are neither computing nor waiting."""
     lead_s: float = 0.0
     """Computing that does not need the neighbour's tensor."""
     transfer_s: float = 0.0

@@ -61,7 +61,7 @@ class GroupBands:
     """What is known of all contiguous groups before they are priced.
 
     Args:
-        problem: What is planned.
+        problem: The planning problem.
         task_ids: Tasks in the order in which groups are cut.
         width: Tasks of the widest group.
         layouts: Layouts that may be used.
@@ -219,7 +219,7 @@ def price_groups(
     """Estimate all groups on a mesh, whose busiest replica decides.
 
     Args:
-        bands: Groups.
+        bands: Bands of the groups.
         prices: Prices of the groups' parts.
         shape: Shape of the mesh.
         carry: Carry of the layouts to choose from; the least by default.
@@ -294,7 +294,7 @@ def _adapters_s(bands: GroupBands, prices: StagePrices, band: LayoutBand, excess
     Tokens of a task's span are its share of the group's; under ``pad`` by its sequences.
 
     Args:
-        bands: Groups.
+        bands: Bands of the groups.
         prices: Prices of the groups' parts.
         band: The groups under one alignment.
         excess: Tokens of the busiest replica, over the mean of all replicas.

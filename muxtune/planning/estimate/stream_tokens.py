@@ -61,7 +61,7 @@ def load_batches(tasks: Sequence[TaskData], steps: Ints) -> Batches:
 
     Args:
         tasks: Tasks in the order in which groups are cut.
-        steps: Ascending.
+        steps: Numbers of the steps, ascending.
     """
     widest = max(data.task.global_batch_size for data in tasks)
     lengths = np.zeros((len(tasks), len(steps), widest), dtype=np.int64)

@@ -81,8 +81,8 @@ class GroupTable:
     """All groups of a problem's tasks, each worked out when it is first asked for.
 
     Args:
-        problem: What is planned.
-        mesh: Given.
+        problem: The planning problem.
+        mesh: The mesh.
         align: Chooses the alignment of a group; the carry groups of all are alike.
     """
 

@@ -30,8 +30,8 @@ def cheapest_alignment(
     """A function that gives a group the alignment with the least time on the slowest stage.
 
     Args:
-        problem: What is planned.
-        mesh: Given.
+        problem: The planning problem.
+        mesh: The mesh.
         options: May fix the alignment, the chunk length and the carry groups.
     """
 

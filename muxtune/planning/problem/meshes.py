@@ -113,7 +113,7 @@ def on_every_mesh(
     best iteration so far.
 
     Args:
-        problem: What is planned.
+        problem: The planning problem.
         options: Decisions that are taken away from the policy.
         build: Structures for options with a fixed mesh; they may exceed the memory.
         leaner: Further ones, for meshes where none of these fits.

@@ -38,7 +38,7 @@ class PlanningProblem:
     """Tasks, backbone, cluster and costs.
 
     Args:
-        workload: The tasks.
+        workload: Workload with the tasks.
         model: Backbone; its dtype is the one that is planned.
         cluster: Where the plan will run.
         costs: Prices of operators there.

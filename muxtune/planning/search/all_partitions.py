@@ -101,7 +101,7 @@ class SetBands(GroupBands):
 
     @cached_property
     def exists_nw(self) -> NDArray[np.bool_]:
-        """Every group."""
+        """Whether a group exists: every one does."""
         return np.ones((len(self._member_gn), 1), dtype=np.bool_)
 
     @cached_property
@@ -249,7 +249,7 @@ def propose_sets(
     Of those that may not fit the memory, the ones that would be faster.
 
     Args:
-        bands: Groups.
+        bands: Bands of the groups.
         ranked: All partitions on some meshes.
         templates: Templates that may be used.
         below_s: Seconds of an iteration that is possible on another mesh.

@@ -47,7 +47,7 @@ class IterationParts:
 
     @property
     def iteration_s(self) -> float:
-        """All four."""
+        """Sum of the four parts."""
         return self.working_s + self.padding_s + self.communication_s + self.waiting_s
 
 

@@ -239,10 +239,10 @@ def make_proposal(
     """Estimate an iteration.
 
     Args:
-        bands: Groups.
+        bands: Bands of the groups.
         prices: Prices of the groups.
         room: Room for the groups on the mesh.
-        mesh: Given.
+        mesh: The mesh.
         templates: Templates that may be used.
         work_s: Seconds of the groups on every stage; see :func:`stage_work_s`.
         places: Places of the partition's groups.

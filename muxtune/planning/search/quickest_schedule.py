@@ -96,7 +96,7 @@ class QuickestSchedule:
         Args:
             htasks: The partition.
             latency_s: Seconds of a micro-batch of each, on the slowest stage.
-            mesh: Given.
+            mesh: The mesh.
             bounds: Exact bounds of the partition.
             overlaps: Whether operators inside of a stage may overlap.
             share: Share of a bound that is left if they do.
@@ -179,7 +179,7 @@ class QuickestSchedule:
 
 
 class _Memory:
-    """Who fits; each is asked once."""
+    """Whether structures fit the memory; each is computed once."""
 
     def __init__(self, problem: PlanningProblem) -> None:
         self._problem = problem
@@ -200,7 +200,7 @@ class _Memory:
         return None
 
     def fitting(self, ordered: Iterable[PlanStructure], count: int) -> list[PlanStructure]:
-        """The first ones that fit."""
+        """The first structures that fit, at most ``count``."""
         found: list[PlanStructure] = []
         for structure in ordered:
             if len(found) == count:

@@ -15,7 +15,7 @@ def plan_costs(plan: Plan, profile: Path | None = None) -> CostModel:
     """Find the plan's costs again.
 
     Args:
-        plan: Checked.
+        plan: Plan that has been checked.
         profile: Profile that the plan was made with; without one, the coefficients that ship for its GPU.
 
     Raises:

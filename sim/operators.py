@@ -52,9 +52,9 @@ class OperatorWork:
 
     Args:
         programs: Asked for once per clock.
-        stages: How many there are.
+        stages: Number of stages.
         contention: While both streams of a stage are busy, each runs at rate ``1 / (1 + contention)``.
-        noise: What operators vary by; nothing by default.
+        noise: Noise of the operators' durations; none by default.
         record: Whether executions are kept.
     """
 

@@ -32,7 +32,7 @@ class PlanPrograms:
     The plan's launch orders are replayed; clocks that it has none of are scheduled as the planner does it.
 
     Args:
-        plan: Checked.
+        plan: Plan that has been checked.
         costs: Prices of operators on its devices, for its whole backbone.
 
     Raises:

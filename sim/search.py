@@ -25,7 +25,7 @@ def search_plan(
     """Best plan of a policy, by simulated iteration time.
 
     Args:
-        workload: The tasks.
+        workload: Workload with the tasks.
         model: Backbone of the tasks.
         cluster: Cluster that they run on.
         costs: Operator costs of the cluster's device.

@@ -15,10 +15,10 @@ class Wires:
 
     Args:
         env: Clock of the run.
-        stages: How many there are.
+        stages: Number of stages.
         p2p_s: Seconds per transfer, per hTask.
         spans: Where transfers are noted, as spans of their sender.
-        noise: What transfers vary by.
+        noise: Noise of the transfers' durations.
     """
 
     def __init__(

@@ -30,7 +30,7 @@ def measure_operator(
     Args:
         op: Any kind that a suite builds.
         model: The backbone.
-        suite: Builds it.
+        suite: Suite that builds it.
         device: Device of this rank.
         rendezvous: Rendezvous of the ranks that measure it at the same time.
         limit_s: Seconds per phase, or for both where they are timed in turn.

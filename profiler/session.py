@@ -32,7 +32,7 @@ _SUITE = "torch"
 _MAX_RANKS = 64
 
 _LIMIT_S, _QUICK_LIMIT_S = 0.075, 0.1
-"""Per operator, phase and round."""
+"""Seconds per operator, phase and round, and those of a quick profile."""
 
 _ROUNDS, _QUICK_ROUNDS = 2, 1
 """Operators are measured so often, minutes apart, so that a burst of other load does not own a shape."""

@@ -31,7 +31,7 @@ class CpuTimer:
     a microsecond), and counts only where it is shorter.
 
     Args:
-        clock: Monotonic seconds.
+        clock: Clock of monotonic seconds.
         processor_clock: Seconds that this process has computed.
     """
 
@@ -60,7 +60,7 @@ class WallTimer:
     """Waiting counts: for calls that need other ranks.
 
     Args:
-        clock: Monotonic seconds.
+        clock: Clock of monotonic seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:

@@ -58,7 +58,7 @@ class Job(BaseModel):
 
     @property
     def processes(self) -> int:
-        """How many there are."""
+        """Number of processes."""
         return max(self.ranks, self.link_ranks)
 
 

@@ -25,7 +25,7 @@ class LinkSource(NamedTuple):
     datasheet_bytes_per_s: float
     """Rate of the data sheet, in one direction."""
     datasheet: str
-    """Where that rate is from."""
+    """Source of that rate."""
     flows_per_node: int | None = None
     """Flows per node of a network, where no row tells them."""
     across: tuple[Series, ...] = ()

@@ -25,7 +25,7 @@ class _RowAttention(AttentionBackend):
     isolates = True
 
     def refusal(self, site: AttentionSite) -> str | None:
-        """Never."""
+        """Nothing: it trains on any device."""
         return None
 
     def place(self, rows: Sequence[Row], tokens: int, places: CarriedPlaces, device: str) -> Placement:

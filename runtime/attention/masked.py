@@ -23,7 +23,7 @@ class MaskedAttention(AttentionBackend):
     isolates = False
 
     def refusal(self, site: AttentionSite) -> str | None:
-        """Never."""
+        """Nothing: it trains on any device."""
         return None
 
     def place(self, rows: Sequence[Row], tokens: int, places: CarriedPlaces, device: str) -> Placement:

@@ -36,7 +36,7 @@ class VarlenAttention(AttentionBackend):
     isolates = True
 
     def refusal(self, site: AttentionSite) -> str | None:
-        """Where FlashAttention does not run."""
+        """What FlashAttention needs and does not have there; None where it runs."""
         if site.device != "cuda":
             return "a CUDA device"
         if site.dtype not in _DTYPES:

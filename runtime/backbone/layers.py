@@ -29,7 +29,7 @@ class Embedding(nn.Module):
         tokens_VD: A row per token; the rank's part of them is kept.
         positions_PD: A row per position.
         position_offset: Row of position 0.
-        shard: The rank.
+        shard: Place of the rank among those that share the stage.
     """
 
     def __init__(
@@ -115,9 +115,9 @@ class Head(nn.Module):
     """Final norm, head and loss, at the target positions only.
 
     Args:
-        norm: Before the head.
+        norm: Norm before the head.
         weight_VD: A row per token; the rank's part of them is kept.
-        shard: The rank.
+        shard: Place of the rank among those that share the stage.
     """
 
     def __init__(self, norm: Norm, weight_VD: Tensor, *, shard: Shard = WHOLE) -> None:

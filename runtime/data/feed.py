@@ -28,7 +28,7 @@ class Feed:
     """Deals out the micro-batches of a plan.
 
     Args:
-        plan: Checked.
+        plan: Plan that has been checked.
         data: Data of each task, by task id.
         device: Where the tensors go.
         replica: Number of the replica whose micro-batches are dealt out.

@@ -67,7 +67,7 @@ class RankDevice(ABC):
         """Reads what is allocated inside of a ``with`` block."""
 
     def peak_bytes(self) -> int | None:
-        """Most that torch's allocator has given out so far; None where that is the process's own memory."""
+        """Peak of bytes that torch's allocator gave out; None where that is the process's own memory."""
         return None
 
 
@@ -134,11 +134,11 @@ class Cuda(RankDevice):
         return DeviceTrace(self)
 
     def peak_bytes(self) -> int:
-        """Most that torch's allocator has given out on this GPU in this process."""
+        """Peak of bytes that torch's allocator has given out on this GPU in this process."""
         return max(self._past_peak_bytes, torch.cuda.max_memory_allocated(self._index))
 
     def allocated_bytes(self) -> int:
-        """What it has given out now."""
+        """Bytes that it has given out now."""
         return torch.cuda.memory_allocated(self._index)
 
     def restart_peak(self) -> None:
@@ -147,7 +147,7 @@ class Cuda(RankDevice):
         torch.cuda.reset_peak_memory_stats(self._index)
 
     def new_peak_bytes(self) -> int:
-        """Most since the last restart."""
+        """Most bytes that it has given out since the last restart."""
         return torch.cuda.max_memory_allocated(self._index)
 
 
@@ -206,7 +206,7 @@ def check_devices(kind: DeviceKind, ranks: int, field: str) -> None:
     Args:
         kind: Kind of device that the run needs.
         ranks: Ranks of the run; all are on this machine, unless torchrun says how many are.
-        field: What asked for the devices.
+        field: Field that asked for the devices.
 
     Raises:
         SpecError: Names the field, and what is missing here.

@@ -79,10 +79,10 @@ class Event(Protocol):
         """Let it pass when the current stream has come here."""
 
     def query(self) -> bool:
-        """Whether it has passed."""
+        """Whether the event has passed."""
 
     def synchronize(self) -> None:
-        """Wait until it has."""
+        """Wait until the event has passed."""
 
     def elapsed_time(self, end_event: Event, /) -> float:
         """Milliseconds to an event that has passed after this one."""

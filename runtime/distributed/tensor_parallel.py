@@ -66,8 +66,8 @@ def select_rows(tokens_T: Tensor, rows_WD: Tensor, first: int, shard: Shard) -> 
     Args:
         tokens_T: Row of the whole table for each token.
         rows_WD: The rank's rows.
-        first: The whole table's number of its first one.
-        shard: The rank.
+        first: Number of the first of these in the whole table.
+        shard: Place of the rank among those that share the stage.
     """
     if shard.team is None:
         return rows_WD.index_select(0, tokens_T)

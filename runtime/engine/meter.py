@@ -21,7 +21,7 @@ class ActionMeter:
     slowed.
 
     Args:
-        microbatches: Per hTask and step.
+        microbatches: Micro-batches per hTask and step.
         steps: First steps of each hTask to count.
         new_trace: Makes what follows the device's allocations.
     """

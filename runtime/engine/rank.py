@@ -48,7 +48,7 @@ class RankRun:
     """One rank's part of a run; torch.distributed is up if there are several.
 
     Args:
-        plan: Checked.
+        plan: Plan that has been checked.
         job: Job of the run.
         rank: Number of the rank.
         progress: Kept up to date with the number of finished iterations, on rank 0.

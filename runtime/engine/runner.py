@@ -53,8 +53,8 @@ class StageRunner:
     """A stage of the pipeline, or one replica's shard of it, on one rank.
 
     Args:
-        plan: Checked.
-        mesh: Where the rank stands.
+        plan: Plan that has been checked.
+        mesh: Place of the rank in the mesh.
         actions: All that this stage will do.
         feed: Deals out the replica's micro-batches.
         stages: The stage's copy of the backbone for each instance.

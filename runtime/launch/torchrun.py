@@ -42,8 +42,8 @@ def joined(rank: int, world: int, peer_timeout_s: float) -> Iterator[None]:
     """Connect the ranks of torchrun's job, and part when all are done.
 
     Args:
-        rank: Our own.
-        world: How many there are.
+        rank: Rank of this process.
+        world: Number of ranks.
         peer_timeout_s: How long to wait for another rank's message.
 
     Raises:

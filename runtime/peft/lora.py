@@ -87,8 +87,8 @@ def lora_linear(
 
     Args:
         x_TI: Tokens of all tasks.
-        weight_OI: Frozen.
-        bias_O: Frozen.
+        weight_OI: Frozen weight.
+        bias_O: Frozen bias.
         spans: Tokens of each task.
         adapters: Per span, the task's pairs on this weight; may be empty.
         static_shape: Whether T is that of other micro-batches too.
@@ -184,7 +184,7 @@ def add_updates_(
 
     Args:
         y_TO: Output so far.
-        x_TI: Input.
+        x_TI: Input of the linear.
         pieces: Where each pair works; the scale of one with dropout has that of what is kept in it.
         factors: A and B of each piece in turn.
         grouped: Whether the Triton kernels update the pieces without dropout, instead of one by one.
@@ -263,7 +263,7 @@ def factor_gradients(
 
     Args:
         grad_TO: Gradient of the output.
-        x_TI: Input.
+        x_TI: Input of the linear.
         pieces: Pieces of the forward.
         factors: Factors of the forward.
         downs: What :func:`add_updates_` returned.

@@ -29,15 +29,15 @@ class StageMemory(BaseModel):
     activation_peak_bytes: int
     """Kept by the micro-batches in flight, at the fullest point of the schedule."""
     message_peak_bytes: int
-    """Most that messages to come, being worked on, and sent took."""
+    """Most bytes of messages that are to come, being worked on, or sent."""
     workspace_peak_bytes: int
     """Temporaries of the action that has most of them."""
     peak_bytes: int
-    """All of it at the fullest point of the schedule, with the adapters' gradients."""
+    """Bytes of all of it at the fullest point of the schedule, with the adapters' gradients."""
     process_peak_bytes: int
     """What the operating system saw at most; includes Python, libraries and loading."""
     process_start_bytes: int
-    """Right before the rank built its stage, with the libraries loaded."""
+    """Bytes right before the rank built its stage, with the libraries loaded."""
     device_peak_bytes: int | None = None
     """What torch's allocator had given out at most on the rank's GPU; null on CPU, where tensors are the
     process's own memory."""
@@ -55,7 +55,7 @@ class ActionBytes:
     backward_workspace: Mapping[int, int]
     """Per hTask, most bytes of a backward beyond what was there before."""
     messages: Sequence[int]
-    """Per F and B, in the order of the actions."""
+    """Bytes of messages at each F and B, in the order of the actions."""
     left_gradients: Mapping[int, int] = field(default_factory=dict)
     """Per hTask that has carry groups, most bytes of gradients of the keys and values that a group leaves to
     its later micro-batches."""
@@ -84,7 +84,7 @@ def measure_memory(
         htask_tenants: Tasks of each hTask.
         seen: Bytes that were counted for the actions.
         process_start_bytes: Bytes that the process had right before the stage was built.
-        device_peak_bytes: Most that the rank's GPU had given out.
+        device_peak_bytes: Most bytes that the rank's GPU had given out.
     """
     adapters = [sum(tenant.adapter_bytes for tenant in tenants) for tenants in htask_tenants]
     optimizers = sum(tenant.optimizer_bytes for tenants in htask_tenants for tenant in tenants)

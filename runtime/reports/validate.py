@@ -61,7 +61,7 @@ class TaskValidation(BaseModel):
     adapter_spread: float | None = None
     """Relative error of the adapter's update between the two solo runs."""
     adapter_bound: float | None = None
-    """What the error may be."""
+    """Largest error that is allowed."""
     agreement: Agreement | None = None
     """Whether both are within their bounds; ``undecided`` where solo runs are themselves so far apart, or not
     finite, that the bounds allow anything; null without a solo run."""

@@ -44,7 +44,7 @@ class RankState(TypedDict):
 
 
 class Header(BaseModel):
-    """What a file belongs to."""
+    """Run, step and rank that a file belongs to."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -32,7 +32,7 @@ class LossLedger:
 
     Args:
         feed: Knows the targets of every step.
-        microbatches: Per hTask and step.
+        microbatches: Micro-batches per hTask and step.
     """
 
     def __init__(self, feed: Feed, microbatches: Sequence[int]) -> None:
@@ -41,7 +41,7 @@ class LossLedger:
         self._targets: dict[tuple[int, int], dict[str, int]] = {}
         self._nll: dict[tuple[int, int], Tensor] = {}
         self._divisors: dict[tuple[int, int], Tensor] = {}
-        """Once per step: to a GPU the copy of a list stops the host."""
+        """Targets as tensors, made once per step: to a GPU the copy of a list stops the host."""
 
     def add(self, action: Action, nll_K: Tensor) -> Tensor:
         """Note a micro-batch.

@@ -153,7 +153,7 @@ class Tenant:
 
 
 def is_finite(snapshot: TenantSnapshot) -> bool:
-    """Whether everything in it is."""
+    """Whether all numbers of a snapshot are finite."""
     groups = (snapshot["adapter"], *snapshot["optimizer"].values())
     return all(bool(tensor.isfinite().all()) for group in groups for tensor in group.values())
 

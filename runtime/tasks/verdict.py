@@ -65,7 +65,7 @@ class StepVerdict:
     """The verdict on one step of an hTask, from this rank's part of it on.
 
     Args:
-        mesh: Where the rank stands.
+        mesh: Place of the rank in the mesh.
         step: Number of the step.
         tenants: Tenants of the hTask, those that still train.
         squared_K: Squared gradient norms, of all shards of the stage.

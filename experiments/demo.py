@@ -73,7 +73,7 @@ class DemoReport(BaseModel):
     model: str
     cluster: str
     seconds: dict[str, float]
-    """Per station of the loop."""
+    """Seconds of each station of the loop."""
     comparison: Comparison
     validation: ValidationReport
 

@@ -85,7 +85,7 @@ def draw_gantt(
             that have them; of others their own middle.
         out: PNG, SVG or PDF, by its suffix; whole or absent.
         labels: What each hTask is, for the legend (its task ids, say).
-        iterations: How many are shown.
+        iterations: Number of iterations that are shown.
         window_s: Length of the time axis; the longest window by default.
 
     Raises:

@@ -88,9 +88,9 @@ class Capacity:
 
     setting: CapacitySetting
     fits: dict[Placement, int]
-    """Most tasks."""
+    """Most tasks that fit."""
     task_bytes: dict[Placement, int]
-    """What the second task adds to the first."""
+    """Bytes that the second task adds to the first."""
     reduction: dict[str, float]
     """Memory of ``processes`` over that of ``shared`` and ``fused``, with as many tasks as ``processes`` fit
     (``... at capacity``) and with as many as the paper runs (``... at 32``)."""

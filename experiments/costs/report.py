@@ -27,7 +27,7 @@ _FROZEN = ConfigDict(frozen=True)
 _TOKEN_EDGES = (128, 1024)
 _BYTE_EDGES = (2**20, 2**25)
 BANDS = ("small", "medium", "large")
-"""Up to 128 tokens or 1 MiB, up to 1024 tokens or 32 MiB, and above."""
+"""Sizes up to 128 tokens or 1 MiB, up to 1024 tokens or 32 MiB, and above."""
 
 
 class ShippedFit(BaseModel):

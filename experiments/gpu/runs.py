@@ -60,14 +60,14 @@ class RunResult:
 
     case: RunCase
     loss_error: float
-    """Largest of any task and step, relative."""
+    """Largest relative error of a loss, of all tasks and steps."""
     update_error: float
-    """Largest of any task's adapter: of its update, relative."""
+    """Largest relative error of an adapter's update, of all tasks."""
     iteration_s: float
     peak_bytes: int | None
-    """Most that the allocator of a GPU gave out, of the fullest stage."""
+    """Most bytes that a GPU's allocator gave out, on the fullest stage."""
     counted_bytes: int
-    """What the run counted there."""
+    """Bytes that the run counted there."""
 
     @property
     def ok(self) -> bool:

@@ -42,7 +42,7 @@ class Journal:
     Args:
         path: Path of the journal, if it has one.
         descriptor: Descriptor of the locked file.
-        finished: What stands in it.
+        finished: Outcomes that stand in it.
     """
 
     def __init__(self, path: Path | None, descriptor: int, finished: Finished) -> None:

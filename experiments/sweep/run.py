@@ -97,7 +97,7 @@ def make_batches(todo: Mapping[str, PointInputs], workers: int) -> list[Batch]:
 
     Args:
         todo: Inputs by the digests of their points.
-        workers: Processes.
+        workers: Number of processes.
     """
     size = min(BATCH_POINTS, max(1, len(todo) // (workers * _BATCHES_PER_WORKER)))
     groups: dict[Hashable, list[str]] = {}

@@ -44,7 +44,7 @@ _LENGTHS = {"sst2": 64, "openbookqa": 128, "rte": 256}
 
 @dataclass(frozen=True, slots=True)
 class MemoryCase:
-    """What to plan."""
+    """Decisions for one plan."""
 
     model: str
     policy: str

@@ -47,7 +47,7 @@ BARS_S = {64: 2.0, 512: 20.0}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One search."""
+    """Times and counts of one search."""
 
     load_s: float
     rank_s: float

@@ -108,7 +108,7 @@ _COLUMNS = (
 
 
 def row(pair: Pair, one_s: float, two_s: float, beside_s: float) -> list[str]:
-    """One workload."""
+    """Cells of one workload."""
     measured = two_s / one_s
     return [
         pair.name,

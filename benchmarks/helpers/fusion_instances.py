@@ -52,7 +52,7 @@ _CPU = RooflineCoefficients(
     link_bytes_per_s=2e9,
     error=float("nan"),
 )
-"""About a core's; the shape of what a profile interpolates on."""
+"""Coefficients of about one core; the shape of what a profile interpolates on."""
 
 _CPU_ACTION_S = {"fwd": 4e-4, "bwd": 6e-4}
 """Python and autograd around the operators of an action."""
@@ -108,7 +108,7 @@ def draw_instance(seed: int, *, most_tasks: int = 8) -> Instance:
     """The instance of a seed.
 
     Args:
-        seed: Any.
+        seed: Any whole number.
         most_tasks: 2 to this many tasks.
     """
     rng = np.random.default_rng(seed)
@@ -186,7 +186,7 @@ def _problem(workload: Workload, model: ModelSpec, cluster: ClusterSpec) -> Plan
 
 
 def _limit_bytes(problem: PlanningProblem, share: float, pp: int, dp: int) -> int:
-    """Between the bare backbone and the peak of all tasks in one hTask, on the fullest stage."""
+    """Bytes between the bare backbone and the peak of all tasks in one hTask, on the fullest stage."""
     ids = tuple(problem.data)
     whole = HTaskChoice(task_ids=ids, shape=problem.shape(ids, "pack", dp=dp))
     mesh = choose_mesh(problem, [whole], PlanOptions(pp=pp, dp=dp))

@@ -47,6 +47,7 @@ ROUGHLY_WITHIN = 1.4
 """Factor on the least guess of all meshes up to which the first :data:`FIRST` partitions of a mesh become
 proposals, if any of them is within :data:`WITHIN`: guesses at waiting may be off by a fifth."""
 FIRST = 8
+"""Partitions in front on a mesh that :data:`ROUGHLY_WITHIN` is for."""
 
 PER_MESH = 32
 """Proposals of a mesh that surely fit the memory, and as many others."""

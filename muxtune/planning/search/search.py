@@ -51,13 +51,16 @@ SLACK_OF_FEW = 0.05
 """``SLACK`` for few tasks, the errors of whose groups do not even out; their search ends by patience."""
 
 FEW_TASKS = 12
-"""Number of tasks below which partitions may be refined with exact prices."""
+"""Partitions of fewer tasks than this may be refined with exact prices; a search of as many or more ends by
+:data:`PATIENCE` instead."""
 
 REFINE_WITHIN = 1.2
-"""Meshes are refined if their least bound is at most this many times the best iteration."""
+"""Meshes are refined if the least bound of their contiguous groups is at most this many times the best
+iteration; other groups may come below that bound."""
 
 MOST_PADDING = 1.5
-"""In refinement, layouts with more than this many times the tokens of the most compact one are skipped."""
+"""In refinement, layouts with more than this many times the tokens of the most compact one are skipped: fewer
+attention calls never make up for so many more tokens."""
 
 EFFORT = Effort(orders=4, starts=4, neighbours=64, new_groups=256, appraisals=16, rounds=4)
 """Effort of the refinement on each mesh."""
@@ -66,7 +69,8 @@ FINALISTS = 4
 """Partitions that are kept of the refinement on a mesh."""
 
 PATIENCE = 12
-"""Partitions in a row that may be no better before a search of many tasks ends; they differ little."""
+"""Partitions in a row that may be no better before a search of :data:`FEW_TASKS` or more tasks ends; the
+partitions of so many tasks differ little."""
 
 PATIENCE_OF_FEW = (12, 24)
 """Patience per mesh once all partitions are ranked: (many meshes in line, one or two). With 8 on a single

@@ -55,7 +55,7 @@ class ClockReading(BaseModel):
 
     rank: int
     moment: Literal["before", "after"]
-    """Side of the measurement on which they were read."""
+    """Whether they were read before or after the measurement."""
     mhz: dict[str, float]
     """Frequency by clock: ``core`` of a CPU, ``sm`` and ``memory`` of a GPU; empty where none can be read."""
     throttled_by: tuple[str, ...] = ()

@@ -19,8 +19,8 @@ _ALMOST_NONE = 1e-9
 """Number of targets that stands for none: it costs nothing."""
 
 _LOSS_NUMBERS = 3
-"""Numbers per target that ranks sum over a split vocabulary: largest logit, then sum of exponentials and the
-target's logit."""
+"""Numbers per target that ranks with parts of the vocabulary put together: largest logit, then sum of
+exponentials and the target's logit."""
 _LOSS_CALLS = 2
 """Collectives that these numbers take."""
 

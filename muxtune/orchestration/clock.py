@@ -146,8 +146,8 @@ def schedule_clock(graphs: Sequence[LaunchGraph], mode: Mode, contention: float 
     Args:
         graphs: Timed subgraphs of each hTask.
         mode: How they share the stage.
-        contention: Slowdown of a compute and a communication kernel that run at once: each runs at rate ``1 /
-            (1 + contention)``.
+        contention: Slowdown of a compute and a communication kernel that run at once: each runs at rate
+            ``1 / (1 + contention)``.
     """
     assert contention >= 0, contention
     clock = Clock(graphs)

@@ -105,7 +105,10 @@ class MeasuredRun:
 def read_run(plan: Plan, spans: Sequence[Span], steady: Sequence[int]) -> MeasuredRun:
     """Cut a measured timeline into clocks.
 
-    Plan that was run.
+    Args:
+        plan: Plan that was run.
+        spans: Spans of both streams, one rank per stage.
+        steady: Iterations that count, see ``run.json``.
 
     Raises:
         UserError: The trace is not one of such a run.

@@ -60,7 +60,10 @@ class CheapestCuts:
 def cheapest_cuts(cost_nw: Floats, most_groups: int, give_up: float = np.inf) -> CheapestCuts:
     """Solve for all numbers of groups up to ``most_groups``.
 
-    Cost of each group; inf for those that may not be.
+    Args:
+        cost_nw: Cost of each group; inf for those that may not be.
+        most_groups: Partitions into more are not looked for.
+        give_up: Stop when the best partition costs more than this many times the best so far.
     """
     n, width = cost_nw.shape
     by_start = np.ascontiguousarray(cost_nw[:, ::-1])

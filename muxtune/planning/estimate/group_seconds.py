@@ -261,7 +261,9 @@ def price_groups(
 def join_prices(alternatives: Sequence[GroupPrices], chosen_nw: NDArray[np.intp]) -> GroupPrices:
     """One of several estimates for every group.
 
-    Estimates of the same groups.
+    Args:
+        alternatives: Estimates of the same groups.
+        chosen_nw: Position of each group's estimate in these.
     """
     return GroupPrices(
         **{

@@ -170,7 +170,7 @@ class StagePrices:
         return self._curve(("feed",), call_s, tokens_each=_SHORT_TOKENS)(sequences)
 
     def p2p_s(self, tokens: Floats, routes: Sequence[Route]) -> Floats:
-        """Seconds for the tensors of a micro-batch of so many sequences."""
+        """Seconds until a neighbour has a micro-batch, by the slowest of some links; 0 without links."""
 
         def transfer_s(size: int) -> float:
             return p2p_seconds(self._costs, self._model, size, routes)

@@ -179,7 +179,12 @@ def _allowed(fixed: int | None, most: int) -> Sequence[int]:
 def balanced_layers(layers: int, pp: int, layer_s: float, first_s: float, last_s: float) -> tuple[int, ...]:
     """Layers per stage with the least work on the busiest stage, as evenly as that allows.
 
-    Layers of the backbone, at least ``pp``.
+    Args:
+        layers: Layers of the backbone, at least ``pp``.
+        pp: Pipeline stages.
+        layer_s: Work of a layer in an iteration.
+        first_s: Further work of the first stage; may be negative.
+        last_s: Further work of the last stage.
     """
     if pp == 1:
         return (layers,)

@@ -1,4 +1,4 @@
-"""Dropout of a task that peft trains alone, written from the text "Dropout" of docs/design.md.
+"""Dropout of a task that peft trains alone, written from the text "Dropout" of docs/runtime.md.
 
 Shares no code with the runtime: peft's dropout modules are replaced by ones whose masks come from here.
 """

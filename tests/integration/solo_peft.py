@@ -1,7 +1,7 @@
 """The reference: one task trained alone with transformers and peft, and nothing of ours.
 
-Written from the text "What a task means" of docs/design.md, sequence by sequence, so that it shares neither
-code nor data structures with what it judges.
+Written from the texts of docs/files.md ("Workload") and docs/runtime.md ("What a task's result is"), sequence
+by sequence, so that it shares neither code nor data structures with what it judges.
 """
 
 from __future__ import annotations

@@ -33,7 +33,8 @@ class Page:
     @cached_property
     def spans(self) -> list[str]:
         """What stands between backticks in the prose; an escaped bar of a table is a bar."""
-        return [span.replace(r"\|", "|") for span in re.findall(r"`([^`\n]+)`", self.prose)]
+        found = (" ".join(span.split()) for span in re.findall(r"`([^`]+)`", self.prose))
+        return [span.replace(r"\|", "|") for span in found]
 
     @cached_property
     def commands(self) -> list[list[str]]:

@@ -9,9 +9,22 @@ from types import ModuleType
 from typing import get_type_hints
 
 import pytest
+from pydantic import BaseModel
 from typer.testing import CliRunner
 
+from experiments.sweep.specification import SweepSpec
+from muxtune.batches import AlignmentReport
 from muxtune.cli.app import app
+from muxtune.cluster import ClusterSpec, DeviceSpec, LinkSpec
+from muxtune.costs.ref import CostsRef
+from muxtune.model import BackboneDigest, ModelSpec
+from muxtune.plan import Execution, HTask, Orchestration, Parallelism, Plan, Predicted
+from muxtune.plan.launch_orders import ClockLaunches, StageLaunches
+from muxtune.tasks import DatasetSpec, LoraSpec, PeftTask, Workload
+from runtime.reports.footprint import StageMemory
+from runtime.reports.report import RunReport, TokenTotals
+from runtime.reports.validate import TaskValidation, ValidationReport
+from runtime.tasks.outputs import TaskStatus
 from tests.documents import ROOT, Page, load_page, load_pages
 from tests.documents import WRITTEN as WRITTEN_PAGES
 
@@ -165,6 +178,45 @@ def test_the_glossary_has_a_word_once_and_every_row_names_code():
 @pytest.mark.parametrize(("word", "name"), glossary(), ids=lambda value: value)
 def test_the_glossary_agrees_with_the_code(word, name):
     assert looked_up(name) is not None, f"{word}: there is no {name}"
+
+
+FORMATS: tuple[tuple[type[BaseModel], str], ...] = (
+    (Workload, "Workload"),
+    (PeftTask, "Workload"),
+    (LoraSpec, "Workload"),
+    (DatasetSpec, "Workload"),
+    (ClusterSpec, "Cluster"),
+    (DeviceSpec, "Cluster"),
+    (LinkSpec, "Cluster"),
+    (Plan, "plan.json"),
+    (ModelSpec, "plan.json"),
+    (BackboneDigest, "plan.json"),
+    (CostsRef, "plan.json"),
+    (Parallelism, "plan.json"),
+    (HTask, "plan.json"),
+    (Orchestration, "plan.json"),
+    (ClockLaunches, "plan.json"),
+    (StageLaunches, "plan.json"),
+    (Execution, "plan.json"),
+    (Predicted, "plan.json"),
+    (AlignmentReport, "plan.json"),
+    (RunReport, "RUN_DIR"),
+    (StageMemory, "RUN_DIR"),
+    (TokenTotals, "RUN_DIR"),
+    (TaskStatus, "RUN_DIR"),
+    (ValidationReport, "RUN_DIR"),
+    (TaskValidation, "RUN_DIR"),
+    (SweepSpec, "Sweeps"),
+)
+"""What users write and read, and the section of docs/files.md that has its keys."""
+
+
+@pytest.mark.parametrize(("model", "section"), FORMATS, ids=lambda value: getattr(value, "__name__", value))
+def test_every_key_of_a_file_is_described(model, section):
+    text = load_page("docs/files.md").text.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    code = " ".join([*Page("section", text).spans, *re.findall(r"^```yaml\n(.*?)^```$", text, re.M | re.S)])
+    keys = {field.alias or name for name, field in model.model_fields.items()}
+    assert not keys - set(re.findall(r"\w+", code))
 
 
 def looked_up(name: str) -> object | None:

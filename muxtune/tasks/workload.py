@@ -18,7 +18,7 @@ _STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 MOST_ID_CHARACTERS = 128
 """Characters of a task's id, at most: it names folders and files, with more around it."""
 MOST_STEPS = 10_000_000
-MOST_SEQUENCES = 10_000_000
+MOST_BATCH_SEQUENCES = 10_000_000
 """Sequences of a batch, at most."""
 LARGEST_FACTOR = 1e6
 """Largest learning rate, weight decay and alpha; single precision ends at 3e38."""
@@ -102,7 +102,7 @@ class PeftTask(BaseModel):
     id: str = Field(max_length=MOST_ID_CHARACTERS, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     peft: LoraSpec
     dataset: DatasetSpec
-    global_batch_size: int = Field(gt=0, le=MOST_SEQUENCES)
+    global_batch_size: int = Field(gt=0, le=MOST_BATCH_SEQUENCES)
     """Sequences per optimizer step."""
     micro_batch_size: int = Field(gt=0)
     """Sequences of this task per micro-batch, at most."""

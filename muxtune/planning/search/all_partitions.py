@@ -147,7 +147,7 @@ class RankedMesh:
     guess_s_p: Floats
     """Guess at the seconds of an iteration; infinite where a group has no room."""
     load_s_p: Floats
-    """Work of the busiest stage in seconds; infinite where a group has no room."""
+    """Work of the busiest stage in seconds, of partitions without room as well: cut, they may have it."""
     layer_work_s: float
     """Least work of any partition in an iteration, in a layer of all replicas; what overlaps as expected."""
     overlaps: bool
@@ -225,7 +225,7 @@ def _rank(
         room=room,
         work_s=work_s,
         guess_s_p=np.where(too_large, np.inf, guess_s),
-        load_s_p=np.where(too_large, np.inf, load_s),
+        load_s_p=load_s,
         layer_work_s=mesh.dp * float(layer_work_s_p.min()),
         overlaps=overlaps,
         safe_p=np.asarray(safe),
@@ -247,7 +247,8 @@ def propose_sets(
 ) -> list[MeshProposals]:
     """The partitions in front on each mesh that comes near the best.
 
-    Of those that may not fit the memory, the ones that would be faster.
+    Of those that may not fit the memory, too: guesses are too rough to say that one with room is faster,
+    above all where stages overlap.
 
     Args:
         bands: Bands of the groups.
@@ -260,7 +261,7 @@ def propose_sets(
     for each in ranked:
         wanted = [
             (each.safe_p, WITHIN * least_safe_s, ROUGHLY_WITHIN * least_safe_s),
-            (~each.safe_p, least_safe_s, least_safe_s),
+            (~each.safe_p, WITHIN * least_safe_s, WITHIN * least_safe_s),
         ]
         chosen: list[int] = []
         for mask, most_s, roughly_s in wanted:

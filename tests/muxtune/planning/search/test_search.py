@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 
 from experiments.workloads import random_workload
 from muxtune.cluster import load_cluster
-from muxtune.planning.decisions.options import PlanOptions
+from muxtune.costs import AnalyticCosts
+from muxtune.costs.collectives import interconnect_of
+from muxtune.model import load_model_spec
+from muxtune.planning.decisions.options import FREE, PlanOptions
 from muxtune.planning.problem.assemble import structure_iteration_s
 from muxtune.planning.problem.memory_limit import fits
+from muxtune.planning.problem.meshes import candidate_meshes
+from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.planning.search.search import FEW_TASKS, search_structures
 from muxtune.policies import POLICIES, plan_problem
 from muxtune.support.errors import SpecError
 from tests.muxtune.planning.estimate.test_group_seconds import gpu_problem
-from tests.muxtune.planning.problems import FakeCosts, make_problem
+from tests.muxtune.planning.problems import FakeCosts, make_problem, make_workload
 
 
 @pytest.mark.parametrize(("cluster", "seed"), [("testbed-a", 0), ("testbed-a", 1), ("testbed-c", 2)])
@@ -133,3 +140,44 @@ def test_a_refusal_names_the_bytes_of_the_partition_that_needs_least(ranks):
             plan_problem(make_problem(ranks=ranks, memory_bytes=1_000_000), policy=policy)
         said.append(str(refused.value))
     assert said[0] == said[1]
+
+
+TWO_LENGTHS = make_workload(
+    [
+        {
+            "id": name,
+            "peft": {"method": "lora", "r": 8, "alpha": 16, "targets": ["q_proj", "v_proj"]},
+            "dataset": {"lengths": name},
+            "global_batch_size": 16,
+            "micro_batch_size": 4,
+            "max_length": max_length,
+            "learning_rate": 1e-3,
+            "steps": 2,
+        }
+        for name, max_length in (("sst2", 64), ("rte", 256))
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "memory_bytes", "workload"),
+    [
+        ("a100-2", 10_000_000_000, TWO_LENGTHS),  # one mesh surely has room, a faster one just so
+        ("testbed-a", 7_428_571_428, random_workload(2, tasks=4)),  # the fastest has room for cut ones alone
+    ],
+    ids=["just-so", "cut"],
+)
+def test_near_the_memory_s_limit_a_free_choice_is_no_worse_than_any_fixed_mesh(
+    cluster, memory_bytes, workload
+):
+    spec, model = load_cluster(cluster), load_model_spec("llama2-7b")
+    device = spec.device.model_copy(update={"memory_bytes": memory_bytes})
+    spec = spec.model_copy(update={"device": device})
+    costs = AnalyticCosts(device.name, model, interconnect_of(spec))
+    problem = PlanningProblem(workload, model, spec, costs)
+    fixed_s = []
+    for shape in candidate_meshes(model, spec, FREE):
+        with suppress(SpecError):
+            fixed_s.append(search_structures(problem, PlanOptions(**shape._asdict())).outcomes[0].seconds)
+    assert len(fixed_s) > 1
+    assert search_structures(problem).outcomes[0].seconds <= 1.01 * min(fixed_s)

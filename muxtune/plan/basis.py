@@ -86,6 +86,9 @@ def check_prediction_basis(plan: Plan, where: str = "plan") -> None:
     if not differing:
         return
     named = _named(plan, differing)
+    if not named:  # an edit of a field changes two digests, that of its entry and that of its column
+        edited = {name: known[name] for name in differing if name in known}
+        raise SpecError(f"{where}: predicted.made_for", edited, "the digests that muxtune plan has written")
     first = named[0]
     others = ""
     if len(named) > 1:

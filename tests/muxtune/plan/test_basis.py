@@ -283,3 +283,14 @@ def test_own_costs_that_cannot_be_are_refused_instead_of_searched_with_for_ever(
         SpecError, match=r"^costs fake: forwards of t0.* = \[.*\]: expected seconds above 0, and"
     ):
         plan_problem(make_problem(costs=Wrong()), policy=policy)
+
+
+def test_edited_digests_are_refused_like_edited_fields():
+    plan = make_plan()
+    for name in plan.predicted.made_for:
+        made_for = {**plan.predicted.made_for, name: "0123456789"}
+        edited = plan.model_copy(
+            update={"predicted": plan.predicted.model_copy(update={"made_for": made_for})}
+        )
+        with pytest.raises(SpecError, match=r"^plan: \S+ = .*muxtune plan"):
+            check_prediction_basis(edited)

@@ -1,6 +1,6 @@
 """The plan: its content, its check, its file, and what it predicts."""
 
-from muxtune.plan.backbone import check_backbone, check_recorded, record_backbone
+from muxtune.plan.backbone import BACKBONE_RECORD, check_backbone, check_recorded, record_backbone
 from muxtune.plan.basis import finish_plan
 from muxtune.plan.check import check_plan
 from muxtune.plan.extension import check_step_meetings, extend_schedule
@@ -17,6 +17,7 @@ from muxtune.plan.prediction import (
 )
 
 __all__ = [
+    "BACKBONE_RECORD",
     "SCHEMA_VERSION",
     "ClockLaunches",
     "Execution",

@@ -11,7 +11,7 @@ from muxtune.plan.plan import Plan
 from muxtune.support.errors import SpecError, UserError, spec_error_from
 from muxtune.support.files import write_text_atomically
 
-_RECORD = "backbone.json"
+BACKBONE_RECORD = "backbone.json"
 """File of the backbone's digests in the folder of a run."""
 
 
@@ -41,7 +41,7 @@ def record_backbone(plan: Plan, run_dir: Path) -> None:
     """Note in a new run's folder what it begins with; a plan may have been made before there were weights."""
     digest = backbone_digest(plan.model)
     if digest is not None:
-        write_text_atomically(run_dir / _RECORD, digest.model_dump_json(indent=1) + "\n")
+        write_text_atomically(run_dir / BACKBONE_RECORD, digest.model_dump_json(indent=1) + "\n")
 
 
 def check_recorded(plan: Plan, run_dir: Path) -> None:
@@ -50,7 +50,7 @@ def check_recorded(plan: Plan, run_dir: Path) -> None:
     Raises:
         UserError: Says what changed, or that the record cannot be read.
     """
-    path = run_dir / _RECORD
+    path = run_dir / BACKBONE_RECORD
     if not path.is_file():  # a preset, or a run of an older version
         return
     try:

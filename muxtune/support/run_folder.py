@@ -25,7 +25,7 @@ _OWNERLESS_S = 3600.0
 """How old a folder without a lock has to be before it is taken to be left over."""
 
 _TEMPORARY = re.compile(
-    r"\.(plan\.json|run\.json|trace\.json|losses\.csv|status\.json|adapter_config\.json"
+    r"\.(plan\.json|backbone\.json|run\.json|trace\.json|losses\.csv|status\.json|adapter_config\.json"
     r"|adapter_model\.safetensors|rank-\d+\.(safetensors|sha256|pt))\.[A-Za-z0-9_]{8}"
 )
 """What :func:`muxtune.support.files.write_atomically` has beside a file of a run until that is whole."""
@@ -96,8 +96,13 @@ class FolderWatch:
 def remove_temporaries(folder: Path) -> None:
     """Remove half-written files that a killed run has left in its folder, which is locked by us."""
     for path in folder.rglob(".*"):
-        if _TEMPORARY.fullmatch(path.name) and path.is_file():
+        if is_temporary(path):
             path.unlink(missing_ok=True)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a path of a run's folder is such a half-written file."""
+    return bool(_TEMPORARY.fullmatch(path.name)) and path.is_file()
 
 
 @contextmanager

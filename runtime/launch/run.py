@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from muxtune.model import is_pickled, weight_files
 from muxtune.plan import (
+    BACKBONE_RECORD,
     Plan,
     check_backbone,
     check_plan,
@@ -26,7 +27,7 @@ from muxtune.plan import (
 )
 from muxtune.support.errors import SpecError, UserError, naming
 from muxtune.support.processes import Stopped, end_when_stopped, under_torchrun
-from muxtune.support.run_folder import LOCK, locked, refuse_if_locked, remove_temporaries
+from muxtune.support.run_folder import LOCK, is_temporary, locked, refuse_if_locked, remove_temporaries
 from runtime.attention import attention_site, check_attention
 from runtime.backbone.hugging_face import check_pickled
 from runtime.data.feed import check_room, load_plan_data
@@ -43,6 +44,9 @@ from runtime.tasks.outputs import RUN_BEFORE
 
 CHECKPOINT_EVERY = 10
 """Iterations between checkpoints unless told otherwise."""
+
+CHECKPOINTS = "checkpoints"
+"""Folder of a run's folder."""
 
 
 def run_plan(
@@ -183,7 +187,12 @@ def _own_folder(out_dir: Path, *, resume: bool) -> Iterator[int]:
     if out_dir.exists():
         refuse_if_locked(out_dir)
         _check_content(out_dir, resume=resume)
-    out_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{out_dir} cannot be made: {error.strerror}; expected a folder for the run"
+        ) from error
     with locked(out_dir) as lock:
         _check_content(out_dir, resume=resume)
         remove_temporaries(out_dir)
@@ -200,7 +209,15 @@ def _check_content(out_dir: Path, *, resume: bool) -> None:
 
 
 def _has_content(out_dir: Path) -> bool:
-    return any(path.name != LOCK for path in out_dir.iterdir())
+    """Whether more lies there than what a start that was killed at once leaves, before there is a plan."""
+    return not all(
+        path.name in {LOCK, BACKBONE_RECORD} or is_temporary(path) or _is_empty_checkpoints(path)
+        for path in out_dir.iterdir()
+    )
+
+
+def _is_empty_checkpoints(path: Path) -> bool:
+    return path.name == CHECKPOINTS and path.is_dir() and not any(path.iterdir())
 
 
 def _prepare_folder(plan: Plan, out_dir: Path, iterations: int, *, resume: bool) -> int | None:
@@ -209,11 +226,11 @@ def _prepare_folder(plan: Plan, out_dir: Path, iterations: int, *, resume: bool)
     Returns:
         Iterations that are already done; None if all are, and the report is there.
     """
-    checkpoints = out_dir / "checkpoints"
+    checkpoints = out_dir / CHECKPOINTS
     if not _has_content(out_dir):
-        checkpoints.mkdir()
-        save_plan(plan, out_dir / "plan.json")
+        checkpoints.mkdir(exist_ok=True)
         record_backbone(plan, out_dir)
+        save_plan(plan, out_dir / "plan.json")  # last: a folder that has one can be resumed
         return 0
     assert resume
     if load_plan(out_dir / "plan.json") != plan:
@@ -242,7 +259,7 @@ def _prepare_folder(plan: Plan, out_dir: Path, iterations: int, *, resume: bool)
 
 def _kept(plan: Plan, out_dir: Path, iterations: int) -> str:
     """What is left of a run that was stopped, and how to go on."""
-    done = complete_checkpoints(out_dir / "checkpoints", Owner.of(plan).ranks)
+    done = complete_checkpoints(out_dir / CHECKPOINTS, Owner.of(plan).ranks)
     at = f"the checkpoint of step {done[-1]} of {iterations}" if done else "no checkpoint yet"
     return f"{at} is kept in {out_dir}; the same command with --resume goes on"
 

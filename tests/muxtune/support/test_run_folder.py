@@ -79,7 +79,12 @@ def test_a_folder_that_is_gone_or_replaced_is_noticed(tmp_path, replaced):
 
 
 def test_half_written_files_go_and_nothing_else(tmp_path):
-    names = ["plan.json", "tasks/a/losses.csv", "checkpoints/step-000010/rank-12.safetensors"]
+    names = [
+        "plan.json",
+        "backbone.json",
+        "tasks/a/losses.csv",
+        "checkpoints/step-000010/rank-12.safetensors",
+    ]
     left = []
     for name in names:
 

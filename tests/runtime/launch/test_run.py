@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from muxtune.model import PRESETS, load_model_spec
-from muxtune.plan import Plan, finish_plan, save_plan
+from muxtune.plan import Plan, finish_plan, load_plan, save_plan
 from muxtune.support.errors import SpecError, UserError
 from muxtune.tasks import Workload
 from runtime import run_plan
@@ -133,6 +133,35 @@ def test_a_folder_that_is_not_empty(plan, tmp_path):
     _refused(plan, out_dir, "is not empty; expected a new folder, or --resume", UserError)
     _refused(plan, out_dir, "has no plan.json", UserError, resume=True)
     assert [path.name for path in out_dir.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize(
+    "left",
+    [["checkpoints/"], ["checkpoints/", "backbone.json"], [".lock", "checkpoints/", ".plan.json.0123abcd"]],
+    ids=str,
+)
+def test_a_start_that_was_killed_before_there_was_a_plan_is_done_anew(
+    plan, tmp_path, monkeypatch, left, resume
+):
+    out_dir = tmp_path / "run"
+    for name in left:
+        path = out_dir / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir() if name.endswith("/") else path.write_text("{")
+    began = []
+    monkeypatch.setattr(run, "launch_ranks", lambda job, *_: began.append(job.first_step))
+    monkeypatch.setattr(run, "load_report", lambda path: path)
+    run_plan(plan, out_dir, resume=resume)
+    assert began == [0]
+    assert load_plan(out_dir / "plan.json") == plan
+    assert not list(out_dir.glob(".plan.json.*"))
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that nobody can write to: /proc")
+def test_a_folder_that_cannot_be_made(plan):
+    message = "^/proc/run cannot be made: .*; expected a folder for the run$"
+    _refused(plan, Path("/proc/run"), message, UserError)
 
 
 def test_a_file_in_place_of_the_folder(plan, tmp_path):

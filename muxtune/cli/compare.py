@@ -45,7 +45,7 @@ def compare(
     if measure and out is None:
         raise SpecError("--out", None, "a folder for the runs that --measure makes")
     check_writable(out, "--out", folder=True)
-    check_writable(picture, "--picture")
+    check_writable(picture, "--picture", inputs=[workload, cluster, profile])
     if picture is not None:
         from experiments.comparison_picture import check_picture
 

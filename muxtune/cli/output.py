@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
@@ -58,8 +58,16 @@ def emit(result: BaseModel, text: str, *, as_json: bool, styled: bool = False) -
     sys.stdout.write((result.model_dump_json() if as_json else shown) + "\n")
 
 
-def check_writable(path: Path | None, option: str, *, folder: bool = False) -> None:
+def check_writable(
+    path: Path | None, option: str, *, folder: bool = False, inputs: Iterable[Path | str | None] = ()
+) -> None:
     """Refuse an output path that cannot be written, before the work whose result would be lost.
+
+    Args:
+        path: Where the output goes; None if it is not wanted.
+        option: That has the path, for messages.
+        folder: It is a folder.
+        inputs: Files that the command reads, or names that may be of files: none of them is replaced.
 
     Raises:
         SpecError: Names the option.
@@ -75,8 +83,18 @@ def check_writable(path: Path | None, option: str, *, folder: bool = False) -> N
             _check_place(target, option)
     except OSError as error:
         raise SpecError(option, str(path), f"a place that can be written ({error.strerror})") from error
+    for each in filter(None, inputs):
+        if path.is_file() and _is_same_file(path, each):
+            raise SpecError(option, str(path), f"another file than {each}, which is read")
     if not folder and path.exists() and not os.access(path, os.W_OK):
         raise SpecError(option, str(path), "a file that can be written")
+
+
+def _is_same_file(path: Path, other: Path | str) -> bool:
+    try:
+        return path.samefile(other)
+    except (OSError, ValueError):  # there is no such file
+        return False
 
 
 def _check_place(path: Path, option: str) -> None:

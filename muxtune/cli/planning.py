@@ -84,11 +84,12 @@ def plan(  # noqa: PLR0913, PLR0917  # an argument per option
     from muxtune.planning.problem.problem import PlanningProblem
     from muxtune.policies import POLICIES, explain_muxtune
 
-    check_writable(out, "--out")
+    check_writable(out, "--out", inputs=[workload, cluster, profile])
     POLICIES.get(policy)  # before anything is measured
     if explain and policy != "muxtune":
         raise SpecError("--explain", policy, "policy muxtune: the others search no partitions")
     inputs = load_inputs(workload, model, cluster)
+    check_writable(out, "--out", inputs=[task.dataset.path for task in inputs.workload.tasks])
     costs = find_costs(profile, inputs.workload, inputs.model, inputs.cluster)
     switches: dict[Part, bool] = {
         "fusion": no_fusion,
@@ -143,8 +144,8 @@ def simulate(
     as_json: JsonFlag = False,
 ) -> None:
     """Predict timeline, memory and throughput of a plan."""
-    check_writable(trace, "--trace")
-    check_writable(gantt, "--gantt")
+    check_writable(trace, "--trace", inputs=[plan, profile])
+    check_writable(gantt, "--gantt", inputs=[plan, profile])
     loaded = load_plan(plan)
     if noise and not operators:
         raise SpecError("--noise", noise, "--operators beside it")

@@ -94,7 +94,7 @@ def validate(
     as_json: JsonFlag = False,
 ) -> None:
     """Compare a run with its prediction, say what explains the difference, and compare with solo runs."""
-    check_writable(gantt, "--gantt")
+    check_writable(gantt, "--gantt", inputs=[plan])
     loaded = load_plan(plan)
     from runtime import validate_run
 

@@ -47,7 +47,7 @@ def sweep(
     as_json: JsonFlag = False,
 ) -> None:
     """Plan every point of a grid or list; one row of a Parquet file for each."""
-    check_writable(out, "--out")
+    check_writable(out, "--out", inputs=[sweep, profile])
     from experiments.sweep import run_sweep, summary_text
 
     with stdout_kept_clean():

@@ -58,3 +58,15 @@ def test_an_output_path_must_lead_somewhere(tmp_path):
         check_writable(tmp_path / "into", "--out")
     with pytest.raises(SpecError, match="--out"):
         check_writable(tmp_path / ("n" * 256), "--out")
+
+
+def test_an_input_is_never_an_output(tmp_path):
+    workload, link = tmp_path / "w.yaml", tmp_path / "link"
+    workload.write_text("tasks: []")
+    link.symlink_to(workload)
+    for out in (workload, link, tmp_path / "." / "w.yaml"):
+        with pytest.raises(SpecError, match=r"^--out = '.*': expected another file than .*w\.yaml, which is"):
+            check_writable(out, "--out", inputs=[None, "testbed-a", workload])
+    check_writable(tmp_path / "new.json", "--out", inputs=[workload])
+    check_writable(workload, "--out", inputs=["n" * 300, "a\0b", tmp_path / "gone"])
+    check_writable(Path("/dev/stdout"), "--out", inputs=["/dev/stdin", workload])

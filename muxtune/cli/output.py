@@ -83,8 +83,8 @@ def check_writable(
             _check_place(target, option)
     except OSError as error:
         raise SpecError(option, str(path), f"a place that can be written ({error.strerror})") from error
-    for each in filter(None, inputs):
-        if path.is_file() and _is_same_file(path, each):
+    for each in inputs:
+        if each and path.is_file() and _is_same_file(path, each):
             raise SpecError(option, str(path), f"another file than {each}, which is read")
     if not folder and path.exists() and not os.access(path, os.W_OK):
         raise SpecError(option, str(path), "a file that can be written")

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test parity lint ruff format-check types imports format notebooks gpu-check schema clean
+.PHONY: help setup demo test test-full parity lint ruff format-check types imports format notebooks gpu-check schema clean
 
 help:  ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ demo: setup  ## The whole loop on this machine: profile, plan, simulate, run, va
 # them. In the given order, as the turns take longest. A debugger wants one process: make test ARGS="-n 0 ...".
 test: setup  ## All tests but parity; ARGS go to pytest: make test ARGS="-m 'not slow'"
 	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
+
+test-full: setup  ## The same with all instances of the property tests, where make test plays some of them
+	MUXTUNE_TEST_FULL=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 parity: setup  ## The whole parity matrix, 756 runs against solo runs; takes an hour
 	$(BIN)/python -m pytest -m parity $(ARGS) tests/integration/test_parity_matrix.py

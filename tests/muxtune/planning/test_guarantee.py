@@ -5,12 +5,18 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 
-from benchmarks.fusion_gap import measure, report
+from benchmarks.fusion_gap import Outcome, measure
 from benchmarks.helpers.fusion_instances import DEVICES, draw_instance
+from tests.sizes import some_or_all
 
-SEEDS = range(200)
+ALL = 200
+INSTANCES = some_or_all(60, ALL)
+AT_ONCE = 10
+"""Instances of a test; so that none comes near the time that a hanging one is given."""
 WITHIN = 0.01
 
 
@@ -19,19 +25,32 @@ def most_tasks(seed: int) -> int:
     return 8 if seed % 25 == 0 else 5
 
 
-def test_fusion_is_within_1_percent_of_exhaustive(capsys: pytest.CaptureFixture[str]) -> None:
-    outcomes = [measure(draw_instance(seed, most_tasks=most_tasks(seed))) for seed in SEEDS]
-    with capsys.disabled():
-        print(f"\n{report(outcomes)}")
-    instances = [each.instance for each in outcomes]
-    assert {each.device for each in instances} == set(DEVICES)
-    assert {each.pp for each in instances} == {1, 2, 3, 4}
-    assert {each.dp for each in instances} == {1, 2, 3, 4}
-    assert sum(each.dp > 1 and each.nodes > 1 for each in instances) > len(SEEDS) // 5
-    assert sum(each.memory <= 1 for each in instances) > len(SEEDS) // 4  # memory is tight
-    assert sum(each.best_s is not None for each in outcomes) > len(SEEDS) * 0.7
+@cache
+def outcome_of(seed: int) -> Outcome:
+    return measure(draw_instance(seed, most_tasks=most_tasks(seed)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(0, INSTANCES, AT_ONCE))
+def test_fusion_is_within_1_percent_of_exhaustive(first: int) -> None:
+    outcomes = [outcome_of(seed) for seed in range(first, first + AT_ONCE)]
     assert all(each.agree for each in outcomes), [str(each) for each in outcomes if not each.agree]
     worst = max(outcomes, key=lambda each: each.gap)
     assert worst.gap <= WITHIN, str(worst)
-    # The instances are no easy ones: contiguous groups alone are far off.
+
+
+def test_the_instances_are_of_all_kinds() -> None:
+    instances = [draw_instance(seed, most_tasks=most_tasks(seed)) for seed in range(ALL)]
+    assert {each.device for each in instances} == set(DEVICES)
+    assert {each.pp for each in instances} == {1, 2, 3, 4}
+    assert {each.dp for each in instances} == {1, 2, 3, 4}
+    assert sum(each.dp > 1 and each.nodes > 1 for each in instances) > ALL // 5
+    assert sum(each.memory <= 1 for each in instances) > ALL // 4  # memory is tight
+
+
+@pytest.mark.slow
+def test_the_instances_are_no_easy_ones() -> None:
+    """Most have a plan that fits, and contiguous groups alone are far off."""
+    outcomes = [outcome_of(seed) for seed in range(AT_ONCE * 2)]
+    assert sum(each.best_s is not None for each in outcomes) > len(outcomes) * 0.7
     assert max(each.contiguous_gap for each in outcomes) > 10 * WITHIN

@@ -17,7 +17,7 @@ STEPS = 4
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.slow,
-    pytest.mark.timeout(400),
+    pytest.mark.timeout(900),
     pytest.mark.skipif(not TEXTS.is_dir(), reason="needs ../shared/data/text with the three JSONL files"),
 ]
 
@@ -31,7 +31,7 @@ def muxtune(folder: Path, *arguments: object) -> dict[str, object]:
         *map(str, arguments),
         "--json",
     ]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert isinstance(found, dict)

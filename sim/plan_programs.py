@@ -14,7 +14,7 @@ from muxtune.orchestration import LaunchOrder, launch_graph, replay_clock, sched
 from muxtune.plan import Plan
 from muxtune.planning.decisions.structure import HTaskChoice
 from muxtune.planning.exact.seconds import StageKind, stage_kinds
-from muxtune.planning.exact.slowest_replica import slowest_replicas
+from muxtune.planning.exact.slowest_replica import SlowestReplicas
 from muxtune.planning.exact.works import HTaskWorks, sample_works
 from muxtune.schedule import ClockKind, ClockTimes, StageTimes, shared_clocks
 from muxtune.tasks import load_task_data, load_tokenizer
@@ -98,16 +98,9 @@ class PlanPrograms:
     def _find_work(self, stage: StageKind, htask: int) -> MicrobatchWork:
         """An average micro-batch of the replica that is slowest on such a stage."""
         works, adapters = self._works[htask], self._plan.orchestration.adapters
-        choice = slowest_replicas(
-            works,
-            self._costs.with_adapters(adapters),
-            self._plan.model,
-            stage.layers,
-            first=stage.first,
-            last=stage.last,
-            tp=self._plan.parallelism.tp,
-            adapters=adapters,
-        )
+        costs, tp = self._costs.with_adapters(adapters), self._plan.parallelism.tp
+        slowest = SlowestReplicas(works, costs, self._plan.model, tp=tp, adapters=adapters)
+        choice = slowest.on_stage(stage.layers, first=stage.first, last=stage.last)
         return works.of(choice)
 
     def _find(self, stage: int, kind: ClockKind) -> Program:

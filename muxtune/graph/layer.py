@@ -24,7 +24,7 @@ from typing import Literal
 
 from muxtune.graph.microbatch_work import MicrobatchWork
 from muxtune.graph.nodes import Node, operator
-from muxtune.graph.operators import Phase
+from muxtune.graph.operators import Operator, Phase
 from muxtune.graph.peft import Attachment, BaseOp, attachments, base_ops
 from muxtune.model import ModelSpec
 
@@ -262,8 +262,11 @@ def _adapter_nodes(
     ]
     group = [op for _, op, masked in operators if adapters == "grouped" and not masked]
     alone = [(task, op) for task, op, masked in operators if masked or len(group) <= 1]
-    nodes = [Node(op, "adapter", count=slot.share, task=task, leaf=slot.leaf) for task, op in alone]
+    launches: list[tuple[Operator, int | None, tuple[Operator, ...]]] = []
     if len(group) > 1:
-        shared = Node(group[0], "adapter", count=slot.share, group=tuple(group), leaf=slot.leaf)
-        nodes.insert(0, shared)
-    return [node.after((deps[i],) if slot.along else deps) for i, node in enumerate(nodes)]
+        launches.append((group[0], None, tuple(group)))
+    launches += [(op, task, ()) for task, op in alone]
+    return [
+        Node(op, "adapter", (deps[i],) if slot.along else deps, slot.share, task, together, slot.leaf)
+        for i, (op, task, together) in enumerate(launches)
+    ]

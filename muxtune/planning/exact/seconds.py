@@ -18,7 +18,7 @@ from muxtune.orchestration import ClockSchedule, LaunchGraph, launch_graph, sche
 from muxtune.placement import Placement, Route
 from muxtune.plan import ClockLaunches, Orchestration, clock_launches
 from muxtune.planning.decisions.structure import SEQUENTIAL, HTaskChoice, Mesh, PlanStructure
-from muxtune.planning.exact.slowest_replica import slowest_replicas
+from muxtune.planning.exact.slowest_replica import SlowestReplicas
 from muxtune.planning.exact.works import Choice, HTaskWorks
 from muxtune.schedule import ClockKind, ClockTimes, StageTimes, iteration_clocks
 from muxtune.support.errors import SpecError
@@ -80,6 +80,7 @@ class StructurePrices:
         self._cluster = cluster
         self._works = works
         self._slowest = lru_cache(maxsize=None)(self._find_slowest)
+        self._replicas = lru_cache(maxsize=None)(self._find_replicas)
         self.htask_times = lru_cache(maxsize=None)(self.price)
         self._actions = lru_cache(maxsize=4096)(self._action_prices)  # stages of all meshes share their parts
         self._launch_graph = lru_cache(maxsize=1024)(self._build_graph)
@@ -202,16 +203,11 @@ class StructurePrices:
         self, htask: HTaskChoice, stage: tuple[int, bool, bool], tp: int, adapters: Launching
     ) -> Choice:
         layers, first, last = stage
-        return slowest_replicas(
-            self._works(htask),
-            self._adapted(adapters),
-            self._model,
-            layers,
-            first=first,
-            last=last,
-            tp=tp,
-            adapters=adapters,
-        )
+        return self._replicas(htask, tp, adapters).on_stage(layers, first=first, last=last)
+
+    def _find_replicas(self, htask: HTaskChoice, tp: int, adapters: Launching) -> SlowestReplicas:
+        costs, works = self._adapted(adapters), self._works(htask)
+        return SlowestReplicas(works, costs, self._model, tp=tp, adapters=adapters)
 
     def _action_prices(
         self, htask: HTaskChoice, choice: Choice, phase: Phase, tp: int, adapters: Launching

@@ -9,66 +9,92 @@ in all of them: replicas meet at every hTask's optimizer step.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from muxtune.costs.base import CostModel
 from muxtune.costs.compose import ActionPrices
 from muxtune.graph import Launching
 from muxtune.graph.microbatch_work import MicrobatchWork
-from muxtune.graph.operators import PHASES, Operator
+from muxtune.graph.operators import PHASES, Operator, Phase
 from muxtune.model import ModelSpec
 from muxtune.planning.exact.works import Choice, HTaskWorks
 
 
-def slowest_replicas(
-    works: HTaskWorks,
-    costs: CostModel,
-    model: ModelSpec,
-    layers: int,
-    *,
-    first: bool,
-    last: bool,
-    tp: int = 1,
-    adapters: Launching = "grouped",
-) -> Choice:
-    """Replica whose micro-batches keep a stage busy longest, in every sampled step.
+class SlowestReplicas:
+    """Replicas of an hTask that keep stages busy longest; their parts are priced once for all stages.
 
     Args:
         works: Work of the hTask.
         costs: Costs of operators, for the whole backbone.
         model: The backbone, whole.
-        layers: Layers of the stage.
-        first: Whether the stage begins with the embedding.
-        last: Whether it ends with the head.
         tp: Tensor-parallel ranks.
         adapters: How those of several tasks at one base op are launched.
     """
 
-    def busy_s(work: MicrobatchWork) -> float:
-        prices = (ActionPrices(costs, model, work, phase, tp=tp, adapters=adapters) for phase in PHASES)
-        return sum(each.seconds(layers, first=first, last=last) for each in prices)
+    def __init__(
+        self,
+        works: HTaskWorks,
+        costs: CostModel,
+        model: ModelSpec,
+        *,
+        tp: int = 1,
+        adapters: Launching = "grouped",
+    ) -> None:
+        self._works = works
+        self._costs = costs
+        self._model = model
+        self._tp = tp
+        self._adapters = adapters
+        self._replicas = lru_cache(maxsize=None)(self._find_front)
+        self._prices = lru_cache(maxsize=None)(self._price)
 
-    chosen = []
-    for row in works.steps:
+    def on_stage(self, layers: int, *, first: bool, last: bool) -> Choice:
+        """Replica whose micro-batches keep a stage busy longest, in every sampled step.
+
+        Args:
+            layers: Layers of the stage.
+            first: Whether the stage begins with the embedding.
+            last: Whether it ends with the head.
+        """
+
+        def busy_s(step: int, replica: int) -> float:
+            prices = (self._prices(step, replica, phase) for phase in PHASES)
+            return sum(each.seconds(layers, first=first, last=last) for each in prices)
+
+        chosen = []
+        for step in range(len(self._works.steps)):
+            replicas = self._replicas(step, last)
+            slowest = replicas[0]
+            if len(replicas) > 1:  # pricing them is what takes the time
+                slowest = max(replicas, key=lambda replica: busy_s(step, replica))
+            chosen.append(slowest)
+        return tuple(chosen)
+
+    def _find_front(self, step: int, last: bool) -> list[int]:
+        """Replicas that may be the slowest; only the last stage computes targets."""
+        row = self._works.steps[step]
         if len(row) == 1:
-            chosen.append(0)
-            continue
-        replicas = _front([each.mean for each in row], costs if tp == 1 else costs.shard(tp))
-        if len(replicas) > 1:  # pricing them is what takes the time
-            replicas.sort(key=lambda replica: -busy_s(row[replica].mean))
-        chosen.append(replicas[0])
-    return tuple(chosen)
+            return [0]
+        prices = self._costs if self._tp == 1 else self._costs.shard(self._tp)
+        measures = []
+        for each in row:
+            work = each.mean
+            targets = work.targets if last else 0.0
+            measures.append((_attention_s(work, prices), targets, work.sequences, *work.task_tokens))
+        return _front(measures)
+
+    def _price(self, step: int, replica: int, phase: Phase) -> ActionPrices:
+        work = self._works.steps[step][replica].mean
+        return ActionPrices(self._costs, self._model, work, phase, tp=self._tp, adapters=self._adapters)
 
 
-def _front(works: Sequence[MicrobatchWork], prices: CostModel) -> list[int]:
-    """Replicas that no other one has as much work as in every respect; of equal ones the first."""
-    measures = [
-        (_attention_s(work, prices), work.targets, work.sequences, *work.task_tokens) for work in works
-    ]
+def _front(measures: Sequence[tuple[float, ...]]) -> list[int]:
+    """Positions of what no other one has as much as in every respect; of equal ones the first."""
     found: list[int] = []
-    for replica in sorted(range(len(works)), key=lambda i: measures[i], reverse=True):  # stable
-        own = measures[replica]
+    for position in sorted(range(len(measures)), key=lambda i: measures[i], reverse=True):  # stable
+        own = measures[position]
         if not any(all(a >= b for a, b in zip(measures[i], own, strict=True)) for i in found):
-            found.append(replica)
+            found.append(position)
     return found
 
 

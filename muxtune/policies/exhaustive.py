@@ -10,7 +10,8 @@ from muxtune.planning.decisions.partition_dp import set_partitions
 from muxtune.planning.decisions.structure import PlanStructure
 from muxtune.planning.oracle.partitions import Appraised, Appraiser, best_of_all, task_appraiser
 from muxtune.planning.problem.memory_limit import fitting
-from muxtune.planning.problem.meshes import LEAST_WORK, candidate_meshes, layer_seconds, least_iteration_s
+from muxtune.planning.problem.mesh_bounds import LEAST_WORK, layer_seconds, least_iteration_s
+from muxtune.planning.problem.meshes import candidate_meshes
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.planning.problem.schedules import in_order
 from muxtune.policies.base import POLICIES
@@ -75,7 +76,7 @@ def _least_layer_work_s(appraiser: Appraiser) -> float:
     works_s = [0.0]  # of every group
     for mask in range(1, 1 << len(table.task_ids)):
         alone = in_order([table[mask].choice], table.mesh, "continuous")
-        works_s.append(layer_seconds(table.problem, alone))
+        works_s.append(sum(layer_seconds(table.problem, alone)))
     least = [0.0]  # of the tasks of every mask
     for mask in range(1, 1 << len(table.task_ids)):
         first = mask & -mask

@@ -13,7 +13,7 @@ from dataclasses import replace
 from muxtune.plan import Orchestration
 from muxtune.planning.decisions.options import PlanOptions
 from muxtune.planning.decisions.structure import PlanStructure
-from muxtune.planning.problem.meshes import on_every_mesh
+from muxtune.planning.problem.every_mesh import on_every_mesh
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.planning.problem.schedules import in_order
 from muxtune.policies.base import POLICIES

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from muxtune.planning.decisions.options import PlanOptions
 from muxtune.planning.decisions.structure import HTaskChoice, Mesh, PlanStructure
-from muxtune.planning.problem.meshes import on_every_mesh
+from muxtune.planning.problem.every_mesh import on_every_mesh
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.planning.problem.schedules import aligned_groups, in_order
 from muxtune.policies.base import POLICIES

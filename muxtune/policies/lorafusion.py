@@ -23,7 +23,8 @@ import numpy as np
 from muxtune.batches import HTaskShape, largest_stream, phase_tokens, phases
 from muxtune.planning.decisions.options import PlanOptions
 from muxtune.planning.decisions.structure import HTaskChoice, PlanStructure
-from muxtune.planning.problem.meshes import choose_mesh, on_every_mesh
+from muxtune.planning.problem.every_mesh import on_every_mesh
+from muxtune.planning.problem.meshes import choose_mesh
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.planning.problem.schedules import in_order
 from muxtune.policies.base import POLICIES

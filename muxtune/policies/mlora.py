@@ -16,7 +16,7 @@ from itertools import pairwise
 
 from muxtune.planning.decisions.options import PlanOptions
 from muxtune.planning.decisions.structure import PlanStructure
-from muxtune.planning.problem.meshes import on_every_mesh
+from muxtune.planning.problem.every_mesh import on_every_mesh
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.planning.problem.schedules import aligned_groups
 from muxtune.policies.base import POLICIES

@@ -8,7 +8,7 @@ from dataclasses import replace
 from muxtune.planning.decisions.options import PlanOptions
 from muxtune.planning.decisions.structure import PlanStructure
 from muxtune.planning.problem.carrying import cut_variants, may_carry
-from muxtune.planning.problem.meshes import on_every_mesh
+from muxtune.planning.problem.every_mesh import on_every_mesh
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.planning.problem.schedules import aligned_groups, in_mode, in_order, pipeline_candidates
 from muxtune.policies.base import POLICIES

@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from muxtune.cluster import ClusterSpec
 from muxtune.model import ModelSpec, sharding_obstacle
 from muxtune.placement import Placement
 from muxtune.planning.decisions.options import PlanOptions
-from muxtune.planning.decisions.structure import HTaskChoice, Mesh, PlanStructure
-from muxtune.planning.exact.seconds import overlaps
-from muxtune.planning.problem.assemble import structure_iteration_s
-from muxtune.planning.problem.memory_limit import MemoryLimit
+from muxtune.planning.decisions.structure import HTaskChoice, Mesh
 from muxtune.planning.problem.problem import PlanningProblem
-from muxtune.schedule import lower_bound_s
 from muxtune.support.errors import SpecError
-
-LEAST_WORK = 0.95
-"""Share of the least work in a layer that was seen with so many ranks per stage, which other meshes may have.
-Longer pipelines have no other, and more replicas cut steps into smaller parts; what is left are roundings."""
-
-HIDDEN = 0.5
-"""Share of the work in a layer that is left where communication and computation hide each other fully."""
 
 
 class MeshShape(NamedTuple):
@@ -98,78 +85,6 @@ def candidate_meshes(
         raise SpecError("mesh", asked, expected)
     shapes.sort(key=lambda shape: (-shape.ranks, shape))
     return [shape for shape in shapes if idle or shape.ranks == shapes[0].ranks]
-
-
-def on_every_mesh(
-    problem: PlanningProblem,
-    options: PlanOptions,
-    build: Callable[[PlanOptions], Sequence[PlanStructure]],
-    leaner: Callable[[PlanOptions], Sequence[PlanStructure]] | None = None,
-) -> list[PlanStructure]:
-    """What a policy would do on each mesh of :func:`candidate_meshes`, as far as it fits the memory.
-
-    So every policy gets the mesh that is best for its own structure, and leaves ranks idle where that is
-    faster. A mesh with idle ranks is left out where its share of the least work seen takes longer than the
-    best iteration so far.
-
-    Args:
-        problem: The planning problem.
-        options: Decisions that are taken away from the policy.
-        build: Structures for options with a fixed mesh; they may exceed the memory.
-        leaner: Further ones, for meshes where none of these fits.
-
-    Raises:
-        SpecError: No structure fits, on no mesh.
-    """
-    shapes = candidate_meshes(problem.model, problem.cluster, options, idle=True)
-    limit = MemoryLimit(problem)
-    found: list[PlanStructure] = []
-    best_s = math.inf
-    layer_work_s: dict[int, float] = {}  # least seen in an iteration, of all replicas, by tp
-    for shape in sorted(shapes, key=lambda shape: (not _is_long(shape, shapes), -shape.ranks, shape)):
-        least_s = least_iteration_s(layer_work_s.get(shape.tp, 0.0), shape, problem.model.layers)
-        if shape.ranks < shapes[0].ranks and LEAST_WORK * least_s >= best_s:
-            continue
-        built = build(replace(options, **shape._asdict()))
-        known_s = layer_work_s.get(shape.tp, math.inf)
-        distinct = {each.htasks: each for each in built}.values()
-        layer_work_s[shape.tp] = min([known_s, *(layer_seconds(problem, each) for each in distinct)])
-        fit = limit.fitting(built)
-        if not fit and leaner is not None:
-            fit = limit.fitting(leaner(replace(options, **shape._asdict())))
-        for structure in fit:
-            if lower_bound_s(problem.times(structure), structure.microbatches) < best_s:
-                best_s = min(best_s, structure_iteration_s(problem, structure))
-        found += fit
-    if not found:
-        limit.refuse()
-    return found
-
-
-def least_iteration_s(layer_work_s: float, shape: MeshShape, layers: int) -> float:
-    """About what an iteration on a mesh takes at least: a stage has as many layers as the mean, rounded up.
-
-    Args:
-        layer_work_s: Least work seen in a layer in an iteration, of all replicas.
-        shape: Shape of the mesh.
-        layers: Layers of the backbone.
-    """
-    return layer_work_s * -(-layers // shape.pp) / shape.dp
-
-
-def layer_seconds(problem: PlanningProblem, structure: PlanStructure) -> float:
-    """Work of a layer in an iteration, of all replicas, whatever a stage costs beside its layers."""
-    work_s = sum(
-        structure.mesh.dp * htask.shape.microbatches * problem.layer_seconds(htask, structure.mesh)
-        for htask in structure.htasks
-    )
-    return work_s * (HIDDEN if overlaps(structure.mesh, structure.orchestration) else 1.0)
-
-
-def _is_long(shape: MeshShape, shapes: Sequence[MeshShape]) -> bool:
-    """Whether a mesh has as few replicas as there may be, and then as many stages: its work is the least."""
-    alike = [each for each in shapes if each.tp == shape.tp]
-    return shape == min(alike, key=lambda each: (each.dp, -each.pp))
 
 
 def _allowed(fixed: int | None, most: int) -> Sequence[int]:

@@ -26,7 +26,8 @@ from muxtune.planning.problem.layouts import (
     alignment_candidates,
     sort_by_tokens,
 )
-from muxtune.planning.problem.meshes import MeshShape, candidate_meshes, least_iteration_s
+from muxtune.planning.problem.mesh_bounds import least_iteration_s
+from muxtune.planning.problem.meshes import MeshShape, candidate_meshes
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.planning.problem.schedules import TEMPLATES
 from muxtune.planning.search.all_partitions import (

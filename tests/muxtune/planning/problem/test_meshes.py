@@ -11,7 +11,8 @@ from muxtune.cluster import load_cluster
 from muxtune.model import PRESETS
 from muxtune.planning.decisions.options import FREE, PlanOptions
 from muxtune.planning.problem.assemble import structure_iteration_s
-from muxtune.planning.problem.meshes import MeshShape, candidate_meshes, on_every_mesh
+from muxtune.planning.problem.every_mesh import on_every_mesh
+from muxtune.planning.problem.meshes import MeshShape, candidate_meshes
 from muxtune.planning.problem.schedules import aligned_groups, in_order
 from muxtune.support.errors import SpecError
 from tests.muxtune.planning.problems import FakeCosts, make_problem

@@ -27,6 +27,7 @@ from muxtune.graph.nodes import Node, operator
 from muxtune.graph.operators import Operator, Phase
 from muxtune.graph.peft import Attachment, BaseOp, attachments, base_ops
 from muxtune.model import ModelSpec
+from muxtune.tasks import LoraSpec
 
 Launching = Literal["grouped", "separate"]
 """Adapters of several tasks at one base op: one node, or one node for each."""
@@ -89,16 +90,24 @@ def layer_graph(
         SpecError: The backbone cannot be split into so many parts.
     """
     shard = model.shard(tp)
+    adapted, *places = _adapted(shard, work.loras)
+    slots = _slots(shard, *places, phase, tp, input_gradient or phase == "fwd")
+    return _filled(slots, work, adapted, adapters)
+
+
+@lru_cache(maxsize=4096)  # a search asks for the same tasks with other tokens again and again
+def _adapted(
+    model: ModelSpec, loras: tuple[LoraSpec, ...]
+) -> tuple[dict[int, list[tuple[int, Attachment]]], tuple[int, ...], tuple[int, ...]]:
+    """By position of a linear, tasks and what they attach to it; those positions, and those with dropout."""
     adapted: dict[int, list[tuple[int, Attachment]]] = {}
     dropping: set[int] = set()
-    for task, lora in enumerate(work.loras):
-        for attachment in attachments(shard, lora):
+    for task, lora in enumerate(loras):
+        for attachment in attachments(model, lora):
             adapted.setdefault(attachment.base.position, []).append((task, attachment))
             if attachment.dispatch.dropout:
                 dropping.add(attachment.base.position)
-    places = tuple(sorted(adapted)), tuple(sorted(dropping))
-    slots = _slots(shard, *places, phase, tp, input_gradient or phase == "fwd")
-    return _filled(slots, work, adapted, adapters)
+    return adapted, tuple(sorted(adapted)), tuple(sorted(dropping))
 
 
 @lru_cache(maxsize=4096)  # the hTasks of a search differ in sizes, rarely in what is adapted

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import chain
 
 from muxtune.costs.base import CostModel
 from muxtune.costs.compose import ActionPrices
@@ -18,6 +19,7 @@ from muxtune.graph.microbatch_work import MicrobatchWork
 from muxtune.graph.operators import PHASES, Operator, Phase
 from muxtune.model import ModelSpec
 from muxtune.planning.exact.works import Choice, HTaskWorks
+from muxtune.tasks import LoraSpec
 
 
 class SlowestReplicas:
@@ -76,11 +78,17 @@ class SlowestReplicas:
         if len(row) == 1:
             return [0]
         prices = self._costs if self._tp == 1 else self._costs.shard(self._tp)
+        alike: dict[LoraSpec, list[int]] = {}  # tasks whose adapters cost the same
+        for task, lora in enumerate(row[0].loras):
+            alike.setdefault(lora, []).append(task)
         measures = []
         for each in row:
             work = each.mean
             targets = work.targets if last else 0.0
-            measures.append((_attention_s(work, prices), targets, work.sequences, *work.task_tokens))
+            tokens = (sorted([work.task_tokens[task] for task in tasks]) for tasks in alike.values())
+            measures.append(
+                (_attention_s(work, prices), targets, work.sequences, *chain.from_iterable(tokens))
+            )
         return _front(measures)
 
     def _price(self, step: int, replica: int, phase: Phase) -> ActionPrices:

@@ -17,6 +17,7 @@ from muxtune.graph import (
     stage_parts,
     step_graph,
 )
+from muxtune.graph.layer import Launch, layer_launches
 from muxtune.graph.microbatch_work import MicrobatchWork
 from muxtune.graph.operators import Operator, Phase
 from muxtune.graph.stage import Part
@@ -111,9 +112,13 @@ class ActionPrices:
     def _part_s(self, part: Part) -> float:
         seconds = self._parts_s.get(part)
         if seconds is None:
-            nodes = part_graph(
-                part, self._model, self._work, self._phase, tp=self._tp, adapters=self._adapters
-            )
+            nodes: Iterable[Node | Launch]
+            model, work, phase, tp, adapters = self._model, self._work, self._phase, self._tp, self._adapters
+            if part in {"layer", "first layer"}:
+                gradient = part == "layer"
+                nodes = layer_launches(model, work, phase, tp=tp, input_gradient=gradient, adapters=adapters)
+            else:
+                nodes = part_graph(part, model, work, phase, tp=tp, adapters=adapters)
             seconds = sum(node_seconds(node, self._costs, self._phase) for node in nodes)
             self._parts_s[part] = seconds
         return seconds

@@ -17,13 +17,13 @@ others communicate.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from muxtune.graph.microbatch_work import MicrobatchWork
-from muxtune.graph.nodes import Node, operator
+from muxtune.graph.nodes import Node, Role, operator
 from muxtune.graph.operators import Operator, Phase
 from muxtune.graph.peft import Attachment, BaseOp, attachments, base_ops
 from muxtune.model import ModelSpec
@@ -34,6 +34,15 @@ Launching = Literal["grouped", "separate"]
 
 _FIRST_KINDS = ("norm", "attention", "norm", "activation")
 """What each block does before its linears."""
+
+
+class Launch(NamedTuple):
+    """What a node runs."""
+
+    op: Operator
+    count: float = 1.0
+    task: int | None = None
+    group: tuple[Operator, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +102,24 @@ def layer_graph(
     adapted, *places = _adapted(shard, work.loras)
     slots = _slots(shard, *places, phase, tp, input_gradient or phase == "fwd")
     return _filled(slots, work, adapted, adapters)
+
+
+def layer_launches(
+    model: ModelSpec,
+    work: MicrobatchWork,
+    phase: Phase,
+    *,
+    tp: int = 1,
+    input_gradient: bool = True,
+    adapters: Launching = "grouped",
+) -> Iterator[Launch]:
+    """What the nodes of :func:`layer_graph` run, in their order, for those who need nothing else of them."""
+    shard = model.shard(tp)
+    adapted, *places = _adapted(shard, work.loras)
+    slots = _slots(shard, *places, phase, tp, input_gradient or phase == "fwd")
+    for slot in slots:
+        attached = adapted[slot.base.position] if slot.base is not None else ()
+        yield from _launches(slot, work, attached, adapters)
 
 
 @lru_cache(maxsize=4096)  # a search asks for the same tasks with other tokens again and again
@@ -214,68 +241,64 @@ def _filled(
     adapted: Mapping[int, Sequence[tuple[int, Attachment]]],
     adapters: Launching,
 ) -> tuple[Node, ...]:
-    """Nodes of the slots; one slot may take several."""
+    """Nodes of the slots; one may take several. A half that goes on with another does so node by node."""
     nodes: list[Node] = []
     places: list[tuple[int, ...]] = []
     for slot in slots:
         deps = tuple([place for dep in slot.deps for place in places[dep]])
         start = len(nodes)
-        if slot.kind == "dropout":
-            assert slot.base is not None
-            nodes += [
-                Node(
-                    each.dispatch.operator(slot.base, work.task_tokens[task]),
-                    "adapter",
-                    deps,
-                    task=task,
-                    leaf=slot.leaf,
-                )
-                for task, each in adapted[slot.base.position]
-                if each.dispatch.dropout
-            ]
-        elif slot.base is not None:
-            nodes += _adapter_nodes(slot, slot.base, work, adapted[slot.base.position], deps, adapters)
-        elif slot.kind == "attention":
-            nodes += [
-                Node(operator("attention", sequences, length), "base", deps, calls)
-                for calls, sequences, length in work.attention
-            ]
-            nodes += [
-                Node(operator("carried_attention", *shape), "base", deps, calls)
-                for calls, *shape in work.carried_attention
-            ]
-        elif slot.kind == "all_reduce":
-            per_token, ranks = slot.shape
-            nodes.append(Node(operator("all_reduce", per_token * work.tokens, ranks), "communication", deps))
-        else:
-            nodes.append(Node(operator(slot.kind, *slot.shape, work.tokens), "base", deps))
+        role: Role = "communication" if slot.kind == "all_reduce" else "base"
+        attached: Sequence[tuple[int, Attachment]] = ()
+        if slot.base is not None:
+            role, attached = "adapter", adapted[slot.base.position]
+        for i, (op, count, task, group) in enumerate(_launches(slot, work, attached, adapters)):
+            nodes.append(Node(op, role, (deps[i],) if slot.along else deps, count, task, group, slot.leaf))
         places.append(tuple(range(start, len(nodes))))
     return tuple(nodes)
 
 
-def _adapter_nodes(
+def _launches(
+    slot: _Slot, work: MicrobatchWork, attached: Sequence[tuple[int, Attachment]], adapters: Launching
+) -> list[Launch]:
+    """What a slot runs; adapters run as one for all tasks, or one for each, as always with dropout."""
+    if slot.kind == "dropout":
+        assert slot.base is not None
+        return [
+            Launch(each.dispatch.operator(slot.base, work.task_tokens[task]), task=task)
+            for task, each in attached
+            if each.dispatch.dropout
+        ]
+    if slot.base is not None:
+        return _adapter_launches(slot, slot.base, work, attached, adapters)
+    if slot.kind == "attention":
+        return [
+            *(
+                Launch(operator("attention", sequences, length), calls)
+                for calls, sequences, length in work.attention
+            ),
+            *(
+                Launch(operator("carried_attention", *shape), calls)
+                for calls, *shape in work.carried_attention
+            ),
+        ]
+    if slot.kind == "all_reduce":
+        per_token, ranks = slot.shape
+        return [Launch(operator("all_reduce", per_token * work.tokens, ranks))]
+    return [Launch(operator(slot.kind, *slot.shape, work.tokens))]
+
+
+def _adapter_launches(
     slot: _Slot,
     base: BaseOp,
     work: MicrobatchWork,
     attached: Sequence[tuple[int, Attachment]],
-    deps: tuple[int, ...],
     adapters: Launching,
-) -> list[Node]:
-    """One for all tasks, or one for each, as always with dropout.
-
-    A half that goes on with another does so node by node.
-    """
+) -> list[Launch]:
     operators = [
         (task, each.adapter.operator(base, work.task_tokens[task]), bool(each.dispatch.dropout))
         for task, each in attached
     ]
     group = [op for _, op, masked in operators if adapters == "grouped" and not masked]
     alone = [(task, op) for task, op, masked in operators if masked or len(group) <= 1]
-    launches: list[tuple[Operator, int | None, tuple[Operator, ...]]] = []
-    if len(group) > 1:
-        launches.append((group[0], None, tuple(group)))
-    launches += [(op, task, ()) for task, op in alone]
-    return [
-        Node(op, "adapter", (deps[i],) if slot.along else deps, slot.share, task, together, slot.leaf)
-        for i, (op, task, together) in enumerate(launches)
-    ]
+    launches = [Launch(group[0], slot.share, None, tuple(group))] if len(group) > 1 else []
+    return launches + [Launch(op, slot.share, task) for task, op in alone]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Protocol, Self
 
+from muxtune.graph.layer import Launch
 from muxtune.graph.nodes import Node, StageGraph, TimedNode
 from muxtune.graph.operators import FWD_ONLY, Operator, Phase
 
@@ -30,11 +31,11 @@ class Prices(Protocol):
         ...
 
 
-def node_seconds(node: Node, prices: Prices, phase: Phase) -> float:
+def node_seconds(node: Node | Launch, prices: Prices, phase: Phase) -> float:
     """Seconds of a node, as often as it runs.
 
     Args:
-        node: Node of a rank.
+        node: Node of a rank, or what it runs.
         prices: Prices for that rank.
         phase: Phase of the action; messages and collectives are the same in both.
     """

@@ -27,8 +27,8 @@ demo: setup  ## The whole loop on this machine: profile, plan, simulate, run, va
 test: setup  ## All tests but parity; ARGS go to pytest: make test ARGS="-m 'not slow'"
 	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
 
-test-full: setup  ## The same with all instances of the property tests, where make test plays some of them
-	MUXTUNE_TEST_FULL=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
+test-full: export MUXTUNE_TESTS = full
+test-full: test  ## The same with all instances of the planner's properties, of which test looks at some
 
 parity: setup  ## The whole parity matrix, 756 runs against solo runs; takes an hour
 	$(BIN)/python -m pytest -m parity $(ARGS) tests/integration/test_parity_matrix.py

@@ -11,10 +11,10 @@ import pytest
 
 from benchmarks.fusion_gap import Outcome, measure
 from benchmarks.helpers.fusion_instances import DEVICES, draw_instance
-from tests.sizes import some_or_all
+from tests.sampling import FULL
 
 ALL = 200
-INSTANCES = some_or_all(60, ALL)
+INSTANCES = ALL if FULL else 60
 AT_ONCE = 10
 """Instances of a test; so that none comes near the time that a hanging one is given."""
 WITHIN = 0.01

@@ -17,6 +17,7 @@ from muxtune.planning.decisions.options import FREE, PlanOptions
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.policies import plan_problem
 from muxtune.tasks import Workload
+from tests.sampling import FULL, sampled
 
 MODEL = load_model_spec("llama2-7b")
 POLICIES = (
@@ -68,12 +69,16 @@ WORKLOADS = {
 }
 
 
+NODE_COUNTS = (1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 16) if FULL else (1, 3, 4, 5, 7, 8)
+PAIR_COUNTS = (4, 6, 8, 10, 14, 16) if FULL else (4, 6, 10)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("workload", WORKLOADS)
+@pytest.mark.parametrize("workload", sampled(list(WORKLOADS), 2))
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize(
     ("cluster_of", "counts"),
-    [(node_of, (1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 16)), (nodes_of_two, (4, 6, 8, 10, 14, 16))],
+    [(node_of, NODE_COUNTS), (nodes_of_two, PAIR_COUNTS)],
     ids=["node", "nodes"],
 )
 def test_more_devices_never_make_a_plan_slower(cluster_of, counts, policy, workload):

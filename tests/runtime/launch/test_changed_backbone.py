@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from muxtune.model import backbone_digest, load_model_spec
-from muxtune.plan import Plan, record_backbone, save_plan
+from muxtune.plan import Plan, finish_plan, record_backbone, save_plan
 from muxtune.support.errors import SpecError
 from muxtune.tasks import Workload
 from runtime import run_plan, validate_run
@@ -56,7 +56,7 @@ def _plan(folder: Path, tmp_path: Path, *, digest: bool) -> Plan:
     task = make_task("a", write_examples(tmp_path / "a.jsonl", seed=0))
     model = load_model_spec(str(folder))
     plan = make_plan(Workload(tasks=(task,)), model, partition=[["a"]])
-    return plan.model_copy(update={"backbone": backbone_digest(model) if digest else None})
+    return finish_plan(plan.model_copy(update={"backbone": backbone_digest(model) if digest else None}))
 
 
 def _begun(plan: Plan, run_dir: Path) -> Path:

@@ -40,7 +40,8 @@ class Launch(NamedTuple):
     """What a node runs."""
 
     op: Operator
-    count: float = 1.0
+    times: float = 1.0
+    """How often, as :attr:`muxtune.graph.nodes.Node.count`."""
     task: int | None = None
     group: tuple[Operator, ...] = ()
 

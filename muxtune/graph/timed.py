@@ -39,9 +39,10 @@ def node_seconds(node: Node | Launch, prices: Prices, phase: Phase) -> float:
         prices: Prices for that rank.
         phase: Phase of the action; messages and collectives are the same in both.
     """
+    count = node.times if isinstance(node, Launch) else node.count
     if node.group:
-        return node.count * prices.group_latency_s(node.group, phase)
-    return node.count * prices.latency_s(node.op, "fwd" if node.op.kind in FWD_ONLY else phase)
+        return count * prices.group_latency_s(node.group, phase)
+    return count * prices.latency_s(node.op, "fwd" if node.op.kind in FWD_ONLY else phase)
 
 
 def time_graph(graph: StageGraph[Node], prices: Prices, phase: Phase) -> StageGraph[TimedNode]:

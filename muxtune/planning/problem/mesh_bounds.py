@@ -107,15 +107,15 @@ class MeshBounds:
         return self._instances * bytes_ <= self._problem.cluster.device.memory_bytes
 
     def _bound_s(self, kind: _Kind, seen: _Seen, shape: MeshShape) -> float:
-        layers = self._problem.model.layers
-        most = -(-layers // shape.pp)
+        layers: int = self._problem.model.layers
+        most: int = -(-layers // shape.pp)
         work_s = [each / shape.dp for each in seen.work_s]
-        counts = [min(each) for each in zip(*seen.microbatches.values(), strict=True)]
-        others_s = [  # of a micro-batch, in the layers of all other stages
-            (layers - most) * own_s / -(-count // shape.dp)
+        counts: list[int] = [min(each) for each in zip(*seen.microbatches.values(), strict=True)]
+        others_s: list[float] = [  # of a micro-batch, in the layers of all other stages
+            float(layers - most) * own_s / -(-count // shape.dp)
             for own_s, count in zip(work_s, counts, strict=True)
         ]
-        load_s = most * sum(work_s)
+        load_s: float = most * sum(work_s)
         if kind.turns:
             return load_s + sum(others_s)
         if kind.template in {"flush", "gpipe"}:

@@ -206,14 +206,21 @@ class StageRunner:
         Returns:
             The forward.
         """
+        if self._activations is None:
+            self._settle(action.htask)  # may wait, which is no part of the forward
         start = self._stopwatch.now()
         batch = self._feed.microbatch(action.htask, action.number)
         self._record(COMPUTE, action, start)
         hidden_TD = None
         if self._activations is not None:
-            hidden_TD = self._wait(action, self._activations.receive).requires_grad_()
-        self._settle(action.htask)
+            hidden_TD = self._wait(action, partial(self._arrival, self._activations, action)).requires_grad_()
         return partial(self._forward, action, batch, hidden_TD)
+
+    def _arrival(self, activations: Inbox, action: Action) -> Tensor:
+        """A forward's input; verdicts before it are known by then, as stage 0 settled before it sent one."""
+        hidden_TD = activations.receive()
+        self._settle(action.htask)
+        return hidden_TD
 
     def _forward(self, action: Action, batch: MicrobatchTensors, hidden_TD: Tensor | None) -> None:
         backbone = self._backbones[action.htask]

@@ -59,9 +59,9 @@ class TaskValidation(BaseModel):
     """Relative error of the adapter's update, ||(A - A0) - (S - S0)|| / ||S - S0||; null if not all of the
     run's steps were repeated alone."""
     adapter_spread: float | None = None
-    """Relative error of the adapter's update between the two solo runs."""
+    """Relative error of the adapter's update between the two solo runs; null like the error."""
     adapter_bound: float | None = None
-    """Largest error that is allowed."""
+    """Largest error that is allowed; null like the error."""
     agreement: Agreement | None = None
     """Whether both are within their bounds; ``undecided`` where solo runs are themselves so far apart, or not
     finite, that the bounds allow anything; null without a solo run."""
@@ -209,8 +209,8 @@ def _validate_task(
     again: SoloResult | None = None,
 ) -> TaskValidation:
     found = bound = spread = None
+    whole = solo is not None and len(solo.losses) == len(losses)
     if solo is not None:
-        whole = len(solo.losses) == len(losses)
         adapter = load_adapter(task_folder(run_dir, task.id) / ADAPTER) if whole else None
         found = _distance(losses, adapter, solo)
         if again is not None:
@@ -226,8 +226,8 @@ def _validate_task(
         loss_spread=None if spread is None else spread.loss,
         loss_bound=None if bound is None else bound.loss,
         adapter_error=None if found is None else found.update,
-        adapter_spread=None if spread is None else spread.update,
-        adapter_bound=None if bound is None else bound.update,
+        adapter_spread=spread.update if spread is not None and whole else None,
+        adapter_bound=bound.update if bound is not None and whole else None,
         agreement=None if found is None or bound is None else judge(found, bound),
     )
 

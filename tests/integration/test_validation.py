@@ -57,7 +57,7 @@ def test_a_real_run_is_explained_whole(tmp_path, hf_dirs):
     for row in validation.classes:
         (htask,) = row.htasks
         measured = {"F": report.fwd_s, "B": report.bwd_s, "STEP": report.step_s}[row.kind]
-        assert row.median_s == pytest.approx(measured[row.stage][htask], rel=0.1, abs=1e-4)
+        assert row.median_s == pytest.approx(measured[row.stage][htask], rel=0.1, abs=1e-4), row
 
     assert ValidationReport.model_validate_json(validation.model_dump_json()) == validation
     text = validation_table(validation, details=True)

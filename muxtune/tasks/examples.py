@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -56,8 +57,8 @@ class MeasuredExamples(Sequence[Example]):
         places = range(len(self))[position]
         return self._example(places) if isinstance(places, int) else [self._example(each) for each in places]
 
-    def _example(self, position: int) -> Example:
-        raise NotImplementedError
+    @abstractmethod
+    def _example(self, position: int) -> Example: ...
 
 
 class DrawnExamples(MeasuredExamples):

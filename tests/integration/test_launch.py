@@ -18,6 +18,7 @@ from muxtune.model import load_model_spec
 from muxtune.plan import save_plan
 from muxtune.tasks import Workload
 from runtime import PEER_LOST_EXIT_CODE
+from runtime.tasks.checkpoint_files import complete_checkpoints
 from tests.helpers import make_boundless_model, make_plan, make_task, write_examples
 from tests.integration.launchers import END_LIMIT_S, ONE_NODE, SPAWNER, TWO_NODES, Launch, launched
 from tests.integration.processes import wait_until
@@ -49,7 +50,7 @@ def _wait_until_it_trains(launch: Launch) -> None:
 
     def trains() -> bool:
         assert any(launcher.poll() is None for launcher in launch.launchers), launch.printed()
-        return checkpoints.is_dir() and any(checkpoints.glob("*/rank-1.sha256"))
+        return bool(complete_checkpoints(checkpoints, ranks=2))  # one rank's file alone is none yet
 
     wait_until(trains, START_LIMIT_S)
 

@@ -96,6 +96,7 @@ class Instance:
     tasks: int
     memory: float
     """Share of the way from the bare backbone to what all tasks in one hTask need; above 1 all fits."""
+    workload: Workload
     problem: PlanningProblem
 
     def __str__(self) -> str:
@@ -125,7 +126,7 @@ def draw_instance(seed: int, *, most_tasks: int = 8) -> Instance:
     if memory <= 1:
         limit = _limit_bytes(problem, memory, pp, dp)
         problem = _problem(workload, model, _cluster(device, pp * dp, nodes, limit))
-    return Instance(seed, device, model.name, pp, dp, nodes, tasks, memory, problem)
+    return Instance(seed, device, model.name, pp, dp, nodes, tasks, memory, workload, problem)
 
 
 def _draw_replicas(rng: np.random.Generator, device: str, pp: int) -> tuple[int, int]:

@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Discriminator,
     Field,
     Tag,
@@ -20,20 +18,16 @@ from pydantic import (
 
 from muxtune.support.errors import SpecError, UserError, spec_error_from
 from muxtune.support.machine import memory_limit_bytes, usable_cores
+from muxtune.support.strict_models import StrictModel
 from muxtune.support.yaml_file import load_yaml
-
-_STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
 
 MOST_NAME_CHARACTERS = 128
 MOST_RANKS = 100_000
 """Ranks that a cluster may have, at most."""
 
 
-class DeviceSpec(BaseModel):
+class DeviceSpec(StrictModel):
     """One rank's device. A name with shipped coefficients (``a40``, ``a100``, ``h100``) is priced by them."""
-
-    model_config = _STRICT
 
     name: str = Field(max_length=MOST_NAME_CHARACTERS)
     kind: Literal["cpu", "cuda"]
@@ -43,10 +37,8 @@ class DeviceSpec(BaseModel):
     """Further bytes of the device, left to the interpreter, libraries and drivers."""
 
 
-class LinkSpec(BaseModel):
+class LinkSpec(StrictModel):
     """A link of one's own, where no shipped coefficients are wanted: ``latency_s`` + n / bandwidth."""
-
-    model_config = _STRICT
 
     name: str = Field(max_length=MOST_NAME_CHARACTERS)
     latency_s: float = Field(ge=0, le=1000)
@@ -98,10 +90,8 @@ BetweenNodes = Annotated[
 ]
 
 
-class ClusterSpec(BaseModel):
+class ClusterSpec(StrictModel):
     """Equal nodes of equal devices. Ranks are numbered through the nodes, so neighbours share a node."""
-
-    model_config = _STRICT
 
     name: str = Field(max_length=MOST_NAME_CHARACTERS)
     device: DeviceSpec

@@ -12,7 +12,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
@@ -25,13 +25,14 @@ from muxtune.planning.decisions.options import PlanOptions
 from muxtune.policies import POLICIES
 from muxtune.support.errors import SpecError, UserError, naming, spec_error_from, unknown_name
 from muxtune.support.registry import PluginError
+from muxtune.support.strict_models import StrictScalars
 from muxtune.support.user_files import is_folder
 from muxtune.tasks import Workload, load_workload, workload_from
 
 T = TypeVar("T")
 
 _OPTION_NAMES = [field.name for field in dataclass_fields(PlanOptions)]
-_OPTIONS = TypeAdapter(PlanOptions)
+_OPTIONS = TypeAdapter[PlanOptions](Annotated[PlanOptions, StrictScalars()])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +177,7 @@ def _with_tasks(content: dict[str, Any]) -> dict[str, Any]:
     content = dict(content)
     seed, count = content.pop("random", None), content.pop("count", None)
     for name, value, least in (("random", seed, 0), ("count", count, 1)):
-        if value is not None and (not isinstance(value, int) or value < least):
+        if value is not None and (type(value) is not int or value < least):  # True is an int, too
             raise SpecError(f"workload.{name}", value, f"an integer, at least {least}")
     if seed is not None:
         if "tasks" in content:
@@ -194,7 +195,7 @@ def _copy(task: object, number: int) -> object:
     if number == 0 or not isinstance(task, dict):
         return deepcopy(task)
     seed = task.get("seed", 0)
-    changes = {"id": f"{task.get('id')}.{number}", "seed": seed + number if isinstance(seed, int) else seed}
+    changes = {"id": f"{task.get('id')}.{number}", "seed": seed + number if type(seed) is int else seed}
     return deepcopy(task) | changes
 
 

@@ -13,10 +13,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from experiments.sweep.fields import Part, Selector, parse_field
 from muxtune.support.errors import SpecError, naming, spec_error_from
+from muxtune.support.strict_models import StrictModel
 from muxtune.support.yaml_file import load_yaml
 
 ROOTS = ("workload", "model", "cluster", "policy", "options")
@@ -26,10 +27,8 @@ Assignments = dict[str, object]
 """Fields of a point with their values, in the order in which they are set."""
 
 
-class SweepSpec(BaseModel):
+class SweepSpec(StrictModel):
     """A sweep file, as it is written."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     workload: str | dict[str, Any] | None = Field(default=None, union_mode="left_to_right")
     """Path of a workload file, its content, or ``{random: SEED}``; ``count`` sets the number of tasks."""
@@ -38,9 +37,9 @@ class SweepSpec(BaseModel):
     cluster: str | dict[str, Any] | None = None
     """Preset, path of a cluster file or its content."""
     policy: str = "muxtune"
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default={})
     """Decisions that are taken away from the policy: fields of ``PlanOptions``."""
-    grid: dict[str, list[Any]] = {}
+    grid: dict[str, list[Any]] = Field(default={})
     """Values of each field; all combinations are points."""
     points: tuple[dict[str, Any], ...] = Field(default=(), alias="list")
     """Points by themselves: field -> value."""

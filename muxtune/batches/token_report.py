@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from muxtune.batches.layout import Alignment, HTaskShape
 from muxtune.batches.shapes import measure_shape
+from muxtune.support.strict_models import StrictModel
 from muxtune.tasks import TaskData
 
 MeasureTokens = Callable[[tuple[str, ...], Alignment, int | None, int], int]
 """Tokens of a micro-batch, by its tasks' ids, alignment, chunk length and the groups of a step."""
 
 
-class TokenCounts(BaseModel):
+class TokenCounts(StrictModel):
     """Tokens of one iteration under some alignment."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     all: int = Field(ge=0)
     """Tokens that go through the backbone, on all replicas; see
@@ -31,10 +30,8 @@ class TokenCounts(BaseModel):
     """``all - effective``."""
 
 
-class AlignmentReport(BaseModel):
+class AlignmentReport(StrictModel):
     """Tokens of one iteration of a plan, and of the same hTasks under one alignment for all of them."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     plan: TokenCounts
     pad: TokenCounts

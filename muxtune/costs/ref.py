@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel
-
-from muxtune.support.strict_models import STRICT
+from muxtune.support.strict_models import StrictModel
 
 
-class CostsRef(BaseModel):
+class CostsRef(StrictModel):
     """Which operator costs the plan was made with."""
-
-    model_config = STRICT
 
     profile_id: str
     device: str

@@ -16,14 +16,13 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
 from muxtune.model.config_keys import deciding
 from muxtune.model.spec import ModelSpec
 from muxtune.model.stored import weight_files
 from muxtune.support.cache import cache_folder
 from muxtune.support.errors import SpecError
 from muxtune.support.files import write_text_atomically
+from muxtune.support.strict_models import StrictModel
 
 _LOG = logging.getLogger(__name__)
 
@@ -46,10 +45,8 @@ _READERS = 4
 """Files that are read at once."""
 
 
-class BackboneDigest(BaseModel):
+class BackboneDigest(StrictModel):
     """SHA-256 of each part of a directory that decides results."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     config: str
     """Digest of the keys of ``config.json`` that are executed."""

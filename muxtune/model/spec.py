@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from muxtune.support.errors import SpecError
+from muxtune.support.strict_models import StrictModel
 
 Dtype = Literal["float32", "float64", "bfloat16"]
 Family = Literal["llama", "gpt2", "opt"]
@@ -23,10 +24,8 @@ LAYER_INPUTS: tuple[LayerInput, ...] = ("attention", "attended", "mlp", "inner")
 keys and values), attended values, output of the second norm, and what the last linear of the MLP reads."""
 
 
-class LinearSpec(BaseModel):
+class LinearSpec(StrictModel):
     """One frozen linear of a layer."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     """Path inside the layer, as Hugging Face names it, e.g. ``self_attn.q_proj``."""
@@ -53,10 +52,8 @@ _Layers = Annotated[int, Field(gt=0, le=MOST_LAYERS)]
 _Dimension = Annotated[int, Field(gt=0, le=LARGEST_DIMENSION)]
 
 
-class ModelSpec(BaseModel):
+class ModelSpec(StrictModel):
     """Shapes of a backbone, and where its weights come from."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str
     family: Family

@@ -24,7 +24,7 @@ def load_plan(path: Path) -> Plan:
     """
     content = parse_json(read_user_bytes(path, "the plan", most_mib=MOST_MIB), str(path))
     version = content.get("schema_version") if isinstance(content, dict) else None
-    if version != SCHEMA_VERSION:
+    if type(version) is not int or version != SCHEMA_VERSION:  # true equals 1
         expected = f"{SCHEMA_VERSION}, the version that this muxtune reads"
         raise SpecError(f"{path}: schema_version", version, expected)
     try:

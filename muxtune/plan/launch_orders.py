@@ -6,17 +6,14 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from muxtune.orchestration import Barrier, LaunchOrder, decode_turns, encode_turns
+from muxtune.support.strict_models import StrictModel
 
-_STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-
-class StageLaunches(BaseModel):
+class StageLaunches(StrictModel):
     """The order of a clock's subgraphs on some stages, which are alike."""
-
-    model_config = _STRICT
 
     stages: tuple[int, ...] = Field(min_length=1)
     barrier: Barrier
@@ -42,10 +39,8 @@ def _decoded(barrier: Barrier, compute: str, communication: str) -> LaunchOrder:
     return LaunchOrder(barrier, decode_turns(compute), decode_turns(communication))
 
 
-class ClockLaunches(BaseModel):
+class ClockLaunches(StrictModel):
     """In what order every stage launches the subgraphs of a kind of clock."""
-
-    model_config = _STRICT
 
     kind: Literal["F", "B"]
     htasks: tuple[int, ...] = Field(min_length=1)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from muxtune.batches import Alignment, AlignmentReport, HTaskShape
 from muxtune.cluster import ClusterSpec
@@ -18,16 +18,14 @@ from muxtune.orchestration import Cut, LaunchOrder, action_cut, left_of
 from muxtune.placement import Placement
 from muxtune.plan.launch_orders import ClockLaunches
 from muxtune.schedule import Action, Kind, Template, clocks_in_flight, clocks_of
-from muxtune.support.strict_models import MOST_SECONDS, STRICT, Seconds
+from muxtune.support.strict_models import MOST_SECONDS, Seconds, StrictModel
 from muxtune.tasks import PeftTask
 
 SCHEMA_VERSION = 1
 
 
-class Parallelism(BaseModel):
+class Parallelism(StrictModel):
     """How the backbone is spread over ranks."""
-
-    model_config = STRICT
 
     tp: int = Field(default=1, gt=0)
     """Ranks that share a stage."""
@@ -43,10 +41,8 @@ class Parallelism(BaseModel):
         return self.tp * self.pp * self.dp
 
 
-class HTask(BaseModel):
+class HTask(StrictModel):
     """Tasks that run as one through the backbone."""
-
-    model_config = STRICT
 
     id: int = Field(ge=0)
     """Position in the plan's list."""
@@ -65,7 +61,7 @@ class HTask(BaseModel):
     task."""
 
 
-class Orchestration(BaseModel):
+class Orchestration(StrictModel):
     """How the operators of one clock are ordered inside a stage (paper section 3.4).
 
     sequential   one after the other
@@ -73,8 +69,6 @@ class Orchestration(BaseModel):
     round-robin  the hTasks of a bucket share clocks and take turns, subgraph by subgraph
     interleaved  the hTasks of a bucket share clocks, ordered by list scheduling
     """
-
-    model_config = STRICT
 
     mode: Literal["sequential", "intra", "round-robin", "interleaved"] = "sequential"
     contention: float = Field(default=0.0, ge=0)
@@ -91,10 +85,8 @@ class Orchestration(BaseModel):
         return self.mode in {"round-robin", "interleaved"}
 
 
-class Execution(BaseModel):
+class Execution(StrictModel):
     """With which of its means the runtime executes the plan."""
-
-    model_config = STRICT
 
     attention: AttentionName = DEFAULT_ATTENTION
     """Backend of attention, by the contest of the profile."""
@@ -103,10 +95,8 @@ class Execution(BaseModel):
 _Rate = Annotated[float, Field(gt=0, le=1e15)]
 
 
-class ClockSeconds(BaseModel):
+class ClockSeconds(StrictModel):
     """Duration of a clock that several hTasks share."""
-
-    model_config = STRICT
 
     kind: Literal["F", "B"]
     htasks: tuple[int, ...] = Field(min_length=2)
@@ -115,10 +105,8 @@ class ClockSeconds(BaseModel):
     """Seconds on each stage; of a backward with its share of the optimizer steps."""
 
 
-class Predicted(BaseModel):
+class Predicted(StrictModel):
     """What the simulator expects; ``muxtune simulate --json`` prints the same keys."""
-
-    model_config = STRICT
 
     iteration_s: Seconds
     """Steady state of one iteration."""
@@ -148,15 +136,13 @@ class Predicted(BaseModel):
     """Seconds of every kind of clock in the schedule that several hTasks share."""
     alignment: AlignmentReport | None = None
     """Tokens per iteration, and what other alignments of the same hTasks would need."""
-    made_for: dict[str, str] = {}
+    made_for: dict[str, str] = Field(default={})
     """Digests of what this was computed from, by field: a plan with other fields is refused, see
     :mod:`muxtune.plan.basis`."""
 
 
-class Plan(BaseModel):
+class Plan(StrictModel):
     """A complete plan; :func:`muxtune.plan.load_plan` has checked that its parts agree."""
-
-    model_config = STRICT
 
     schema_version: Literal[1]
     model: ModelSpec

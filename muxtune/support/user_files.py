@@ -9,6 +9,7 @@ from typing import Any
 
 from muxtune.support.errors import SpecError, UserError
 from muxtune.support.files import follow_links
+from muxtune.support.numbers import number_with_exponent
 from muxtune.support.printable import short_repr
 
 _MIB = 2**20
@@ -104,7 +105,7 @@ def parse_json(content: bytes, where: str) -> object:
         return whole
 
     try:
-        return json.loads(content.decode(), object_pairs_hook=mapping)
+        return json.loads(content.decode(), object_pairs_hook=mapping, parse_float=number_with_exponent)
     except RecursionError as error:
         raise UserError(f"{where} is nested too deeply") from error
     except ValueError as error:  # of the parser, or an integer of more digits than Python reads

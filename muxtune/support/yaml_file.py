@@ -1,6 +1,8 @@
 """YAML that users write: every key once, numbers as people write them, and small files stay small.
 
-Beside plain YAML 1.1, in which ``80e9`` is a text, a number needs no dot before its exponent, as in YAML 1.2.
+Plain values mean what the core schema of YAML 1.2 says (and ``<<`` merges). ``true`` and ``false`` alone are
+booleans, so a task may be called ``NO``; ``80e9`` is a number; ``1:30``, ``1_000`` and dates are texts. One
+rule is stricter: ``010`` is a text too, as it is 8 to some readers and 10 to others.
 """
 
 from __future__ import annotations
@@ -8,11 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import yaml
 
 from muxtune.support.errors import UserError
+from muxtune.support.numbers import number_with_exponent
 from muxtune.support.printable import short_repr
 from muxtune.support.user_files import read_user_bytes
 
@@ -25,7 +28,11 @@ MOST_DEPTH = 64
 MOST_VALUES = 1_000_000
 """Values of a file whose aliases are written out."""
 
-_NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+\Z")
+_NULL = re.compile(r"(~|null|Null|NULL|)\Z")
+_BOOLEAN = re.compile(r"(true|True|TRUE|false|False|FALSE)\Z")
+_INTEGER = re.compile(r"([-+]?(0|[1-9][0-9]*)|0o[0-7]+|0x[0-9a-fA-F]+)\Z")
+_DECIMAL = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
+_NOT_FINITE = re.compile(r"([-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))\Z")
 _KEY_CHARACTERS = 64
 _MERGE = "tag:yaml.org,2002:merge"
 
@@ -56,6 +63,8 @@ def load_yaml(path: Path, what: str) -> object:
 
 class _Loader(yaml.SafeLoader):
     """Safe loader that refuses before anything is built."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}  # not those of 1.1
 
     def __init__(self, text: str, where: str) -> None:
         super().__init__(text)
@@ -110,7 +119,40 @@ class _Loader(yaml.SafeLoader):
         raise UserError(f"{self._where}: {_line(mark)}{reason}")
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789"))
+def _boolean(loader: _Loader, node: yaml.ScalarNode) -> bool:
+    return _matched(_BOOLEAN, node).lower() == "true"
+
+
+def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
+    return int(_matched(_INTEGER, node), base=0)
+
+
+def _number(loader: _Loader, node: yaml.ScalarNode) -> int | float:
+    if _NOT_FINITE.match(node.value):
+        return float(node.value.replace(".", ""))
+    return number_with_exponent(_matched(_DECIMAL, node))
+
+
+def _matched(pattern: re.Pattern[str], node: yaml.ScalarNode) -> str:
+    """The text of a value, which has its form even where a tag (``!!int``) says what it is."""
+    if not pattern.match(node.value):
+        raise ValueError(node.value)
+    text: str = node.value
+    return text
+
+
+_NUMERIC = list("-+.0123456789")
+for _kind, _pattern, _begin in (
+    ("null", _NULL, ["~", "n", "N", ""]),
+    ("bool", _BOOLEAN, list("tTfF")),
+    ("int", _INTEGER, _NUMERIC),
+    ("float", _DECIMAL, _NUMERIC),
+    ("float", _NOT_FINITE, _NUMERIC),
+    ("merge", re.compile(r"<<\Z"), ["<"]),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", _pattern, _begin)
+for _kind, _construct in (("bool", _boolean), ("int", _integer), ("float", _number)):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _construct)
 
 
 def _children(node: yaml.Node) -> Iterator[yaml.Node]:

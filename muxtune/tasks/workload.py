@@ -6,14 +6,13 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from muxtune.model import ALL_LINEAR, Dtype, ModelSpec
 from muxtune.support.errors import SpecError, spec_error_from
+from muxtune.support.strict_models import StrictModel
 from muxtune.support.user_files import expand_user
 from muxtune.support.yaml_file import load_yaml
-
-_STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 MOST_ID_CHARACTERS = 128
 """Characters of a task's id, at most: it names folders and files, with more around it."""
@@ -39,10 +38,8 @@ def _target_names(value: object) -> object:
     raise ValueError("expected a list of names, as [q_proj, v_proj], or all-linear; no regular expression")
 
 
-class LoraSpec(BaseModel):
+class LoraSpec(StrictModel):
     """Low-rank adapters (arXiv 2106.09685): ``W x + (alpha / r) B A x``."""
-
-    model_config = _STRICT
 
     method: Literal["lora"]
     r: int = Field(gt=0)
@@ -69,10 +66,8 @@ BosRule = Literal["auto", "always", "never"]
 """Whether BOS stands before a sequence; ``auto``: where the tokenizer itself puts one."""
 
 
-class DatasetSpec(BaseModel):
+class DatasetSpec(StrictModel):
     """Where the examples come from: a JSONL file, or only a distribution of lengths."""
-
-    model_config = _STRICT
 
     path: Path | None = None
     """JSONL with ``{"prompt", "completion"}`` or ``{"text"}`` lines; relative to the workload file."""
@@ -94,10 +89,8 @@ class DatasetSpec(BaseModel):
         return self
 
 
-class PeftTask(BaseModel):
+class PeftTask(StrictModel):
     """One tenant's fine-tuning job."""
-
-    model_config = _STRICT
 
     id: str = Field(max_length=MOST_ID_CHARACTERS, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     peft: LoraSpec
@@ -153,10 +146,8 @@ class PeftTask(BaseModel):
             raise SpecError(f"{where}.peft.r", self.peft.r, expected)
 
 
-class Workload(BaseModel):
+class Workload(StrictModel):
     """Tasks that share one backbone."""
-
-    model_config = _STRICT
 
     backbone: str | None = None
     """Preset or directory; ``--model`` overrides it."""

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from muxtune.model import ModelSpec, is_pickled, locate_tensors, weight_files
 from runtime.backbone.hugging_face import hf_config, load_hf_model, torch_dtype
 from runtime.backbone.layers import Weights
+from runtime.device.torch_internals import intercepting, storage_key, writes
 
 if TYPE_CHECKING:
+    from torch._ops import OpOverload
     from transformers import PreTrainedModel
 
 _LOG = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class DrawnWeights:
     def __init__(self, spec: ModelSpec) -> None:
         self._dtype = torch_dtype(spec)
         self._tape = _DrawTape()
-        with torch.random.fork_rng(devices=[]), self._tape:
+        with torch.random.fork_rng(devices=[]), intercepting(self._tape.handle):
             torch.manual_seed(spec.init_seed)
             self._model = _build_model(spec)
         self._tape.close()
@@ -115,11 +115,10 @@ class _Write:
         return values
 
 
-class _DrawTape(TorchDispatchMode):
+class _DrawTape:
     """Gives new tensors no memory, and notes what is written into them; numbers are drawn and dropped."""
 
     def __init__(self) -> None:
-        super().__init__()
         self._last: dict[int, _Write] = {}
         self._dropped = torch.empty(0)
         """Room for draws. One for all: between small things that stay, freed ones would leave holes."""
@@ -133,19 +132,13 @@ class _DrawTape(TorchDispatchMode):
         if not tensor.is_meta:  # made of numbers, such as a norm's ones
             return tensor
         with torch.random.fork_rng(devices=[]):
-            return self._last[_storage_key(tensor)].into(torch.empty(tensor.shape))
+            return self._last[storage_key(tensor)].into(torch.empty(tensor.shape))
 
-    def __torch_dispatch__(
-        self,
-        func: OpOverload,
-        types: object,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> object:
-        kwargs = dict(kwargs or {})
+    def handle(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
+        """Do an operation of ATen, or note it."""
         if func is torch.ops.aten.empty.memory_format:
             return func(*args, **kwargs | {"device": "meta"})
-        if not func._schema.is_mutable or not args[0].is_meta:
+        if not writes(func) or not args[0].is_meta:
             return func(*args, **kwargs)
         target, *arguments = args
         assert target.nbytes == target.untyped_storage().nbytes(), "presets write whole tensors"
@@ -155,10 +148,5 @@ class _DrawTape(TorchDispatchMode):
             if len(self._dropped) < target.numel():
                 self._dropped = torch.empty(target.numel())
             write.into(self._dropped[: target.numel()].view(target.shape))
-        self._last[_storage_key(target)] = write
+        self._last[storage_key(target)] = write
         return target
-
-
-def _storage_key(tensor: Tensor) -> int:
-    key: int = tensor.untyped_storage()._cdata
-    return key

@@ -10,9 +10,10 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import profiler
 from torch.autograd.graph import saved_tensors_hooks
 from torch.autograd.profiler import profile
+
+from runtime.device.torch_internals import is_profiling
 
 
 class SavedBytes:
@@ -100,7 +101,7 @@ class AllocationTrace(MemoryTrace):
 
     def start(self) -> None:
         """Begin to count."""
-        if not profiler._is_profiler_enabled:
+        if not is_profiling():
             # The profiler's library would write a line per start to stderr; it reads this when it first logs.
             os.environ.setdefault("KINETO_LOG_LEVEL", "99")
             self._profile = profile(use_cpu=True, profile_memory=True, use_kineto=True)

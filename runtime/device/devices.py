@@ -12,7 +12,6 @@ import os
 import platform
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -24,6 +23,7 @@ from muxtune.support.errors import SpecError
 from muxtune.support.processes import under_torchrun
 from runtime.device.allocations import AllocationTrace, MemoryTrace
 from runtime.device.stopwatch import EventStopwatch, HostStopwatch, Stopwatch
+from runtime.device.torch_internals import gloo_options, set_group_timeout
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Backend
@@ -52,7 +52,7 @@ class RankDevice(ABC):
         """Options of a process group of this backend, which do not inherit the default group's timeout."""
         options = self._new_options()
         if timeout_s is not None:
-            options._timeout = timedelta(seconds=timeout_s)
+            set_group_timeout(options, timeout_s)
         return options
 
     @abstractmethod
@@ -84,8 +84,7 @@ class Cpu(RankDevice):
         """Nothing to do."""
 
     def _new_options(self) -> Backend.Options:
-        options: Backend.Options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]  # not in stub
-        return options
+        return gloo_options()
 
     def stopwatch(self) -> Stopwatch:
         """The host's clock."""

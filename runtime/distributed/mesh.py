@@ -11,11 +11,11 @@ from typing import Literal
 
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.distributed_c10d import _get_default_store
 
 from muxtune.placement import Placement
 from muxtune.plan import Parallelism
 from runtime.device.devices import CPU, RankDevice
+from runtime.device.torch_internals import default_store
 from runtime.distributed.peers import or_peer_lost
 from runtime.distributed.sharding import Shard
 from runtime.distributed.teams import GroupTeam, StageTeam
@@ -78,7 +78,7 @@ class RankMesh:
         if not dist.is_initialized():
             yield
             return
-        store = _get_default_store()
+        store = default_store()
         usual: timedelta = store.timeout  # type: ignore[attr-defined]  # not in stub
         store.set_timeout(timedelta(seconds=self._build_timeout_s))
         try:

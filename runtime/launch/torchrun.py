@@ -22,9 +22,9 @@ from functools import partial
 from pathlib import Path
 
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import _abort_process_group
 
 from muxtune.support.errors import MuxTuneError, RunError, SpecError, UserError
+from runtime.device.torch_internals import abort_groups
 from runtime.distributed.agreement import barrier
 from runtime.distributed.peers import PeerLostError, or_peer_lost
 
@@ -151,8 +151,8 @@ def _hang_up() -> None:
 
 
 def _abort_groups() -> None:
-    with suppress(RuntimeError):
-        _abort_process_group()
+    with suppress(RuntimeError, UserError):  # the sockets are closed all the same
+        abort_groups()
 
 
 def _shut_down(descriptor: int) -> None:

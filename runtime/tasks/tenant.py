@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from muxtune.support.errors import SpecError
 from muxtune.tasks import PeftTask
+from runtime.device.torch_internals import tensor_norms
 from runtime.distributed.sharding import Cut
 from runtime.tasks.optimizer import build_optimizer, learning_rate
 
@@ -54,7 +55,7 @@ class Tenant:
         total = next(iter(self.parameters.values())).new_zeros((), dtype=torch.float64)
         for holders in sorted({n for _, n in held}):
             gradients = [gradient for gradient, n in held if n == holders]
-            norms = torch.stack(torch._foreach_norm(gradients, 2, torch.float64))
+            norms = torch.stack(tensor_norms(gradients, torch.float64))
             total += norms.square().sum() / holders
         return total
 

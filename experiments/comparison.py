@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -10,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from muxtune.plan import Parallelism, Plan, Predicted
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.support.errors import UserError
+from muxtune.support.processes import keeping
 from muxtune.support.tables import format_table, show_bytes, show_percent, show_rate, show_seconds
 
 __all__ = [
@@ -102,6 +104,7 @@ def run_comparison(
     Raises:
         UserError: An unknown policy, or none of them has a plan.
         RunError: A real execution failed.
+        Stopped: A signal came that :func:`muxtune.support.processes.stoppable` waits for.
     """
     plans = {policy: _plan_or_reason(problem, policy) for policy in policies}
     if all(isinstance(plan, str) for plan in plans.values()):
@@ -113,9 +116,15 @@ def run_comparison(
             continue
         measured = None
         if measure_dir is not None:
-            measured = measure_plan(plan, measure_dir / policy, steps=steps, progress=progress)
+            with keeping(partial(_kept, measure_dir, [r for r in results if r.measured is not None])):
+                measured = measure_plan(plan, measure_dir / policy, steps=steps, progress=progress)
         results.append(policy_result(plan, measured))
     return compare_results(results, device_memory_bytes=problem.cluster.device.memory_bytes)
+
+
+def _kept(measure_dir: Path, measured: Sequence[PolicyResult]) -> str:
+    runs = ", ".join(result.policy for result in measured) or "of no policy yet"
+    return f"the finished runs ({runs}) are kept in {measure_dir}; a new comparison needs another folder"
 
 
 def measure_plan(plan: Plan, run_dir: Path, *, steps: int | None, progress: bool = False) -> Measured:

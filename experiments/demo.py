@@ -32,6 +32,7 @@ from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.schedule import save_trace
 from muxtune.support.errors import SpecError
 from muxtune.support.files import write_text_atomically
+from muxtune.support.processes import keeping
 from muxtune.support.tables import format_table, show_bytes, show_difference, show_rate, show_seconds
 from muxtune.tasks import load_workload
 from runtime import ValidationReport
@@ -122,9 +123,15 @@ def run_demo(
 
     Raises:
         SpecError: ``out`` holds something else than an earlier demo.
+        Stopped: A signal came that :func:`muxtune.support.processes.stoppable` waits for.
     """
     _prepare(out)
     clock = _Stations()
+    with keeping(lambda: f"{clock.so_far()} kept in {out}; the same command begins anew"):
+        return _loop(out, clock, steps=steps, baseline_steps=baseline_steps, solo_steps=solo_steps)
+
+
+def _loop(out: Path, clock: _Stations, *, steps: int, baseline_steps: int, solo_steps: int) -> DemoReport:
     with clock.station("texts"):
         workload = load_workload(_write_workload(out, steps))
     model, cluster = load_model_spec(MODEL), load_cluster(CLUSTER)
@@ -270,6 +277,11 @@ class _Stations:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+
+    def so_far(self) -> str:
+        """What has been done, as the subject of a sentence."""
+        done = ", ".join(self.seconds)
+        return f"what is finished ({done}) is" if done else "nothing is finished, and nothing is"
 
     @contextmanager
     def station(self, name: str) -> Iterator[None]:

@@ -21,6 +21,7 @@ from experiments.sweep.rows import load_finished, save_rows
 from experiments.sweep.specification import load_sweep
 from experiments.sweep.summary import SweepSummary, summarize
 from muxtune.support.errors import SpecError, UserError
+from muxtune.support.processes import keeping
 
 BATCH_POINTS = 8
 """Points that are handed to a process at once, at most; they share a planning problem."""
@@ -76,7 +77,10 @@ def run_sweep(
         for inputs in {(inputs.model, inputs.cluster): inputs for inputs in todo.values()}.values():
             source.prepare(inputs.workload, inputs.model, inputs.cluster)
         batches = make_batches(todo, jobs or joblib.cpu_count())
-        with _bar(len(points), len(points) - len(todo), shown=progress) as advance:
+        with (
+            keeping(lambda: _kept(out, journal.finished, len(points))),
+            _bar(len(points), len(points) - len(todo), shown=progress) as advance,
+        ):
             warned: set[str] = set()
             for result in run_batches(batches, source, jobs=jobs, backend=backend):
                 journal.append(result.outcomes)
@@ -90,6 +94,13 @@ def run_sweep(
         journal.remove()
     seconds = time.perf_counter() - start_s
     return summarize(points, finished, out=out, reused=reused, seconds=seconds)
+
+
+def _kept(out: Path, finished: Finished, points: int) -> str:
+    kept = journal_path(out)
+    if kept is None or not finished:
+        return "no point is kept"
+    return f"{len(finished)} of {points} points are kept in {kept}; the same command with --resume goes on"
 
 
 def make_batches(todo: Mapping[str, PointInputs], workers: int) -> list[Batch]:

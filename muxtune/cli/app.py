@@ -1,7 +1,8 @@
 """The ``muxtune`` command: its commands, and what becomes of errors.
 
 Exit code 0 on success, 2 for a mistake of the user (one line that says what and where), 1 for our own
-failure, 130 after Ctrl-C. ``MUXTUNE_DEBUG=1`` shows the traceback of a failure.
+failure, 130 after Ctrl-C and 143 after SIGTERM (one line that says what is kept). ``MUXTUNE_DEBUG=1`` shows
+the traceback of a failure.
 """
 
 from __future__ import annotations
@@ -11,15 +12,23 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib.metadata import version
 from typing import Annotated, NoReturn
 
 import typer
 
 from muxtune.cli import catalog, compare, costs_commands, demo, planning, profile, running, sweep
+from muxtune.cli.output import discard_stdout, show, whole_stdout
 from muxtune.support.errors import MuxTuneError, UserError
 from muxtune.support.printable import one_line
-from muxtune.support.processes import end_process, keep_current_directory_out, under_torchrun
+from muxtune.support.processes import (
+    Stopped,
+    end_process,
+    keep_current_directory_out,
+    stoppable,
+    under_torchrun,
+)
 
 app = typer.Typer(
     name="muxtune",
@@ -46,7 +55,7 @@ app.command()(catalog.policies)
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"muxtune {version('muxtune')}")
+        show(f"muxtune {version('muxtune')}")
         raise typer.Exit
 
 
@@ -82,7 +91,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """
     keep_current_directory_out()
     try:
-        app(args=arguments, prog_name="muxtune")
+        # One of torchrun's ranks waits in libraries that let no signal through; `run` has its own way there.
+        with nullcontext() if under_torchrun() else stoppable(), whole_stdout():
+            app(args=arguments, prog_name="muxtune")
+    except Stopped as stopped:
+        said = stopped if stopped.kept else f"{stopped}: nothing was written"
+        sys.stderr.write(f"muxtune: {one_line(str(said))}\n")
+        discard_stdout()  # of a result, no half
+        sys.exit(stopped.exit_code)
     except UserError as error:
         _end(error, code=2)
     except Exception as error:  # the outermost door: whatever escapes is a failure of ours

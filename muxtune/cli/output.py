@@ -2,19 +2,65 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 
 from pydantic import BaseModel
 
 from muxtune.support.errors import SpecError
-from muxtune.support.files import descriptor_moved, written_file
+from muxtune.support.files import OutputError, descriptor_moved, written_file
 from muxtune.support.printable import printable
 
 _STDOUT, _STDERR = 1, 2
+
+
+@contextmanager
+def whole_stdout() -> Iterator[None]:
+    """See to it that what is printed inside has left us at the end.
+
+    Raises:
+        OutputError: It cannot leave, as where the disk is full.
+        SystemExit: Whoever read it wants no more.
+    """
+    try:
+        yield
+    finally:
+        with _written():
+            sys.stdout.flush()
+
+
+def show(text: str) -> None:
+    """Print on stdout.
+
+    Raises:
+        OutputError: It cannot be written, as where the disk is full.
+        SystemExit: Whoever read it wants no more.
+    """
+    with _written():
+        sys.stdout.write(f"{text}\n")
+
+
+@contextmanager
+def _written() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        discard_stdout()
+        if error.errno == errno.EPIPE:
+            sys.exit(1)
+        raise OutputError(f"cannot write stdout: {error.strerror}") from error
+
+
+def discard_stdout() -> None:
+    """Let go what was printed and has not left us; the interpreter would try again as it ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    with suppress(OSError, ValueError):  # in tests, stdout may be no file
+        os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 @contextmanager
@@ -55,7 +101,7 @@ def emit(result: BaseModel, text: str, *, as_json: bool, styled: bool = False) -
         styled: The text has colours of our own, and nothing of a user that is not escaped.
     """
     shown = text if styled else printable(text, lines=True)
-    sys.stdout.write((result.model_dump_json() if as_json else shown) + "\n")
+    show(result.model_dump_json() if as_json else shown)
 
 
 def check_writable(

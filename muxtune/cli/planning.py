@@ -21,7 +21,7 @@ from muxtune.cli.options import (
     ProfilePath,
     WorkloadPath,
 )
-from muxtune.cli.output import check_writable, emit, planning_bar, stdout_kept_clean
+from muxtune.cli.output import check_writable, emit, planning_bar, show, stdout_kept_clean
 from muxtune.cli.summary import explanation_table, plan_summary, predicted_table
 from muxtune.orchestration import Mode
 from muxtune.plan import Plan, load_plan, save_plan
@@ -32,7 +32,7 @@ from muxtune.support.printable import printable
 
 def _print_schema(wanted: bool) -> None:
     if wanted:
-        typer.echo(json.dumps(Plan.model_json_schema(), indent=2))
+        show(json.dumps(Plan.model_json_schema(), indent=2))
         raise typer.Exit
 
 
@@ -120,10 +120,10 @@ def plan(  # noqa: PLR0913, PLR0917  # an argument per option
         emit(best, f"{summary}\n\nwritten to {out}", as_json=as_json)
     elif as_json:
         content = {"plan": best.model_dump(mode="json"), "explanation": explanation.as_dict()}
-        typer.echo(json.dumps(content))
+        show(json.dumps(content))
     else:
         text = f"{summary}\n\n{explanation_table(explanation)}\n\nwritten to {out}"
-        typer.echo(printable(text, lines=True))
+        show(printable(text, lines=True))
 
 
 def simulate(

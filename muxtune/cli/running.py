@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,7 +12,7 @@ from muxtune.cli.options import GanttPath, JsonFlag, PlanPath
 from muxtune.cli.output import check_writable, emit, stdout_kept_clean
 from muxtune.cli.validation import validation_table
 from muxtune.plan import load_plan
-from muxtune.support.processes import Stopped, end_process, stoppable, under_torchrun
+from muxtune.support.processes import end_process, under_torchrun
 from muxtune.support.tables import format_table, show_bytes, show_percent, show_rate, show_seconds
 
 if TYPE_CHECKING:
@@ -39,14 +38,9 @@ def run(
     """Execute a plan with torch, on ranks that it starts itself or under torchrun."""
     check_writable(out, "--out", folder=True)
     joins = under_torchrun()
-    try:
-        with nullcontext() if joins else stoppable():
-            if not joins:
-                load_plan(plan)  # a bad plan is refused before torch is loaded
-            report = _run(plan, out, steps, resume=resume, peer_timeout_s=peer_timeout_s, device=device)
-    except Stopped as stopped:
-        typer.echo(f"muxtune: {stopped if stopped.kept else f'{stopped}, and nothing was started'}", err=True)
-        raise typer.Exit(stopped.exit_code) from None
+    if not joins:
+        load_plan(plan)  # a bad plan is refused before torch is loaded
+    report = _run(plan, out, steps, resume=resume, peer_timeout_s=peer_timeout_s, device=device)
     # Under torchrun every rank comes here, and one of them speaks.
     if not joins or os.environ["RANK"] == "0":
         emit(report, run_table(report), as_json=as_json)

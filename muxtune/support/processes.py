@@ -15,7 +15,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """Ctrl-C, and what a scheduler or ``kill`` sends to end a job."""
 
 
-class Stopped(KeyboardInterrupt):  # as KeyboardInterrupt: nothing is wrong
+class Stopped(BaseException):  # as KeyboardInterrupt, for nothing is wrong; click would say "Aborted!" of one
     """A person or a scheduler ends the command.
 
     Args:
@@ -41,8 +41,12 @@ class Stopped(KeyboardInterrupt):  # as KeyboardInterrupt: nothing is wrong
 def stoppable() -> Iterator[None]:
     """Inside, the first signal that asks us to stop raises :class:`Stopped`; a second one ends us at once.
 
-    Ranks that we have started end with us. Only for the main thread.
+    Ranks that we have started end with us. A signal that whoever started us has us ignore stays ignored, as
+    Ctrl-C in a script's background jobs. Outside of the main thread this does nothing.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     came = False
 
     def stop(number: int, _: FrameType | None) -> None:
@@ -53,12 +57,29 @@ def stoppable() -> Iterator[None]:
         came = True
         raise stopped
 
-    former = {each: signal.signal(each, stop) for each in STOP_SIGNALS}
+    former = {
+        each: signal.signal(each, stop)
+        for each in STOP_SIGNALS
+        if signal.getsignal(each) is not signal.SIG_IGN
+    }
     try:
         yield
     finally:
         for each, handler in former.items():
             signal.signal(each, handler)
+
+
+@contextmanager
+def keeping(kept: Callable[[], str]) -> Iterator[None]:
+    """Have a :class:`Stopped` from inside say what is kept, in place of what was said of a part of the work.
+
+    Args:
+        kept: What is left of the work and how to go on, for people.
+    """
+    try:
+        yield
+    except Stopped as stopped:
+        raise Stopped(stopped.signal, kept()) from None
 
 
 @contextmanager

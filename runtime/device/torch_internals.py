@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch.distributed import Store
 
 CHECKED_TORCH = "2.13"
-"""Release of torch that the names are tested with; by its sources, the oldest that we allow (2.10) has them too."""
+"""Release of torch that the names are tested with; by its sources, the oldest that we allow has them too."""
 
 PRIVATE_NAMES: dict[str, str] = {
     "torch._foreach_norm": "norms of many gradients at once",

@@ -26,7 +26,7 @@ from muxtune.plan import (
     save_plan,
 )
 from muxtune.support.errors import SpecError, UserError, naming
-from muxtune.support.processes import Stopped, end_when_stopped, under_torchrun
+from muxtune.support.processes import end_when_stopped, keeping, under_torchrun
 from muxtune.support.run_folder import LOCK, is_temporary, locked, refuse_if_locked, remove_temporaries
 from runtime.attention import attention_site, check_attention
 from runtime.backbone.hugging_face import check_pickled
@@ -111,11 +111,11 @@ def run_plan(
             peer_timeout_s=peer_timeout_s,
             lock=lock,
         )
-        try:
-            with _progress_bar(job, shown=progress) as on_progress:
-                launch_ranks(job, plan.parallelism.ranks, on_progress)
-        except Stopped as stopped:
-            raise Stopped(stopped.signal, _kept(plan, out_dir, iterations)) from None
+        with (
+            keeping(partial(_kept, plan, out_dir, iterations)),
+            _progress_bar(job, shown=progress) as on_progress,
+        ):
+            launch_ranks(job, plan.parallelism.ranks, on_progress)
         return load_report(out_dir / "run.json")
 
 

@@ -19,7 +19,13 @@ SPAWNER, ONE_NODE, TWO_NODES = "spawner", "torchrun", "torchrun-on-two-nodes"
 END_LIMIT_S = 10.0
 """What the project promises for the time from a failure to the end of the last process."""
 
-_MUXTUNE = [sys.executable, "-c", "from muxtune.cli.app import main; main()", "run"]
+_MUXTUNE = [
+    sys.executable,
+    "-c",
+    # A shell's background jobs, and what they start, inherit that SIGINT is ignored.
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from muxtune.cli.app import main; main()",
+]
 _TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 
@@ -72,7 +78,7 @@ def launched(kind: str, plan: Path, run_dir: Path, *options: str) -> Iterator[La
 
     The nodes have addresses of their own on the loopback device, and share the file system.
     """
-    command = [*_MUXTUNE, str(plan), "--out", str(run_dir), *options]
+    command = [*_MUXTUNE, "run", str(plan), "--out", str(run_dir), *options]
     environment = dict(os.environ) | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     launch = Launch(run_dir, [])
     try:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -73,9 +76,35 @@ def test_debugging_shows_the_traceback(cli, monkeypatch):
         cli("clusters")
 
 
-def test_ctrl_c_ends_with_130(cli, monkeypatch):
-    def interrupt():
-        raise KeyboardInterrupt
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_every_command_with_one_line(cli, monkeypatch, number, code):
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background jobs
+    monkeypatch.setattr(catalog, "cluster_names", lambda: signal.raise_signal(number))
+    result = cli("clusters")
+    signal.signal(signal.SIGINT, former)
+    said = f"muxtune: stopped by {number.name}: nothing was written\n"
+    assert (result.code, result.out, result.err) == (code, "", said)
 
-    monkeypatch.setattr(catalog, "cluster_names", interrupt)
-    assert cli("clusters").code == 130
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a device that is always full")
+@pytest.mark.parametrize("arguments", ["clusters", "clusters --json", "--version", "plan --schema"])
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+def test_a_full_disk_behind_stdout_is_one_line(arguments, unbuffered):
+    command = [sys.executable, "-c", "from muxtune.cli.app import main; main()", *arguments.split()]
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=environment
+        )
+    assert (done.returncode, done.stderr) == (
+        2,
+        "muxtune: error: cannot write stdout: No space left on device\n",
+    )
+
+
+def test_a_reader_that_goes_away_is_no_failure_to_tell_of():
+    command = [sys.executable, "-c", "from muxtune.cli.app import main; main()", "plan", "--schema"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(60) == 1

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from muxtune.support.processes import Stopped, stoppable
+from muxtune.support.processes import Stopped, keeping, stoppable
 
 PROGRAM = """
 import atexit, sys
@@ -45,8 +45,9 @@ def test_whatever_a_process_does_it_ends_when_nobody_holds_its_stdin():
 
 
 _CODE = """
-import sys, time
-from muxtune.support.processes import Stopped, end_when_stopped, stoppable
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
+from muxtune.support.processes import Stopped, end_when_stopped, keeping, stoppable
 try:
     with {guard}:
         {wait}
@@ -102,8 +103,24 @@ def test_a_rank_that_waits_in_a_library_ends_too_and_one_says_what_is_kept(rank,
     assert (process.returncode, out, err) == (143, "", said)
 
 
+def test_what_a_part_of_the_work_would_say_is_replaced_by_what_the_whole_says():
+    whole, part = keeping(lambda: "half of it is kept"), keeping(lambda: "this part is kept")
+    with pytest.raises(Stopped) as stopped, stoppable(), whole, part:
+        signal.raise_signal(signal.SIGTERM)
+    assert str(stopped.value) == "stopped by SIGTERM: half of it is kept"
+
+
+def test_an_ignored_signal_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stoppable():
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_handlers_are_those_of_before_afterwards():
     before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(Stopped), stoppable():
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before

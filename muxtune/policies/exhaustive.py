@@ -10,7 +10,7 @@ from muxtune.planning.decisions.partition_dp import set_partitions
 from muxtune.planning.decisions.structure import PlanStructure
 from muxtune.planning.oracle.partitions import Appraised, Appraiser, best_of_all, task_appraiser
 from muxtune.planning.problem.memory_limit import fitting
-from muxtune.planning.problem.mesh_bounds import LEAST_WORK, layer_seconds, least_iteration_s
+from muxtune.planning.problem.mesh_bounds import layer_seconds, least_iteration_s
 from muxtune.planning.problem.meshes import candidate_meshes
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.planning.problem.schedules import in_order
@@ -54,7 +54,7 @@ class Exhaustive:
         for shape in shapes:
             below_s = best[-1].seconds if len(best) == FINALISTS else math.inf
             least_s = least_iteration_s(layer_work_s.get(shape.tp, 0.0), shape, problem.model.layers)
-            if shape.ranks < shapes[0].ranks and LEAST_WORK * least_s >= below_s:
+            if shape.ranks < shapes[0].ranks and problem.settings.least_work * least_s >= below_s:
                 continue
             appraiser = task_appraiser(problem, replace(options, **shape._asdict()))
             appraisers.append(appraiser)

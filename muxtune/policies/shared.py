@@ -79,7 +79,7 @@ def fixed_partition(
 
     def build(fixed: PlanOptions) -> list[PlanStructure]:
         htasks, mesh = aligned_groups(problem, fixed, groups)
-        templates = fixed.templates(("continuous", "flush"))
+        templates = fixed.templates(problem.settings.templates)
         structures = pipeline_candidates(problem, htasks, mesh, templates)
         for variant in cut_variants(problem, htasks, mesh) if may_carry(fixed) else ():
             structures += pipeline_candidates(problem, variant, mesh, templates)

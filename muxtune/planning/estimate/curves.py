@@ -22,9 +22,6 @@ from muxtune.graph.operators import Operator, Phase
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-POINTS = 24
-"""Sizes at which a curve is sampled."""
-
 _FINE_TOKENS = 8
 _SHARE = 128
 """Steps of powers of two: no stream below 16384 is moved over the edge of a tile of 128 rows."""
@@ -43,7 +40,7 @@ class Curve:
         return np.asarray(within * np.maximum(sizes / self.sizes[-1], 1.0))
 
 
-def sample_curve(seconds_of: Callable[[int], float], largest: float, points: int = POINTS) -> Curve:
+def sample_curve(seconds_of: Callable[[int], float], largest: float, points: int) -> Curve:
     """Price whole sizes from 1 to ``largest``."""
     sizes = np.unique(np.geomspace(1, max(np.ceil(largest), 1), points).round().astype(int))
     seconds = [seconds_of(int(size)) for size in sizes]

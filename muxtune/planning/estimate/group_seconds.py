@@ -42,9 +42,6 @@ from muxtune.planning.problem.meshes import MeshShape
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.tasks import TaskData
 
-NEAR = 1.06
-"""Ratio of the estimates of two alignments of a group up to which the dearer one may be the cheaper."""
-
 
 @dataclass(frozen=True)
 class LayoutBand:
@@ -83,7 +80,9 @@ class GroupBands:
         self.carry = min(layout.carry for layout in self.layouts)
         """Least carry of all layouts: that of groups whose micro-batches are not cut."""
         self.tasks: list[TaskData] = [problem.data[task_id] for task_id in task_ids]
-        self.batches = load_batches(self.tasks, sampled_steps(self.tasks) if steps is None else steps)
+        self.batches = load_batches(
+            self.tasks, sampled_steps(self.tasks, problem.settings.sampled_steps) if steps is None else steps
+        )
         self._declared = np.array([data.task.declared_microbatches for data in self.tasks])
         self._max_length = np.array([data.task.max_length for data in self.tasks])
         self.loras = [data.task.peft for data in self.tasks]
@@ -246,7 +245,7 @@ def price_groups(
         microbatches_nw=microbatches,
         carry_nw=np.full(microbatches.shape, carry),
         layout_nw=np.array(numbers)[layout],
-        runner_up_nw=np.array(numbers)[_runner_up(priced, layout, layer_s)],
+        runner_up_nw=np.array(numbers)[_runner_up(priced, layout, layer_s, bands.problem.settings.near)],
         tokens_nw=tokens,
         layer_s_nw=np.where(bands.exists_nw, layer_s, np.inf),
         hidden_s_nw=np.minimum(links_s, layer_s - links_s),
@@ -273,11 +272,13 @@ def join_prices(alternatives: Sequence[GroupPrices], chosen_nw: NDArray[np.intp]
     )
 
 
-def _runner_up(priced: Sequence[Floats], layout_nw: NDArray[np.intp], least_s_nw: Floats) -> NDArray[np.intp]:
+def _runner_up(
+    priced: Sequence[Floats], layout_nw: NDArray[np.intp], least_s_nw: Floats, near: float
+) -> NDArray[np.intp]:
     others = np.array(
         [np.where(layout_nw == number, np.inf, seconds) for number, seconds in enumerate(priced)]
     )
-    return np.where(others.min(axis=0) <= NEAR * least_s_nw, others.argmin(axis=0), layout_nw)
+    return np.where(others.min(axis=0) <= near * least_s_nw, others.argmin(axis=0), layout_nw)
 
 
 def layer_steps_s(bands: GroupBands, layers: int, tp: int, replicas: Sequence[Route]) -> Floats:

@@ -54,15 +54,17 @@ class StagePrices:
         model: The backbone.
         tp: Ranks that share a stage.
         largest_tokens: Tokens of the largest stream that will be asked for.
+        points: Sizes at which curves are sampled.
     """
 
-    def __init__(self, costs: CostModel, model: ModelSpec, tp: int, largest_tokens: int) -> None:
+    def __init__(self, costs: CostModel, model: ModelSpec, tp: int, largest_tokens: int, points: int) -> None:
         self._costs = costs if tp == 1 else costs.shard(tp)
         self._model = model
         self.shard = model.shard(tp)
         """What a rank has of the backbone."""
         self._tp = tp
         self._largest = largest_tokens
+        self._points = points
         self._curves: dict[tuple[object, ...], Curve] = {}
         self._apart = np.ones(1), np.zeros(1)
 
@@ -267,7 +269,7 @@ class StagePrices:
         curve = self._curves.get(key)
         if curve is None:
             largest = max(1, self._largest // tokens_each)
-            curve = self._curves[key] = sample_curve(seconds_of, largest)
+            curve = self._curves[key] = sample_curve(seconds_of, largest, self._points)
         return curve
 
 

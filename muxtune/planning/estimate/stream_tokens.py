@@ -26,9 +26,6 @@ from muxtune.tasks import TaskData
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-SAMPLED_STEPS = 16
-"""Steps that a ranking looks at, of the shortest and of the longest task; fewer if there are no more."""
-
 
 @dataclass(frozen=True)
 class Batches:
@@ -49,10 +46,10 @@ class Batches:
         return len(self.steps_n)
 
 
-def sampled_steps(tasks: Sequence[TaskData]) -> Ints:
-    """Steps to look at: spread over the shortest run, and over the longest."""
+def sampled_steps(tasks: Sequence[TaskData], count: int) -> Ints:
+    """Steps to look at: so many spread over the shortest run, and over the longest; fewer if there are."""
     ends = [data.task.steps for data in tasks]
-    spread = [np.linspace(0, end - 1, min(end, SAMPLED_STEPS)).round() for end in (min(ends), max(ends))]
+    spread = [np.linspace(0, end - 1, min(end, count)).round() for end in (min(ends), max(ends))]
     return np.unique(np.concatenate(spread).astype(np.int64))
 
 

@@ -19,36 +19,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import combinations, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from muxtune.planning.decisions.partition_dp import Groups, best_cuts
+from muxtune.planning.decisions.settings import Effort
 from muxtune.planning.decisions.structure import PlanStructure
 from muxtune.planning.oracle.groups import GroupTable
 from muxtune.planning.oracle.partitions import Appraised, Appraiser
 from muxtune.tasks import TaskData
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Effort:
-    """How long a refinement may go on."""
-
-    orders: int
-    """Orders of the tasks that dynamic programming cuts."""
-    starts: int
-    """Partitions that local search starts from, the best that dynamic programming finds."""
-    neighbours: int
-    """Neighbours of a partition that are priced in a step: those with the least estimates."""
-    new_groups: int
-    """Groups that local search may price; dynamic programming prices its own."""
-    appraisals: int
-    """Partitions in a row, of a round, whose schedules are played without finding a faster one."""
-    rounds: int
-    """Rounds in a row around the best partitions without finding a faster one."""
-
 
 THOROUGH = Effort(orders=7, starts=8, neighbours=512, new_groups=1024, appraisals=32, rounds=8)
 """Effort for some ten tasks: all neighbours may be priced."""

@@ -20,16 +20,13 @@ from muxtune.planning.decisions.structure import HTaskChoice, PlanStructure
 from muxtune.planning.exact.bounds import exact_bounds
 from muxtune.planning.oracle.groups import GroupTable
 from muxtune.planning.problem.assemble import structure_iteration_s
-from muxtune.planning.problem.carrying import CARRIES, LEAST_TOKENS, cut_choice, cut_variants, may_carry
+from muxtune.planning.problem.carrying import cut_choice, cut_variants, may_carry
 from muxtune.planning.problem.layouts import cheapest_alignment
 from muxtune.planning.problem.memory_limit import fits
 from muxtune.planning.problem.meshes import choose_mesh
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.planning.problem.schedules import pipeline_candidates
 from muxtune.schedule import Template, injection_order
-
-LEAST = 16
-"""Partitions per bound that a refusal looks at."""
 
 SecondsOf = Callable[[PlanningProblem, PlanStructure], float]
 """Iteration time of a structure."""
@@ -86,8 +83,9 @@ class Appraiser:
         """Work of each stage, with micro-batches cut or not."""
         group, table = self.table[mask], self.table
         loads_s = [group.load_s]
-        for carry in CARRIES[1:]:
-            if group.choice.shape.tokens >= carry * LEAST_TOKENS:
+        settings = table.problem.settings
+        for carry in settings.carries[1:]:
+            if group.choice.shape.tokens >= carry * settings.least_cut_tokens:
                 choice = cut_choice(table.problem, table.mesh, table.members(mask), carry)
                 times = table.problem.htask_times(choice, table.mesh)
                 loads_s.append(choice.shape.microbatches * np.add(times.fwd_s, times.bwd_s))
@@ -172,7 +170,7 @@ def task_appraiser(problem: PlanningProblem, options: PlanOptions) -> Appraiser:
     ]
     mesh = choose_mesh(problem, alone, options)
     align = cheapest_alignment(problem, mesh, options)
-    templates = options.templates(("continuous", "flush"))
+    templates = options.templates(problem.settings.templates)
     return Appraiser(GroupTable(problem, mesh, align), templates, cut=may_carry(options))
 
 
@@ -212,6 +210,8 @@ def least_memory(table: GroupTable, partitions: Iterable[Groups]) -> list[Groups
     least = [
         groups
         for bound in bounds
-        for _, groups in heapq.nsmallest(LEAST, ((bound(groups), groups) for groups in known))
+        for _, groups in heapq.nsmallest(
+            table.problem.settings.least_memory, ((bound(groups), groups) for groups in known)
+        )
     ]
     return list(dict.fromkeys(least))

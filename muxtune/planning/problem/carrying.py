@@ -18,22 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muxtune.planning.decisions.options import PlanOptions
+from muxtune.planning.decisions.settings import SearchSettings
 from muxtune.planning.decisions.structure import HTaskChoice, Mesh
 from muxtune.planning.problem.layouts import carried_layouts
 from muxtune.planning.problem.problem import PlanningProblem
-
-CARRIES = (1, 2, 4)
-"""Micro-batches of a carry group that are tried."""
-
-CUTS = (1.5, 2.0, 3.0, 4.0)
-"""Paces that are tried: the longest micro-batch over each of these."""
-
-CUTS_OF_TASKS = (*CUTS, 6.0, 8.0)
-"""Paces that are tried before partitions are known: the longest micro-batch of a single task over each. Fused
-with tasks that have more micro-batches, its own are shorter, and so are the paces of its partition."""
-
-LEAST_TOKENS = 64
-"""Tokens that a micro-batch must have after it is cut; with fewer, it is launches and messages alone."""
 
 
 def may_carry(options: PlanOptions) -> bool:
@@ -42,19 +30,22 @@ def may_carry(options: PlanOptions) -> bool:
     return not fixed and options.alignment in {None, "chunk"} and "chunking" not in options.without
 
 
-def carries_at(pace_s: float, slot_s: NDArray[np.float64], tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+def carries_at(
+    pace_s: float, slot_s: NDArray[np.float64], tokens: NDArray[np.int64], settings: SearchSettings
+) -> NDArray[np.int64]:
     """Micro-batches that each hTask's are cut into to come nearest to a pace, in proportion.
 
     Args:
         pace_s: Pace of the pipeline: seconds of a micro-batch on a stage.
         slot_s: Seconds of the hTasks' micro-batches on their slowest stage.
         tokens: Tokens of these micro-batches.
+        settings: Say how much may be cut.
     """
     ratio = np.where(np.isfinite(slot_s), slot_s, 0.0) / pace_s
     carries = np.ones(ratio.shape, dtype=np.int64)
-    for carry in CARRIES[1:]:
+    for carry in settings.carries[1:]:
         nearest = ratio >= carry / np.sqrt(2)
-        carries[nearest & (tokens >= carry * LEAST_TOKENS)] = carry
+        carries[nearest & (tokens >= carry * settings.least_cut_tokens)] = carry
     return carries
 
 
@@ -63,7 +54,7 @@ def cut_choice(problem: PlanningProblem, mesh: Mesh, task_ids: tuple[str, ...], 
 
     The rest of their price hardly depends on the chunks, and searches cut many groups.
     """
-    layouts = carried_layouts(problem.longest_sequence(task_ids), carry)
+    layouts = carried_layouts(problem, task_ids, carry)
     shapes = [problem.shape(task_ids, *layout, dp=mesh.dp) for layout in layouts]
     return HTaskChoice(task_ids=task_ids, shape=min(shapes, key=lambda shape: shape.tokens))
 
@@ -75,8 +66,8 @@ def cut_variants(
     slot_s = np.array([problem.htask_times(htask, mesh).slowest_s for htask in htasks])
     tokens = np.array([htask.shape.tokens for htask in htasks])
     known = {(1,) * len(htasks)}
-    for cut in CUTS if mesh.pp > 1 else ():
-        carries = tuple(carries_at(slot_s.max() / cut, slot_s, tokens).tolist())
+    for cut in problem.settings.cuts if mesh.pp > 1 else ():
+        carries = tuple(carries_at(slot_s.max() / cut, slot_s, tokens, problem.settings).tolist())
         if carries not in known:
             known.add(carries)
             yield tuple(

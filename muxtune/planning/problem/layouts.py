@@ -10,14 +10,6 @@ from muxtune.planning.decisions.structure import HTaskChoice, Layout, Mesh
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.support.errors import SpecError
 
-CHUNK_CANDIDATES = 3
-"""Chunk lengths tried per group: the smallest power of two that holds every sequence, and its doublings;
-if there is no alignment but chunks, as many halves of it too."""
-
-CARRIED_CHUNKS = (16, 64)
-"""Chunk lengths tried where sequences are cut over several micro-batches. What attention reads again depends
-on where micro-batches end, and not on the chunk, so short ones lose least."""
-
 
 def sort_by_tokens(problem: PlanningProblem) -> list[str]:
     """Task ids by tokens per micro-batch of the task alone, packed; ties in the order of the workload."""
@@ -74,14 +66,15 @@ def alignment_candidates(
     if chunk_tokens is not None:
         return [Layout("chunk", chunk_tokens, carry)]
     longest = problem.longest_sequence(task_ids)
+    more = problem.settings.chunk_candidates
     if carry > 1:
-        return carried_layouts(longest, carry)
+        return carried_layouts(problem, task_ids, carry)
     candidates: list[Layout] = []
     if alignment in {None, "chunk"}:
         smallest = 1 << (longest - 1).bit_length()
-        lengths = {smallest << i for i in range(CHUNK_CANDIDATES)}
+        lengths = {smallest << i for i in range(more)}
         if alignment == "chunk":  # beside pack, which never holds more, shorter ones are no use
-            lengths |= {max(smallest >> i, ROW_MULTIPLE) for i in range(1, CHUNK_CANDIDATES + 1)}
+            lengths |= {max(smallest >> i, ROW_MULTIPLE) for i in range(1, more + 1)}
         candidates += [Layout("chunk", length) for length in sorted(lengths)]
     if alignment in {None, "pack"}:
         candidates.append(Layout("pack"))
@@ -90,10 +83,11 @@ def alignment_candidates(
     return candidates
 
 
-def carried_layouts(longest: int, carry: int) -> list[Layout]:
-    """Chunks that cut a sequence of ``longest`` tokens over ``carry`` micro-batches, the longest chunk first.
+def carried_layouts(problem: PlanningProblem, task_ids: Sequence[str], carry: int) -> list[Layout]:
+    """Chunks that cut the longest sequence of a group over ``carry`` micro-batches, the longest chunk first.
 
     Of lengths that cost the same the first is taken, which has fewer chunks to lay out.
     """
-    lengths = [length for length in CARRIED_CHUNKS if length * carry <= longest] or CARRIED_CHUNKS[:1]
+    longest, lengths = problem.longest_sequence(task_ids), problem.settings.carried_chunks
+    lengths = tuple(length for length in lengths if length * carry <= longest) or lengths[:1]
     return [Layout("chunk", length, carry) for length in sorted(lengths, reverse=True)]

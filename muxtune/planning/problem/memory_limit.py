@@ -11,8 +11,6 @@ from muxtune.batches import Alignment
 from muxtune.memory import StageMemory
 from muxtune.planning.decisions.structure import HTaskChoice, PlanStructure
 from muxtune.planning.problem.assemble import structure_schedule
-from muxtune.planning.problem.carrying import CARRIES
-from muxtune.planning.problem.layouts import CARRIED_CHUNKS
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.support.errors import SpecError
 from muxtune.support.tables import show_bytes
@@ -169,8 +167,8 @@ def _carried(
     changes: Sequence[str],
 ) -> Iterator[Variant]:
     """Micro-batches cut over carry groups."""
-    chunk_tokens = CARRIED_CHUNKS[0]
-    for carry in CARRIES[1:]:
+    chunk_tokens = problem.settings.carried_chunks[0]
+    for carry in problem.settings.carries[1:]:
         cut = tuple(
             replace(
                 htask,
@@ -216,7 +214,8 @@ def _with_micro_batches(problem: PlanningProblem, cap: int) -> PlanningProblem:
         )
         for task in problem.tasks
     )
-    return PlanningProblem(Workload(tasks=tasks), problem.model, problem.cluster, problem.costs)
+    workload = Workload(tasks=tasks)
+    return PlanningProblem(workload, problem.model, problem.cluster, problem.costs, settings=problem.settings)
 
 
 def fits(problem: PlanningProblem, structure: PlanStructure) -> bool:

@@ -25,13 +25,6 @@ from muxtune.planning.problem.meshes import MeshShape
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.schedule import Template
 
-LEAST_WORK = 0.95
-"""Share of the least work in a layer that was seen with so many ranks per stage, which other meshes may have:
-what differs is how steps are rounded to micro-batches."""
-
-HIDDEN = 0.5
-"""Share of the work in a layer that is left where communication and computation hide each other fully."""
-
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
@@ -98,7 +91,9 @@ class MeshBounds:
         if not self._holds_backbones(shape):
             return math.inf
         alike = [(kind, seen) for kind, seen in self._seen.items() if kind.tp == shape.tp]
-        return LEAST_WORK * min((self._bound_s(*each, shape) for each in alike), default=0.0)
+        return self._problem.settings.least_work * min(
+            (self._bound_s(*each, shape) for each in alike), default=0.0
+        )
 
     def _holds_backbones(self, shape: MeshShape) -> bool:
         model = self._problem.model
@@ -129,7 +124,7 @@ class MeshBounds:
 def layer_seconds(problem: PlanningProblem, structure: PlanStructure) -> list[float]:
     """Work of every hTask in a layer in an iteration, of all replicas, without what a stage has beside."""
     mesh = structure.mesh
-    share = HIDDEN if overlaps(mesh, structure.orchestration) else 1.0
+    share = problem.settings.hidden if overlaps(mesh, structure.orchestration) else 1.0
     return [
         share * mesh.dp * htask.shape.microbatches * problem.layer_seconds(htask, mesh)
         for htask in structure.htasks

@@ -26,6 +26,7 @@ from muxtune.costs.base import CostModel
 from muxtune.memory import StageMemory
 from muxtune.model import ModelSpec
 from muxtune.plan import ClockLaunches, IterationTokens
+from muxtune.planning.decisions.settings import DEFAULT_SETTINGS, SearchSettings
 from muxtune.planning.decisions.structure import PlanStructure
 from muxtune.planning.exact.bytes import StructureMemory
 from muxtune.planning.exact.seconds import StructurePrices, overlaps
@@ -43,6 +44,7 @@ class PlanningProblem:
         cluster: Where the plan will run.
         costs: Prices of operators there.
         progress: Told by long searches how many steps are done, and of how many.
+        settings: How far searches look.
 
     Raises:
         UserError: A task does not fit the backbone, or its dataset cannot be read.
@@ -56,12 +58,14 @@ class PlanningProblem:
         costs: CostModel,
         *,
         progress: Callable[[int, int], None] | None = None,
+        settings: SearchSettings = DEFAULT_SETTINGS,
     ) -> None:
         workload.check(model)
         self.model = model
         self.cluster = cluster
         self.costs = costs
         self.progress = progress
+        self.settings = settings
         tokenizer = None
         if any(task.dataset.path is not None for task in workload.tasks):
             tokenizer = load_tokenizer(model)

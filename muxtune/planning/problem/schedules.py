@@ -17,17 +17,6 @@ from muxtune.planning.problem.meshes import choose_mesh
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.schedule import Template
 
-MOST_GROUPINGS = 4
-"""Numbers of buckets tried per partition, from 1 to all hTasks in proportion."""
-
-TEMPLATES: tuple[Template, ...] = ("continuous", "flush")
-
-MODES: tuple[Mode, ...] = ("intra", "interleaved")
-"""Ways to overlap operators inside of stages with several ranks."""
-
-MOST_ORCHESTRATED = 2
-"""Schedules of a partition that are also played with overlap."""
-
 SecondsOf = Callable[[PlanningProblem, PlanStructure], float]
 """Iteration time of a structure."""
 
@@ -44,8 +33,8 @@ def modes_to_try(problem: PlanningProblem, options: PlanOptions) -> tuple[Mode, 
         return ()
     contention = problem.costs.contention
     if contention is None:
-        return () if problem.cluster.device.kind == "cpu" else MODES
-    return MODES if contention < 1 else ()
+        return () if problem.cluster.device.kind == "cpu" else problem.settings.modes
+    return problem.settings.modes if contention < 1 else ()
 
 
 def overlapping(problem: PlanningProblem, mode: Mode) -> Orchestration:
@@ -95,7 +84,7 @@ def fastest_schedule(
 ) -> PlanStructure:
     """The best of :func:`schedules`, whether it fits the memory or not."""
     latency_s = [problem.htask_times(htask, mesh, SEQUENTIAL).slowest_s for htask in htasks]
-    structures = list(schedules(htasks, latency_s, mesh, templates))
+    structures = list(schedules(htasks, latency_s, mesh, templates, problem.settings.most_groupings))
     return min(structures, key=lambda structure: seconds_of(problem, structure))
 
 
@@ -104,7 +93,7 @@ def schedules(
     latency_s: Sequence[float],
     mesh: Mesh,
     templates: Sequence[Template],
-    most_groupings: int = MOST_GROUPINGS,
+    most_groupings: int,
 ) -> Iterator[PlanStructure]:
     """Groupings and templates of a partition; see :func:`bucket_candidates`."""
     counts = np.unique(np.geomspace(1, len(htasks), most_groupings).round().astype(int))

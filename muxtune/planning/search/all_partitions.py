@@ -1,9 +1,10 @@
 """All groups and all partitions of a few tasks, by estimate.
 
-Contiguous groups in one order miss what fuses tasks that the order keeps apart. Of up to :data:`MOST_TASKS`
-tasks there are few enough groups to estimate them all, and few enough partitions to rank them all: what
-:mod:`muxtune.planning.estimate.group_seconds` says of bands holds for any arrays of groups. So all partitions
-of all meshes are ranked at once by a rough guess at their iterations, and those in front become proposals.
+Contiguous groups in one order miss what fuses tasks that the order keeps apart. Of few
+tasks (``all_partitions_up_to``) there are few enough groups to estimate them all, and few enough partitions
+to rank them all: what :mod:`muxtune.planning.estimate.group_seconds` says of bands holds for any arrays of
+groups. So all partitions of all meshes are ranked at once by a rough guess at their iterations, and those in
+front become proposals.
 """
 
 # Shapes, in names in lower case: n tasks, g groups (2^n - 1, in the order of their masks), p partitions,
@@ -26,8 +27,6 @@ from muxtune.planning.estimate.memory_bound import Room, room_for_groups
 from muxtune.planning.problem.meshes import MeshShape, balanced_layers, mesh_of
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.planning.search.proposals import (
-    OVERLAPPED,
-    UNEVEN,
     MeshProposals,
     Proposal,
     loads_s,
@@ -37,23 +36,8 @@ from muxtune.planning.search.proposals import (
 )
 from muxtune.schedule import Template
 
-MOST_TASKS = 9
-"""Tasks up to which all partitions are ranked: nine have 21147, of 511 groups."""
 
-WITHIN = 1.2
-"""Partitions become proposals if their guess is at most this many times the least of all meshes."""
-
-ROUGHLY_WITHIN = 1.4
-"""Factor on the least guess of all meshes up to which the first :data:`FIRST` partitions of a mesh become
-proposals, if any of them is within :data:`WITHIN`: guesses at waiting may be off by a fifth."""
-FIRST = 8
-"""Partitions in front on a mesh that :data:`ROUGHLY_WITHIN` is for."""
-
-PER_MESH = 32
-"""Proposals of a mesh that surely fit the memory, and as many others."""
-
-
-@lru_cache(maxsize=MOST_TASKS)
+@lru_cache(maxsize=16)
 def _partition_rows(count: int) -> NDArray[np.intp]:
     """``[p, n]``: rows of the groups of every partition, filled up with the row behind the last group."""
     beyond = (1 << count) - 1
@@ -71,7 +55,7 @@ class SetBands(GroupBands):
 
     Args:
         problem: The planning problem.
-        task_ids: Ids of at most :data:`MOST_TASKS` tasks; their order decides how micro-batches of groups are
+        task_ids: Ids of a few tasks; their order decides how micro-batches of groups are
             laid out.
         layouts: Layouts that may be used.
     """
@@ -186,6 +170,7 @@ def _rank(
     overlaps: bool,
 ) -> RankedMesh:
     """Guess at the iterations from what :mod:`muxtune.planning.exact.bounds` says group by group."""
+    settings = bands.problem.settings
     work_s = stage_work_s(bands, prices, mesh)
     room = room_for_groups(bands, prices, mesh)
     work_s_sg = np.array([each[:, 0] for each in work_s])
@@ -198,7 +183,7 @@ def _rank(
     window_s_g = m_g * (through[-1] + hops_s[-1]) / (mesh.pp - 1 + prices.run)
     rows = _partition_rows(len(bands.tasks))
     load_s = _of_groups(m_g * slot_s_g, rows, 0.0).sum(axis=1)
-    layer_work_s_g = m_g * (prices.layer_s_nw - OVERLAPPED * prices.hidden_s_nw)[:, 0]
+    layer_work_s_g = m_g * (prices.layer_s_nw - settings.overlapped * prices.hidden_s_nw)[:, 0]
     layer_work_s_p = _of_groups(layer_work_s_g, rows, 0.0).sum(axis=1)
     guess_s = np.maximum(load_s, _of_groups(window_s_g, rows, 0.0).sum(axis=1))
     guess_s = np.maximum(guess_s, _of_groups(chain_s_g, rows, 0.0).max(axis=1))
@@ -213,9 +198,9 @@ def _rank(
     uneven_s = slots_s.max(axis=1) - np.where(slots_s > 0, slots_s, np.inf).min(axis=1)
     if overlaps:
         hidden_s_g = m_g * max(mesh.layers_per_stage) * prices.hidden_s_nw[:, 0]
-        guess_s -= OVERLAPPED * _of_groups(hidden_s_g, rows, 0.0).sum(axis=1)
+        guess_s -= settings.overlapped * _of_groups(hidden_s_g, rows, 0.0).sum(axis=1)
     else:
-        guess_s = np.maximum(guess_s, load_s + UNEVEN * (mesh.pp - 1) * uneven_s)
+        guess_s = np.maximum(guess_s, load_s + settings.uneven * (mesh.pp - 1) * uneven_s)
     too_large = _of_groups(~room.possible_nw[:, 0], rows, 0.0).any(axis=1)
     safe = _of_groups(room.safe_nw[:, 0], rows, 1.0).all(axis=1)
     return RankedMesh(
@@ -256,20 +241,22 @@ def propose_sets(
         templates: Templates that may be used.
         below_s: Seconds of an iteration that is possible on another mesh.
     """
+    settings = bands.problem.settings
     least_safe_s = min(below_s, *(each.least_safe_s for each in ranked))
+    near_s, roughly_near_s = settings.within * least_safe_s, settings.roughly_within * least_safe_s
     found = []
     for each in ranked:
         wanted = [
-            (each.safe_p, WITHIN * least_safe_s, ROUGHLY_WITHIN * least_safe_s),
-            (~each.safe_p, WITHIN * least_safe_s, WITHIN * least_safe_s),
+            (each.safe_p, near_s, roughly_near_s),
+            (~each.safe_p, near_s, near_s),
         ]
         chosen: list[int] = []
         for mask, most_s, roughly_s in wanted:
             guess_s = np.where(mask, each.guess_s_p, np.inf)
-            front = np.argsort(guess_s, kind="stable")[:PER_MESH]
+            front = np.argsort(guess_s, kind="stable")[: settings.per_mesh]
             near = int((guess_s[front] <= most_s).sum())
             if near:
-                near += int((guess_s[front[near:FIRST]] <= roughly_s).sum())
+                near += int((guess_s[front[near : settings.roughly_first]] <= roughly_s).sum())
             chosen += front[:near].tolist()
         proposals: list[Proposal] = [
             make_proposal(

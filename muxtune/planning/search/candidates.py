@@ -19,39 +19,21 @@ from muxtune.planning.decisions.structure import Layout, Mesh
 from muxtune.planning.estimate.curves import Floats
 from muxtune.planning.estimate.group_seconds import GroupBands, GroupPrices, join_prices, price_groups
 from muxtune.planning.estimate.part_seconds import StagePrices
-from muxtune.planning.problem.carrying import CARRIES, CUTS_OF_TASKS, carries_at, may_carry
+from muxtune.planning.problem.carrying import carries_at, may_carry
 from muxtune.planning.problem.layouts import (
-    CARRIED_CHUNKS,
-    CHUNK_CANDIDATES,
     alignment_candidates,
     sort_by_tokens,
 )
 from muxtune.planning.problem.mesh_bounds import least_iteration_s
 from muxtune.planning.problem.meshes import MeshShape, candidate_meshes
 from muxtune.planning.problem.problem import PlanningProblem
-from muxtune.planning.problem.schedules import TEMPLATES
 from muxtune.planning.search.all_partitions import (
-    MOST_TASKS,
     RankedMesh,
     SetBands,
     propose_sets,
     rank_on_mesh,
 )
 from muxtune.planning.search.proposals import MeshProposals, Proposal, propose_on_mesh, stage_work_s
-
-WIDEST_GROUP = 256
-"""Most tasks of an hTask where there are more than 512 tasks; a cap for time, which no bound justifies."""
-
-WORTH_CUTTING = 0.98
-"""Micro-batches are cut on a mesh only if the least work that any partition has there on its busiest stage is
-below this share of the best iteration that is expected without cutting."""
-
-CUT_FREELY = 64
-"""With more tasks than this, micro-batches are cut only where a single task's are among the longest."""
-
-PACED_BY_ONE = 0.7
-"""A single task's micro-batch is among the longest if it takes more than this share of the longest one's
-time."""
 
 Progress = Callable[[int, int], None]
 """Called with how many steps are done, and of how many."""
@@ -81,18 +63,21 @@ class Ranking:
         self._options = options
         self._layers = problem.model.layers
         self._layer_work_s: dict[int, float] = {}
+        settings = problem.settings
         by_tokens = sort_by_tokens(problem)
         wanted = layouts(problem, by_tokens, options)
         if may_carry(options):
-            wanted += [Layout("chunk", CARRIED_CHUNKS[0], carry) for carry in CARRIES[1:]]
+            wanted += [Layout("chunk", settings.carried_chunks[0], carry) for carry in settings.carries[1:]]
         self._sets: _Estimates[SetBands] | None = None
         self._contiguous: list[_Estimates[GroupBands]] = []
-        if len(by_tokens) <= MOST_TASKS:
+        if len(by_tokens) <= settings.all_partitions_up_to:
             self._sets = _Estimates(SetBands(problem, by_tokens, wanted), report)
             return
-        orders = [by_tokens, sorted(by_tokens, key=lambda t: problem.data[t].task.declared_microbatches)]
-        width = len(by_tokens) if len(by_tokens) <= 2 * WIDEST_GROUP else WIDEST_GROUP
-        for task_ids in orders if orders[0] != orders[1] else orders[:1]:
+        declared = sorted(by_tokens, key=lambda t: problem.data[t].task.declared_microbatches)
+        orders = {"tokens": tuple(by_tokens), "declared": tuple(declared)}
+        widest = settings.widest_group
+        width = len(by_tokens) if len(by_tokens) <= 2 * widest else widest
+        for task_ids in dict.fromkeys(orders[name] for name in settings.orders):
             self._contiguous.append(_Estimates(GroupBands(problem, task_ids, width, wanted), report))
 
     def propose(self, shapes: Sequence[MeshShape], below_s: float = np.inf) -> list[MeshProposals]:
@@ -124,7 +109,8 @@ class Ranking:
 def _propose_sets(
     estimates: _Estimates[SetBands], shapes: Sequence[MeshShape], options: PlanOptions, below_s: float
 ) -> list[MeshProposals]:
-    bands, templates = estimates.bands, options.templates(TEMPLATES)
+    bands, settings = estimates.bands, estimates.bands.problem.settings
+    templates = options.templates(settings.templates)
     ranked: list[RankedMesh] = []
     for shape in shapes:
         overlaps = shape.tp > 1 and "orchestration" not in options.without
@@ -132,7 +118,7 @@ def _propose_sets(
         estimates.report(len(ranked), 4 * len(shapes))
     best_s = min(below_s, *(each.least_safe_s for each in ranked))
     for each in list(ranked):
-        if float(each.load_s_p.min()) < WORTH_CUTTING * best_s:
+        if float(each.load_s_p.min()) < settings.worth_cutting * best_s:
             for prices in estimates.cut(each.shape, each.mesh):
                 ranked += rank_on_mesh(bands, prices, each.shape, templates, overlaps=each.overlaps)
     return propose_sets(bands, ranked, templates, below_s)
@@ -141,7 +127,8 @@ def _propose_sets(
 def _propose_contiguous(
     estimates: _Estimates[GroupBands], shapes: Sequence[MeshShape], options: PlanOptions, below_s: float
 ) -> list[MeshProposals]:
-    bands, templates = estimates.bands, options.templates(TEMPLATES)
+    bands, settings = estimates.bands, estimates.bands.problem.settings
+    templates = options.templates(settings.templates)
     found: list[MeshProposals] = []
     for shape in shapes:
         found.append(propose_on_mesh(bands, estimates.prices(shape), shape, templates))
@@ -149,10 +136,13 @@ def _propose_contiguous(
     fit = [proposal for each in found for proposal in each.proposals if proposal.has_room]
     best = min(fit, key=lambda proposal: proposal.expected_s, default=None)
     best_s = below_s if best is None else min(below_s, best.expected_s)
-    if best is not None and len(bands.tasks) > CUT_FREELY and not estimates.is_paced_by_one(best):
+    if best is not None and len(bands.tasks) > settings.cut_freely and not estimates.is_paced_by_one(best):
         return found
     for each in list(found):
-        if min((proposal.load_s for proposal in each.proposals), default=0.0) < WORTH_CUTTING * best_s:
+        if (
+            min((proposal.load_s for proposal in each.proposals), default=0.0)
+            < settings.worth_cutting * best_s
+        ):
             for prices in estimates.cut(each.shape, each.mesh):
                 found.append(propose_on_mesh(bands, prices, each.shape, templates))
     return found
@@ -199,7 +189,9 @@ class _Estimates(Generic[Bands]):
                 # Problems of about a size share their curves.
                 largest = 4 ** math.ceil(math.log(bands.most_tokens, 4))
                 costs = cast("Hashable", bands.problem.costs)
-                shared = _stage_prices(costs, bands.problem.model, tp, largest)
+                shared = _stage_prices(
+                    costs, bands.problem.model, tp, largest, bands.problem.settings.curve_points
+                )
                 self._per_tp[tp] = shared.between(bands.loras, bands.typical_tokens)
             self._known[key] = price_groups(bands, self._per_tp[tp], shape, carry)
         return self._known[key]
@@ -213,8 +205,9 @@ class _Estimates(Generic[Bands]):
         slot_s = self._slots_s(shape, mesh)
         slowest_s = float(slot_s[self.bands.alone].max())
         known: set[bytes] = set()
-        for cut in CUTS_OF_TASKS:
-            wanted = carries_at(slowest_s / cut, slot_s, whole.tokens_nw)
+        settings = self.bands.problem.settings
+        for cut in settings.cuts_of_tasks:
+            wanted = carries_at(slowest_s / cut, slot_s, whole.tokens_nw, settings)
             if wanted.max() > 1 and wanted.tobytes() not in known:
                 known.add(wanted.tobytes())
                 alternatives = [self.prices(shape, carry) for carry in carries]
@@ -224,16 +217,19 @@ class _Estimates(Generic[Bands]):
         """Whether a single task's micro-batches are about the longest; fusing less does not shorten them."""
         mesh = proposal.mesh
         slot_s = self._slots_s(MeshShape(mesh.tp, mesh.pp, mesh.dp), mesh)
-        return bool(slot_s[self.bands.alone].max() > PACED_BY_ONE * slot_s[proposal.places].max())
+        alone_s, longest_s = slot_s[self.bands.alone].max(), slot_s[proposal.places].max()
+        return bool(alone_s > self.bands.problem.settings.paced_by_one * longest_s)
 
     def _slots_s(self, shape: MeshShape, mesh: Mesh) -> Floats:
         return np.asarray(np.max(stage_work_s(self.bands, self.prices(shape), mesh), axis=0))
 
 
 @lru_cache(maxsize=32)
-def _stage_prices(costs: CostModel, model: ModelSpec, tp: int, largest_tokens: int) -> StagePrices:
+def _stage_prices(
+    costs: CostModel, model: ModelSpec, tp: int, largest_tokens: int, points: int
+) -> StagePrices:
     """Kept from problem to problem, as a sweep plans many on one device; nothing in it is of a problem."""
-    return StagePrices(costs, model, tp, largest_tokens)
+    return StagePrices(costs, model, tp, largest_tokens, points)
 
 
 def layouts(problem: PlanningProblem, task_ids: Sequence[str], options: PlanOptions) -> list[Layout]:
@@ -251,6 +247,6 @@ def layouts(problem: PlanningProblem, task_ids: Sequence[str], options: PlanOpti
     if options.alignment == "chunk" and options.chunk_tokens is None and (options.carry or 1) == 1:
         shortest = min(problem.longest_sequence([task_id]) for task_id in task_ids)
         largest = max(layout.chunk_tokens or 0 for layout in wanted)
-        smallest = max(1 << (shortest - 1).bit_length() >> CHUNK_CANDIDATES, ROW_MULTIPLE)
+        smallest = max(1 << (shortest - 1).bit_length() >> problem.settings.chunk_candidates, ROW_MULTIPLE)
         return [Layout("chunk", 1 << i) for i in range(smallest.bit_length() - 1, largest.bit_length())]
     return wanted

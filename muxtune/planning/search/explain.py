@@ -28,7 +28,7 @@ from muxtune.planning.problem.assemble import structure_iteration_s, structure_s
 from muxtune.planning.problem.layouts import alignment_candidates
 from muxtune.planning.problem.memory_limit import fits
 from muxtune.planning.problem.problem import PlanningProblem
-from muxtune.planning.problem.schedules import MODES, TEMPLATES, fastest_schedule, overlapping
+from muxtune.planning.problem.schedules import fastest_schedule, overlapping
 from muxtune.planning.search.search import SearchRecord
 from muxtune.schedule import iteration_clocks
 
@@ -245,10 +245,10 @@ def _others(
         if count != len(best.htasks):
             yield "hTasks", f"{count} hTasks", structure
     yield from _realigned(problem, best)
-    for template in TEMPLATES:
+    for template in problem.settings.templates:
         if template != best.template:
             yield "template", template, fastest_schedule(problem, best.htasks, best.mesh, [template])
-    for mode in ("sequential", *MODES) if best.mesh.tp > 1 else ():
+    for mode in ("sequential", *problem.settings.modes) if best.mesh.tp > 1 else ():
         if mode != best.orchestration.mode:
             yield "orchestration", mode, replace(best, orchestration=overlapping(problem, mode))
 
@@ -275,7 +275,9 @@ def _best_elsewhere(
         mesh = str(proposal.mesh)
         new_count = len(by_count) <= COUNTS_SHOWN and proposal.count not in by_count
         if mesh not in by_mesh or (mesh == best_mesh and new_count):
-            note(fastest_schedule(problem, proposal.htasks(problem), proposal.mesh, TEMPLATES))
+            note(
+                fastest_schedule(problem, proposal.htasks(problem), proposal.mesh, problem.settings.templates)
+            )
     return by_mesh, by_count
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from muxtune.planning.decisions.partition_dp import Places, cheapest_cuts, paced_cuts
+from muxtune.planning.decisions.settings import SearchSettings
 from muxtune.planning.decisions.structure import SEQUENTIAL, HTaskChoice, Mesh
 from muxtune.planning.estimate.curves import Floats
 from muxtune.planning.estimate.group_seconds import GroupBands, GroupPrices, layer_steps_s
@@ -20,22 +21,6 @@ from muxtune.planning.problem.carrying import cut_choice
 from muxtune.planning.problem.meshes import MeshShape, balanced_layers, mesh_of
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.schedule import Template
-
-GIVE_UP = 1.5
-"""Partitions into more groups are not looked for once the best costs so many times the cheapest of all."""
-
-MOST_COUNTS = 96
-"""Numbers of groups that are looked for; with more tasks, the paces find partitions into more."""
-
-PACES = 24
-"""Paces that are tried, in a geometric series from the slowest task alone to the slowest group."""
-
-UNEVEN = 0.4
-"""Share of the difference between the longest micro-batch and the shortest that each further stage is
-expected to wait for; seen between 0.25 and 0.65 where schedules were played."""
-
-OVERLAPPED = 0.6
-"""Share that overlap is expected to hide of what it could hide inside of a stage at most."""
 
 
 @dataclass(frozen=True)
@@ -186,27 +171,29 @@ def _proposals(
     masks = [possible_nw] if np.array_equal(possible_nw, safe_nw) else [possible_nw, safe_nw]
     found: dict[tuple[bytes, bytes], Proposal] = {}
     for mask in masks:
-        for places in _all_cuts(np.where(mask, slowest_s, np.inf), microbatches, mesh.pp):
+        for places in _all_cuts(
+            np.where(mask, slowest_s, np.inf), microbatches, mesh.pp, bands.problem.settings
+        ):
             key = (places[0].tobytes(), places[1].tobytes())
             if key not in found:
                 found[key] = make_proposal(bands, prices, room, mesh, templates, work_s, places)
     return list(found.values())
 
 
-def _all_cuts(slot_s_nw: Floats, microbatches_nw: Floats, pp: int) -> list[Places]:
+def _all_cuts(slot_s_nw: Floats, microbatches_nw: Floats, pp: int, settings: SearchSettings) -> list[Places]:
     """Cuts into groups: one for every number of groups and, in a pipeline, for every pace."""
     n = len(slot_s_nw)
-    cuts = cheapest_cuts(microbatches_nw * slot_s_nw, min(n, MOST_COUNTS), GIVE_UP)
+    cuts = cheapest_cuts(microbatches_nw * slot_s_nw, min(n, settings.most_counts), settings.give_up)
     counts = np.flatnonzero(np.isfinite(cuts.total)).tolist()
     found = [cuts.places(groups) for groups in counts]
-    if pp == 1:
+    if pp == 1 or not settings.paces:
         return found
     finite = np.where(np.isfinite(slot_s_nw), slot_s_nw, 0.0)
     slowest_alone_s, slowest_s = float(finite[:, 0].max()), float(finite.max())
     if slowest_alone_s == 0.0:
         return found
-    paces_s = np.geomspace(slowest_alone_s, max(slowest_s, slowest_alone_s), PACES) * (1 + 1e-9)
-    both = np.repeat([0.0, 1.0], PACES)
+    paces_s = np.geomspace(slowest_alone_s, max(slowest_s, slowest_alone_s), settings.paces) * (1 + 1e-9)
+    both = np.repeat([0.0, 1.0], settings.paces)
     return found + paced_cuts(slot_s_nw, microbatches_nw, np.tile(paces_s, 2), both)
 
 
@@ -248,12 +235,13 @@ def make_proposal(
         places: Places of the partition's groups.
         overlaps: Whether operators inside of a stage may overlap.
     """
+    settings = bands.problem.settings
     m = prices.microbatches_nw[places].astype(np.float64)
     work_s_sh = np.array([each[places] for each in work_s])
     run = int(prices.carry_nw[places].max())
     bounds = iteration_bounds(work_s_sh, m, prices.p2p_s_nw[places], run)
     slot_s = work_s_sh.max(axis=0)
-    uneven_s = UNEVEN * (mesh.pp - 1) * float(slot_s.max() - slot_s.min())
+    uneven_s = settings.uneven * (mesh.pp - 1) * float(slot_s.max() - slot_s.min())
     bound_s = bounds.of(templates)
     least_s_sh = work_s_sh - np.array(mesh.layers_per_stage)[:, None] * prices.hidden_s_nw[places]
     least_share = min(1.0, float((m * least_s_sh).sum(axis=1).max()) / bound_s)
@@ -262,7 +250,7 @@ def make_proposal(
         waiting = float(turnaround(m.max(), m.sum(), mesh.pp, np.array(run)))
         expected_s = max(expected_s, bounds.load_s * waiting)
     if overlaps:  # hTasks that share clocks even out, too
-        expected_s = bound_s * (1 - OVERLAPPED * (1 - least_share))
+        expected_s = bound_s * (1 - settings.overlapped * (1 - least_share))
     return Proposal(
         bands=bands,
         mesh=mesh,
@@ -271,7 +259,9 @@ def make_proposal(
         places=places,
         bound_s=bound_s,
         load_s=bounds.load_s,
-        layer_work_s=float((m * (prices.layer_s_nw - OVERLAPPED * prices.hidden_s_nw)[places]).sum()),
+        layer_work_s=float(
+            (m * (prices.layer_s_nw - settings.overlapped * prices.hidden_s_nw)[places]).sum()
+        ),
         expected_s=expected_s,
         least_share=least_share,
         needed_bytes=room.needed_bytes(places),

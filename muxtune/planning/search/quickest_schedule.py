@@ -19,17 +19,12 @@ from muxtune.planning.exact.bounds import IterationBounds
 from muxtune.planning.problem.memory_limit import fits
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.planning.problem.schedules import (
-    MOST_GROUPINGS,
-    MOST_ORCHESTRATED,
     SecondsOf,
     in_mode,
     orchestrated,
     schedules,
 )
 from muxtune.schedule import Template
-
-MOST_REGROUPED = 9
-"""HTasks that are tried in every number of buckets where the usual numbers do not fit the memory."""
 
 Fate = Literal["fits", "slower", "bound", "memory"]
 """Result for a partition. ``fits``: its fastest schedule that fits is the best so far. ``slower``: its
@@ -89,7 +84,7 @@ class QuickestSchedule:
         overlaps: bool,
         share: float = 1.0,
         below_s: float = np.inf,
-        most_groupings: int = MOST_GROUPINGS,
+        most_groupings: int | None = None,
     ) -> Quickest:
         """The fastest schedule below ``below_s`` that fits.
 
@@ -101,8 +96,11 @@ class QuickestSchedule:
             overlaps: Whether operators inside of a stage may overlap.
             share: Share of a bound that is left if they do.
             below_s: Slower schedules are of no interest if schedules are pruned.
-            most_groupings: Numbers of buckets to try; all of them if none of a few fits.
+            most_groupings: Numbers of buckets to try, by default those of the settings; all of them if none
+                of a few fits.
         """
+        settings = self._problem.settings
+        most_groupings = most_groupings or settings.most_groupings
         limit_s = below_s if self._prune else np.inf
         asked = _Memory(self._problem)
         timed = list(self._sequential(htasks, latency_s, mesh, bounds, share, limit_s, asked, most_groupings))
@@ -119,7 +117,7 @@ class QuickestSchedule:
         found = asked.first(timed, limit_s)
         if found is not None:
             return Quickest("fits", *found)
-        if most_groupings < len(htasks) <= MOST_REGROUPED:  # others may need less
+        if most_groupings < len(htasks) <= settings.most_regrouped:  # others may need less
             return self.find(
                 htasks,
                 latency_s,
@@ -171,7 +169,8 @@ class QuickestSchedule:
                 found = in_mode(self._problem, structures, latency_s, self._forced)
             return [(self._seconds_of(self._problem, structure), structure) for structure in found]
 
-        chosen = asked.fitting(fastest, MOST_ORCHESTRATED) or fastest[:MOST_ORCHESTRATED]
+        most = self._problem.settings.most_orchestrated
+        chosen = asked.fitting(fastest, most) or fastest[:most]
         timed = in_modes(chosen)
         if self._forced is not None and asked.first(sorted(timed, key=_seconds)) is None:
             timed = in_modes(fastest)

@@ -8,7 +8,7 @@
 2. The partitions of all meshes stand in one line, by a guess at their iterations. Each has a bound that no
    schedule of it goes below if the estimates are right (:mod:`muxtune.planning.exact.bounds`).
 3. From the front of the line they are priced exactly. What cannot be faster than the best so far is dropped:
-   by the bound less :data:`SLACK` before, by the exact bound after it is priced. Of the others the schedules
+   by the bound less ``slack`` before, by the exact bound after it is priced. Of the others the schedules
    are played, and the fastest that fits the memory counts (:mod:`muxtune.planning.search.quickest_schedule`).
 4. The search ends after some partitions in a row that were no better; of few tasks on each mesh. One that
    would be better and does not fit is not counted if it promised to need less memory than those before.
@@ -30,54 +30,18 @@ from muxtune.planning.decisions.partition_dp import set_partitions
 from muxtune.planning.decisions.structure import SEQUENTIAL, HTaskChoice, Layout, Mesh, PlanStructure
 from muxtune.planning.exact.bounds import exact_bounds
 from muxtune.planning.oracle.groups import GroupTable
-from muxtune.planning.oracle.local_search import Effort, refined_partitions
+from muxtune.planning.oracle.local_search import refined_partitions
 from muxtune.planning.oracle.partitions import Appraiser
 from muxtune.planning.problem.assemble import structure_iteration_s
 from muxtune.planning.problem.carrying import may_carry
 from muxtune.planning.problem.memory_limit import fits, fitting
 from muxtune.planning.problem.meshes import candidate_meshes
 from muxtune.planning.problem.problem import PlanningProblem
-from muxtune.planning.problem.schedules import TEMPLATES, SecondsOf, in_order, modes_to_try
-from muxtune.planning.search.all_partitions import MOST_TASKS
-from muxtune.planning.search.candidates import WIDEST_GROUP, Progress, Ranking, layouts
+from muxtune.planning.problem.schedules import SecondsOf, in_order, modes_to_try
+from muxtune.planning.search.candidates import Progress, Ranking, layouts
 from muxtune.planning.search.proposals import MeshProposals, Proposal
 from muxtune.planning.search.quickest_schedule import Fate, QuickestSchedule
 from muxtune.support.errors import SpecError
-
-SLACK = 0.02
-"""Share by which the estimate of a bound may exceed the exact bound; errors of groups even out (tested)."""
-
-SLACK_OF_FEW = 0.05
-"""``SLACK`` for few tasks, the errors of whose groups do not even out; their search ends by patience."""
-
-FEW_TASKS = 12
-"""Partitions of fewer tasks than this may be refined with exact prices; a search of as many or more ends by
-:data:`PATIENCE` instead."""
-
-REFINE_WITHIN = 1.2
-"""Meshes are refined if the least bound of their contiguous groups is at most this many times the best
-iteration; other groups may come below that bound."""
-
-MOST_PADDING = 1.5
-"""In refinement, layouts with more than this many times the tokens of the most compact one are skipped: fewer
-attention calls never make up for so many more tokens."""
-
-EFFORT = Effort(orders=4, starts=4, neighbours=64, new_groups=256, appraisals=16, rounds=4)
-"""Effort of the refinement on each mesh."""
-
-FINALISTS = 4
-"""Partitions that are kept of the refinement on a mesh."""
-
-PATIENCE = 12
-"""Partitions in a row that may be no better before a search of :data:`FEW_TASKS` or more tasks ends; the
-partitions of so many tasks differ little."""
-
-PATIENCE_OF_FEW = (12, 24)
-"""Patience per mesh once all partitions are ranked: (many meshes in line, one or two). With 8 on a single
-mesh, 2 of 141 random instances missed the optimum by more than 1 %."""
-
-LESS_MEMORY = 0.98
-"""Partitions that need less than this share of what did not fit are looked at when patience has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +97,7 @@ def search_structures(
         seconds_of: Iteration time of a structure; the recurrence by default.
         prune: Whether partitions are left out by their estimates and bounds; without, all are played.
         patience: Partitions in a row that may be no better than the best before the search ends, or of few
-            tasks before it leaves a mesh; by default :data:`PATIENCE_OF_FEW`, :data:`PATIENCE` from
-            :data:`FEW_TASKS` on, and in between any number.
+            tasks before it leaves a mesh; by default that of the settings.
         keep: Structures that will be asked for.
         progress: Is told how far the search is.
 
@@ -142,35 +105,36 @@ def search_structures(
         SpecError: The options contradict each other or the cluster, or nothing fits the memory.
     """
     report = progress or (lambda done, of: None)
-    few, asked = len(problem.tasks) <= MOST_TASKS, patience is not None
+    settings = problem.settings
+    few, asked = len(problem.tasks) <= settings.all_partitions_up_to, patience is not None
     search = _Search(problem, options, seconds_of, prune=prune)
     ranking = Ranking(problem, options, report)
     shapes = candidate_meshes(problem.model, problem.cluster, options, idle=True)
     full = [shape for shape in shapes if shape.ranks == shapes[0].ranks]
     meshes = ranking.propose(full)
     if prune and patience is None and few:
-        least, most = PATIENCE_OF_FEW
+        least, most = settings.patience_of_few
         patience = max(least, most * 2 // max(2, len({each.mesh for each in meshes})))
-    elif prune and patience is None and len(problem.tasks) >= FEW_TASKS:
-        patience = PATIENCE
+    elif prune and patience is None and len(problem.tasks) >= settings.refined_below:
+        patience = settings.patience
     proposals = search.play(meshes, patience, on_each_mesh=few, report=report)
     # Meshes that leave ranks idle are only ranked where they may be faster.
     worth = [
         shape
         for shape in shapes
-        if shape not in full and search.may_win((1 - SLACK) * ranking.least_s(shape))
+        if shape not in full and search.may_win((1 - settings.slack) * ranking.least_s(shape))
     ]
     fewer: list[MeshProposals] = []
     if worth:
         fewer = ranking.propose(worth, search.best_s if prune else np.inf)
         if prune and few and not asked:
-            patience = PATIENCE_OF_FEW[1]
+            patience = settings.patience_of_few[1]
         proposals += search.play(fewer, patience, on_each_mesh=True, alone=True, report=report)
     # Refinement plays stages one operator after the other.
     sequential = options.orchestration is None or options.orchestration == "sequential"
-    if prune and len(problem.tasks) < FEW_TASKS and sequential:
-        every = len(problem.tasks) > MOST_TASKS
-        near = search.worth_refining(meshes, every=every, within=REFINE_WITHIN)
+    if prune and len(problem.tasks) < settings.refined_below and sequential:
+        every = not few
+        near = search.worth_refining(meshes, every=every, within=settings.refine_within)
         near += search.worth_refining(fewer, every=every, within=1.0)
         search.refine(near, layouts(problem, list(problem.data), options))
     report(1, 1)
@@ -190,14 +154,14 @@ def _refuse(problem: PlanningProblem, meshes: Sequence[MeshProposals], search: _
     """
     tried = [o.structure for o in search.outcomes if o.structure is not None]
     if tried:
-        fitting(problem, tried[:PATIENCE])
+        fitting(problem, tried[: problem.settings.patience])
     longest = max(meshes, key=lambda each: (each.shape.pp * each.shape.tp, each.shape.pp)).mesh
     alone = [
         HTaskChoice(task_ids=(task_id,), shape=problem.shape((task_id,), "pack", dp=longest.dp))
         for task_id in problem.data
     ]
     structure = in_order(alone, longest, "flush")
-    if len(alone) <= 2 * WIDEST_GROUP:
+    if len(alone) <= 2 * problem.settings.widest_group:
         fitting(problem, [structure])
     memory = problem.memory(structure)  # by a bound: the schedule of more would take long to walk through
     needed = max(stage.total_bytes for stage in memory)
@@ -216,7 +180,7 @@ def _cheapest_layout(
     ]
     # Fewer attention calls never make up for many more tokens.
     fewest = min(choice.shape.tokens for choice in possible)
-    worth = [choice for choice in possible if choice.shape.tokens <= MOST_PADDING * fewest]
+    worth = [choice for choice in possible if choice.shape.tokens <= problem.settings.most_padding * fewest]
     return min(worth, key=lambda c: problem.htask_times(c, mesh, SEQUENTIAL).slowest_s)
 
 
@@ -230,9 +194,9 @@ class _Search:
         prune: bool,
     ) -> None:
         self._problem = problem
-        self._templates = options.templates(TEMPLATES)
+        self._templates = options.templates(problem.settings.templates)
         self._modes = modes_to_try(problem, options)
-        self._cut = may_carry(options) and len(problem.tasks) <= MOST_TASKS
+        self._cut = may_carry(options) and len(problem.tasks) <= problem.settings.all_partitions_up_to
         self._seconds_of = seconds_of
         self._prune = prune
         self._quickest = QuickestSchedule(
@@ -276,8 +240,9 @@ class _Search:
         Returns:
             The partitions in their order.
         """
-        few = len(self._problem.data) <= MOST_TASKS
-        slack = SLACK_OF_FEW if few and not alone else SLACK
+        settings = self._problem.settings
+        few = len(self._problem.data) <= settings.all_partitions_up_to
+        slack = settings.slack_of_few if few and not alone else settings.slack
         proposals = sorted(
             (proposal for each in meshes for proposal in each.proposals),
             key=lambda p: (not p.has_room, p.expected_s),
@@ -289,7 +254,7 @@ class _Search:
             if self._prune and self.least_s(proposal, proposal.bound_s) * (1 - slack) >= self.best_s:
                 continue
             kind = (proposal.mesh if on_each_mesh else None, proposal.has_room)
-            leaner = proposal.needed_bytes <= LESS_MEMORY * too_much.get(kind, 0.0)
+            leaner = proposal.needed_bytes <= settings.less_memory * too_much.get(kind, 0.0)
             if in_vain[kind] == patience and not leaner:
                 continue
             before_s = self.best_s
@@ -312,7 +277,7 @@ class _Search:
 
         If they do not fit, the same hTasks are tried in the streams that are shortest.
         """
-        few = len(self._problem.data) <= MOST_TASKS
+        few = len(self._problem.data) <= self._problem.settings.all_partitions_up_to
         htasks = proposal.htasks(self._problem, alternatives=few)
         outcome = self._look_at(proposal, htasks)
         if outcome.fate == "memory":
@@ -371,9 +336,10 @@ class _Search:
 
     def refine(self, meshes: Sequence[Mesh], wanted: Sequence[Layout]) -> None:
         """Local search with exact prices and exact memory."""
+        settings = self._problem.settings
         for mesh in meshes:
             appraiser = self._appraiser(mesh, wanted)
-            for found in refined_partitions(appraiser, EFFORT)[:FINALISTS]:
+            for found in refined_partitions(appraiser, settings.effort)[: settings.refined_kept]:
                 bound_s = appraiser.bound_s(found.groups)
                 self.outcomes.append(Outcome(None, "fits", bound_s, found.seconds, found.structure))
                 self.best_s = min(self.best_s, found.seconds)

@@ -11,6 +11,7 @@ from muxtune.costs.analytic import AnalyticCosts
 from muxtune.costs.collectives import interconnect_of
 from muxtune.graph.operators import PHASES, Operator
 from muxtune.model import load_model_spec
+from muxtune.planning.decisions.settings import DEFAULT_SETTINGS
 from muxtune.planning.decisions.structure import SEQUENTIAL, HTaskChoice, Mesh
 from muxtune.planning.estimate.curves import linear_seconds, round_tokens, sample_curve
 from muxtune.planning.estimate.group_seconds import GroupBands, price_groups
@@ -19,9 +20,7 @@ from muxtune.planning.exact.bounds import exact_bounds
 from muxtune.planning.problem.layouts import sort_by_tokens
 from muxtune.planning.problem.meshes import MeshShape, balanced_layers
 from muxtune.planning.problem.problem import PlanningProblem
-from muxtune.planning.problem.schedules import TEMPLATES
 from muxtune.planning.search.proposals import propose_on_mesh, stage_work_s
-from muxtune.planning.search.search import SLACK
 from tests.muxtune.planning.problems import make_problem
 
 
@@ -35,7 +34,7 @@ def gpu_problem(tasks: int, seed: int = 1, cluster: str = "testbed-b") -> Planni
 def ranked(problem: PlanningProblem, tp: int) -> tuple[GroupBands, StagePrices]:
     order = sort_by_tokens(problem)
     bands = GroupBands(problem, order, len(order), [("pack", None), ("pad", None)])
-    prices = StagePrices(problem.costs, problem.model, tp, bands.most_tokens)
+    prices = StagePrices(problem.costs, problem.model, tp, bands.most_tokens, DEFAULT_SETTINGS.curve_points)
     prices = prices.between(bands.loras, bands.typical_tokens)
     return bands, prices
 
@@ -88,14 +87,16 @@ def test_groups_cost_about_what_the_estimate_says(cluster, shape):
 def test_estimated_bounds_of_partitions_are_within_the_slack(cluster, shape, seed):
     problem = gpu_problem(24, seed, cluster)
     bands, prices = ranked(problem, shape.tp)
-    found = propose_on_mesh(bands, price_groups(bands, prices, shape), shape, TEMPLATES)
+    found = propose_on_mesh(bands, price_groups(bands, prices, shape), shape, DEFAULT_SETTINGS.templates)
     assert len(found.proposals) > 5
     for proposal in found.proposals[::4]:
         htasks = proposal.htasks(problem)
         times = [problem.htask_times(htask, proposal.mesh, SEQUENTIAL) for htask in htasks]
-        exact_s = exact_bounds(times, [htask.shape.microbatches for htask in htasks]).of(TEMPLATES)
-        assert proposal.bound_s * (1 - SLACK) < exact_s
-        assert proposal.bound_s == pytest.approx(exact_s, rel=2 * SLACK)
+        exact_s = exact_bounds(times, [htask.shape.microbatches for htask in htasks]).of(
+            DEFAULT_SETTINGS.templates
+        )
+        assert proposal.bound_s * (1 - DEFAULT_SETTINGS.slack) < exact_s
+        assert proposal.bound_s == pytest.approx(exact_s, rel=2 * DEFAULT_SETTINGS.slack)
 
 
 def test_paces_find_partitions_that_a_pipeline_plays_faster():
@@ -103,7 +104,7 @@ def test_paces_find_partitions_that_a_pipeline_plays_faster():
     problem = gpu_problem(32)
     bands, prices = ranked(problem, 1)
     shape = MeshShape(1, 16, 1)
-    found = propose_on_mesh(bands, price_groups(bands, prices, shape), shape, TEMPLATES)
+    found = propose_on_mesh(bands, price_groups(bands, prices, shape), shape, DEFAULT_SETTINGS.templates)
     expected = min(found.proposals, key=lambda p: p.expected_s)
     least_load = min(found.proposals, key=lambda p: p.bound_s)
     assert expected.bound_s > least_load.bound_s

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from muxtune.batches import chunked_sizes, step_group_tokens
+from muxtune.planning.decisions.settings import DEFAULT_SETTINGS
 from muxtune.planning.decisions.structure import Layout
 from muxtune.planning.estimate.group_seconds import GroupBands
 from muxtune.planning.estimate.stream_tokens import (
-    SAMPLED_STEPS,
     band_max,
     band_sum,
     dealt_lengths,
@@ -85,9 +85,9 @@ def test_chunks_of_many_groups_equal_those_of_each(chunk):
 
 def test_a_long_run_is_sampled_from_end_to_end_with_all_of_a_short_one():
     problem = make_problem([{"steps": 1000}, {"steps": 3}])
-    steps = sampled_steps(list(problem.data.values()))
+    steps = sampled_steps(list(problem.data.values()), DEFAULT_SETTINGS.sampled_steps)
     assert {0, 1, 2, 999} <= set(steps.tolist())
-    assert len(steps) <= SAMPLED_STEPS + 3
+    assert len(steps) <= DEFAULT_SETTINGS.sampled_steps + 3
 
 
 def test_bands_sum_and_take_the_maximum_over_each_group():

@@ -9,10 +9,10 @@ import pytest
 from benchmarks.helpers.fusion_instances import draw_instance
 from muxtune.planning.decisions.options import FREE, PlanOptions
 from muxtune.planning.decisions.partition_dp import set_partitions
+from muxtune.planning.decisions.settings import Effort
 from muxtune.planning.oracle.local_search import (
     BRIEF,
     CostEstimate,
-    Effort,
     dp_starts,
     refined_partitions,
     refined_structures,

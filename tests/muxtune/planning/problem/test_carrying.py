@@ -14,6 +14,7 @@ from muxtune.costs.analytic import AnalyticCosts
 from muxtune.costs.collectives import interconnect_of
 from muxtune.model import load_model_spec
 from muxtune.planning.decisions.options import FREE, PlanOptions
+from muxtune.planning.decisions.settings import DEFAULT_SETTINGS
 from muxtune.planning.problem.assemble import assemble_plan
 from muxtune.planning.problem.carrying import carries_at, may_carry
 from muxtune.planning.problem.problem import PlanningProblem
@@ -88,9 +89,9 @@ def test_where_no_whole_micro_batch_fits_a_cut_one_may(tmp_path):
 
 def test_who_is_cut_comes_nearest_to_the_pace():
     slots, tokens = np.array([1.0, 1.4, 1.5, 2.8, 2.9, 9.0]), np.full(6, 1024)
-    assert carries_at(1.0, slots, tokens).tolist() == [1, 1, 2, 2, 4, 4]
+    assert carries_at(1.0, slots, tokens, DEFAULT_SETTINGS).tolist() == [1, 1, 2, 2, 4, 4]
     # Too short to be cut so often.
-    assert carries_at(1.0, slots, np.full(6, 128)).tolist() == [1, 1, 2, 2, 2, 2]
+    assert carries_at(1.0, slots, np.full(6, 128), DEFAULT_SETTINGS).tolist() == [1, 1, 2, 2, 2, 2]
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ import pytest
 
 from muxtune.planning.decisions.options import FREE, PlanOptions
 from muxtune.planning.decisions.partition_dp import set_partitions
+from muxtune.planning.decisions.settings import DEFAULT_SETTINGS
 from muxtune.planning.estimate.group_seconds import GroupBands, price_groups
 from muxtune.planning.estimate.part_seconds import StagePrices
 from muxtune.planning.problem.layouts import sort_by_tokens
 from muxtune.planning.problem.meshes import MeshShape
-from muxtune.planning.problem.schedules import TEMPLATES
 from muxtune.planning.search.all_partitions import SetBands, places_of, propose_sets, rank_on_mesh
 from muxtune.planning.search.candidates import layouts, propose
 from muxtune.planning.search.search import search_structures
@@ -29,7 +29,7 @@ def bands_of(problem):
 def test_contiguous_groups_are_estimated_as_in_bands(dp):
     problem = gpu_problem(6, cluster="testbed-c")
     sets, bands = bands_of(problem)
-    prices = StagePrices(problem.costs, problem.model, 1, bands.most_tokens)
+    prices = StagePrices(problem.costs, problem.model, 1, bands.most_tokens, DEFAULT_SETTINGS.curve_points)
     prices = prices.between(bands.loras, bands.typical_tokens)
     shape = MeshShape(1, 1, dp)
     of_sets, of_bands = price_groups(sets, prices, shape), price_groups(bands, prices, shape)
@@ -65,13 +65,17 @@ def test_tokens_of_all_groups_are_those_of_their_shapes():
 def test_every_partition_is_ranked_and_those_in_front_are_proposed():
     problem = make_problem(costs=FakeCosts(launch_s=1e-4))
     sets, _ = bands_of(problem)
-    prices = StagePrices(problem.costs, problem.model, 1, sets.most_tokens)
+    prices = StagePrices(problem.costs, problem.model, 1, sets.most_tokens, DEFAULT_SETTINGS.curve_points)
     ranked = rank_on_mesh(
-        sets, price_groups(sets, prices, MeshShape(1, 2, 1)), MeshShape(1, 2, 1), TEMPLATES, overlaps=False
+        sets,
+        price_groups(sets, prices, MeshShape(1, 2, 1)),
+        MeshShape(1, 2, 1),
+        DEFAULT_SETTINGS.templates,
+        overlaps=False,
     )
     assert all(len(each.guess_s_p) == len(list(set_partitions(len(MIXED)))) == 52 for each in ranked)
     assert all(np.isfinite(each.guess_s_p).all() and each.safe_p.all() for each in ranked)
-    for found in propose_sets(sets, ranked, TEMPLATES):
+    for found in propose_sets(sets, ranked, DEFAULT_SETTINGS.templates):
         for proposal in found.proposals:
             tasks = [task_id for group in proposal.groups() for task_id in group]
             assert sorted(tasks) == sorted(problem.data)
@@ -91,11 +95,15 @@ def test_groups_without_room_are_in_no_proposal():
     needed = max(stage.total_bytes for stage in roomy.memory(search_structures(roomy).structures[0]))
     small = make_problem(memory_bytes=int(0.8 * needed))
     sets, _ = bands_of(small)
-    prices = StagePrices(small.costs, small.model, 1, sets.most_tokens)
+    prices = StagePrices(small.costs, small.model, 1, sets.most_tokens, DEFAULT_SETTINGS.curve_points)
     (ranked, *_) = rank_on_mesh(
-        sets, price_groups(sets, prices, MeshShape(1, 2, 1)), MeshShape(1, 2, 1), TEMPLATES, overlaps=False
+        sets,
+        price_groups(sets, prices, MeshShape(1, 2, 1)),
+        MeshShape(1, 2, 1),
+        DEFAULT_SETTINGS.templates,
+        overlaps=False,
     )
     assert not ranked.safe_p.all()
-    for found in propose_sets(sets, [ranked], TEMPLATES):
+    for found in propose_sets(sets, [ranked], DEFAULT_SETTINGS.templates):
         rows = np.concatenate([proposal.places[0] for proposal in found.proposals])
         assert ranked.room.possible_nw[rows, 0].all()

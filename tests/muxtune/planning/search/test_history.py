@@ -19,6 +19,7 @@ from muxtune.costs.collectives import interconnect_of
 from muxtune.model import load_model_spec
 from muxtune.placement import Placement
 from muxtune.planning.decisions.options import FREE, PlanOptions
+from muxtune.planning.decisions.settings import DEFAULT_SETTINGS
 from muxtune.planning.estimate.part_seconds import StagePrices, adapted_ops
 from muxtune.planning.oracle.local_search import refined_partitions
 from muxtune.planning.oracle.partitions import best_of_all, task_appraiser
@@ -128,12 +129,12 @@ def test_prices_do_not_depend_on_what_was_asked_before(seed, tp):
             return prices.p2p_s(floats, Placement(tp, 2, 2, 4).message_routes())
         return getattr(prices, part)(floats)
 
-    used = StagePrices(make_costs("testbed-a"), MODEL, tp, largest)
+    used = StagePrices(make_costs("testbed-a"), MODEL, tp, largest, DEFAULT_SETTINGS.curve_points)
     for part in draw.permutation(PARTS):
         ask(used, part, np.array([1, 2, 3]))  # somebody's small problem
         ask(used.between([lora] * 9, [100] * 9), part, draw.integers(1, largest, 7))
     for part in draw.permutation(PARTS):
-        fresh = StagePrices(make_costs("testbed-a"), MODEL, tp, largest)
+        fresh = StagePrices(make_costs("testbed-a"), MODEL, tp, largest, DEFAULT_SETTINGS.curve_points)
         assert np.array_equal(ask(used, part, sizes[part]), ask(fresh, part, sizes[part])), part
         again = draw.permutation(sizes[part])
         expected = ask(fresh, part, sizes[part])
@@ -143,7 +144,7 @@ def test_prices_do_not_depend_on_what_was_asked_before(seed, tp):
 
 
 def test_where_shared_launches_lie_is_nobody_elses_business():
-    prices = StagePrices(make_costs("testbed-a"), MODEL, 1, 4**8)
+    prices = StagePrices(make_costs("testbed-a"), MODEL, 1, 4**8, DEFAULT_SETTINGS.curve_points)
     wide = LoraSpec(method="lora", r=64, alpha=16, targets=("q_proj", "v_proj"))
     narrow = LoraSpec(method="lora", r=1, alpha=16, targets=("q_proj", "v_proj"))
     first = prices.between([wide] * 4, [4000] * 4)

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from muxtune.planning.decisions.options import PlanOptions
+from muxtune.planning.decisions.settings import DEFAULT_SETTINGS as SETTINGS
 from muxtune.planning.decisions.structure import HTaskChoice, Mesh, PlanStructure
 from muxtune.planning.exact.bounds import exact_bounds
 from muxtune.planning.problem.assemble import structure_iteration_s, structure_schedule
 from muxtune.planning.problem.carrying import cut_variants
 from muxtune.planning.problem.problem import PlanningProblem
-from muxtune.planning.problem.schedules import MODES, MOST_ORCHESTRATED, TEMPLATES, orchestrated, schedules
+from muxtune.planning.problem.schedules import orchestrated, schedules
 from muxtune.planning.search.quickest_schedule import Quickest, QuickestSchedule
 from muxtune.planning.search.search import search_structures
 from muxtune.policies import POLICIES
@@ -70,7 +71,10 @@ class Partition:
         self.times = [problem.htask_times(htask, mesh) for htask in self.htasks]
         self.latency_s = [each.slowest_s for each in self.times]
         self.sequential = [
-            known(problem, each) for each in schedules(self.htasks, self.latency_s, mesh, TEMPLATES)
+            known(problem, each)
+            for each in schedules(
+                self.htasks, self.latency_s, mesh, SETTINGS.templates, SETTINGS.most_groupings
+            )
         ]
         self._overlapped: dict[PlanStructure, Known] = {}
 
@@ -78,8 +82,8 @@ class Partition:
         """Least seconds of what fits: one by one, and of the fastest of these with overlap."""
         fit = sorted((k for k in self.sequential if k.needed_bytes <= limit), key=lambda k: k.seconds)
         if self.mesh.tp > 1:
-            base = [k.structure for k in fit[:MOST_ORCHESTRATED]]
-            for structure in orchestrated(self.problem, base, self.latency_s, MODES):
+            base = [k.structure for k in fit[: SETTINGS.most_orchestrated]]
+            for structure in orchestrated(self.problem, base, self.latency_s, SETTINGS.modes):
                 if structure not in self._overlapped:
                     self._overlapped[structure] = known(self.problem, structure)
                 fit.append(self._overlapped[structure])
@@ -90,7 +94,9 @@ class Partition:
         bounds = exact_bounds(self.times, [htask.shape.microbatches for htask in self.htasks], run)
         overlaps = self.mesh.tp > 1
         problem = with_memory(self.problem, limit)
-        finder = QuickestSchedule(problem, TEMPLATES, MODES, None, structure_iteration_s, prune=prune)
+        finder = QuickestSchedule(
+            problem, SETTINGS.templates, SETTINGS.modes, None, structure_iteration_s, prune=prune
+        )
         share = 0.5 if overlaps else 1.0  # collectives are no more than half of a stage here
         return finder.find(
             self.htasks,
@@ -154,13 +160,16 @@ def test_other_numbers_of_buckets_are_tried_where_the_usual_ones_do_not_fit(seed
     htasks = [HTaskChoice(task_ids=(i,), shape=problem.shape((i,), "pack")) for i in problem.data]
     times = [problem.htask_times(htask, mesh) for htask in htasks]
     latency_s = [each.slowest_s for each in times]
-    usual = [known(problem, s) for s in schedules(htasks, latency_s, mesh, TEMPLATES)]
-    every = [known(problem, s) for s in schedules(htasks, latency_s, mesh, TEMPLATES, len(htasks))]
+    usual = [
+        known(problem, s)
+        for s in schedules(htasks, latency_s, mesh, SETTINGS.templates, SETTINGS.most_groupings)
+    ]
+    every = [known(problem, s) for s in schedules(htasks, latency_s, mesh, SETTINGS.templates, len(htasks))]
     limit = min(k.needed_bytes for k in every)
     assert limit < min(k.needed_bytes for k in usual)
     bounds = exact_bounds(times, [htask.shape.microbatches for htask in htasks], 1)
     tight = with_memory(problem, limit)
-    finder = QuickestSchedule(tight, TEMPLATES, (), None, structure_iteration_s, prune=True)
+    finder = QuickestSchedule(tight, SETTINGS.templates, (), None, structure_iteration_s, prune=True)
     found = finder.find(htasks, latency_s, mesh, bounds, overlaps=False)
     assert found.fate == "fits"
     assert found.seconds == min(k.seconds for k in every if k.needed_bytes <= limit)

@@ -12,11 +12,12 @@ from muxtune.costs import AnalyticCosts
 from muxtune.costs.collectives import interconnect_of
 from muxtune.model import load_model_spec
 from muxtune.planning.decisions.options import FREE, PlanOptions
+from muxtune.planning.decisions.settings import DEFAULT_SETTINGS
 from muxtune.planning.problem.assemble import structure_iteration_s
 from muxtune.planning.problem.memory_limit import fits
 from muxtune.planning.problem.meshes import candidate_meshes
 from muxtune.planning.problem.problem import PlanningProblem
-from muxtune.planning.search.search import FEW_TASKS, search_structures
+from muxtune.planning.search.search import search_structures
 from muxtune.policies import POLICIES, plan_problem
 from muxtune.support.errors import SpecError
 from tests.muxtune.planning.estimate.test_group_seconds import gpu_problem
@@ -56,7 +57,7 @@ def test_structures_come_fastest_first_with_their_own_seconds(launch_s):
 
 
 def test_many_tasks_are_searched_with_patience():
-    problem = gpu_problem(2 * FEW_TASKS, cluster="testbed-c")
+    problem = gpu_problem(2 * DEFAULT_SETTINGS.refined_below, cluster="testbed-c")
     thorough = search_structures(problem, patience=1000)
     patient = search_structures(problem)
     assert len(patient.outcomes) <= len(thorough.outcomes)

@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +53,7 @@ STAGES: dict[str, SearchSettings] = {
     "no refinement": replace(DEFAULT_SETTINGS, refined_below=0),
     "no carry groups": replace(DEFAULT_SETTINGS, carries=(1,)),
     "carry groups of 2 only": replace(DEFAULT_SETTINGS, carries=(1, 2)),
-    "no second alignment": replace(DEFAULT_SETTINGS, near=0.0),
+    "no second alignment": replace(DEFAULT_SETTINGS, near=1e-9),
     "no flush": replace(DEFAULT_SETTINGS, templates=("continuous",)),
     "no continuous": replace(DEFAULT_SETTINGS, templates=("flush",)),
     "one bucket": replace(DEFAULT_SETTINGS, most_groupings=1),
@@ -69,6 +69,10 @@ STAGES: dict[str, SearchSettings] = {
     "16 numbers of groups": replace(DEFAULT_SETTINGS, most_counts=16),
 }
 """The search with one stage left out or weakened."""
+
+
+WHOLE = "all stages"
+"""The search as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,34 +138,31 @@ def measure(instance: Instance, settings: SearchSettings = DEFAULT_SETTINGS) -> 
 
 
 def ablate(
-    instances: Sequence[Instance], stages: Iterable[str], step: Callable[[], None] = lambda: None
-) -> dict[str, list[tuple[Search, Search]]]:
-    """Searches with all stages and without one, of every instance for which something fits.
+    instance: Instance, stages: Iterable[str], step: Callable[[], None] = lambda: None
+) -> dict[str, Search]:
+    """Searches of an instance, with all stages (:data:`WHOLE`) and without each of some.
 
     Args:
-        instances: What is planned.
+        instance: What is planned.
         stages: Keys of :data:`STAGES`.
         step: Called after every search.
     """
-    found: dict[str, list[tuple[Search, Search]]] = {stage: [] for stage in stages}
-    for instance in instances:
-        whole = measure(instance)
+    measure(instance)  # whatever is remembered from problem to problem is remembered from now on
+    found = {}
+    for stage in (WHOLE, *stages):
+        found[stage] = measure(instance, STAGES.get(stage, DEFAULT_SETTINGS))
         step()
-        for stage, pairs in found.items():
-            without = measure(instance, STAGES[stage])
-            step()
-            if math.isfinite(whole.iteration_s):
-                pairs.append((whole, without))
     return found
 
 
-def ablation_table(found: dict[str, list[tuple[Search, Search]]]) -> str:
-    """A row per stage."""
+def ablation_table(found: Sequence[dict[str, Search]]) -> str:
+    """A row per stage, over the instances for which something fits."""
     header = ["search", "slower: median", "p90", "worst", "worse", "time", "refused"]
     rows = []
-    for stage, pairs in found.items():
-        ratios = np.array([without.iteration_s / whole.iteration_s for whole, without in pairs])
-        times = np.array([without.cpu_s / whole.cpu_s for whole, without in pairs])
+    fit = [each for each in found if math.isfinite(each[WHOLE].iteration_s)]
+    for stage in fit[0]:
+        ratios = np.array([each[stage].iteration_s / each[WHOLE].iteration_s for each in fit])
+        times = np.array([each[stage].cpu_s / each[WHOLE].cpu_s for each in fit])
         fits = np.isfinite(ratios)
         median, p90, worst = (np.percentile(ratios[fits], q, method="higher") - 1 for q in (50, 90, 100))
         rows.append(
@@ -206,16 +207,14 @@ def main() -> None:
         parser.error(f"--stages {unknown[0]!r}: expected some of {', '.join(STAGES)}")
     instances = draw_instances(args.instances, args.first_seed)
     print(machine_line(), flush=True)
+    found: list[dict[str, Search]] = []
     with bar(len(instances) * (1 + len(stages))) as step:
-        found = ablate(instances, stages, step)
-    fit = len(next(iter(found.values())))
-    print(f"{len(instances)} instances, {fit} with a plan that fits the memory\n\n{ablation_table(found)}")
-    if args.out is not None:
-        content = {
-            stage: [[w.iteration_s, w.cpu_s, o.iteration_s, o.cpu_s] for w, o in pairs]
-            for stage, pairs in found.items()
-        }
-        write_atomically(args.out, lambda path: path.write_text(json.dumps(content)))
+        for instance in instances:
+            found.append(ablate(instance, stages, step))
+            if args.out is not None:
+                rows = [{stage: astuple(search) for stage, search in each.items()} for each in found]
+                write_atomically(args.out, lambda path, rows=rows: path.write_text(json.dumps(rows)))
+    print(f"{len(instances)} instances\n\n{ablation_table(found)}")
 
 
 if __name__ == "__main__":

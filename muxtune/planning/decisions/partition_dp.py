@@ -1,7 +1,7 @@
 """Partitions into contiguous groups, by dynamic programming over bands.
 
 Bands are those of :mod:`muxtune.planning.estimate.stream_tokens`. By number of groups, as in
-:func:`best_cuts`:
+:func:`cheapest_cuts`:
 
     F(i, n) = min over j of F(j, n - 1) + cost(tasks j to i - 1)
 
@@ -143,32 +143,3 @@ def set_partitions(count: int) -> Iterator[Groups]:
         groups.pop()
 
     return extend([], 0)
-
-
-def best_cuts(cost_s: NDArray[np.float64]) -> list[tuple[int, ...]]:
-    """Cheapest contiguous partition for every number of groups; numbers without a finite one are left out.
-
-    The schedule decides between them: few large groups use operators better, many small ones fill the
-    pipeline.
-
-    Args:
-        cost_s: ``[n, n + 1]``; of the group from its first task to the task before its end.
-
-    Returns:
-        Per partition where it is cut, from 0 to ``n``.
-    """
-    count = len(cost_s)
-    least = np.full(count + 1, np.inf)  # of tasks 0 to i, in as many groups as the round says
-    least[0] = 0.0
-    starts: list[NDArray[np.intp]] = []
-    found = []
-    for groups in range(1, count + 1):
-        totals = least[:count, None] + cost_s
-        starts.append(totals.argmin(axis=0))
-        least = totals.min(axis=0)
-        if np.isfinite(least[count]):
-            cuts = [count]
-            for n in range(groups - 1, -1, -1):
-                cuts.append(int(starts[n][cuts[-1]]))
-            found.append(tuple(reversed(cuts)))
-    return found

@@ -1,14 +1,15 @@
 """Iteration times that no schedule of some hTasks is faster than.
 
-With ``w`` seconds of a micro-batch of hTask ``H`` on stage ``s``, forward and backward, ``m`` micro-batches,
-``x`` seconds of a transfer, and ``way(s)`` what a micro-batch spends before stage ``s`` and behind it on the
-way back, transfers included:
+``f`` and ``b`` are the seconds of a micro-batch of hTask ``H`` on stage ``s``, and ``m`` is the number of its
+micro-batches; ``head(s)`` is the time from the start of a forward on stage 0 to its arrival on stage ``s``,
+``tail(s)`` that of a backward on its way back, and ``trip(s)`` the way of a micro-batch from stage ``s`` to
+the last one and back, transfers included.
 
-load      sum over H of m w                                     a stage does one action at a time
-window    sum over H of m (w + what lies behind s) / (pp - s)   at most pp - s micro-batches are open; with
-                                                                carry groups of up to g, pp - s - 1 + g
-chain     way(s) + m w                                          H's step ends before its next one starts
-drain     least way(s) there and least back of all H + load     under flush
+load      sum over H of m (f + b)                  a stage does one action at a time
+window    sum over H of m trip(s) / (pp - s)       at most pp - s micro-batches are open; with carry groups of
+                                                   up to g, pp - s - 1 + g
+chain     head(s) + m (f + b) + tail(s)            H's step ends before its next one starts
+drain     least head(s) + load + least tail(s)     under flush; one H may be first there, another last back
 
 They hold where every action is a clock of its own. With estimated seconds they are estimates, and with exact
 ones bounds (tested); both order and prune the search.
@@ -19,7 +20,7 @@ ones bounds (tested); both order and prune the search.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,43 +44,74 @@ class IterationBounds:
         return min(self.continuous_s if each == "continuous" else self.flush_s for each in templates)
 
 
-def iteration_bounds(
-    work_s_sh: Floats, microbatches_h: Floats, p2p_s_h: Floats, run: int = 1
-) -> IterationBounds:
-    """Bounds of a partition.
+@dataclass(frozen=True, slots=True)
+class BoundTerms:
+    """What hTasks, or groups that may become some, add to the bounds: ``[S, H]`` seconds of an iteration."""
+
+    load_s: Floats
+    trip_s: Floats
+    """Ways of all micro-batches of an iteration."""
+    head_s: Floats
+    tail_s: Floats
+
+    @property
+    def chain_s(self) -> Floats:
+        """``[H]``: what an hTask takes by itself."""
+        return np.asarray((self.head_s + self.load_s + self.tail_s).max(axis=0))
+
+    def window_s(self, run: int) -> Floats:
+        """``[S, H]``: ways over the number of micro-batches that a stage may have open.
+
+        Args:
+            run: Micro-batches of the longest carry group.
+        """
+        open_s = np.arange(len(self.trip_s))[::-1] + run
+        return np.asarray(self.trip_s / open_s[:, None])
+
+    def together(self, run: int = 1) -> IterationBounds:
+        """Bounds of a partition into all these hTasks; ``run`` as in :meth:`window_s`."""
+        load_s = self.load_s.sum(axis=1)
+        window_s = self.window_s(run).sum(axis=1)
+        steady_s = float(max(load_s.max(), window_s.max(), self.chain_s.max()))
+        drained_s = float((self.head_s.min(axis=1) + load_s + self.tail_s.min(axis=1)).max())
+        return IterationBounds(float(load_s.max()), steady_s, max(steady_s, drained_s))
+
+    @staticmethod
+    def joined(terms: Sequence[BoundTerms]) -> BoundTerms:
+        """Terms of all hTasks of some."""
+        return BoundTerms(
+            *(
+                np.concatenate([getattr(each, name) for each in terms], axis=1)
+                for name in ("load_s", "trip_s", "head_s", "tail_s")
+            )
+        )
+
+
+def bound_terms(fwd_s_sh: Floats, bwd_s_sh: Floats, microbatches_h: Floats, p2p_s_h: Floats) -> BoundTerms:
+    """Terms of some hTasks.
 
     Args:
-        work_s_sh: Seconds of a micro-batch's forward and backward on each stage.
+        fwd_s_sh: Seconds of a micro-batch's forward on each stage.
+        bwd_s_sh: Seconds of its backward. Where only the sum of both is known, half of it may stand for each.
         microbatches_h: Micro-batches per iteration.
         p2p_s_h: Seconds of a transfer.
-        run: Micro-batches of the longest carry group.
     """
-    stages = np.arange(len(work_s_sh))[:, None]
-    through = np.cumsum(work_s_sh, axis=0)
-    before_s = through - work_s_sh + 2 * stages * p2p_s_h
-    behind_s = through[-1] - through + 2 * (len(work_s_sh) - 1 - stages) * p2p_s_h
-    load_s_sh = microbatches_h * work_s_sh
-    load_s = load_s_sh.sum(axis=1)
-    window_s = (microbatches_h * (work_s_sh + behind_s)).sum(axis=1) / (
-        len(work_s_sh) - 1 - stages[:, 0] + run
-    )
-    chain_s = (before_s + load_s_sh).max()
-    steady_s = float(max(load_s.max(), window_s.max(), chain_s))
-    drained_s = float((before_s.min(axis=1) + load_s).max())
-    return IterationBounds(float(load_s.max()), steady_s, max(steady_s, drained_s))
+    stages = np.arange(len(fwd_s_sh))[:, None]
+    hops_s = stages * p2p_s_h
+    head_s = np.cumsum(fwd_s_sh, axis=0) - fwd_s_sh + hops_s
+    tail_s = head_s if bwd_s_sh is fwd_s_sh else np.cumsum(bwd_s_sh, axis=0) - bwd_s_sh + hops_s
+    work_s = fwd_s_sh + bwd_s_sh
+    behind_s = head_s[-1] - head_s + tail_s[-1] - tail_s + work_s[-1]  # from the stage's own work on
+    return BoundTerms(microbatches_h * work_s, microbatches_h * behind_s, head_s, tail_s)
 
 
 def exact_bounds(times: Sequence[HTaskTimes], microbatches: Sequence[int], run: int = 1) -> IterationBounds:
-    """Bounds of priced hTasks, whose longest carry group has ``run`` micro-batches.
+    """Bounds of priced hTasks, whose longest carry group has ``run`` micro-batches."""
+    return exact_terms(times, microbatches).together(run)
 
-    One hTask may be first on the way there and another last on the way back, so the drain takes the least of
-    each way; :func:`iteration_bounds` knows only both ways together, and is an estimate there.
-    """
+
+def exact_terms(times: Sequence[HTaskTimes], microbatches: Sequence[int]) -> BoundTerms:
+    """Terms of priced hTasks."""
     fwd_s, bwd_s = (np.array([getattr(each, name) for each in times]).T for name in ("fwd_s", "bwd_s"))
     p2p_s = np.array([each.p2p_s for each in times])
-    m = np.array(microbatches, dtype=np.float64)
-    bounds = iteration_bounds(fwd_s + bwd_s, m, p2p_s, run)
-    hops_s = np.arange(len(fwd_s))[:, None] * p2p_s
-    ways_s = [(np.cumsum(each, axis=0) - each + hops_s).min(axis=1) for each in (fwd_s, bwd_s)]
-    drained_s = float((ways_s[0] + (m * (fwd_s + bwd_s)).sum(axis=1) + ways_s[1]).max())
-    return replace(bounds, flush_s=max(bounds.continuous_s, drained_s))
+    return bound_terms(fwd_s, bwd_s, np.array(microbatches, dtype=np.float64), p2p_s)

@@ -81,14 +81,14 @@ class StructurePrices:
         self._works = works
         self._slowest = lru_cache(maxsize=None)(self._find_slowest)
         self._replicas = lru_cache(maxsize=None)(self._find_replicas)
-        self.htask_times = lru_cache(maxsize=None)(self.price)
+        self._times = lru_cache(maxsize=None)(self.price)
         self._actions = lru_cache(maxsize=4096)(self._action_prices)  # stages of all meshes share their parts
         self._launch_graph = lru_cache(maxsize=1024)(self._build_graph)
         self._clock_s = lru_cache(maxsize=None)(self._orchestrate)
         self._step_s = lru_cache(maxsize=None)(self._price_step)
 
     def price(self, htask: HTaskChoice, mesh: Mesh, orchestration: Orchestration = SEQUENTIAL) -> HTaskTimes:
-        """Ask the costs what one micro-batch takes; ``htask_times`` remembers the answers.
+        """Ask the costs what one micro-batch takes.
 
         Raises:
             SpecError: It takes no time, or less, or is no number: a search would never end.
@@ -108,6 +108,14 @@ class StructurePrices:
                 raise SpecError(field, list(row), f"seconds above 0, and at most {MOST_SECONDS:.0f}")
         return HTaskTimes(fwd, bwd, p2p)
 
+    def htask_times(
+        self, htask: HTaskChoice, mesh: Mesh, orchestration: Orchestration = SEQUENTIAL
+    ) -> HTaskTimes:
+        """:meth:`price`, remembered; where nothing overlaps, all modes are one."""
+        if not overlaps(mesh, orchestration) and orchestration.adapters == SEQUENTIAL.adapters:
+            orchestration = SEQUENTIAL
+        return self._times(htask, mesh, orchestration)
+
     def stage_kinds(self, mesh: Mesh) -> list[StageKind]:
         """Kind of every stage of a mesh."""
         return stage_kinds(mesh.layers_per_stage, mesh.on(self._cluster))
@@ -120,12 +128,21 @@ class StructurePrices:
 
     def layer_seconds(self, htask: HTaskChoice, mesh: Mesh) -> float:
         """Forward and backward of one more layer in a stage in the middle, per micro-batch."""
-        replicas = mesh.on(self._cluster).replica_routes(0)
-        one_s, two_s = (
-            sum(self._action_s(htask, StageKind(layers, False, False, replicas), mesh, SEQUENTIAL))
-            for layers in (1, 2)
-        )
+        one_s, two_s = (self._alone_s(htask, mesh, layers) for layers in (1, 2))
         return two_s - one_s
+
+    def end_seconds(self, htask: HTaskChoice, mesh: Mesh) -> tuple[float, float]:
+        """What the first and the last stage have beside what one in the middle has, per micro-batch."""
+        middle_s = self._alone_s(htask, mesh, 1)
+        first_s = self._alone_s(htask, mesh, 1, first=True) - middle_s
+        return first_s, self._alone_s(htask, mesh, 1, last=True) - middle_s
+
+    def _alone_s(
+        self, htask: HTaskChoice, mesh: Mesh, layers: int, *, first: bool = False, last: bool = False
+    ) -> float:
+        """Forward and backward of a micro-batch on a stage of so many layers."""
+        replicas = mesh.on(self._cluster).replica_routes(0)
+        return sum(self._action_s(htask, StageKind(layers, first, last, replicas), mesh, SEQUENTIAL))
 
     def stage_times(self, structure: PlanStructure) -> StageTimes:
         """Durations that the structure's schedule is played with."""

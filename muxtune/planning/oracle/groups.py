@@ -3,19 +3,6 @@
 A search over partitions asks for the same groups again and again, so each is aligned, priced and weighed
 once. A group is a bit mask over the tasks in the order of
 :func:`muxtune.planning.problem.layouts.sort_by_tokens`.
-
-No schedule of a partition has a shorter iteration than any of these. ``f`` and ``b`` are the seconds of a
-micro-batch of hTask ``H`` on stage ``s``, and ``m`` is the number of its micro-batches. ``head(s)`` is the
-time from the start of a forward on stage 0 to its arrival on stage ``s``, and ``tail(s)`` that of a backward
-on its way back.
-
-load     sum over H of m (f + b): a stage does one action at a time
-window   sum over H of m trip(s) / (pp - s): at most ``pp - s`` micro-batches are open, each of them for at
-         least ``trip(s)``, its way to the last stage and back; ``pp - s - 1 + g`` with carry groups of ``g``
-chain    head(s) + m (f + b) + tail(s) of any H: its step ends before its next one begins
-drain    least head(s) + load(s) + least tail(s) of all H: under ``flush``
-
-Stages on which the operators of several hTasks overlap are not bound by these.
 """
 
 from __future__ import annotations
@@ -32,15 +19,13 @@ from numpy.typing import NDArray
 from muxtune.memory import StageMemory
 from muxtune.planning.decisions.partition_dp import Groups
 from muxtune.planning.decisions.structure import HTaskChoice, Mesh, PlanStructure
-from muxtune.planning.exact.seconds import HTaskTimes
+from muxtune.planning.exact.bounds import BoundTerms, exact_terms
 from muxtune.planning.problem.layouts import sort_by_tokens
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.planning.problem.schedules import in_order
 from muxtune.schedule import Action, Template, inject
 
 # S pipeline stages
-
-FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +35,8 @@ class Group:
     choice: HTaskChoice
     slowest_s: float
     """Seconds of one micro-batch on the slowest stage."""
-    load_s: FloatArray
-    """``[S]``, of all micro-batches of an iteration."""
-    window_s: FloatArray
-    """``[S]``."""
-    chain_s: float
-    head_s: FloatArray
-    """``[S]``."""
-    tail_s: FloatArray
-    """``[S]``."""
+    terms: BoundTerms
+    """What it adds to the bounds, ``[S, 1]``."""
     kept_bytes: tuple[int, ...]
     """``[S]``, by each open micro-batch for its backward; of a carry group, by the one that keeps least."""
     forward_bytes: tuple[int, ...]
@@ -142,14 +120,8 @@ class GroupTable:
     def bound_s(self, partition: Groups, templates: Sequence[Template]) -> float:
         """What no schedule of the partition under any of these templates is faster than."""
         groups = [self[mask] for mask in partition]
-        load_s = np.sum([group.load_s for group in groups], axis=0)
-        window_s = np.sum([group.window_s for group in groups], axis=0)
-        steady_s = max(float(load_s.max()), float(window_s.max()), *(group.chain_s for group in groups))
-        if "continuous" in templates:
-            return steady_s
-        head_s = np.min([group.head_s for group in groups], axis=0)
-        tail_s = np.min([group.tail_s for group in groups], axis=0)
-        return max(steady_s, float((head_s + load_s + tail_s).max()))
+        run = max(group.choice.shape.carry for group in groups)
+        return BoundTerms.joined([group.terms for group in groups]).together(run).of(templates)
 
     def least_bytes(self, partition: Groups) -> int:
         """What no schedule of the partition needs less than, on the fullest stage.
@@ -251,20 +223,11 @@ class GroupTable:
     def _work_out(self, mask: int) -> Group:
         choice = self._align(self.members(mask))
         times = self.problem.htask_times(choice, self.mesh)
-        head_s, tail_s = _ways(times)
-        m = choice.shape.microbatches
-        work_s = np.add(times.fwd_s, times.bwd_s)
-        behind = np.arange(self.mesh.pp)[::-1]  # stages behind each stage
-        trip_s = np.cumsum(work_s[::-1])[::-1] + 2 * behind * times.p2p_s
         weight = self._weigh(choice)
         return Group(
             choice=choice,
             slowest_s=times.slowest_s,
-            load_s=m * work_s,
-            window_s=m * trip_s / (behind + choice.shape.carry),
-            chain_s=float((head_s + m * work_s + tail_s).max()),
-            head_s=head_s,
-            tail_s=tail_s,
+            terms=exact_terms([times], [choice.shape.microbatches]),
             kept_bytes=tuple(weight.kept.min(axis=0).tolist()),
             forward_bytes=tuple(weight.forward.min(axis=0).tolist()),
             least_bytes=weight.least,
@@ -337,10 +300,3 @@ def _comes_and_goes(stage: StageMemory) -> int:
         + stage.chunk_kv_bytes
         + stage.workspace_bytes
     )
-
-
-def _ways(times: HTaskTimes) -> tuple[FloatArray, FloatArray]:
-    """Seconds from stage 0 to each stage before its forward, and back from each stage after its backward."""
-    hops_s = times.p2p_s * np.arange(len(times.fwd_s))
-    before = [np.concatenate([[0.0], np.cumsum(seconds)[:-1]]) for seconds in (times.fwd_s, times.bwd_s)]
-    return before[0] + hops_s, before[1] + hops_s

@@ -19,12 +19,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from itertools import combinations, pairwise
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from muxtune.planning.decisions.partition_dp import Groups, best_cuts
+from muxtune.planning.decisions.partition_dp import Groups, cheapest_cuts
 from muxtune.planning.decisions.settings import Effort
 from muxtune.planning.decisions.structure import PlanStructure
 from muxtune.planning.oracle.groups import GroupTable
@@ -86,25 +86,27 @@ def dp_starts(table: GroupTable, orders: int) -> list[Groups]:
     """Best contiguous partitions for every number of groups, in several orders; and every task by itself."""
     starts: dict[Groups, None] = {}  # a set that keeps the order
     for order in task_orders(table)[:orders]:
-        for cuts in best_cuts(_contiguous_costs(table, order)):
-            masks = (sum(1 << bit for bit in order[a:b]) for a, b in pairwise(cuts))
+        cuts = cheapest_cuts(_contiguous_costs(table, order), len(order))
+        for count in np.flatnonzero(np.isfinite(cuts.total)).tolist():
+            ends_and_widths = zip(*(each.tolist() for each in cuts.places(count)), strict=True)
+            masks = (sum(1 << bit for bit in order[end - w : end + 1]) for end, w in ends_and_widths)
             starts[tuple(sorted(masks))] = None
     starts[tuple(1 << bit for bit in range(len(table.task_ids)))] = None
     return list(starts)
 
 
 def _contiguous_costs(table: GroupTable, order: Sequence[int]) -> NDArray[np.float64]:
-    """``[n, n + 1]``: seconds of the group from one task of the order to the one before the end."""
+    """``[n, W]``, a band with the seconds of every group of neighbours in the order."""
     count = len(order)
     declared = [table.problem.data[table.task_ids[bit]].task.declared_microbatches for bit in order]
-    cost_s = np.full((count, count + 1), np.inf)
+    cost_s = np.full((count, count), np.inf)
     for start in range(count):
         mask = 0
-        for stop in range(start + 1, count + 1):
-            mask |= 1 << order[stop - 1]
+        for end in range(start, count):
+            mask |= 1 << order[end]
             if not table.exceeds_alone(mask):
-                cost_s[start, stop] = table[mask].cost_s
-            elif max(declared[start:stop]) == max(declared[start:]):
+                cost_s[end, end - start] = table[mask].cost_s
+            elif max(declared[start : end + 1]) == max(declared[start:]):
                 break  # more tasks in no more micro-batches need more memory still
     return cost_s
 

@@ -82,7 +82,7 @@ class Appraiser:
     def _least_load(self, mask: int) -> NDArray[np.float64]:
         """Work of each stage, with micro-batches cut or not."""
         group, table = self.table[mask], self.table
-        loads_s = [group.load_s]
+        loads_s = [group.terms.load_s[:, 0]]
         settings = table.problem.settings
         for carry in settings.carries[1:]:
             if group.choice.shape.tokens >= carry * settings.least_cut_tokens:

@@ -49,6 +49,30 @@ def carries_at(
     return carries
 
 
+def carries_to_try(
+    slot_s: NDArray[np.float64],
+    tokens: NDArray[np.int64],
+    longest_s: float,
+    cuts: Sequence[float],
+    settings: SearchSettings,
+) -> Iterator[NDArray[np.int64]]:
+    """Carries of all hTasks for every pace at which something is cut, without repetitions.
+
+    Args:
+        slot_s: As in :func:`carries_at`.
+        tokens: As in :func:`carries_at`.
+        longest_s: Seconds of the longest micro-batch.
+        cuts: Paces, as ``longest_s`` over each of these.
+        settings: Say how much may be cut.
+    """
+    known: set[bytes] = set()
+    for cut in cuts:
+        carries = carries_at(longest_s / cut, slot_s, tokens, settings)
+        if carries.max() > 1 and carries.tobytes() not in known:
+            known.add(carries.tobytes())
+            yield carries
+
+
 def cut_choice(problem: PlanningProblem, mesh: Mesh, task_ids: tuple[str, ...], carry: int) -> HTaskChoice:
     """A group whose micro-batches are cut, in the chunks that need fewest tokens.
 
@@ -63,14 +87,13 @@ def cut_variants(
     problem: PlanningProblem, htasks: Sequence[HTaskChoice], mesh: Mesh
 ) -> Iterator[tuple[HTaskChoice, ...]]:
     """The partition with long micro-batches cut, for every pace at which something is cut."""
+    if mesh.pp == 1:
+        return
+    settings = problem.settings
     slot_s = np.array([problem.htask_times(htask, mesh).slowest_s for htask in htasks])
     tokens = np.array([htask.shape.tokens for htask in htasks])
-    known = {(1,) * len(htasks)}
-    for cut in problem.settings.cuts if mesh.pp > 1 else ():
-        carries = tuple(carries_at(slot_s.max() / cut, slot_s, tokens, problem.settings).tolist())
-        if carries not in known:
-            known.add(carries)
-            yield tuple(
-                htask if carry == 1 else cut_choice(problem, mesh, htask.task_ids, carry)
-                for htask, carry in zip(htasks, carries, strict=True)
-            )
+    for carries in carries_to_try(slot_s, tokens, float(slot_s.max()), settings.cuts, settings):
+        yield tuple(
+            htask if carry == 1 else cut_choice(problem, mesh, htask.task_ids, carry)
+            for htask, carry in zip(htasks, carries.tolist(), strict=True)
+        )

@@ -37,11 +37,21 @@ def cheapest_layout(
     problem: PlanningProblem, mesh: Mesh, task_ids: tuple[str, ...], wanted: Iterable[Layout]
 ) -> HTaskChoice:
     """The group under the layout with the least time on the slowest stage; all have as many micro-batches."""
-    choices = [
-        HTaskChoice(task_ids=task_ids, shape=problem.shape(task_ids, *layout, dp=mesh.dp))
-        for layout in wanted
-    ]
-    return min(choices, key=lambda c: problem.htask_times(c, mesh).slowest_s)
+    return cheapest_choice(
+        problem,
+        mesh,
+        [
+            HTaskChoice(task_ids=task_ids, shape=problem.shape(task_ids, *layout, dp=mesh.dp))
+            for layout in wanted
+        ],
+    )
+
+
+def cheapest_choice(problem: PlanningProblem, mesh: Mesh, choices: Sequence[HTaskChoice]) -> HTaskChoice:
+    """The same group in the layout with the least time on the slowest stage, unless it is far longer."""
+    shortest = min(choice.shape.tokens for choice in choices)
+    worth = [c for c in choices if c.shape.tokens <= problem.settings.most_padding * shortest]
+    return min(worth, key=lambda c: problem.htask_times(c, mesh).slowest_s)
 
 
 def alignment_candidates(

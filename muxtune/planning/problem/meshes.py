@@ -133,10 +133,7 @@ def choose_mesh(problem: PlanningProblem, htasks: Sequence[HTaskChoice], options
 def choose_layers(
     problem: PlanningProblem, htasks: Sequence[HTaskChoice], pp: int, *, tp: int = 1, dp: int = 1
 ) -> Mesh:
-    """Layers per stage with the least work on the busiest stage.
-
-    Starts from an even split and moves one layer at a time from the busiest stage to the idlest while that
-    helps; layers are alike, so no better split is missed by moving single layers.
+    """The mesh with :func:`balanced_layers` for some hTasks, by exact prices.
 
     Raises:
         SpecError: There are fewer layers than stages.
@@ -144,26 +141,14 @@ def choose_layers(
     layers = problem.model.layers
     if pp > layers:
         raise SpecError("parallelism.pp", pp, f"at most {layers}, the layers of {problem.model.name}")
-    split = [layers // pp + (stage < layers % pp) for stage in range(pp)]
-    loads = stage_loads(problem, htasks, Mesh(tuple(split), tp, dp))
-    while True:
-        busiest = max(range(pp), key=lambda stage: loads[stage])
-        idlest = min(range(pp), key=lambda stage: loads[stage])
-        if split[busiest] == 1:
-            return Mesh(tuple(split), tp, dp)
-        moved = list(split)
-        moved[busiest] -= 1
-        moved[idlest] += 1
-        moved_loads = stage_loads(problem, htasks, Mesh(tuple(moved), tp, dp))
-        if max(moved_loads) >= max(loads):
-            return Mesh(tuple(split), tp, dp)
-        split, loads = moved, moved_loads
-
-
-def stage_loads(problem: PlanningProblem, htasks: Sequence[HTaskChoice], mesh: Mesh) -> list[float]:
-    """Seconds of work per stage in one iteration."""
-    prices = [(htask, problem.htask_times(htask, mesh)) for htask in htasks]
-    return [
-        sum(h.shape.microbatches * (t.fwd_s[stage] + t.bwd_s[stage]) for h, t in prices)
-        for stage in range(mesh.pp)
-    ]
+    shape = MeshShape(tp, pp, dp)
+    even = mesh_of(shape, balanced_layers(layers, pp, 1.0, 0.0, 0.0))
+    if pp == 1:
+        return even
+    layer_s = first_s = last_s = 0.0
+    for htask in htasks:
+        m, (own_first_s, own_last_s) = htask.shape.microbatches, problem.end_seconds(htask, even)
+        layer_s += m * problem.layer_seconds(htask, even)
+        first_s += m * own_first_s
+        last_s += m * own_last_s
+    return mesh_of(shape, balanced_layers(layers, pp, layer_s, first_s, last_s))

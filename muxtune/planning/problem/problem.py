@@ -82,6 +82,7 @@ class PlanningProblem:
         self.slowest_work = self._prices.work
         self.htask_times = self._prices.htask_times
         self.layer_seconds = self._prices.layer_seconds
+        self.end_seconds = self._prices.end_seconds
         self._memory = StructureMemory(model, cluster.device, lambda htask: self._works(htask).fullest)
 
     @property

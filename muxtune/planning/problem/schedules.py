@@ -83,7 +83,7 @@ def fastest_schedule(
     seconds_of: SecondsOf = structure_iteration_s,
 ) -> PlanStructure:
     """The best of :func:`schedules`, whether it fits the memory or not."""
-    latency_s = [problem.htask_times(htask, mesh, SEQUENTIAL).slowest_s for htask in htasks]
+    latency_s = [problem.htask_times(htask, mesh).slowest_s for htask in htasks]
     structures = list(schedules(htasks, latency_s, mesh, templates, problem.settings.most_groupings))
     return min(structures, key=lambda structure: seconds_of(problem, structure))
 
@@ -93,36 +93,34 @@ def schedules(
     latency_s: Sequence[float],
     mesh: Mesh,
     templates: Sequence[Template],
-    most_groupings: int,
+    most_groupings: int | None = None,
 ) -> Iterator[PlanStructure]:
     """Groupings and templates of a partition; see :func:`bucket_candidates`."""
-    counts = np.unique(np.geomspace(1, len(htasks), most_groupings).round().astype(int))
-    if len(htasks) <= most_groupings:
-        counts = np.arange(1, len(htasks) + 1)
-    groupings: dict[tuple[tuple[int, ...], ...], None] = {}
-    for count in counts.tolist():
-        slowest_first = balanced_buckets(latency_s, count)
-        groupings[slowest_first] = None
-        groupings[tuple(bucket[::-1] for bucket in slowest_first)] = None
     for template in templates:
-        for buckets in groupings:
+        for buckets in bucket_candidates(latency_s, most_groupings):
             yield PlanStructure(htasks=tuple(htasks), buckets=buckets, template=template, mesh=mesh)
 
 
-def bucket_candidates(latency_s: Sequence[float]) -> list[tuple[tuple[int, ...], ...]]:
-    """Balanced groupings for every bucket count, buckets by descending latency.
+def bucket_candidates(
+    latency_s: Sequence[float], most_counts: int | None = None
+) -> list[tuple[tuple[int, ...], ...]]:
+    """Balanced groupings into some numbers of buckets, buckets by descending latency.
 
     Inside a bucket the hTasks take turns, slowest first or slowest last. That decides who is left over at its
     end: if it is the hTask that also begins the next iteration, ``continuous`` has to drain for its step.
 
     Args:
         latency_s: Per hTask, seconds of one micro-batch on the slowest stage.
+        most_counts: Numbers of buckets, from 1 to all hTasks in proportion; all of them if absent.
 
     Returns:
-        Groupings into 1, 2, ... buckets, without repetitions.
+        Groupings by number of buckets, without repetitions.
     """
+    counts = range(1, len(latency_s) + 1)
+    if most_counts is not None and most_counts < len(latency_s):
+        counts = np.unique(np.geomspace(1, len(latency_s), most_counts).round().astype(int)).tolist()
     groupings: dict[tuple[tuple[int, ...], ...], None] = {}  # a set that keeps the order
-    for count in range(1, len(latency_s) + 1):
+    for count in counts:
         slowest_first = balanced_buckets(latency_s, count)
         groupings[slowest_first] = None
         groupings[tuple(bucket[::-1] for bucket in slowest_first)] = None
@@ -164,12 +162,8 @@ def pipeline_candidates(
     templates: Sequence[Template],
 ) -> list[PlanStructure]:
     """All groupings and templates for a partition."""
-    latencies = [problem.htask_times(htask, mesh).slowest_s for htask in htasks]
-    return [
-        PlanStructure(htasks=tuple(htasks), buckets=buckets, template=template, mesh=mesh)
-        for buckets in bucket_candidates(latencies)
-        for template in templates
-    ]
+    latency_s = [problem.htask_times(htask, mesh).slowest_s for htask in htasks]
+    return list(schedules(htasks, latency_s, mesh, templates))
 
 
 def in_order(htasks: Sequence[HTaskChoice], mesh: Mesh, template: Template) -> PlanStructure:

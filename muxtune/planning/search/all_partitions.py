@@ -24,6 +24,7 @@ from muxtune.planning.decisions.structure import Layout, Mesh
 from muxtune.planning.estimate.curves import Floats, Ints
 from muxtune.planning.estimate.group_seconds import GroupBands, GroupPrices
 from muxtune.planning.estimate.memory_bound import Room, room_for_groups
+from muxtune.planning.exact.bounds import bound_terms
 from muxtune.planning.problem.meshes import MeshShape, balanced_layers, mesh_of
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.planning.search.proposals import (
@@ -175,20 +176,19 @@ def _rank(
     room = room_for_groups(bands, prices, mesh)
     work_s_sg = np.array([each[:, 0] for each in work_s])
     m_g = prices.microbatches_nw[:, 0].astype(np.float64)
-    hops_s = 2 * np.arange(mesh.pp)[:, None] * prices.p2p_s_nw[:, 0]
-    through = np.cumsum(work_s_sg, axis=0)
-    before_s = through - work_s_sg + hops_s
+    half_s_sg = 0.5 * work_s_sg
+    terms = bound_terms(half_s_sg, half_s_sg, m_g, prices.p2p_s_nw[:, 0])
     slot_s_g = work_s_sg.max(axis=0)
-    chain_s_g = (before_s + m_g * work_s_sg).max(axis=0)
-    window_s_g = m_g * (through[-1] + hops_s[-1]) / (mesh.pp - 1 + prices.run)
+    window_s_g = terms.window_s(prices.run)[0]
     rows = _partition_rows(len(bands.tasks))
     load_s = _of_groups(m_g * slot_s_g, rows, 0.0).sum(axis=1)
     layer_work_s_g = m_g * (prices.layer_s_nw - settings.overlapped * prices.hidden_s_nw)[:, 0]
     layer_work_s_p = _of_groups(layer_work_s_g, rows, 0.0).sum(axis=1)
     guess_s = np.maximum(load_s, _of_groups(window_s_g, rows, 0.0).sum(axis=1))
-    guess_s = np.maximum(guess_s, _of_groups(chain_s_g, rows, 0.0).max(axis=1))
+    guess_s = np.maximum(guess_s, _of_groups(terms.chain_s, rows, 0.0).max(axis=1))
     if "continuous" not in templates:
-        drain_s_g = before_s[work_s_sg.argmax(axis=0), np.arange(len(m_g))]
+        busiest = work_s_sg.argmax(axis=0), np.arange(len(m_g))
+        drain_s_g = terms.head_s[busiest] + terms.tail_s[busiest]
         guess_s = np.maximum(guess_s, load_s + _of_groups(drain_s_g, rows, np.inf).min(axis=1))
     if prices.run > 1:
         m = _of_groups(m_g, rows, 0.0)

@@ -19,7 +19,7 @@ from muxtune.planning.decisions.structure import Layout, Mesh
 from muxtune.planning.estimate.curves import Floats
 from muxtune.planning.estimate.group_seconds import GroupBands, GroupPrices, join_prices, price_groups
 from muxtune.planning.estimate.part_seconds import StagePrices
-from muxtune.planning.problem.carrying import carries_at, may_carry
+from muxtune.planning.problem.carrying import carries_to_try, may_carry
 from muxtune.planning.problem.layouts import (
     alignment_candidates,
     sort_by_tokens,
@@ -203,15 +203,11 @@ class _Estimates(Generic[Bands]):
             return
         whole = self.prices(shape)
         slot_s = self._slots_s(shape, mesh)
-        slowest_s = float(slot_s[self.bands.alone].max())
-        known: set[bytes] = set()
+        longest_s = float(slot_s[self.bands.alone].max())
         settings = self.bands.problem.settings
-        for cut in settings.cuts_of_tasks:
-            wanted = carries_at(slowest_s / cut, slot_s, whole.tokens_nw, settings)
-            if wanted.max() > 1 and wanted.tobytes() not in known:
-                known.add(wanted.tobytes())
-                alternatives = [self.prices(shape, carry) for carry in carries]
-                yield join_prices(alternatives, np.searchsorted(carries, wanted))
+        for wanted in carries_to_try(slot_s, whole.tokens_nw, longest_s, settings.cuts_of_tasks, settings):
+            alternatives = [self.prices(shape, carry) for carry in carries]
+            yield join_prices(alternatives, np.searchsorted(carries, wanted))
 
     def is_paced_by_one(self, proposal: Proposal) -> bool:
         """Whether a single task's micro-batches are about the longest; fusing less does not shorten them."""

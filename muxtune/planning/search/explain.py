@@ -25,7 +25,7 @@ from muxtune.planning.decisions.options import PlanOptions
 from muxtune.planning.decisions.structure import SEQUENTIAL, HTaskChoice, PlanStructure
 from muxtune.planning.exact.seconds import StageKind
 from muxtune.planning.problem.assemble import structure_iteration_s, structure_schedule
-from muxtune.planning.problem.layouts import alignment_candidates
+from muxtune.planning.problem.layouts import alignment_candidates, cheapest_layout
 from muxtune.planning.problem.memory_limit import fits
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.planning.problem.schedules import fastest_schedule, overlapping
@@ -283,14 +283,11 @@ def _best_elsewhere(
 
 def _realigned(problem: PlanningProblem, best: PlanStructure) -> Iterator[tuple[str, str, PlanStructure]]:
     """The best structure's partition, all of it under one other alignment."""
-    dp = best.mesh.dp
     for alignment in ("pack", "pad", "chunk"):
         htasks = []
         for htask in best.htasks:
             wanted = alignment_candidates(problem, htask.task_ids, PlanOptions(alignment=alignment))
-            shapes = [problem.shape(htask.task_ids, *layout, dp=dp) for layout in wanted]
-            choices = [replace(htask, shape=shape) for shape in shapes]
-            htasks.append(min(choices, key=lambda c: problem.htask_times(c, best.mesh, SEQUENTIAL).slowest_s))
+            htasks.append(cheapest_layout(problem, best.mesh, htask.task_ids, wanted))
         if tuple(htasks) != best.htasks:
             structure = fastest_schedule(problem, htasks, best.mesh, [best.template])
             yield "alignment", f"all {alignment}", structure

@@ -11,13 +11,14 @@ import numpy as np
 
 from muxtune.planning.decisions.partition_dp import Places, cheapest_cuts, paced_cuts
 from muxtune.planning.decisions.settings import SearchSettings
-from muxtune.planning.decisions.structure import SEQUENTIAL, HTaskChoice, Mesh
+from muxtune.planning.decisions.structure import HTaskChoice, Mesh
 from muxtune.planning.estimate.curves import Floats
 from muxtune.planning.estimate.group_seconds import GroupBands, GroupPrices, layer_steps_s
 from muxtune.planning.estimate.memory_bound import Room, room_for_groups
-from muxtune.planning.exact.bounds import iteration_bounds
+from muxtune.planning.exact.bounds import bound_terms
 from muxtune.planning.exact.seconds import StageKind
 from muxtune.planning.problem.carrying import cut_choice
+from muxtune.planning.problem.layouts import cheapest_choice
 from muxtune.planning.problem.meshes import MeshShape, balanced_layers, mesh_of
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.schedule import Template
@@ -70,9 +71,7 @@ class Proposal:
                 self._choice(problem, task_ids, layout)
                 for layout in dict.fromkeys(layouts if alternatives else layouts[:1])
             ]
-            if len(possible) > 1:
-                possible.sort(key=lambda c: problem.htask_times(c, self.mesh, SEQUENTIAL).slowest_s)
-            found.append(possible[0])
+            found.append(possible[0] if len(possible) == 1 else cheapest_choice(problem, self.mesh, possible))
         return found
 
     def shortest_htasks(self, problem: PlanningProblem) -> list[HTaskChoice]:
@@ -239,7 +238,8 @@ def make_proposal(
     m = prices.microbatches_nw[places].astype(np.float64)
     work_s_sh = np.array([each[places] for each in work_s])
     run = int(prices.carry_nw[places].max())
-    bounds = iteration_bounds(work_s_sh, m, prices.p2p_s_nw[places], run)
+    half_s_sh = 0.5 * work_s_sh
+    bounds = bound_terms(half_s_sh, half_s_sh, m, prices.p2p_s_nw[places]).together(run)
     slot_s = work_s_sh.max(axis=0)
     uneven_s = settings.uneven * (mesh.pp - 1) * float(slot_s.max() - slot_s.min())
     bound_s = bounds.of(templates)

@@ -21,19 +21,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 
 from muxtune.planning.decisions.options import FREE, PlanOptions
 from muxtune.planning.decisions.partition_dp import set_partitions
-from muxtune.planning.decisions.structure import SEQUENTIAL, HTaskChoice, Layout, Mesh, PlanStructure
+from muxtune.planning.decisions.structure import HTaskChoice, Layout, Mesh, PlanStructure
 from muxtune.planning.exact.bounds import exact_bounds
 from muxtune.planning.oracle.groups import GroupTable
 from muxtune.planning.oracle.local_search import refined_partitions
 from muxtune.planning.oracle.partitions import Appraiser
 from muxtune.planning.problem.assemble import structure_iteration_s
 from muxtune.planning.problem.carrying import may_carry
+from muxtune.planning.problem.layouts import cheapest_layout
 from muxtune.planning.problem.memory_limit import fits, fitting
 from muxtune.planning.problem.meshes import candidate_meshes
 from muxtune.planning.problem.problem import PlanningProblem
@@ -170,20 +170,6 @@ def _refuse(problem: PlanningProblem, meshes: Sequence[MeshProposals], search: _
     raise SpecError(field, problem.cluster.device.memory_bytes, expected)
 
 
-def _cheapest_layout(
-    problem: PlanningProblem, mesh: Mesh, wanted: Sequence[Layout], task_ids: tuple[str, ...]
-) -> HTaskChoice:
-    """The group under the alignment with the least time on the slowest stage."""
-    possible = [
-        HTaskChoice(task_ids=task_ids, shape=problem.shape(task_ids, *layout, dp=mesh.dp))
-        for layout in wanted
-    ]
-    # Fewer attention calls never make up for many more tokens.
-    fewest = min(choice.shape.tokens for choice in possible)
-    worth = [choice for choice in possible if choice.shape.tokens <= problem.settings.most_padding * fewest]
-    return min(worth, key=lambda c: problem.htask_times(c, mesh, SEQUENTIAL).slowest_s)
-
-
 class _Search:
     def __init__(
         self,
@@ -291,7 +277,7 @@ class _Search:
 
     def _look_at(self, proposal: Proposal, htasks: Sequence[HTaskChoice]) -> Outcome:
         problem, mesh = self._problem, proposal.mesh
-        times = [problem.htask_times(htask, mesh, SEQUENTIAL) for htask in htasks]
+        times = [problem.htask_times(htask, mesh) for htask in htasks]
         run = max(htask.shape.carry for htask in htasks)
         bounds = exact_bounds(times, [htask.shape.microbatches for htask in htasks], run)
         bound_s = self.least_s(proposal, bounds.of(self._templates))
@@ -362,7 +348,9 @@ class _Search:
             self.best_s = min(self.best_s, seconds)
 
     def _appraiser(self, mesh: Mesh, wanted: Sequence[Layout]) -> Appraiser:
-        align = partial(_cheapest_layout, self._problem, mesh, wanted)
+        def align(task_ids: tuple[str, ...]) -> HTaskChoice:
+            return cheapest_layout(self._problem, mesh, task_ids, wanted)
+
         table = GroupTable(self._problem, mesh, align)
         return Appraiser(table, self._templates, self._seconds_of, cut=self._cut)
 

@@ -126,7 +126,7 @@ def test_products_of_any_costs_are_asked_for_one_by_one():
 
 
 def test_curves_go_through_whole_sizes_and_on_in_proportion():
-    curve = sample_curve(lambda size: 2.0 + size, 100)
+    curve = sample_curve(lambda size: 2.0 + size, 100, 24)
     assert curve(np.array([0.0, 0.5, 1.0, 100.0, 200.0])).tolist() == [0.0, 1.5, 3.0, 102.0, 204.0]
     assert curve(np.array([50.0])) == pytest.approx(52.0, rel=0.01)
 

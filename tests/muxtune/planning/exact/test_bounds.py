@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muxtune.planning.exact.bounds import IterationBounds, exact_bounds, iteration_bounds
+from muxtune.planning.exact.bounds import IterationBounds, bound_terms, exact_bounds
 from muxtune.planning.exact.seconds import HTaskTimes
 from muxtune.schedule import StageTimes, inject, injected_iteration_s
 
@@ -48,7 +48,8 @@ def test_no_schedule_is_faster_than_its_bound(pipeline, template):
 
 
 def test_bounds_of_one_htask_are_its_own_pass():
-    bounds = iteration_bounds(np.array([[2.0], [3.0]]), np.array([4.0]), np.array([0.5]))
+    half = np.array([[1.0], [1.5]])
+    bounds = bound_terms(half, half, np.array([4.0]), np.array([0.5])).together()
     # Through stage 0 and a transfer each way, then four micro-batches on stage 1.
     assert bounds == IterationBounds(load_s=12.0, continuous_s=15.0, flush_s=15.0)
 

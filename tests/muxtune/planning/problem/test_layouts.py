@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from muxtune.planning.decisions.options import FREE, PlanOptions
-from muxtune.planning.decisions.partition_dp import best_cuts
+from muxtune.planning.decisions.partition_dp import cheapest_cuts
 from muxtune.planning.decisions.structure import HTaskChoice, Layout, Mesh
 from muxtune.planning.exact.works import sample_works
 from muxtune.planning.problem.layouts import alignment_candidates, cheapest_alignment, sort_by_tokens
@@ -34,11 +34,13 @@ def cut(problem: PlanningProblem, most_tasks: int) -> list[list[tuple[str, ...]]
     """Best contiguous partitions, in groups of at most so many tasks."""
     ordered = sort_by_tokens(problem)
     count = len(ordered)
-    cost_s = np.full((count, count + 1), np.inf)
-    for start in range(count):
-        for stop in range(start + 1, min(count, start + most_tasks) + 1):
-            cost_s[start, stop] = total_s(problem, [tuple(ordered[start:stop])])
-    return [[tuple(ordered[a:b]) for a, b in pairwise(cuts)] for cuts in best_cuts(cost_s)]
+    cost_s = np.full((count, most_tasks), np.inf)
+    for end in range(count):
+        for w in range(min(most_tasks, end + 1)):
+            cost_s[end, w] = total_s(problem, [tuple(ordered[end - w : end + 1])])
+    cuts = cheapest_cuts(cost_s, count)
+    places = [cuts.places(groups) for groups in np.flatnonzero(np.isfinite(cuts.total))]
+    return [[tuple(ordered[e - w : e + 1]) for e, w in zip(*place, strict=True)] for place in places]
 
 
 @pytest.mark.parametrize("launch_s", [1e-6, 1e-4, 2e-3])

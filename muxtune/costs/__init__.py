@@ -14,6 +14,7 @@ from muxtune.costs.overhead import ActionOverhead, StageSum
 from muxtune.costs.profile import Measurement, Profile, Provenance, load_profile, save_profile
 from muxtune.costs.profiled import ExtrapolationWarning, ProfiledCosts
 from muxtune.costs.roofline import RooflineCoefficients, RooflineCosts, fit_coefficients
+from muxtune.costs.wrapped import WrappedCosts
 
 __all__ = [
     "ActionOverhead",
@@ -28,6 +29,7 @@ __all__ = [
     "RooflineCoefficients",
     "RooflineCosts",
     "StageSum",
+    "WrappedCosts",
     "fit_coefficients",
     "layer_operators",
     "load_profile",

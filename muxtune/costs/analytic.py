@@ -27,11 +27,15 @@ Other dtypes are refused.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from math import ceil
-from typing import Literal
+from typing import Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from muxtune.costs.adapters import (
     GROUP_KERNELS,
@@ -43,9 +47,11 @@ from muxtune.costs.adapters import (
 from muxtune.costs.attention import Heads
 from muxtune.costs.base import CostModel
 from muxtune.costs.collectives import Interconnect
+from muxtune.costs.gemm import gemm_seconds
 from muxtune.costs.gpu import load_gpu
+from muxtune.costs.identity import own_ref
 from muxtune.costs.links import AS_GIVEN
-from muxtune.costs.pointwise import PointwiseKind
+from muxtune.costs.pointwise import ELEMENT_BYTES, PointwiseKind
 from muxtune.costs.ref import CostsRef
 from muxtune.graph.layer import Launching
 from muxtune.graph.operators import Operator, Phase
@@ -109,10 +115,15 @@ class AnalyticCosts(CostModel):
         self.interconnect = interconnect
         self.adapter_kernels = adapter_kernels
         self.host_launch_s = host_launch_s
+        self._begin()
+
+    def _begin(self) -> None:
+        """What follows from the settings; nothing is priced yet."""
+        model = self.model
         self._heads = Heads(heads=model.heads, kv_heads=model.kv_heads, head_dim=model.head_dim)
         self._known: dict[tuple[str, tuple[int, ...], Route | None, Phase], float] = {}
         self._known_groups: dict[tuple[tuple[tuple[int, ...], ...], Phase], float] = {}
-        self._shards: dict[int, AnalyticCosts] = {1: self}
+        self._shards: dict[int, Self] = {}
         self._on_device: dict[str, Callable[[tuple[int, ...], Phase], Priced]] = {
             "linear": self._linear,
             "dropout": self._dropout,
@@ -143,9 +154,10 @@ class AnalyticCosts(CostModel):
             )
         ]
         digest = hashlib.sha256(f"{self.gpu.digest} {links} {settings}".encode()).hexdigest()
-        return CostsRef(
+        ref = CostsRef(
             profile_id=f"analytic-{self.gpu.name}-{digest[:12]}", device=self.gpu.name, digest=digest
         )
+        return ref if type(self) is AnalyticCosts else own_ref(self, ref, self.latency_s)
 
     @contextmanager
     def noting(self) -> Iterator[list[str]]:
@@ -179,33 +191,46 @@ class AnalyticCosts(CostModel):
         seconds = self._known_groups.get(key)
         if seconds is None:
             pairs = [_pair(op) for op in ops if 0 not in op.dims]
-            seconds = self._known_groups[key] = self._grouped_s(pairs, phase) if pairs else 0.0
+            seconds = self._grouped_s(pairs, phase) if pairs else 0.0
+            if self._has_own_prices and seconds:  # a launch changes as its pairs do alone
+                alone_s = sum(AnalyticCosts.latency_s(self, op, phase) for op in ops)
+                seconds *= sum(self.latency_s(op, phase) for op in ops) / alone_s
+            self._known_groups[key] = seconds
         return seconds
 
-    def shard(self, tp: int) -> AnalyticCosts:
+    def linear_latencies_s(
+        self, in_features: int, out_features: int, tokens: NDArray[np.int64], phase: Phase
+    ) -> NDArray[np.float64]:
+        """Seconds of a frozen product at many numbers of tokens, together; equals :meth:`latency_s`."""
+        if self._has_own_prices or self.model.dtype_bytes != ELEMENT_BYTES:
+            return super().linear_latencies_s(in_features, out_features, tokens, phase)
+        n, k = (out_features, in_features) if phase == "fwd" else (in_features, out_features)
+        return np.maximum(gemm_seconds(self.gpu.gemm, tokens, n, k), self.host_launch_s)
+
+    @property
+    def _has_own_prices(self) -> bool:
+        """Whether this is a subclass that prices operators in a way of its own."""
+        return type(self).latency_s is not AnalyticCosts.latency_s
+
+    def shard(self, tp: int) -> Self:
         """Costs on one of ``tp`` ranks: the same device and links, narrower operators."""
+        if tp == 1:
+            return self
         if tp not in self._shards:
-            self._shards[tp] = AnalyticCosts(
-                self.gpu.name,
-                self.model.shard(tp),
-                self.interconnect,
-                adapter_kernels=self.adapter_kernels,
-                host_launch_s=self.host_launch_s,
-            )
+            self._shards[tp] = self._changed(self.model.shard(tp), self.adapter_kernels)
         return self._shards[tp]
 
-    def with_adapters(self, launching: Launching) -> AnalyticCosts:
+    def with_adapters(self, launching: Launching) -> Self:
         """Costs on the same device and links, with adapters in grouped kernels or as operations of torch."""
         kernels: AdapterKernels = "grouped" if launching == "grouped" else "torch"
-        if kernels == self.adapter_kernels:
-            return self
-        return AnalyticCosts(
-            self.gpu.name,
-            self.model,
-            self.interconnect,
-            adapter_kernels=kernels,
-            host_launch_s=self.host_launch_s,
-        )
+        return self if kernels == self.adapter_kernels else self._changed(self.model, kernels)
+
+    def _changed(self, model: ModelSpec, adapter_kernels: AdapterKernels) -> Self:
+        """These costs, of whatever class, for another backbone or other kernels."""
+        changed = copy.copy(self)
+        changed.model, changed.adapter_kernels = model, adapter_kernels
+        changed._begin()
+        return changed
 
     def action_s(self, operators_s: float, phase: Phase) -> float:
         """The sum itself: what launches take is part of the operators."""

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from muxtune.costs.ref import CostsRef
 from muxtune.graph.attention_backends import DEFAULT_ATTENTION, AttentionName
 from muxtune.graph.layer import Launching
@@ -13,9 +16,11 @@ from muxtune.graph.operators import Operator, Phase
 
 
 class CostModel(Protocol):
-    """Latency of operators on one device.
+    """Latency of operators on one device: all that estimates, exact prices and simulations ask.
 
-    Whoever inherits from it gets the sum for groups.
+    Whoever inherits from it has to say ``ref``, ``latency_s``, ``action_s``, ``shard`` and ``exploring``; the
+    rest follows from these. Prices must not change while something is planned with them. Costs that are those
+    of another model with a term changed are a :class:`muxtune.costs.wrapped.WrappedCosts`.
     """
 
     @property
@@ -48,6 +53,16 @@ class CostModel(Protocol):
     def group_latency_s(self, ops: Sequence[Operator], phase: Phase) -> float:
         """Seconds of the adapters of several tasks at one linear, which may share a launch."""
         return sum(self.latency_s(op, phase) for op in ops)
+
+    def linear_latencies_s(
+        self, in_features: int, out_features: int, tokens: NDArray[np.int64], phase: Phase
+    ) -> NDArray[np.float64]:
+        """Seconds of a frozen product at many numbers of tokens; equals :meth:`latency_s` of each.
+
+        A search asks for thousands of them; who can price them together faster may.
+        """
+        ops = [Operator("linear", (in_features, out_features, size)) for size in tokens.tolist()]
+        return np.array([self.latency_s(op, phase) for op in ops])
 
     def action_s(self, operators_s: float, phase: Phase) -> float:
         """Seconds of a whole action whose operators sum up to ``operators_s``: these, and a fixed cost."""

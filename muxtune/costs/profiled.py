@@ -8,8 +8,10 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Self
 
 from muxtune.costs.base import CostModel
+from muxtune.costs.identity import own_ref
 from muxtune.costs.interpolation import RatioTable
 from muxtune.costs.overhead import ActionOverhead, StageSum, fit_overhead, sum_stages
 from muxtune.costs.profile import Profile, describe_dims
@@ -89,7 +91,7 @@ class ProfiledCosts(CostModel):
         self._tables = self._build_tables()
         self._cache: dict[tuple[Operator, Phase], tuple[float, float]] = {}
         self._warnings = _Warnings()
-        self._shards: dict[int, ProfiledCosts] = {1: self}
+        self._shards: dict[int, Self] = {}
         self._overheads: dict[Phase, ActionOverhead] = dict.fromkeys(PHASES, ActionOverhead())
         self.stages: list[StageSum] = sum_stages(profile, self)
         """Measured stages beside the sums of their operators."""
@@ -101,7 +103,11 @@ class ProfiledCosts(CostModel):
     @property
     def ref(self) -> CostsRef:
         """Identity of the profile, for a plan."""
-        return self.profile.ref
+        ref = self.profile.ref
+        if type(self) is ProfiledCosts:
+            return ref
+        with self.exploring():
+            return own_ref(self, ref, self.latency_s)
 
     @property
     def contention(self) -> float | None:
@@ -165,17 +171,19 @@ class ProfiledCosts(CostModel):
         finally:
             self._warnings.exploring = before
 
-    def shard(self, tp: int) -> ProfiledCosts:
+    def shard(self, tp: int) -> Self:
         """Costs on one of ``tp`` ranks: the measured ratios on the analytic shape of narrower operators.
 
         Widths of linears that were not measured take the ratio of the nearest.
         """
+        if tp == 1:
+            return self
         if tp not in self._shards:
             shard = copy.copy(self)
             shard.model = self.model.shard(tp)
             shard.analytic = RooflineCosts(self.analytic.coefficients, shard.model)
             shard._cache = {}
-            shard._shards = {1: shard}
+            shard._shards = {}
             self._shards[tp] = shard
         return self._shards[tp]
 

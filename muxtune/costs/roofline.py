@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from muxtune.costs.base import CostModel
+from muxtune.costs.identity import own_ref
 from muxtune.costs.operator_work import operator_work
 from muxtune.costs.profile import Profile
 from muxtune.costs.ref import CostsRef
@@ -55,6 +58,12 @@ class RooflineCosts(CostModel):
     @property
     def ref(self) -> CostsRef:
         """Identity, for a plan."""
+        ref = self._ref
+        return ref if type(self) is RooflineCosts else own_ref(self, ref, self.latency_s)
+
+    @property
+    def _ref(self) -> CostsRef:
+        """Identity of the coefficients."""
         digest = hashlib.sha256(repr(asdict(self.coefficients)).encode()).hexdigest()
         device = self.coefficients.device
         return CostsRef(profile_id=f"roofline-{device}-{digest[:12]}", device=device, digest=digest)
@@ -74,7 +83,7 @@ class RooflineCosts(CostModel):
                 return 0.0
             if c.link_latency_s is None or c.link_bytes_per_s is None:
                 raise UserError(
-                    f"{self.ref.profile_id}: no transfers were measured, so {op.kind} has no price"
+                    f"{self._ref.profile_id}: no transfers were measured, so {op.kind} has no price"
                 )
             return work.launches * c.link_latency_s + work.bytes / c.link_bytes_per_s
         compute_s, memory_s = work.flops / c.flops_per_s, work.bytes / c.bytes_per_s
@@ -87,9 +96,11 @@ class RooflineCosts(CostModel):
         """The sum itself: the coefficients know no overhead between operators."""
         return operators_s
 
-    def shard(self, tp: int) -> RooflineCosts:
+    def shard(self, tp: int) -> Self:
         """Costs on one of ``tp`` ranks: the same device, narrower operators."""
-        return RooflineCosts(self.coefficients, self.model.shard(tp))
+        shard = copy.copy(self)
+        shard.model = self.model.shard(tp)
+        return shard
 
     def exploring(self) -> AbstractContextManager[None]:
         """Changes nothing: a formula has no shapes that it was not measured at."""

@@ -13,12 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from muxtune.costs.analytic import AnalyticCosts
-from muxtune.costs.base import CostModel
-from muxtune.costs.gemm import gemm_seconds
-from muxtune.costs.pointwise import ELEMENT_BYTES
-from muxtune.graph.operators import Operator, Phase
-
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -52,15 +46,3 @@ def round_tokens(tokens: Ints) -> Ints:
     octave = np.floor(np.log2(np.maximum(tokens, 1))).astype(np.int64)
     step = np.maximum(_FINE_TOKENS, (1 << octave) // _SHARE)
     return np.asarray(-(-tokens // step) * step)
-
-
-def linear_seconds(
-    costs: CostModel, in_features: int, out_features: int, tokens: Ints, phase: Phase
-) -> Floats:
-    """Seconds of a frozen product at every number of tokens; equals ``costs.latency_s`` (tested)."""
-    if isinstance(costs, AnalyticCosts) and costs.model.dtype_bytes == ELEMENT_BYTES:
-        n, k = (out_features, in_features) if phase == "fwd" else (in_features, out_features)
-        return np.maximum(gemm_seconds(costs.gpu.gemm, tokens, n, k), costs.host_launch_s)
-    return np.array(
-        [costs.latency_s(Operator("linear", (in_features, out_features, int(t))), phase) for t in tokens]
-    )

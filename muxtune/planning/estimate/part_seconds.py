@@ -32,7 +32,7 @@ from muxtune.graph.operators import PHASES, Operator, Phase
 from muxtune.graph.stage import Part
 from muxtune.model import ModelSpec
 from muxtune.placement import Route
-from muxtune.planning.estimate.curves import Curve, Floats, Ints, linear_seconds, round_tokens, sample_curve
+from muxtune.planning.estimate.curves import Curve, Floats, Ints, round_tokens, sample_curve
 from muxtune.tasks import LoraSpec
 
 
@@ -107,7 +107,7 @@ class StagePrices:
             for node in self._nodes("layer", _work(8), phase):
                 if node.op.kind == "linear":
                     i, o, _ = node.op.dims
-                    seconds += node.count * linear_seconds(self._costs, i, o, tokens, phase)
+                    seconds += node.count * self._costs.linear_latencies_s(i, o, tokens, phase)
         return seconds
 
     def links_s(self, tokens: Floats) -> Floats:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Generic, TypeVar, cast
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -188,9 +188,12 @@ class _Estimates(Generic[Bands]):
             if tp not in self._per_tp:
                 # Problems of about a size share their curves.
                 largest = 4 ** math.ceil(math.log(bands.most_tokens, 4))
-                costs = cast("Hashable", bands.problem.costs)
                 shared = _stage_prices(
-                    costs, bands.problem.model, tp, largest, bands.problem.settings.curve_points
+                    _Same(bands.problem.costs),
+                    bands.problem.model,
+                    tp,
+                    largest,
+                    bands.problem.settings.curve_points,
                 )
                 self._per_tp[tp] = shared.between(bands.loras, bands.typical_tokens)
             self._known[key] = price_groups(bands, self._per_tp[tp], shape, carry)
@@ -220,12 +223,23 @@ class _Estimates(Generic[Bands]):
         return np.asarray(np.max(stage_work_s(self.bands, self.prices(shape), mesh), axis=0))
 
 
+class _Same:
+    """Costs as a key: costs need not be hashable, and are the same if they are one object."""
+
+    def __init__(self, costs: CostModel) -> None:
+        self.costs = costs
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.costs is self.costs
+
+    def __hash__(self) -> int:
+        return id(self.costs)
+
+
 @lru_cache(maxsize=32)
-def _stage_prices(
-    costs: CostModel, model: ModelSpec, tp: int, largest_tokens: int, points: int
-) -> StagePrices:
+def _stage_prices(costs: _Same, model: ModelSpec, tp: int, largest_tokens: int, points: int) -> StagePrices:
     """Kept from problem to problem, as a sweep plans many on one device; nothing in it is of a problem."""
-    return StagePrices(costs, model, tp, largest_tokens, points)
+    return StagePrices(costs.costs, model, tp, largest_tokens, points)
 
 
 def layouts(problem: PlanningProblem, task_ids: Sequence[str], options: PlanOptions) -> list[Layout]:

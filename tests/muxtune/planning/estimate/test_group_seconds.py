@@ -9,11 +9,10 @@ from experiments.workloads import random_workload
 from muxtune.cluster import load_cluster
 from muxtune.costs.analytic import AnalyticCosts
 from muxtune.costs.collectives import interconnect_of
-from muxtune.graph.operators import PHASES, Operator
 from muxtune.model import load_model_spec
 from muxtune.planning.decisions.settings import DEFAULT_SETTINGS
 from muxtune.planning.decisions.structure import SEQUENTIAL, HTaskChoice, Mesh
-from muxtune.planning.estimate.curves import linear_seconds, round_tokens, sample_curve
+from muxtune.planning.estimate.curves import round_tokens, sample_curve
 from muxtune.planning.estimate.group_seconds import GroupBands, price_groups
 from muxtune.planning.estimate.part_seconds import StagePrices
 from muxtune.planning.exact.bounds import exact_bounds
@@ -21,7 +20,6 @@ from muxtune.planning.problem.layouts import sort_by_tokens
 from muxtune.planning.problem.meshes import MeshShape, balanced_layers
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.planning.search.proposals import propose_on_mesh, stage_work_s
-from tests.muxtune.planning.problems import make_problem
 
 
 def gpu_problem(tasks: int, seed: int = 1, cluster: str = "testbed-b") -> PlanningProblem:
@@ -109,20 +107,6 @@ def test_paces_find_partitions_that_a_pipeline_plays_faster():
     least_load = min(found.proposals, key=lambda p: p.bound_s)
     assert expected.bound_s > least_load.bound_s
     assert expected.expected_s < least_load.expected_s
-
-
-def test_products_are_priced_as_one_by_one():
-    costs = gpu_problem(2).costs
-    tokens = np.array([8, 64, 1000, 4096])
-    for phase in PHASES:
-        one_by_one = [costs.latency_s(Operator("linear", (4096, 11008, int(t))), phase) for t in tokens]
-        np.testing.assert_allclose(linear_seconds(costs, 4096, 11008, tokens, phase), one_by_one, rtol=1e-12)
-
-
-def test_products_of_any_costs_are_asked_for_one_by_one():
-    costs = make_problem().costs
-    expected = [costs.latency_s(Operator("linear", (64, 128, t)), "fwd") for t in (8, 16)]
-    assert linear_seconds(costs, 64, 128, np.array([8, 16]), "fwd").tolist() == expected
 
 
 def test_curves_go_through_whole_sizes_and_on_in_proportion():

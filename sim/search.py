@@ -46,5 +46,5 @@ def search_problem(
 ) -> Plan:
     """:func:`search_plan` for a problem whose data is loaded, so that policies can share it."""
     finalists = plan_problem(problem, policy=policy, options=options or PlanOptions())
-    simulated = [plan.model_copy(update={"predicted": simulate_plan(plan).predicted}) for plan in finalists]
+    simulated = [plan.with_predicted(simulate_plan(plan).predicted) for plan in finalists]
     return min(simulated, key=lambda plan: plan.predicted.iteration_s)

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from muxtune.costs.base import CostModel
-from muxtune.plan import Plan, Predicted, finish_plan, iteration_tokens, predict, predict_plan, stage_times
+from muxtune.plan import (
+    Plan,
+    Predicted,
+    finish_plan,
+    ideal_iteration_s,
+    iteration_tokens,
+    predict,
+    predict_plan,
+    stage_times,
+)
 from muxtune.schedule import Action, build_schedule
 from muxtune.support.errors import SpecError
 from sim.engine import play_clocks, simulate_schedule
@@ -82,13 +91,14 @@ def simulate_operators(
         peak_memory_bytes=plan.predicted.peak_memory_bytes,
         theoretical_bubble_fraction=plan.predicted.theoretical_bubble_fraction,
         alignment=plan.predicted.alignment,
+        ideal_s=ideal_iteration_s(plan.decisions, plan.derived),
     )
     return SimulationReport(spans=tuple(spans), predicted=_of_plan(plan, predicted), operators=work.log)
 
 
 def _of_plan(plan: Plan, predicted: Predicted) -> Predicted:
     """The prediction with the digests of the plan that it is of, so that the plan may have it."""
-    return finish_plan(plan.model_copy(update={"predicted": predicted})).predicted
+    return finish_plan(plan.with_predicted(predicted)).predicted
 
 
 def _schedule(plan: Plan, iterations: int | None) -> Sequence[Sequence[Action]]:

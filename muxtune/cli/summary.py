@@ -32,7 +32,7 @@ def plan_summary(plan: Plan) -> str:
     head += f"\nmemory per rank {show_bytes(device.memory_bytes)}"
     if device.reserved_bytes:
         head += f", beside {show_bytes(device.reserved_bytes)} that are reserved for interpreter and drivers"
-    head += "".join(f"\nnote on costs: {note}" for note in plan.costs.notes)
+    head += "".join(f"\nnote on costs: {note}" for note in plan.derived.cost_notes)
     tables = [
         _htask_table(plan),
         _token_table(plan),
@@ -52,6 +52,7 @@ def predicted_table(predicted: Predicted, plan: Plan) -> str:
         ["tokens/s", show_rate(predicted.tokens_per_s)],
         ["billed tokens/s", show_rate(predicted.billed_tokens_per_s)],
         ["effective tokens/s", show_rate(predicted.effective_tokens_per_s)],
+        *([] if predicted.mfu is None else [["MFU", show_percent(predicted.mfu)]]),
         *idle,
         ["bubble", show_percent(predicted.bubble_fraction)],
         *(

@@ -36,6 +36,19 @@ PEAKS: dict[str, Peaks] = {
 }
 """NVIDIA's data sheets of A40, A100 80GB SXM and H100 SXM."""
 
+
+def peak_flops_per_s(device: str, dtype: str) -> float | None:
+    """Data-sheet rate of a device in a dtype; None where no data sheet says it.
+
+    A CPU's depends on clocks and vector units that nobody wrote down.
+    """
+    peaks = PEAKS.get(device)
+    if peaks is None:
+        return None
+    rates = {"bfloat16": peaks.tensor_flops_per_s, "float32": peaks.float32_flops_per_s}
+    return rates.get(dtype)
+
+
 FLOAT32_EFFICIENCY = 0.85
 """Share of the peak that float32 products with float32 precision, torch's default, reach. An assumption: only
 16-bit products are measured, and those reach 70 to 80 % of a peak that is much harder to feed."""

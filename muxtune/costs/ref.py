@@ -9,8 +9,8 @@ class CostsRef(StrictModel):
     """Which operator costs the plan was made with."""
 
     profile_id: str
+    """Name of a profile, or of coefficients that ship."""
     device: str
+    """Device that they are of."""
     digest: str
-    notes: tuple[str, ...] = ()
-    """What is doubtful about these costs for this plan: sentences on where they come from, on what was not
-    measured, and on fits that rest on their bounds."""
+    """SHA-256 of everything that prices depend on."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from muxtune.graph.operators import Phase
 from muxtune.model import check_sharding
 from muxtune.orchestration import check_order
-from muxtune.plan.basis import check_prediction_basis
+from muxtune.plan.basis import check_decisions_unchanged, check_prediction_basis
+from muxtune.plan.decisions import Decisions, HTaskDecision
 from muxtune.plan.extension import check_step_meetings
-from muxtune.plan.plan import HTask, Plan
+from muxtune.plan.plan import Plan
 from muxtune.schedule import Kind, Template, check_schedule, clocks_of
 from muxtune.support.errors import SpecError, naming
 
@@ -19,41 +21,86 @@ _PHASES: dict[Kind, Phase] = {"F": "fwd", "B": "bwd"}
 def check_plan(plan: Plan, where: str = "plan") -> None:
     """Refuse a plan whose parts contradict each other, whoever reads it: simulator, runtime or validation.
 
+    Decisions that contradict themselves have a message of their own. Decisions that were edited after the rest
+    was made from them are refused before anything that follows from them is looked at.
+
     Raises:
         SpecError: Names the field, its value and what was expected.
     """
-    p = plan.parallelism
-    if len(p.layers_per_stage) != p.pp or sum(p.layers_per_stage) != plan.model.layers:
-        expected = f"{p.pp} integers with sum {plan.model.layers}, the layers of {plan.model.name}"
-        raise SpecError(f"{where}: parallelism.layers_per_stage", list(p.layers_per_stage), expected)
+    check_decisions(plan.decisions, where)
+    check_decisions_unchanged(plan, where)
+    _check_derived(plan, where)
+    _check_predicted(plan, where)
+    _check_launches(plan, where)
+    _check_memory(plan, where)
+    check_prediction_basis(plan, where)  # last: what is wrong in itself has a message of its own
+
+
+def check_decisions(decisions: Decisions, where: str) -> None:
+    """Refuse decisions that contradict each other.
+
+    Raises:
+        SpecError: Names the field, its value and what was expected.
+    """
+    p, cluster, model = decisions.parallelism, decisions.cluster, decisions.model
+    field = f"{where}: decisions.parallelism"
+    if len(p.layers_per_stage) != p.pp or sum(p.layers_per_stage) != model.layers:
+        expected = f"{p.pp} integers with sum {model.layers}, the layers of {model.name}"
+        raise SpecError(f"{field}.layers_per_stage", list(p.layers_per_stage), expected)
     if min(p.layers_per_stage) < 1:
-        raise SpecError(
-            f"{where}: parallelism.layers_per_stage", list(p.layers_per_stage), "at least 1 per stage"
-        )
-    with naming(where):
-        check_sharding(plan.model, p.tp)
-    if p.ranks > plan.cluster.ranks:
-        expected = f"at most {plan.cluster.ranks}, the ranks of {plan.cluster.name}"
-        raise SpecError(f"{where}: parallelism (tp * pp * dp)", p.ranks, expected)
-    if any(route.nodes > 1 for stage in range(p.pp) for route in plan.placement.shard_routes(stage)):
-        per_node = plan.cluster.devices_per_node
-        expected = f"ranks of one node: a divisor of the {per_node} that a node of {plan.cluster.name} has"
-        raise SpecError(f"{where}: parallelism.tp", p.tp, expected)
-    for task in plan.tasks:
-        with naming(where):
-            task.check(plan.model)
-    if len(plan.tasks_by_id) != len(plan.tasks):
-        raise SpecError(f"{where}: tasks", [t.id for t in plan.tasks], "unique ids")
-    _check_htasks(plan, where)
-    listed = sorted(h for bucket in plan.buckets for h in bucket)
-    if listed != list(range(len(plan.htasks))) or not all(plan.buckets):
-        expected = f"every hTask from 0 to {len(plan.htasks) - 1} once"
-        raise SpecError(f"{where}: buckets", [list(b) for b in plan.buckets], expected)
-    if len(plan.schedule) != p.pp:
-        raise SpecError(f"{where}: schedule", f"{len(plan.schedule)} lists", f"one per stage ({p.pp})")
-    if plan.orchestration.shares_clocks:
-        _check_shared_clocks(plan, where)
-    with naming(where):
+        raise SpecError(f"{field}.layers_per_stage", list(p.layers_per_stage), "at least 1 per stage")
+    with _inside(where, "decisions"):
+        check_sharding(model, p.tp)
+    if p.ranks > cluster.ranks:
+        expected = f"at most {cluster.ranks}, the ranks of {cluster.name}"
+        raise SpecError(f"{field} (tp * pp * dp)", p.ranks, expected)
+    if any(route.nodes > 1 for stage in range(p.pp) for route in decisions.placement.shard_routes(stage)):
+        per_node = cluster.devices_per_node
+        expected = f"ranks of one node: a divisor of the {per_node} that a node of {cluster.name} has"
+        raise SpecError(f"{field}.tp", p.tp, expected)
+    with _inside(where, "decisions"):
+        for task in decisions.tasks:
+            task.check(model)
+    ids = [task.id for task in decisions.tasks]
+    if len(set(ids)) != len(ids):
+        raise SpecError(f"{where}: decisions.tasks", ids, "unique ids")
+    _check_htasks(decisions, where)
+    listed = sorted(h for bucket in decisions.buckets for h in bucket)
+    if listed != list(range(len(decisions.htasks))) or not all(decisions.buckets):
+        expected = f"every hTask from 0 to {len(decisions.htasks) - 1} once"
+        raise SpecError(f"{where}: decisions.buckets", [list(b) for b in decisions.buckets], expected)
+    if decisions.orchestration.shares_clocks:
+        _check_shared_clocks(decisions, where)
+
+
+@contextmanager
+def _inside(where: str, part: str) -> Iterator[None]:
+    """Put the file's name and the plan's part in front of the field of a ``SpecError`` raised inside."""
+    try:
+        yield
+    except SpecError as error:
+        field, *others = error.args
+        error.args = (f"{where}: {part}.{field}", *others)
+        raise
+
+
+def _check_derived(plan: Plan, where: str) -> None:
+    if plan.decisions.costs is None:
+        raise SpecError(f"{where}: decisions.costs", None, "the costs that the plan is priced with")
+    for name, per, given, wanted in (
+        ("dataset_sha256", "task", len(plan.derived.dataset_sha256), len(plan.decisions.tasks)),
+        ("htasks", "hTask", len(plan.derived.htasks), len(plan.decisions.htasks)),
+        ("schedule", "stage", len(plan.schedule), plan.parallelism.pp),
+    ):
+        if given != wanted:
+            raise SpecError(f"{where}: derived.{name}", f"{given} entries", f"one per {per} ({wanted})")
+    for position, htask in enumerate(plan.htasks):
+        _check_shape(plan, position, f"{where}: derived.htasks[{position}]")
+        decided = plan.decisions.htasks[position].microbatches
+        if decided not in {None, htask.microbatches}:
+            field = f"{where}: derived.htasks[{position}].microbatches"
+            raise SpecError(field, htask.microbatches, f"{decided}, which is decided")
+    with _inside(where, "derived"):
         check_schedule(
             plan.actions,
             plan.microbatches,
@@ -64,13 +111,24 @@ def check_plan(plan: Plan, where: str = "plan") -> None:
     missing = set(range(len(plan.htasks))) - {action.htask for action in plan.actions[0]}
     if missing:
         expected = "at least one step of every hTask"
-        raise SpecError(f"{where}: schedule", f"no action of hTask {min(missing)}", expected)
+        raise SpecError(f"{where}: derived.schedule", f"no action of hTask {min(missing)}", expected)
     clipping = [h.id for h in plan.htasks if any(t.max_grad_norm is not None for t in plan.htask_tasks(h.id))]
     check_step_meetings(plan.actions, clipping, where)
-    _check_predicted(plan, where)
-    _check_launches(plan, where)
-    _check_memory(plan, where)
-    check_prediction_basis(plan, where)  # last: what is wrong in itself has a message of its own
+
+
+def _check_shape(plan: Plan, position: int, field: str) -> None:
+    htask = plan.htasks[position]
+    if htask.chunk_tokens is not None and htask.tokens_per_microbatch % htask.chunk_tokens:
+        expected = f"a multiple of chunk_tokens ({htask.chunk_tokens})"
+        raise SpecError(f"{field}.tokens_per_microbatch", htask.tokens_per_microbatch, expected)
+    for task in plan.htask_tasks(position):
+        needed = -(-task.declared_microbatches // plan.parallelism.dp)
+        if htask.microbatches < needed:
+            expected = f"at least {needed}: {task.id} allows no more sequences per micro-batch"
+            raise SpecError(f"{field}.microbatches", htask.microbatches, expected)
+    if htask.microbatches % htask.carry_microbatches:
+        expected = f"a multiple of carry_microbatches ({htask.carry_microbatches})"
+        raise SpecError(f"{field}.microbatches", htask.microbatches, expected)
 
 
 def _check_memory(plan: Plan, where: str) -> None:
@@ -85,7 +143,7 @@ def _check_launches(plan: Plan, where: str) -> None:
     launches = plan.orchestration.launches
     if not launches:
         return
-    field = f"{where}: orchestration.launches"
+    field = f"{where}: derived.launches"
     listed = [(clock.kind, clock.htasks) for clock in launches]
     if not plan.overlaps:
         expected = f"nothing: no clock overlaps (tp {plan.parallelism.tp}, {plan.orchestration.mode})"
@@ -110,34 +168,29 @@ def _named(kinds: Iterable[tuple[Kind, tuple[int, ...]]]) -> list[str]:
     return [f"{kind} of {list(htasks)}" for kind, htasks in kinds]
 
 
-def _check_htasks(plan: Plan, where: str) -> None:
+def _check_htasks(decisions: Decisions, where: str) -> None:
+    tasks = {task.id: task for task in decisions.tasks}
     assigned: list[str] = []
-    for position, htask in enumerate(plan.htasks):
-        field = f"{where}: htasks[{position}]"
-        if htask.id != position:
-            raise SpecError(f"{field}.id", htask.id, f"{position}, its position in the list")
+    for position, htask in enumerate(decisions.htasks):
+        field = f"{where}: decisions.htasks[{position}]"
         for task_id in htask.task_ids:
-            if task_id not in plan.tasks_by_id:
-                expected = f"one of {', '.join(sorted(plan.tasks_by_id))}"
-                raise SpecError(f"{field}.task_ids", task_id, expected)
+            if task_id not in tasks:
+                raise SpecError(f"{field}.task_ids", task_id, f"one of {', '.join(sorted(tasks))}")
         assigned += htask.task_ids
         if (htask.alignment == "chunk") != (htask.chunk_tokens is not None):
             expected = "a chunk length under chunk, and null otherwise"
             raise SpecError(f"{field}.chunk_tokens", htask.chunk_tokens, expected)
-        if htask.chunk_tokens is not None and htask.tokens_per_microbatch % htask.chunk_tokens:
-            expected = f"a multiple of chunk_tokens ({htask.chunk_tokens})"
-            raise SpecError(f"{field}.tokens_per_microbatch", htask.tokens_per_microbatch, expected)
-        _check_carry(htask, plan.template, field)
-        for task_id in htask.task_ids:
-            needed = -(-plan.tasks_by_id[task_id].declared_microbatches // plan.parallelism.dp)
-            if htask.microbatches < needed:
-                expected = f"at least {needed}: {task_id} allows no more sequences per micro-batch"
+        _check_carry(htask, decisions.template, field)
+        for task_id in htask.task_ids if htask.microbatches is not None else ():
+            needed = -(-tasks[task_id].declared_microbatches // decisions.parallelism.dp)
+            if htask.microbatches is not None and htask.microbatches < needed:
+                expected = f"null, or at least {needed}: {task_id} allows no more sequences per micro-batch"
                 raise SpecError(f"{field}.microbatches", htask.microbatches, expected)
-    if sorted(assigned) != sorted(plan.tasks_by_id):
-        raise SpecError(f"{where}: htasks.task_ids", assigned, "every task in exactly one hTask")
+    if sorted(assigned) != sorted(tasks):
+        raise SpecError(f"{where}: decisions.htasks.task_ids", assigned, "every task in exactly one hTask")
 
 
-def _check_carry(htask: HTask, template: Template, field: str) -> None:
+def _check_carry(htask: HTaskDecision, template: Template, field: str) -> None:
     carry = htask.carry_microbatches
     if carry == 1:
         return
@@ -147,17 +200,19 @@ def _check_carry(htask: HTask, template: Template, field: str) -> None:
     if htask.alignment != "chunk":
         expected = f"1: only chunks are carried on, and the alignment is {htask.alignment}"
         raise SpecError(f"{field}.carry_microbatches", carry, expected)
-    if carry & (carry - 1) or htask.microbatches % carry:
+    if carry & (carry - 1):
+        raise SpecError(f"{field}.carry_microbatches", carry, "a power of two")
+    if htask.microbatches is not None and htask.microbatches % carry:
         expected = f"a power of two that divides microbatches ({htask.microbatches})"
         raise SpecError(f"{field}.carry_microbatches", carry, expected)
 
 
-def _check_shared_clocks(plan: Plan, where: str) -> None:
-    for bucket in plan.buckets:
-        instances = sorted({plan.htasks[h].instance for h in bucket})
+def _check_shared_clocks(decisions: Decisions, where: str) -> None:
+    for bucket in decisions.buckets:
+        instances = sorted({decisions.htasks[h].instance for h in bucket})
         if len(instances) > 1:
-            expected = f"one, as hTasks {list(bucket)} share clocks ({plan.orchestration.mode})"
-            raise SpecError(f"{where}: htasks.instance", instances, expected)
+            expected = f"one, as hTasks {list(bucket)} share clocks ({decisions.orchestration.mode})"
+            raise SpecError(f"{where}: decisions.htasks.instance", instances, expected)
 
 
 def _check_clock_seconds(plan: Plan, where: str) -> None:

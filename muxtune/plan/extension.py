@@ -63,7 +63,7 @@ def check_step_meetings(stages: Sequence[Sequence[Action]], meeting: Collection[
             same = reference.setdefault(action, between) == between
             if not same or any(entry.kind == "F" for entry in between):
                 expected = f"a place right after the last backward, as hTask {action.htask} has max_grad_norm"
-                raise SpecError(f"{where}: schedule[{stage}][{slot}]", str(action), expected)
+                raise SpecError(f"{where}: derived.schedule[{stage}][{slot}]", str(action), expected)
 
 
 def _check_step_order(stages: Sequence[Sequence[Action]], where: str) -> None:
@@ -71,7 +71,7 @@ def _check_step_order(stages: Sequence[Sequence[Action]], where: str) -> None:
     for stage, steps in enumerate(others, start=1):
         for (_, expected), (slot, action) in zip(first, steps, strict=True):
             if action != expected:
-                field = f"{where}: schedule[{stage}][{slot}]"
+                field = f"{where}: derived.schedule[{stage}][{slot}]"
                 raise SpecError(field, str(action), f"{expected}, as stages play their STEPs in one order")
 
 
@@ -116,7 +116,7 @@ def _repeat(plan: Plan, iterations: int, steps: Sequence[int]) -> list[list[Acti
     for htask, (own, all_steps) in enumerate(zip(shown, plan.htask_steps(), strict=True)):
         if own != min(period, all_steps):
             expected = f"{min(period, all_steps)} steps of hTask {htask}, one per iteration"
-            raise SpecError("plan: schedule", f"{own} steps of hTask {htask}", expected)
+            raise SpecError("plan: derived.schedule", f"{own} steps of hTask {htask}", expected)
     if iterations % period:
         raise SpecError("steps", iterations, f"a multiple of {period}, the iterations of the plan's schedule")
     m = plan.microbatches

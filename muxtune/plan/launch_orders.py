@@ -16,6 +16,7 @@ class StageLaunches(StrictModel):
     """The order of a clock's subgraphs on some stages, which are alike."""
 
     stages: tuple[int, ...] = Field(min_length=1)
+    """Stages with this order."""
     barrier: Barrier
     """What ends on both streams before the next one begins."""
     compute: str
@@ -43,6 +44,7 @@ class ClockLaunches(StrictModel):
     """In what order every stage launches the subgraphs of a kind of clock."""
 
     kind: Literal["F", "B"]
+    """Forward or backward."""
     htasks: tuple[int, ...] = Field(min_length=1)
     """hTasks of the clock, in the order of their bucket; turns name them by their position here."""
     orders: tuple[StageLaunches, ...] = Field(min_length=1)

@@ -1,175 +1,166 @@
-"""A plan: everything that simulator and runtime need, as data."""
+"""A plan: everything that simulator and runtime need, as data, in three parts.
+
+``decisions`` are what a person may write or edit, ``derived`` is what follows from them, ``predicted`` what is
+expected of both. A plan is made from decisions (:mod:`muxtune.planning.problem.derive`); whoever changes a part
+by hand has a plan whose parts no longer belong together, and :func:`muxtune.plan.check_plan` says so.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
-from muxtune.batches import Alignment, AlignmentReport, HTaskShape
+from muxtune.batches import HTaskShape
 from muxtune.cluster import ClusterSpec
 from muxtune.costs.ref import CostsRef
-from muxtune.graph.attention_backends import DEFAULT_ATTENTION, AttentionName
 from muxtune.graph.operators import Phase
 from muxtune.model import BackboneDigest, ModelSpec
 from muxtune.orchestration import Cut, LaunchOrder, action_cut, left_of
 from muxtune.placement import Placement
+from muxtune.plan.decisions import (
+    Decisions,
+    Execution,
+    HTaskDecision,
+    OrchestrationDecision,
+    Parallelism,
+)
+from muxtune.plan.derived import Derived
 from muxtune.plan.launch_orders import ClockLaunches
+from muxtune.plan.predicted import Predicted
 from muxtune.schedule import Action, Kind, Template, clocks_in_flight, clocks_of
-from muxtune.support.strict_models import MOST_SECONDS, Seconds, StrictModel
+from muxtune.support.strict_models import StrictModel
 from muxtune.tasks import PeftTask
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
-class Parallelism(StrictModel):
-    """How the backbone is spread over ranks."""
-
-    tp: int = Field(default=1, gt=0)
-    """Ranks that share a stage."""
-    pp: int = Field(gt=0)
-    """Pipeline stages."""
-    dp: int = Field(default=1, gt=0)
-    """Replicas that share the data of every step."""
-    layers_per_stage: tuple[int, ...]
-
-    @property
-    def ranks(self) -> int:
-        """Processes that the plan needs."""
-        return self.tp * self.pp * self.dp
-
-
-class HTask(StrictModel):
-    """Tasks that run as one through the backbone."""
+class HTask(HTaskDecision):
+    """Tasks that run as one through the backbone, with the shape that follows for their micro-batches."""
 
     id: int = Field(ge=0)
     """Position in the plan's list."""
-    task_ids: tuple[str, ...] = Field(min_length=1)
-    alignment: Alignment
-    chunk_tokens: int | None = Field(default=None, gt=0)
-    """Chunk length under ``chunk``; null otherwise."""
-    microbatches: int = Field(gt=0)
+    microbatches: int = Field(gt=0)  # here always a number
     """Per optimizer step, on each replica."""
-    carry_microbatches: int = Field(default=1, gt=0)
-    """Micro-batches in a row over which the chunks of a sequence may spread. They go back in reverse order. A
-    power of two that divides ``microbatches``; more than 1 under ``chunk`` only."""
     tokens_per_microbatch: int = Field(gt=0)
-    instance: int = Field(default=0, ge=0)
-    """Number of the copy of the backbone that runs it; policies without a shared backbone have one per
-    task."""
+    """Tokens of the stream, padding included."""
 
 
-class Orchestration(StrictModel):
-    """How the operators of one clock are ordered inside a stage (paper section 3.4).
+class Orchestration(OrchestrationDecision):
+    """How the operators of one clock are ordered inside a stage, with what follows for it."""
 
-    sequential   one after the other
-    intra        communication of an hTask runs beside its own computation
-    round-robin  the hTasks of a bucket share clocks and take turns, subgraph by subgraph
-    interleaved  the hTasks of a bucket share clocks, ordered by list scheduling
-    """
-
-    mode: Literal["sequential", "intra", "round-robin", "interleaved"] = "sequential"
     contention: float = Field(default=0.0, ge=0)
     """While computation and communication run at once, each runs at the rate 1 / (1 + contention)."""
-    adapters: Literal["grouped", "separate"] = "grouped"
-    """Adapters of one hTask at one base operator: a single kernel call, or one call per task."""
     launches: tuple[ClockLaunches, ...] = ()
-    """Launch orders of every kind of clock that is played with overlap; empty where nothing overlaps. A plan
-    without them is executed without overlap."""
-
-    @property
-    def shares_clocks(self) -> bool:
-        """Whether the hTasks of a bucket share clocks."""
-        return self.mode in {"round-robin", "interleaved"}
-
-
-class Execution(StrictModel):
-    """With which of its means the runtime executes the plan."""
-
-    attention: AttentionName = DEFAULT_ATTENTION
-    """Backend of attention, by the contest of the profile."""
-
-
-_Rate = Annotated[float, Field(gt=0, le=1e15)]
-
-
-class ClockSeconds(StrictModel):
-    """Duration of a clock that several hTasks share."""
-
-    kind: Literal["F", "B"]
-    htasks: tuple[int, ...] = Field(min_length=2)
-    """hTasks of the clock, in the order of their bucket."""
-    seconds: tuple[Seconds, ...]
-    """Seconds on each stage; of a backward with its share of the optimizer steps."""
-
-
-class Predicted(StrictModel):
-    """What the simulator expects; ``muxtune simulate --json`` prints the same keys."""
-
-    iteration_s: Seconds
-    """Steady state of one iteration."""
-    tokens_per_s: _Rate
-    """All tokens that go through the backbone."""
-    billed_tokens_per_s: _Rate
-    effective_tokens_per_s: _Rate
-    peak_memory_bytes: tuple[Annotated[int, Field(gt=0)], ...]
-    """Peak memory of each stage."""
-    bubble_fraction: float = Field(ge=0, lt=1)
-    """Share of the stages' time in steady state in which they wait."""
-    theoretical_bubble_fraction: float | None = Field(default=None, ge=0, lt=1)
-    """Bubble fraction if all clocks took equally long and transfers no time, see
-    :func:`muxtune.plan.theoretical_bubble_fraction`."""
-    lower_bound_s: Seconds
-    """Work of the busiest stage in one iteration; no schedule of these clocks is faster."""
-    scheduled_iterations: int
-    makespan_s: Seconds
-    """Seconds of the whole schedule."""
-    fwd_s: tuple[tuple[Seconds, ...], ...]
-    """[stage][hTask], seconds per micro-batch."""
-    bwd_s: tuple[tuple[Seconds, ...], ...]
-    """[stage][hTask], seconds per micro-batch, with its share of the optimizer step."""
-    p2p_s: tuple[Annotated[float, Field(ge=0, le=MOST_SECONDS)], ...]
-    """[hTask], seconds per transfer between neighbouring stages; 0 where there is one stage."""
-    clock_s: tuple[ClockSeconds, ...] = ()
-    """Seconds of every kind of clock in the schedule that several hTasks share."""
-    alignment: AlignmentReport | None = None
-    """Tokens per iteration, and what other alignments of the same hTasks would need."""
-    made_for: dict[str, str] = Field(default={})
-    """Digests of what this was computed from, by field: a plan with other fields is refused, see
-    :mod:`muxtune.plan.basis`."""
+    """Launch orders of every kind of clock that is played with overlap."""
 
 
 class Plan(StrictModel):
     """A complete plan; :func:`muxtune.plan.load_plan` has checked that its parts agree."""
 
-    schema_version: Literal[1]
-    model: ModelSpec
-    backbone: BackboneDigest | None = None
-    """Digests of the model's directory when the plan was made; a changed one is refused. Null for a
-    preset."""
-    cluster: ClusterSpec
-    costs: CostsRef
-    policy: str
-    parallelism: Parallelism
-    tasks: tuple[PeftTask, ...] = Field(min_length=1)
-    htasks: tuple[HTask, ...] = Field(min_length=1)
-    buckets: tuple[tuple[int, ...], ...] = Field(min_length=1)
-    """hTasks per bucket, in order of injection."""
-    template: Template
-    schedule: tuple[tuple[tuple[Kind, int, int], ...], ...]
-    """Per stage, actions ["F", hTask, micro-batch], ["B", ...], ["STEP", hTask, step]."""
-    orchestration: Orchestration = Orchestration()
-    execution: Execution = Execution()
+    schema_version: Literal[2] = SCHEMA_VERSION
+    """Version of this format."""
+    decisions: Decisions
+    """What a person may write or edit."""
+    derived: Derived
+    """What follows from the decisions."""
     predicted: Predicted
+    """What is expected, and the digests of what that belongs to."""
 
-    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Plan:
-        """A copy with other fields, without what was derived from the old ones."""
-        copy = super().model_copy(update=update, deep=deep)
-        for name in ("actions", "tasks_by_id"):
-            copy.__dict__.pop(name, None)
-        return copy
+    def with_decisions(self, **changes: object) -> Plan:
+        """A copy with other decisions, and all that was derived from the old ones still in it."""
+        return self._with(decisions=self.decisions.model_copy(update=_known(Decisions, changes)))
+
+    def with_derived(self, **changes: object) -> Plan:
+        """A copy in which something else is said to follow from the decisions."""
+        return self._with(derived=self.derived.model_copy(update=_known(Derived, changes)))
+
+    def with_predicted(self, predicted: Predicted) -> Plan:
+        """A copy with another prediction."""
+        return self._with(predicted=predicted)
+
+    def _with(self, **parts: BaseModel) -> Plan:
+        """The parts as they are, checked or not; a copy would keep what was cached of the old ones."""
+        return Plan.model_construct(**{**dict(self), **parts})
+
+    @property
+    def policy(self) -> str:
+        """Who decided."""
+        return self.decisions.policy
+
+    @property
+    def model(self) -> ModelSpec:
+        """The backbone."""
+        return self.decisions.model
+
+    @property
+    def backbone(self) -> BackboneDigest | None:
+        """Digests of the model's directory; None for a preset."""
+        return self.derived.backbone
+
+    @property
+    def cluster(self) -> ClusterSpec:
+        """The machine."""
+        return self.decisions.cluster
+
+    @property
+    def costs(self) -> CostsRef:
+        """Operator costs that the plan is priced with."""
+        assert self.decisions.costs is not None, "check_plan refuses a plan that is not priced"
+        return self.decisions.costs
+
+    @property
+    def parallelism(self) -> Parallelism:
+        """How the backbone is spread over ranks."""
+        return self.decisions.parallelism
+
+    @cached_property
+    def tasks(self) -> tuple[PeftTask, ...]:
+        """Tasks, with the digests of their files."""
+        return tuple(
+            task
+            if sha256 is None
+            else task.model_copy(update={"dataset": task.dataset.model_copy(update={"sha256": sha256})})
+            for task, sha256 in zip(self.decisions.tasks, self.derived.dataset_sha256, strict=True)
+        )
+
+    @cached_property
+    def htasks(self) -> tuple[HTask, ...]:
+        """hTasks, with the shapes of their micro-batches."""
+        both = zip(self.decisions.htasks, self.derived.htasks, strict=True)
+        return tuple(
+            HTask.model_construct(id=position, **{**dict(decision), **dict(shape)})
+            for position, (decision, shape) in enumerate(both)
+        )
+
+    @property
+    def buckets(self) -> tuple[tuple[int, ...], ...]:
+        """HTasks per bucket, in order of injection."""
+        return self.decisions.buckets
+
+    @property
+    def template(self) -> Template:
+        """Rule by which the schedule is generated."""
+        return self.decisions.template
+
+    @property
+    def execution(self) -> Execution:
+        """Means of the runtime."""
+        return self.decisions.execution
+
+    @cached_property
+    def orchestration(self) -> Orchestration:
+        """How operators overlap, with contention and launch orders."""
+        derived = self.derived
+        return Orchestration.model_construct(
+            **dict(self.decisions.orchestration), contention=derived.contention, launches=derived.launches
+        )
+
+    @property
+    def schedule(self) -> tuple[tuple[tuple[Kind, int, int], ...], ...]:
+        """Per stage, actions as the file has them."""
+        return self.derived.schedule
 
     @cached_property
     def actions(self) -> list[list[Action]]:
@@ -209,8 +200,7 @@ class Plan(StrictModel):
     @property
     def placement(self) -> Placement:
         """Where the ranks stand on the cluster."""
-        p = self.parallelism
-        return Placement(p.tp, p.pp, p.dp, self.cluster.devices_per_node)
+        return self.decisions.placement
 
     @property
     def overlaps(self) -> bool:
@@ -305,3 +295,9 @@ class Plan(StrictModel):
 
 
 _KINDS: dict[Phase, Literal["F", "B"]] = {"fwd": "F", "bwd": "B"}
+
+
+def _known(part: type[BaseModel], changes: dict[str, object]) -> dict[str, object]:
+    unknown = changes.keys() - part.model_fields.keys()
+    assert not unknown, f"{part.__name__} has no {', '.join(sorted(unknown))}"
+    return changes

@@ -11,7 +11,11 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from muxtune.batches import AlignmentReport
-from muxtune.plan.plan import ClockSeconds, Plan, Predicted
+from muxtune.costs.gpu import peak_flops_per_s
+from muxtune.plan.decisions import Decisions
+from muxtune.plan.derived import Derived
+from muxtune.plan.plan import Plan
+from muxtune.plan.predicted import ClockSeconds, Predicted
 from muxtune.schedule import (
     COMPUTE,
     ClockTimes,
@@ -109,7 +113,20 @@ def predict_plan(plan: Plan, spans: Sequence[Span]) -> Predicted:
         peak_memory_bytes=plan.predicted.peak_memory_bytes,
         theoretical_bubble_fraction=plan.predicted.theoretical_bubble_fraction,
         alignment=plan.predicted.alignment,
+        ideal_s=ideal_iteration_s(plan.decisions, plan.derived),
     )
+
+
+def ideal_iteration_s(decisions: Decisions, derived: Derived) -> float | None:
+    """Seconds that the useful operations of an iteration would take at the peak rate of all ranks used.
+
+    None where the peak of the device in the backbone's dtype is not known; the MFU is this over the
+    iteration's length.
+    """
+    peak = peak_flops_per_s(decisions.cluster.device.name, decisions.model.dtype)
+    if peak is None or derived.useful_flops is None:
+        return None
+    return derived.useful_flops / (peak * decisions.parallelism.ranks)
 
 
 def predict(
@@ -121,6 +138,7 @@ def predict(
     peak_memory_bytes: Sequence[int],
     theoretical_bubble_fraction: float | None = None,
     alignment: AlignmentReport | None = None,
+    ideal_s: float | None = None,
 ) -> Predicted:
     """Numbers of a schedule that was played from its first to its last action.
 
@@ -135,6 +153,7 @@ def predict(
         peak_memory_bytes: Peak memory of each stage.
         theoretical_bubble_fraction: What the function of that name gives.
         alignment: Tokens under other alignments.
+        ideal_s: What :func:`ideal_iteration_s` gives.
     """
     compute = [span for span in spans if span.stream == COMPUTE]
     iteration_s = steady_iteration_s(compute)
@@ -145,6 +164,7 @@ def predict(
         tokens_per_s=tokens.all / iteration_s,
         billed_tokens_per_s=tokens.billed / iteration_s,
         effective_tokens_per_s=tokens.effective / iteration_s,
+        mfu=None if ideal_s is None else ideal_s / iteration_s,
         peak_memory_bytes=tuple(peak_memory_bytes),
         bubble_fraction=max(0.0, 1 - busy),  # rounding alone can make it negative
         theoretical_bubble_fraction=theoretical_bubble_fraction,

@@ -75,6 +75,17 @@ class TaskData:
         """Tokens of the examples of a step, the mean over all steps."""
         return float(self.lengths @ self._order.times_used) / self.task.steps
 
+    @cached_property
+    def step_targets(self) -> float:
+        """Predicted tokens of a step, the mean over all steps."""
+        return float(self.targets @ self._order.times_used) / self.task.steps
+
+    @cached_property
+    def step_keys(self) -> float:
+        """Keys that the tokens of a step attend to in causal attention, summed; the mean over all steps."""
+        keys = self.lengths * (self.lengths + 1) // 2
+        return float(keys @ self._order.times_used) / self.task.steps
+
     @property
     def mean_length(self) -> float:
         """Tokens of a sequence, the mean over all that the steps take."""

@@ -102,12 +102,14 @@ class PlanningProblem:
         carry: int = 1,
         *,
         dp: int = 1,
+        microbatches: int | None = None,
     ) -> HTaskShape:
         """Smallest static shape of these tasks' fused micro-batches on ``dp`` replicas.
 
         A carry group has the sequences of a declared micro-batch, cut over its ``carry`` micro-batches.
+        There are as few micro-batches as the tasks' sizes allow, or ``microbatches`` of them.
         """
-        return self._shape(tuple(task_ids), alignment, chunk_tokens, carry, dp)
+        return self._shape(tuple(task_ids), alignment, chunk_tokens, carry, dp, microbatches)
 
     def times(self, structure: PlanStructure) -> StageTimes:
         """Durations that the structure's schedule is played with."""
@@ -178,9 +180,17 @@ class PlanningProblem:
         return effective_tokens(self.data.values())
 
     def _measure_shape(
-        self, task_ids: tuple[str, ...], alignment: Alignment, chunk_tokens: int | None, carry: int, dp: int
+        self,
+        task_ids: tuple[str, ...],
+        alignment: Alignment,
+        chunk_tokens: int | None,
+        carry: int,
+        dp: int,
+        microbatches: int | None,
     ) -> HTaskShape:
         turns = -(-htask_microbatches([self.data[task_id] for task_id in task_ids]) // dp)
+        if microbatches is not None:
+            turns = microbatches // carry
         row_tokens, tokens = self._measure_tokens(task_ids, alignment, chunk_tokens, turns * dp, carry)
         return HTaskShape(
             alignment=alignment,

@@ -5,8 +5,10 @@ from __future__ import annotations
 from muxtune.cluster import ClusterSpec
 from muxtune.costs.base import CostModel
 from muxtune.model import ModelSpec
-from muxtune.plan import Plan
+from muxtune.plan import Decisions, Plan
+from muxtune.plan.check import PART
 from muxtune.planning.decisions.options import PlanOptions
+from muxtune.planning.problem.derive import derive_plan
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.policies import plan_problem
 from muxtune.tasks import Workload
@@ -48,3 +50,21 @@ def search_problem(
     finalists = plan_problem(problem, policy=policy, options=options or PlanOptions())
     simulated = [plan.with_predicted(simulate_plan(plan).predicted) for plan in finalists]
     return min(simulated, key=lambda plan: plan.predicted.iteration_s)
+
+
+def price_decisions(
+    problem: PlanningProblem, decisions: Decisions, where: str = "plan", *, part: str = PART
+) -> Plan:
+    """The plan of some decisions, by simulated iteration time: nothing is searched.
+
+    Args:
+        problem: The decisions' tasks, backbone and cluster, with the costs to price them.
+        decisions: What is decided.
+        where: The file or object in front of a field's name.
+        part: What else stands in front of the name of a decision.
+
+    Raises:
+        UserError: See :func:`muxtune.planning.problem.derive.derive_plan`.
+    """
+    plan = derive_plan(problem, decisions, where, part=part)
+    return plan.with_predicted(simulate_plan(plan).predicted)

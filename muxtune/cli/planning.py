@@ -19,7 +19,6 @@ from muxtune.cli.options import (
     ModelName,
     PlanPath,
     ProfilePath,
-    WorkloadPath,
 )
 from muxtune.cli.output import check_writable, emit, planning_bar, show, stdout_kept_clean
 from muxtune.cli.summary import explanation_table, plan_summary, predicted_table
@@ -37,7 +36,10 @@ def _print_schema(wanted: bool) -> None:
 
 
 def plan(  # noqa: PLR0913, PLR0917  # an argument per option
-    workload: WorkloadPath,
+    context: typer.Context,
+    workload: Annotated[
+        Path | None, typer.Option("--workload", help="Workload file (YAML).", show_default=False)
+    ] = None,
     model: ModelName = None,
     cluster: ClusterName = DEFAULT_CLUSTER,
     profile: ProfilePath = None,
@@ -67,6 +69,21 @@ def plan(  # noqa: PLR0913, PLR0917  # an argument per option
         bool, typer.Option("--no-orchestration", help="muxtune without overlap inside a stage.")
     ] = False,
     no_chunking: Annotated[bool, typer.Option("--no-chunking", help="muxtune with padded rows.")] = False,
+    decisions: Annotated[
+        Path | None,
+        typer.Option(
+            "--decisions", help="Instead of a search: the decisions of a YAML file.", show_default=False
+        ),
+    ] = None,
+    reprice: Annotated[
+        Path | None,
+        typer.Option(
+            "--reprice",
+            metavar="PLAN",
+            help="Instead of a search: the decisions of a plan that was edited, in place unless --out is given.",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", help="Where the plan goes.")] = Path("plan.json"),
     schema: Annotated[
         bool,
@@ -79,7 +96,12 @@ def plan(  # noqa: PLR0913, PLR0917  # an argument per option
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Search the best plan of a policy for a workload."""
+    """Search the best plan of a policy for a workload, or price decisions that are given."""
+    if decisions is not None or reprice is not None:
+        _plan_decided(context, decisions, reprice, profile, out, as_json=as_json)
+        return
+    if workload is None:
+        raise SpecError("--workload", None, "a workload file (or --decisions, or --reprice)")
     from muxtune.planning.decisions.options import Part, PlanOptions
     from muxtune.planning.problem.problem import PlanningProblem
     from muxtune.policies import POLICIES, explain_muxtune
@@ -124,6 +146,47 @@ def plan(  # noqa: PLR0913, PLR0917  # an argument per option
     else:
         text = f"{summary}\n\n{explanation_table(explanation)}\n\nwritten to {out}"
         show(printable(text, lines=True))
+
+
+_BESIDE_DECISIONS = {"decisions", "reprice", "profile", "out", "as_json", "schema"}
+"""Parameters that say nothing that decisions say."""
+
+
+def _plan_decided(
+    context: typer.Context,
+    decisions: Path | None,
+    reprice: Path | None,
+    profile: Path | None,
+    out: Path,
+    *,
+    as_json: bool,
+) -> None:
+    """Price the decisions of a file."""
+    option, path = ("--decisions", decisions) if decisions is not None else ("--reprice", reprice)
+    given = {name for name in context.params if _was_given(context, name)}
+    others = sorted(given - _BESIDE_DECISIONS)
+    if others:
+        name = f"--{others[0].replace('_', '-')}"
+        raise SpecError(name, context.params[others[0]], f"nothing beside {option}: the file decides it")
+    if decisions is not None and reprice is not None:
+        raise SpecError("--reprice", str(reprice), "nothing beside --decisions")
+    assert path is not None
+    if decisions is None and "out" not in given:
+        out = path  # the rest of an edited plan is made anew
+    check_writable(out, "--out", inputs=[decisions, profile])
+    from muxtune.cli.decided import plan_by_hand, reprice_plan
+
+    with stdout_kept_clean():
+        made = plan_by_hand(path, profile) if decisions is not None else reprice_plan(path, profile)
+        summary = "" if as_json else plan_summary(made)
+    check_writable(out, "--out", inputs=[task.dataset.path for task in made.tasks])
+    save_plan(made, out)
+    emit(made, f"{summary}\n\nwritten to {out}", as_json=as_json)
+
+
+def _was_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def simulate(

@@ -15,6 +15,9 @@ from muxtune.plan.plan import Plan
 from muxtune.schedule import Kind, Template, check_schedule, clocks_of
 from muxtune.support.errors import SpecError, naming
 
+PART = "decisions."
+"""Where decisions stand in a plan."""
+
 _PHASES: dict[Kind, Phase] = {"F": "fwd", "B": "bwd"}
 
 
@@ -36,20 +39,26 @@ def check_plan(plan: Plan, where: str = "plan") -> None:
     check_prediction_basis(plan, where)  # last: what is wrong in itself has a message of its own
 
 
-def check_decisions(decisions: Decisions, where: str) -> None:
+def check_decisions(decisions: Decisions, where: str, part: str = PART) -> None:
     """Refuse decisions that contradict each other.
+
+    Args:
+        decisions: Decisions of a plan.
+        where: The file or object in front of a field's name.
+        part: What else stands in front of it; nothing in a file of decisions alone.
 
     Raises:
         SpecError: Names the field, its value and what was expected.
     """
     p, cluster, model = decisions.parallelism, decisions.cluster, decisions.model
-    field = f"{where}: decisions.parallelism"
+    prefix = f"{where}: {part}"
+    field = f"{prefix}parallelism"
     if len(p.layers_per_stage) != p.pp or sum(p.layers_per_stage) != model.layers:
         expected = f"{p.pp} integers with sum {model.layers}, the layers of {model.name}"
         raise SpecError(f"{field}.layers_per_stage", list(p.layers_per_stage), expected)
     if min(p.layers_per_stage) < 1:
         raise SpecError(f"{field}.layers_per_stage", list(p.layers_per_stage), "at least 1 per stage")
-    with _inside(where, "decisions"):
+    with _inside(prefix):
         check_sharding(model, p.tp)
     if p.ranks > cluster.ranks:
         expected = f"at most {cluster.ranks}, the ranks of {cluster.name}"
@@ -58,29 +67,29 @@ def check_decisions(decisions: Decisions, where: str) -> None:
         per_node = cluster.devices_per_node
         expected = f"ranks of one node: a divisor of the {per_node} that a node of {cluster.name} has"
         raise SpecError(f"{field}.tp", p.tp, expected)
-    with _inside(where, "decisions"):
+    with _inside(prefix):
         for task in decisions.tasks:
             task.check(model)
     ids = [task.id for task in decisions.tasks]
     if len(set(ids)) != len(ids):
-        raise SpecError(f"{where}: decisions.tasks", ids, "unique ids")
-    _check_htasks(decisions, where)
+        raise SpecError(f"{prefix}tasks", ids, "unique ids")
+    _check_htasks(decisions, prefix)
     listed = sorted(h for bucket in decisions.buckets for h in bucket)
     if listed != list(range(len(decisions.htasks))) or not all(decisions.buckets):
         expected = f"every hTask from 0 to {len(decisions.htasks) - 1} once"
-        raise SpecError(f"{where}: decisions.buckets", [list(b) for b in decisions.buckets], expected)
+        raise SpecError(f"{prefix}buckets", [list(b) for b in decisions.buckets], expected)
     if decisions.orchestration.shares_clocks:
-        _check_shared_clocks(decisions, where)
+        _check_shared_clocks(decisions, prefix)
 
 
 @contextmanager
-def _inside(where: str, part: str) -> Iterator[None]:
+def _inside(prefix: str) -> Iterator[None]:
     """Put the file's name and the plan's part in front of the field of a ``SpecError`` raised inside."""
     try:
         yield
     except SpecError as error:
         field, *others = error.args
-        error.args = (f"{where}: {part}.{field}", *others)
+        error.args = (f"{prefix}{field}", *others)
         raise
 
 
@@ -100,7 +109,7 @@ def _check_derived(plan: Plan, where: str) -> None:
         if decided not in {None, htask.microbatches}:
             field = f"{where}: derived.htasks[{position}].microbatches"
             raise SpecError(field, htask.microbatches, f"{decided}, which is decided")
-    with _inside(where, "derived"):
+    with _inside(f"{where}: derived."):
         check_schedule(
             plan.actions,
             plan.microbatches,
@@ -168,11 +177,11 @@ def _named(kinds: Iterable[tuple[Kind, tuple[int, ...]]]) -> list[str]:
     return [f"{kind} of {list(htasks)}" for kind, htasks in kinds]
 
 
-def _check_htasks(decisions: Decisions, where: str) -> None:
+def _check_htasks(decisions: Decisions, prefix: str) -> None:
     tasks = {task.id: task for task in decisions.tasks}
     assigned: list[str] = []
     for position, htask in enumerate(decisions.htasks):
-        field = f"{where}: decisions.htasks[{position}]"
+        field = f"{prefix}htasks[{position}]"
         for task_id in htask.task_ids:
             if task_id not in tasks:
                 raise SpecError(f"{field}.task_ids", task_id, f"one of {', '.join(sorted(tasks))}")
@@ -187,7 +196,7 @@ def _check_htasks(decisions: Decisions, where: str) -> None:
                 expected = f"null, or at least {needed}: {task_id} allows no more sequences per micro-batch"
                 raise SpecError(f"{field}.microbatches", htask.microbatches, expected)
     if sorted(assigned) != sorted(tasks):
-        raise SpecError(f"{where}: decisions.htasks.task_ids", assigned, "every task in exactly one hTask")
+        raise SpecError(f"{prefix}htasks.task_ids", assigned, "every task in exactly one hTask")
 
 
 def _check_carry(htask: HTaskDecision, template: Template, field: str) -> None:
@@ -207,12 +216,12 @@ def _check_carry(htask: HTaskDecision, template: Template, field: str) -> None:
         raise SpecError(f"{field}.carry_microbatches", carry, expected)
 
 
-def _check_shared_clocks(decisions: Decisions, where: str) -> None:
+def _check_shared_clocks(decisions: Decisions, prefix: str) -> None:
     for bucket in decisions.buckets:
         instances = sorted({decisions.htasks[h].instance for h in bucket})
         if len(instances) > 1:
             expected = f"one, as hTasks {list(bucket)} share clocks ({decisions.orchestration.mode})"
-            raise SpecError(f"{where}: decisions.htasks.instance", instances, expected)
+            raise SpecError(f"{prefix}htasks.instance", instances, expected)
 
 
 def _check_clock_seconds(plan: Plan, where: str) -> None:

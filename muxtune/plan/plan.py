@@ -7,8 +7,9 @@ by hand has a plan whose parts no longer belong together, and :func:`muxtune.pla
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -59,7 +60,7 @@ class Orchestration(OrchestrationDecision):
 class Plan(StrictModel):
     """A complete plan; :func:`muxtune.plan.load_plan` has checked that its parts agree."""
 
-    schema_version: Literal[2] = SCHEMA_VERSION
+    schema_version: Literal[2] = 2
     """Version of this format."""
     decisions: Decisions
     """What a person may write or edit."""
@@ -70,19 +71,24 @@ class Plan(StrictModel):
 
     def with_decisions(self, **changes: object) -> Plan:
         """A copy with other decisions, and all that was derived from the old ones still in it."""
-        return self._with(decisions=self.decisions.model_copy(update=_known(Decisions, changes)))
+        return self.model_copy(
+            update={"decisions": self.decisions.model_copy(update=_known(Decisions, changes))}
+        )
 
     def with_derived(self, **changes: object) -> Plan:
         """A copy in which something else is said to follow from the decisions."""
-        return self._with(derived=self.derived.model_copy(update=_known(Derived, changes)))
+        return self.model_copy(update={"derived": self.derived.model_copy(update=_known(Derived, changes))})
 
     def with_predicted(self, predicted: Predicted) -> Plan:
         """A copy with another prediction."""
-        return self._with(predicted=predicted)
+        return self.model_copy(update={"predicted": predicted})
 
-    def _with(self, **parts: BaseModel) -> Plan:
-        """The parts as they are, checked or not; a copy would keep what was cached of the old ones."""
-        return Plan.model_construct(**{**dict(self), **parts})
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Plan:
+        """A copy with other parts; fields inside of them have ``with_decisions`` and the like."""
+        copy = super().model_copy(update=_known(Plan, update or {}), deep=deep)
+        for name in copy.__dict__.keys() - Plan.model_fields.keys():
+            del copy.__dict__[name]  # cached from the old parts
+        return copy
 
     @property
     def policy(self) -> str:
@@ -136,7 +142,7 @@ class Plan(StrictModel):
 
     @property
     def buckets(self) -> tuple[tuple[int, ...], ...]:
-        """HTasks per bucket, in order of injection."""
+        """hTasks per bucket, in order of injection."""
         return self.decisions.buckets
 
     @property
@@ -297,7 +303,7 @@ class Plan(StrictModel):
 _KINDS: dict[Phase, Literal["F", "B"]] = {"fwd": "F", "bwd": "B"}
 
 
-def _known(part: type[BaseModel], changes: dict[str, object]) -> dict[str, object]:
+def _known(part: type[BaseModel], changes: Mapping[str, object]) -> Mapping[str, object]:
     unknown = changes.keys() - part.model_fields.keys()
     assert not unknown, f"{part.__name__} has no {', '.join(sorted(unknown))}"
     return changes

@@ -20,6 +20,7 @@ from muxtune.plan import (
     predict,
     theoretical_bubble_fraction,
 )
+from muxtune.plan.check import PART
 from muxtune.planning.decisions.structure import HTaskChoice, Layout, Mesh, PlanStructure
 from muxtune.planning.exact.utilization import useful_flops
 from muxtune.planning.problem.problem import PlanningProblem
@@ -81,19 +82,7 @@ def structure_of(problem: PlanningProblem, decisions: Decisions) -> PlanStructur
     p, mode = decisions.parallelism, decisions.orchestration.mode
     contention = 0.0 if mode == "sequential" else problem.costs.contention or 0.0
     return PlanStructure(
-        htasks=tuple(
-            HTaskChoice(
-                task_ids=htask.task_ids,
-                shape=problem.shape(
-                    htask.task_ids,
-                    *Layout(htask.alignment, htask.chunk_tokens, htask.carry_microbatches),
-                    dp=p.dp,
-                    microbatches=htask.microbatches,
-                ),
-                instance=htask.instance,
-            )
-            for htask in decisions.htasks
-        ),
+        htasks=tuple(htask_choice(problem, htask, p.dp) for htask in decisions.htasks),
         buckets=decisions.buckets,
         template=decisions.template,
         mesh=Mesh(p.layers_per_stage, p.tp, p.dp),
@@ -103,21 +92,35 @@ def structure_of(problem: PlanningProblem, decisions: Decisions) -> PlanStructur
     )
 
 
-def derive_plan(problem: PlanningProblem, decisions: Decisions, where: str = "plan") -> Plan:
+def htask_choice(problem: PlanningProblem, htask: HTaskDecision, dp: int) -> HTaskChoice:
+    """A decided hTask with the shape that its data has on ``dp`` replicas.
+
+    Raises:
+        SpecError: A sequence does not fit the layout.
+    """
+    layout = Layout(htask.alignment, htask.chunk_tokens, htask.carry_microbatches)
+    shape = problem.shape(htask.task_ids, *layout, dp=dp, microbatches=htask.microbatches)
+    return HTaskChoice(task_ids=htask.task_ids, shape=shape, instance=htask.instance)
+
+
+def derive_plan(
+    problem: PlanningProblem, decisions: Decisions, where: str = "plan", *, part: str = PART
+) -> Plan:
     """The plan of some decisions, with the recurrence's prediction.
 
     Args:
         problem: The decisions' tasks, backbone and cluster, with the costs to price them.
         decisions: What is decided; its costs become those of the problem.
         where: The file or object in front of a field's name.
+        part: What else stands in front of the name of a decision.
 
     Raises:
         UserError: The decisions contradict each other or do not fit the memory, or the costs do not have what
             they need.
     """
     decisions = decisions.model_copy(update={"costs": problem.costs.ref})
-    check_decisions(decisions, where)
-    _check_costs(problem, decisions, where)
+    check_decisions(decisions, where, part)
+    _check_costs(problem, decisions, f"{where}: {part}")
     structure = structure_of(problem, decisions)
     actions = build_schedule(
         structure.buckets,
@@ -165,14 +168,14 @@ def derive_plan(problem: PlanningProblem, decisions: Decisions, where: str = "pl
     return plan
 
 
-def _check_costs(problem: PlanningProblem, decisions: Decisions, where: str) -> None:
+def _check_costs(problem: PlanningProblem, decisions: Decisions, prefix: str) -> None:
     """Refuse what the costs have no times of."""
     costs, asked = problem.costs, decisions.execution.attention
     if asked != costs.attention:
         expected = f"{costs.attention}, the backend whose times {costs.ref.profile_id} has"
-        raise SpecError(f"{where}: decisions.execution.attention", asked, expected)
+        raise SpecError(f"{prefix}execution.attention", asked, expected)
     most, p = costs.largest_group, decisions.parallelism
     for name, ranks in (("tp", p.tp), ("dp", p.dp)):
         if most is not None and ranks > most:
             expected = f"at most {most}, the ranks of the largest collective that {costs.ref.profile_id} has"
-            raise SpecError(f"{where}: decisions.parallelism.{name}", ranks, expected)
+            raise SpecError(f"{prefix}parallelism.{name}", ranks, expected)

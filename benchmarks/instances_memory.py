@@ -199,7 +199,7 @@ def _ratio(executed: dict[str, Executed], instances: str, shared: str, column: s
 def _run(plan: Plan, *, steps: int) -> RunReport:
     with tempfile.TemporaryDirectory() as folder:
         # A limit on memory was for the planner; here it would only be a second check.
-        roomy = plan.model_copy(update={"cluster": load_cluster("cpu-2")})
+        roomy = plan.with_decisions(cluster=load_cluster("cpu-2"))
         return run_plan(roomy, Path(folder) / "run", steps=steps, metered_steps=steps)
 
 

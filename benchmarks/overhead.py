@@ -68,7 +68,7 @@ def narrowed(plan: Plan) -> Plan:
         task.model_copy(update={"peft": task.peft.model_copy(update={"r": min(task.peft.r, narrowest)})})
         for task in plan.tasks
     )
-    return finish_plan(plan.model_copy(update={"model": model, "tasks": tasks}))
+    return finish_plan(plan.with_decisions(model=model, tasks=tasks))
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from muxtune.cluster import ClusterSpec, load_cluster
 from muxtune.costs import AnalyticCosts
 from muxtune.costs.collectives import interconnect_of
 from muxtune.model import PRESETS
-from muxtune.plan import Orchestration, Plan
+from muxtune.plan import Orchestration, OrchestrationDecision, Plan
 from muxtune.planning.decisions.structure import HTaskChoice, Mesh, PlanStructure
 from muxtune.planning.problem.assemble import assemble_plan
 from muxtune.planning.problem.problem import PlanningProblem
@@ -106,7 +106,9 @@ def _plan(
     )
     schedule = tuple(tuple((a.kind, a.htask, a.number) for a in stage) for stage in actions)
     base = assemble_plan(problem, structure, "benchmark")
-    return base.model_copy(update={"orchestration": orchestration, "schedule": schedule})
+    decided = OrchestrationDecision(mode=orchestration.mode)
+    base = base.with_decisions(orchestration=decided)
+    return base.with_derived(contention=orchestration.contention, schedule=schedule)
 
 
 def _workload() -> Workload:

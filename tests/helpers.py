@@ -10,11 +10,11 @@ from pathlib import Path
 
 from muxtune.batches import Alignment, htask_microbatches, measure_shape
 from muxtune.cluster import load_cluster
-from muxtune.costs.ref import CostsRef
 from muxtune.model import ModelSpec
-from muxtune.plan import HTask, IterationTokens, Parallelism, Plan, check_plan, finish_plan, predict
+from muxtune.plan import HTask, IterationTokens, Parallelism, Plan, finish_plan, predict
 from muxtune.schedule import StageTimes, Template, build_schedule, evaluate_schedule
 from muxtune.tasks import PeftTask, Workload, load_task_data, load_tokenizer, with_digest
+from tests.plans import plan_of
 
 TINY_PRESETS = ("llama-tiny", "gpt2-tiny", "opt-tiny")
 """Presets whose weights any machine can hold, one of each family."""
@@ -176,18 +176,16 @@ def make_plan(
     row = [1e-3] * len(htasks)
     times = StageTimes(fwd_s=[row] * pp, bwd_s=[row] * pp, p2p_s=row)
     layers = [model.layers // pp + (stage < model.layers % pp) for stage in range(pp)]
-    plan = Plan(
-        schema_version=1,
+    plan = plan_of(
         model=model,
         cluster=load_cluster(f"cpu-{tp * pp * dp}"),
-        costs=CostsRef(profile_id="made-up", device="cpu", digest="0" * 64),
         policy=policy,
         parallelism=Parallelism(tp=tp, pp=pp, dp=dp, layers_per_stage=tuple(layers)),
-        tasks=tasks,
-        htasks=tuple(htasks),
+        tasks=workload.tasks,
+        htasks=htasks,
         buckets=buckets,
         template=template,
-        schedule=tuple(tuple((a.kind, a.htask, a.number) for a in stage) for stage in stages),
+        actions=stages,
         predicted=predict(
             evaluate_schedule(stages, times),
             times=times,
@@ -196,6 +194,4 @@ def make_plan(
             peak_memory_bytes=[1] * pp,
         ),
     )
-    plan = finish_plan(plan)
-    check_plan(plan)
-    return plan
+    return finish_plan(plan.with_derived(dataset_sha256=tuple(task.dataset.sha256 for task in tasks)))

@@ -1,22 +1,107 @@
-"""A small, valid plan for tests that need no planner."""
+"""Small, valid plans for tests that need no planner, and plans whose fields a test changes."""
 
 from __future__ import annotations
 
-from muxtune.cluster import load_cluster
+from collections.abc import Sequence
+from typing import Any
+
+from muxtune.cluster import ClusterSpec, load_cluster
 from muxtune.costs.ref import CostsRef
-from muxtune.model import PRESETS
+from muxtune.model import PRESETS, ModelSpec
 from muxtune.plan import (
+    Decisions,
+    Derived,
     HTask,
+    HTaskDecision,
     IterationTokens,
+    MicrobatchShape,
     Orchestration,
+    OrchestrationDecision,
     Parallelism,
     Plan,
+    Predicted,
     check_plan,
     finish_plan,
     predict,
 )
-from muxtune.schedule import ClockTimes, StageTimes, Template, build_schedule, evaluate_schedule
+from muxtune.schedule import Action, ClockTimes, StageTimes, Template, build_schedule, evaluate_schedule
 from muxtune.tasks import DatasetSpec, LoraSpec, PeftTask
+
+MADE_UP = CostsRef(profile_id="made-up", device="cpu", digest="0" * 64)
+
+
+def plan_of(
+    *,
+    model: ModelSpec,
+    cluster: ClusterSpec,
+    parallelism: Parallelism,
+    tasks: Sequence[PeftTask],
+    htasks: Sequence[HTask],
+    buckets: tuple[tuple[int, ...], ...],
+    template: Template,
+    actions: Sequence[Sequence[Action]],
+    predicted: Predicted,
+    orchestration: Orchestration | None = None,
+    policy: str = "muxtune",
+) -> Plan:
+    """A plan with made-up costs from what its properties are to give; finished and checked."""
+    orchestration = orchestration or Orchestration()
+    decisions = Decisions(
+        policy=policy,
+        model=model,
+        cluster=cluster,
+        costs=MADE_UP,
+        parallelism=parallelism,
+        tasks=tuple(tasks),
+        htasks=tuple(map(_decided, htasks)),
+        buckets=buckets,
+        template=template,
+        orchestration=OrchestrationDecision(mode=orchestration.mode, adapters=orchestration.adapters),
+    )
+    derived = Derived(
+        dataset_sha256=(None,) * len(tasks),
+        htasks=tuple(map(_shape, htasks)),
+        schedule=entries(actions),
+        contention=orchestration.contention,
+        launches=orchestration.launches,
+    )
+    plan = finish_plan(Plan(decisions=decisions, derived=derived, predicted=predicted))
+    check_plan(plan)
+    return plan
+
+
+def changed(plan: Plan, **properties: Any) -> Plan:
+    """A plan whose properties are others, in the parts that they come from; neither finished nor checked."""
+    decided, derived = {}, {}
+    for name, value in properties.items():
+        if name == "htasks":
+            decided["htasks"] = tuple(map(_decided, value))
+            derived["htasks"] = tuple(map(_shape, value))
+        elif name == "orchestration":
+            decided["orchestration"] = OrchestrationDecision(mode=value.mode, adapters=value.adapters)
+            derived |= {"contention": value.contention, "launches": value.launches}
+        elif name in Decisions.model_fields:
+            decided[name] = value
+        elif name in Derived.model_fields:
+            derived[name] = value
+        else:
+            assert name == "predicted", name
+            plan = plan.with_predicted(value)
+    return plan.with_decisions(**decided).with_derived(**derived)
+
+
+def entries(actions: Sequence[Sequence[Action]]) -> tuple[tuple[tuple[Any, int, int], ...], ...]:
+    """Actions as a plan has them."""
+    return tuple(tuple((a.kind, a.htask, a.number) for a in stage) for stage in actions)
+
+
+def _decided(htask: HTask) -> HTaskDecision:
+    fields = {name: getattr(htask, name) for name in HTaskDecision.model_fields}
+    return HTaskDecision(**{**fields, "microbatches": None})
+
+
+def _shape(htask: HTask) -> MicrobatchShape:
+    return MicrobatchShape(microbatches=htask.microbatches, tokens_per_microbatch=htask.tokens_per_microbatch)
 
 
 def make_task(id_: str, *, max_length: int = 64, **changes: object) -> PeftTask:
@@ -78,18 +163,15 @@ def make_plan(
         p2p_s=[0.001, 0.001],
         clocks=clocks if shared else None,
     )
-    plan = Plan(
-        schema_version=1,
+    return plan_of(
         model=model,
         cluster=load_cluster(f"cpu-{pp}"),
-        costs=CostsRef(profile_id="made-up", device="cpu", digest="0" * 64),
-        policy="muxtune",
         parallelism=Parallelism(pp=pp, layers_per_stage=(model.layers // pp,) * pp),
         tasks=tasks,
         htasks=htasks,
         buckets=buckets,
         template=template,
-        schedule=tuple(tuple((a.kind, a.htask, a.number) for a in stage) for stage in stages),
+        actions=stages,
         orchestration=orchestration,
         predicted=predict(
             evaluate_schedule(stages, times),
@@ -99,6 +181,3 @@ def make_plan(
             peak_memory_bytes=[100_000_000] * pp,
         ),
     )
-    plan = finish_plan(plan)
-    check_plan(plan)
-    return plan

@@ -26,7 +26,7 @@ def check_backbone(plan: Plan, where: str, *, digests: bool = True) -> None:
     Raises:
         SpecError: Says what changed.
     """
-    model, field = plan.model, f"{where}: model.source"
+    model, field = plan.model, f"{where}: decisions.model.source"
     if model.source == "preset":
         return
     if not weight_files(Path(model.source)):
@@ -59,7 +59,7 @@ def check_recorded(plan: Plan, run_dir: Path) -> None:
         raise UserError(f"cannot read the record {path}: {error.strerror}") from error
     except ValidationError as error:
         raise spec_error_from(error, str(path)) from error
-    _check(recorded, plan, f"{run_dir}: model.source", "the run began with")
+    _check(recorded, plan, f"{run_dir}: decisions.model.source", "the run began with")
 
 
 def _check(before: BackboneDigest | None, plan: Plan, field: str, what: str) -> None:

@@ -135,7 +135,7 @@ def _fields(plan: Plan) -> dict[str, object]:
     del content["predicted"]["made_for"]
     positions = {task["id"]: position for position, task in enumerate(tasks)}
     for htask in htasks:
-        htask["task_ids"] = [positions[task_id] for task_id in htask["task_ids"]]
+        htask["task_ids"] = [positions.get(task_id, task_id) for task_id in htask["task_ids"]]
     counting_tasks = [_counting(task) for task in tasks]
     return {
         **{name: value for name, value in _leaves(content, depth=_DEPTH) if name not in _FREE},
@@ -203,7 +203,9 @@ def _value(plan: Plan, name: str) -> object:
     decided |= {f"htasks[{position}]": htask for position, htask in enumerate(decided["htasks"])}
     if name.startswith("decisions.tasks."):
         # An id may have dots.
-        task = next(task for task in plan.decisions.tasks if f"{name}.".startswith(f"decisions.tasks.{task.id}."))
+        task = next(
+            task for task in plan.decisions.tasks if f"{name}.".startswith(f"decisions.tasks.{task.id}.")
+        )
         value: object = task.model_dump(mode="json")
         rest = name.removeprefix(f"decisions.tasks.{task.id}").removeprefix(".")
     else:

@@ -1,8 +1,8 @@
 """A plan: everything that simulator and runtime need, as data, in three parts.
 
-``decisions`` are what a person may write or edit, ``derived`` is what follows from them, ``predicted`` what is
-expected of both. A plan is made from decisions (:mod:`muxtune.planning.problem.derive`); whoever changes a part
-by hand has a plan whose parts no longer belong together, and :func:`muxtune.plan.check_plan` says so.
+``decisions`` are what a person may write or edit, ``derived`` is what follows from them, ``predicted`` is what
+is expected of both. A plan is made from decisions (:mod:`muxtune.planning.problem.derive`). Whoever changes a
+part by hand has a plan whose parts no longer belong together, and :func:`muxtune.plan.check_plan` says so.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class Plan(StrictModel):
 
     @property
     def buckets(self) -> tuple[tuple[int, ...], ...]:
-        """hTasks per bucket, in order of injection."""
+        """HTasks per bucket, in order of injection."""
         return self.decisions.buckets
 
     @property

@@ -137,7 +137,7 @@ def check_room(plan: Plan, data: Mapping[str, TaskData], where: str) -> None:
     for htask in plan.htasks:
         needed = _needed_tokens(plan, htask.id, data)[0][1]
         if needed > htask.tokens_per_microbatch:
-            field = f"{where}: htasks[{htask.id}].tokens_per_microbatch"
+            field = f"{where}: derived.htasks[{htask.id}].tokens_per_microbatch"
             expected = f"at least {needed}, what its sequences need"
             raise SpecError(field, htask.tokens_per_microbatch, expected)
 

@@ -143,7 +143,7 @@ def _checked(
         expected = f"seconds above 0, {shortest_s} to {longest_s:.0f} (a week)"
         raise SpecError("peer_timeout_s", peer_timeout_s, expected)
     iterations = max(plan.htask_steps()) if steps is None else steps
-    kind, field = plan.cluster.device.kind, f"{where}: cluster.device.kind"
+    kind, field = plan.cluster.device.kind, f"{where}: decisions.cluster.device.kind"
     if device is not None:
         kind, field = device, "device"
     check_devices(kind, plan.parallelism.ranks, field)
@@ -160,7 +160,8 @@ def _check(plan: Plan, iterations: int, where: str, kind: DeviceKind) -> None:
     kernel_mode()  # refuses a MUXTUNE_KERNELS that means nothing
     mesh, peaks_bytes = plan.parallelism, plan.predicted.peak_memory_bytes
     with naming(where):
-        check_attention(plan.execution.attention, attention_site(plan.model, rank_device(kind, 0).name))
+        site = attention_site(plan.model, rank_device(kind, 0).name)
+        check_attention(plan.execution.attention, site, "decisions.execution.attention")
     needed_bytes = [peaks_bytes[rank // mesh.tp % mesh.pp] for rank in range(mesh.ranks)]
     check_memory(kind, needed_bytes, f"{where}: predicted.peak_memory_bytes")
     check_backbone(plan, where, digests=not under_torchrun() or os.environ.get("LOCAL_RANK") == "0")

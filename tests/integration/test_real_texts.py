@@ -48,7 +48,9 @@ def test_six_tasks_on_real_texts_go_through_the_whole_loop(tmp_path):
     plan_options = ("--workload", "workload.yaml", "--cluster", "cpu-2", "--profile", "profile.parquet")
     muxtune(tmp_path, "plan", *plan_options, "--out", "plan.json")
     plan = json.loads((tmp_path / "plan.json").read_text())
-    assert sorted(t for h in plan["htasks"] for t in h["task_ids"]) == sorted(t["id"] for t in plan["tasks"])
+    assert sorted(t for h in plan["decisions"]["htasks"] for t in h["task_ids"]) == sorted(
+        t["id"] for t in plan["decisions"]["tasks"]
+    )
     simulated = muxtune(tmp_path, "simulate", "plan.json", "--gantt", "gantt.png", "--trace", "trace.json")
     assert simulated.keys() == plan["predicted"].keys()
     assert simulated["iteration_s"] == pytest.approx(plan["predicted"]["iteration_s"], rel=1e-9)

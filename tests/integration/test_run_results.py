@@ -24,6 +24,7 @@ from runtime import run_plan, validate_run
 from runtime.reports.solo import train_solo
 from runtime.reports.validate import update_error
 from tests.helpers import make_boundless_model, make_plan, make_task, write_examples
+from tests.plans import changed
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -132,7 +133,7 @@ def _mesh_plan(folder: Path, hf_dirs: dict[str, Path], *, tp: int, dp: int, **ch
     )
     mesh = Parallelism(tp=tp, pp=1, dp=dp, layers_per_stage=plan.parallelism.layers_per_stage)
     fields = {"parallelism": mesh, "cluster": load_cluster(f"cpu-{tp * dp}")}
-    plan = finish_plan(plan.model_copy(update=fields))
+    plan = finish_plan(changed(plan, **fields))
     check_plan(plan)
     return plan
 

@@ -13,13 +13,14 @@ from muxtune.graph.operators import Phase
 from muxtune.model import PRESETS
 from muxtune.orchestration import Mode, launch_graph, schedule_clock
 from muxtune.plan import Orchestration, Plan, check_plan, finish_plan, predict_plan, stage_times
-from muxtune.plan.plan import ClockSeconds
+from muxtune.plan.predicted import ClockSeconds
 from muxtune.planning.decisions.structure import HTaskChoice, Mesh, PlanStructure
 from muxtune.planning.exact.works import sample_works
 from muxtune.planning.problem.assemble import assemble_plan
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.schedule import ClockKind, Template, build_schedule, evaluate_schedule, shared_clocks
 from tests.muxtune.planning.problems import MIXED, make_workload
+from tests.plans import changed, entries
 
 MODEL = PRESETS["llama2-7b"].model_copy(update={"layers": 4})
 CLUSTER = load_cluster("testbed-a")
@@ -33,9 +34,22 @@ def costs() -> AnalyticCosts:
 
 
 @cache
-def problem() -> PlanningProblem:
-    """Five tasks on four A40."""
-    return PlanningProblem(make_workload(MIXED), MODEL, CLUSTER, costs())
+def problem(contention: float | None = None) -> PlanningProblem:
+    """Five tasks on four A40, on which somebody has measured the contention."""
+    given = costs() if contention is None else _Contended("a40", MODEL, interconnect_of(CLUSTER))
+    if isinstance(given, _Contended):
+        given.measured = contention
+    return PlanningProblem(make_workload(MIXED), MODEL, CLUSTER, given)
+
+
+class _Contended(AnalyticCosts):
+    """Costs of which the contention is known."""
+
+    measured: float | None = None
+
+    @property
+    def contention(self) -> float | None:
+        return self.measured
 
 
 @cache
@@ -78,15 +92,14 @@ def orchestrated_plan(
         for htasks in shared
         for kind in ("F", "B")
     )
-    plan = base.model_copy(
-        update={
-            "orchestration": orchestration,
-            "schedule": tuple(tuple((a.kind, a.htask, a.number) for a in stage) for stage in actions),
-            "predicted": base.predicted.model_copy(update=update),
-        }
+    plan = changed(
+        base,
+        orchestration=orchestration,
+        schedule=entries(actions),
+        predicted=base.predicted.model_copy(update=update),
     )
     timeline = evaluate_schedule(plan.actions, stage_times(plan))
-    plan = finish_plan(plan.model_copy(update={"predicted": predict_plan(plan, timeline)}))
+    plan = finish_plan(changed(plan, predicted=predict_plan(plan, timeline)))
     check_plan(plan)
     return plan
 
@@ -104,7 +117,7 @@ def launched_plan(
         mesh=Mesh((MODEL.layers // pp,) * pp, tp=2),
         orchestration=Orchestration(mode=mode, contention=contention, adapters=adapters),
     )
-    return assemble_plan(problem(), structure, "muxtune")
+    return assemble_plan(problem(contention), structure, "muxtune")
 
 
 def _clock_s(structure: PlanStructure, stage: int, kind: ClockKind, orchestration: Orchestration) -> float:

@@ -1,4 +1,4 @@
-"""A plan from its decisions: what follows from them is derived, and both are priced. The one way to a plan."""
+"""The one way to a plan: from its decisions, of which the rest is derived and priced."""
 
 from __future__ import annotations
 

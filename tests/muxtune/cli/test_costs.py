@@ -146,7 +146,7 @@ def test_doubts_are_said_on_stderr_in_the_summary_and_in_the_plan(
     doubt = "measured with 2 ranks at a time, and cpu-4 has 4"
     assert f"muxtune: warning: {profile_path}: {doubt}" in result.err
     assert f"note on costs: {doubt}" in result.out
-    assert load_plan(tmp_path / "plan.json").costs.notes[0].startswith(doubt)
+    assert load_plan(tmp_path / "plan.json").derived.cost_notes[0].startswith(doubt)
     assert doubt not in cli("plan", *options, "--cluster", "cpu-2").err
     assert "that are reserved for interpreter and drivers" in result.out
 

@@ -116,8 +116,8 @@ def test_80e9_is_a_number_wherever_one_is_expected(files, cli):
     text = yaml.safe_dump(CLUSTER).replace("80000000000", "80e9").replace("1.0e-05", "1e-5")
     (files / "c.yaml").write_text(text.replace("100000000000.0", "100e9"))
     first = json.loads(cli(*plan("--json")).out)
-    assert first["cluster"]["device"]["memory_bytes"] == 80_000_000_000
-    assert first["cluster"]["within_node"]["bandwidth_bytes_per_s"] == 1e11
+    assert first["decisions"]["cluster"]["device"]["memory_bytes"] == 80_000_000_000
+    assert first["decisions"]["cluster"]["within_node"]["bandwidth_bytes_per_s"] == 1e11
     (files / "w.yaml").write_text((files / "w.yaml").read_text().replace("0.001", "1e-3"))
     assert json.loads(cli(*plan("--json")).out) == first
 
@@ -152,7 +152,7 @@ def test_outputs_are_written_through_or_behind_links(files, cli):
     result = cli(*plan("--out", "link.json"))
     assert result.code == 0, result.err
     assert (files / "link.json").is_symlink()
-    assert json.loads((files / "deep" / "plan.json").read_text())["policy"] == "muxtune"
+    assert json.loads((files / "deep" / "plan.json").read_text())["decisions"]["policy"] == "muxtune"
     for trace in ("/dev/null", "/dev/fd/2"):
         assert cli("simulate", "link.json", "--trace", trace).code == 0
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode)

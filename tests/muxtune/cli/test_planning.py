@@ -217,12 +217,12 @@ def wrong_version(content: dict) -> str:
 
 
 def more_stages_than_ranks(content: dict) -> str:
-    content["cluster"]["ranks"] = 1
+    content["decisions"]["cluster"]["ranks"] = 1
     return json.dumps(content)
 
 
 def swapped_actions(content: dict) -> str:
-    content["schedule"][0].reverse()
+    content["derived"]["schedule"][0].reverse()
     return json.dumps(content)
 
 
@@ -234,7 +234,7 @@ def extra_field(content: dict) -> str:
     ("damage", "message"),
     [
         (truncated, "is not a whole JSON file"),
-        (wrong_version, "schema_version = 99: expected 1"),
+        (wrong_version, "schema_version = 99: expected 2"),
         (more_stages_than_ranks, "expected at most 1, the ranks of cpu-2"),
         (swapped_actions, "schedule[0][0]"),
         (extra_field, "colour = 'red': expected no such field"),
@@ -255,14 +255,17 @@ def test_an_edited_plan_is_refused_by_whoever_reads_it(cli, write_workload, prof
     path, run_dir = tmp_path / "plan.json", tmp_path / "run"
     assert cli("plan", "--workload", write_workload(), "--profile", profile_path, "--out", path).code == 0
     content = json.loads(path.read_text())
-    content["tasks"][0]["peft"]["r"] = 64
+    content["decisions"]["tasks"][0]["peft"]["r"] = 64
     path.write_text(json.dumps(content))
     for command in (("simulate", path), ("run", path, "--out", run_dir), ("validate", path, run_dir)):
         result = cli(*command)
         assert result.code == 2
-        assert "plan.json: tasks.a.peft.r = 64: expected what the plan's times and memory were" in result.err
-        assert result.err.endswith("plan again (muxtune plan)\n")
+        assert (
+            "plan.json: decisions.tasks.a.peft.r = 64: expected what the plan's times and memory were"
+            in result.err
+        )
+        assert result.err.endswith(f"muxtune plan --reprice {path} predicts them anew\n")
     assert not run_dir.exists()
-    content["tasks"][0]["peft"]["r"], content["tasks"][0]["learning_rate"] = 4, 0.5
+    content["decisions"]["tasks"][0]["peft"]["r"], content["decisions"]["tasks"][0]["learning_rate"] = 4, 0.5
     path.write_text(json.dumps(content))
     assert cli("simulate", path).code == 0

@@ -52,7 +52,7 @@ def test_a_sweep_over_a_workload_file_with_a_profile(
     planned = cli("plan", "--workload", workload, "--profile", profile_path, "--json").json
     row = pd.read_parquet(tmp_path / "r.parquet").iloc[1]
     assert row.iteration_s == planned["predicted"]["iteration_s"]
-    assert row.costs == planned["costs"]["profile_id"]
+    assert row.costs == planned["decisions"]["costs"]["profile_id"]
     text = cli("sweep", sweep, "--out", "r.parquet", "--profile", profile_path, "--resume").out
     assert "2 points: 2 planned, 0 refused, 0 failed; 2 were finished before" in text
 

@@ -20,10 +20,10 @@ def plan(cli, write_workload, profile_path, tmp_path):
 def test_switches_are_obeyed_and_written_into_the_plan(plan):
     result, written = plan("--no-fusion", "--no-chunking", "--no-orchestration")
     assert result.code == 0, result.err
-    assert written["policy"] == "muxtune-no-fusion-no-orchestration-no-chunking"
-    assert [len(htask["task_ids"]) for htask in written["htasks"]] == [1, 1, 1]
-    assert {htask["alignment"] for htask in written["htasks"]} == {"pad"}
-    assert written["orchestration"]["mode"] == "sequential"
+    assert written["decisions"]["policy"] == "muxtune-no-fusion-no-orchestration-no-chunking"
+    assert [len(htask["task_ids"]) for htask in written["decisions"]["htasks"]] == [1, 1, 1]
+    assert {htask["alignment"] for htask in written["decisions"]["htasks"]} == {"pad"}
+    assert written["decisions"]["orchestration"]["mode"] == "sequential"
     assert "muxtune-no-fusion" in result.out
 
 

@@ -59,9 +59,9 @@ def test_notes_of_a_plan_depend_on_no_plan_before():
     planned(used, tp=2)
     for options in ({"pp": 2}, {"tp": 2}, {"pp": 1}):
         assert planned(used, **options).costs == planned(fresh, **options).costs
-    widths = [note for note in planned(used, tp=2).costs.notes if note.startswith("linear at")]
+    widths = [note for note in planned(used, tp=2).derived.cost_notes if note.startswith("linear at")]
     assert len(widths) == 1  # of shards, which nobody measured
-    assert not [note for note in planned(used, pp=2).costs.notes if note.startswith("linear at")]
+    assert not [note for note in planned(used, pp=2).derived.cost_notes if note.startswith("linear at")]
 
 
 def test_costs_without_a_measured_stage_say_that_they_add_up():
@@ -139,9 +139,11 @@ def test_a_mesh_beyond_the_measured_collectives_is_refused():
 def test_overlap_that_nobody_measured_is_said_by_plans_that_overlap():
     costs = AnalyticCosts("a40", PRESETS["llama2-7b"], interconnect_of(load_cluster("testbed-a")))
     said = "computing beside a collective is taken to slow neither: nobody measured it on this device"
-    assert said in planned(costs, cluster="testbed-a", tp=2, orchestration="interleaved").costs.notes
-    assert said not in planned(costs, cluster="testbed-a", tp=2, orchestration="sequential").costs.notes
-    assert said not in planned(costs, cluster="testbed-a", tp=1).costs.notes
+    assert said in planned(costs, cluster="testbed-a", tp=2, orchestration="interleaved").derived.cost_notes
+    assert (
+        said not in planned(costs, cluster="testbed-a", tp=2, orchestration="sequential").derived.cost_notes
+    )
+    assert said not in planned(costs, cluster="testbed-a", tp=1).derived.cost_notes
 
 
 def test_a_gpu_says_what_is_derived_and_assumed():

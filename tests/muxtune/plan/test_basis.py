@@ -10,7 +10,7 @@ from muxtune.policies import plan_problem
 from muxtune.support.errors import SpecError
 from sim import simulate_plan
 from tests.muxtune.planning.problems import FakeCosts, make_problem
-from tests.plans import make_plan
+from tests.plans import changed, make_plan
 from tests.sim.plans import launched_plan
 
 SHARED = Orchestration(mode="interleaved", contention=0.25)
@@ -45,33 +45,44 @@ def another(value):
 
 
 EDITS = [
-    (("parallelism", "layers_per_stage"), [3, 5], "parallelism.layers_per_stage = [3, 5]"),
-    (("cluster", "device", "name"), "h100", "cluster.device.name = 'h100'"),
-    (("cluster", "ranks"), 4, "cluster.ranks = 4"),
     (
-        ("cluster", "within_node"),
-        {"name": "slow", "latency_s": 1e-3, "bandwidth_bytes_per_s": 1e8},
-        "cluster.within_node",
+        ("decisions", "parallelism", "layers_per_stage"),
+        [3, 5],
+        "decisions.parallelism.layers_per_stage = [3, 5]",
     ),
-    (("model", "hidden"), 512, "model.hidden = 512"),
-    (("model", "dtype"), "bfloat16", "model.dtype = 'bfloat16'"),
-    (("model", "tied_embeddings"), True, "model.tied_embeddings = True"),
-    (("costs", "digest"), "1" * 64, "costs.digest = '1111"),
-    (("costs", "device"), "cuda", "costs.device = 'cuda'"),
-    (("tasks", 0, "peft", "r"), 64, "tasks.a.peft.r = 64"),
-    (("tasks", 1, "peft", "targets"), ["q_proj"], "tasks.b.peft.targets = ['q_proj']"),
-    (("tasks", 1, "peft", "dropout"), 0.1, "tasks.b.peft.dropout = 0.1"),
-    (("tasks", 2, "max_length"), 64, "tasks.c.max_length = 64"),
-    (("tasks", 0, "steps"), 400, "tasks.a.steps = 400"),
-    (("tasks", 0, "dataset", "lengths"), "rte", "tasks.a.dataset.lengths = 'rte'"),
-    (("tasks", 0, "seed"), 3, "tasks.a.seed = 3"),  # of drawn lengths
-    (("htasks", 0, "tokens_per_microbatch"), 256, "htasks[0].tokens_per_microbatch = 256"),
-    (("htasks", 1, "instance"), 1, "htasks[1].instance = 1"),
-    (("orchestration", "mode"), "intra", "orchestration.mode = 'intra'"),
-    (("orchestration", "contention"), 0.5, "orchestration.contention = 0.5"),
-    (("orchestration", "adapters"), "separate", "orchestration.adapters = 'separate'"),
-    (("execution", "attention"), "loop", "execution.attention = 'loop'"),
-    (("template",), "gpipe", "template = 'gpipe'"),
+    (("decisions", "cluster", "device", "name"), "h100", "decisions.cluster.device.name = 'h100'"),
+    (("decisions", "cluster", "ranks"), 4, "decisions.cluster.ranks = 4"),
+    (
+        ("decisions", "cluster", "within_node"),
+        {"name": "slow", "latency_s": 1e-3, "bandwidth_bytes_per_s": 1e8},
+        "decisions.cluster.within_node",
+    ),
+    (("decisions", "model", "hidden"), 512, "decisions.model.hidden = 512"),
+    (("decisions", "model", "dtype"), "bfloat16", "decisions.model.dtype = 'bfloat16'"),
+    (("decisions", "model", "tied_embeddings"), True, "decisions.model.tied_embeddings = True"),
+    (("decisions", "costs", "digest"), "1" * 64, "decisions.costs.digest = '1111"),
+    (("decisions", "costs", "device"), "cuda", "decisions.costs.device = 'cuda'"),
+    (("decisions", "tasks", 0, "peft", "r"), 64, "decisions.tasks.a.peft.r = 64"),
+    (("decisions", "tasks", 1, "peft", "targets"), ["q_proj"], "decisions.tasks.b.peft.targets = ['q_proj']"),
+    (("decisions", "tasks", 1, "peft", "dropout"), 0.1, "decisions.tasks.b.peft.dropout = 0.1"),
+    (("decisions", "tasks", 2, "max_length"), 64, "decisions.tasks.c.max_length = 64"),
+    (("decisions", "tasks", 0, "steps"), 400, "decisions.tasks.a.steps = 400"),
+    (("decisions", "tasks", 0, "dataset", "lengths"), "rte", "decisions.tasks.a.dataset.lengths = 'rte'"),
+    (("decisions", "tasks", 0, "seed"), 3, "decisions.tasks.a.seed = 3"),  # of drawn lengths
+    (("derived", "htasks", 0, "tokens_per_microbatch"), 256, "derived.htasks = [{"),
+    (("decisions", "htasks", 1, "instance"), 1, "decisions.htasks[1].instance = 1"),
+    (("decisions", "orchestration", "mode"), "intra", "decisions.orchestration.mode = 'intra'"),
+    (("derived", "contention"), 0.5, "derived.contention = 0.5"),
+    (("decisions", "orchestration", "adapters"), "separate", "decisions.orchestration.adapters = 'separate'"),
+    (("decisions", "execution", "attention"), "loop", "decisions.execution.attention = 'loop'"),
+    (
+        (
+            "decisions",
+            "template",
+        ),
+        "gpipe",
+        "decisions.template = 'gpipe'",
+    ),
     (("predicted", "iteration_s"), 1.0, "predicted.iteration_s = 1.0"),
     (("predicted", "fwd_s", 0, 0), 1.0, "predicted.fwd_s = [[1.0"),
 ]
@@ -87,27 +98,25 @@ def test_an_edited_plan_is_refused_with_the_field(path, value, named, tmp_path):
     message = str(caught.value)
     assert message.removeprefix(f"{tmp_path}/plan.json: ").startswith(named)
     assert "expected what the plan's times and memory were predicted for" in message
-    assert message.endswith("plan again (muxtune plan)")
+    assert message.endswith(f"; muxtune plan --reprice {tmp_path}/plan.json predicts them anew")
     assert "\n" not in message
 
 
 FREE = {
-    "policy",
-    "model.name",
-    "model.source",
-    "model.init_seed",
-    "model.norm_eps",
-    "model.rope_theta",
-    "cluster.name",
-    "cluster.device.memory_bytes",
-    "cluster.device.reserved_bytes",
-    "tasks.dataset.path",
-    "tasks.peft.alpha",
-    "tasks.learning_rate",
-    "tasks.lr_schedule",
-    "tasks.warmup_steps",
-    "tasks.weight_decay",
-    "tasks.max_grad_norm",
+    "decisions.policy",
+    "decisions.model.name",
+    "decisions.model.init_seed",
+    "decisions.model.norm_eps",
+    "decisions.model.rope_theta",
+    "decisions.cluster.name",
+    "decisions.cluster.device.memory_bytes",
+    "decisions.cluster.device.reserved_bytes",
+    "decisions.tasks.peft.alpha",
+    "decisions.tasks.learning_rate",
+    "decisions.tasks.lr_schedule",
+    "decisions.tasks.warmup_steps",
+    "decisions.tasks.weight_decay",
+    "decisions.tasks.max_grad_norm",
 }
 """Labels, places, and what decides results but neither a duration nor a byte."""
 
@@ -120,7 +129,11 @@ def test_every_field_counts_unless_it_is_known_to_be_free(plan):
     content, basis = content_of(plan), prediction_basis(plan)
     for path, value in list(leaves(content)):
         name = ".".join(str(part) for part in path if not isinstance(part, int))
-        if name.startswith("predicted.made_for") or name in {"schema_version", "tasks.id", "htasks.task_ids"}:
+        if name.startswith("predicted.made_for") or name in {
+            "schema_version",
+            "decisions.tasks.id",
+            "decisions.htasks.task_ids",
+        }:
             continue
         changed = content_of(plan)
         set_at(changed, path, another(value))
@@ -131,16 +144,22 @@ def test_every_field_counts_unless_it_is_known_to_be_free(plan):
 
 
 LEGITIMATE = [
-    (("tasks", 0, "learning_rate"), 1e-5),
-    (("tasks", 0, "weight_decay"), 0.1),
-    (("tasks", 2, "warmup_steps"), 2),
-    (("tasks", 2, "lr_schedule"), "cosine"),
-    (("tasks", 0, "max_grad_norm"), 1.0),
-    (("tasks", 0, "peft", "alpha"), 16.0),
-    (("policy",), "mine"),
-    (("model", "name"), "my-llama"),
-    (("cluster", "name"), "the-box-under-the-desk"),
-    (("cluster", "device", "memory_bytes"), 10**12),
+    (("decisions", "tasks", 0, "learning_rate"), 1e-5),
+    (("decisions", "tasks", 0, "weight_decay"), 0.1),
+    (("decisions", "tasks", 2, "warmup_steps"), 2),
+    (("decisions", "tasks", 2, "lr_schedule"), "cosine"),
+    (("decisions", "tasks", 0, "max_grad_norm"), 1.0),
+    (("decisions", "tasks", 0, "peft", "alpha"), 16.0),
+    (
+        (
+            "decisions",
+            "policy",
+        ),
+        "mine",
+    ),
+    (("decisions", "model", "name"), "my-llama"),
+    (("decisions", "cluster", "name"), "the-box-under-the-desk"),
+    (("decisions", "cluster", "device", "memory_bytes"), 10**12),
 ]
 
 
@@ -156,55 +175,59 @@ def test_a_task_may_be_renamed_everywhere():
     plan = Plan.model_validate_json(text)
     check_plan(plan)
     content = content_of(plan)
-    content["tasks"][0]["peft"]["r"] = 2
-    with pytest.raises(SpecError, match=r"^plan: tasks\.tenant\.7\.peft\.r = 2: "):
+    content["decisions"]["tasks"][0]["peft"]["r"] = 2
+    with pytest.raises(SpecError, match=r"^plan: decisions\.tasks\.tenant\.7\.peft\.r = 2: "):
         check_plan(Plan.model_validate(content))
 
 
 def test_the_seed_of_a_file_that_is_read_in_order_moves_no_data(tmp_path):
     content = content_of(make_plan())
-    content["tasks"][0]["dataset"] = {"path": "/data/a.jsonl", "sha256": "0" * 64}
+    content["decisions"]["tasks"][0]["dataset"] = {"path": "/data/a.jsonl", "sha256": "0" * 64}
     content = content_of(finish_plan(Plan.model_validate(content)))
-    content["tasks"][0] |= {"seed": 9, "dataset": {"path": "/elsewhere/a.jsonl", "sha256": "0" * 64}}
+    content["decisions"]["tasks"][0] |= {"seed": 9, "dataset": {"path": "/data/a.jsonl", "sha256": "0" * 64}}
     check_plan(Plan.model_validate(content))
-    content["tasks"][0]["shuffle"] = True
-    with pytest.raises(SpecError, match=r"tasks\.a\.seed = 9: .* \(nor are tasks\.a\.shuffle as they"):
+    content["decisions"]["tasks"][0]["shuffle"] = True
+    with pytest.raises(SpecError, match=r"tasks\.a\.seed = 9: .* \(nor are decisions\.tasks\.a\.shuffle as"):
         check_plan(Plan.model_validate(content))
 
 
 def test_another_order_of_the_pipeline_is_refused():
     """Its memory may be several times larger, and nobody has played it."""
     flush, gpipe = make_plan(template="flush"), make_plan(template="gpipe")
-    edited = flush.model_copy(update={"schedule": gpipe.schedule, "template": "gpipe"})
-    with pytest.raises(SpecError, match=r"^plan: template = 'gpipe': .*nor are schedule as they were"):
+    edited = changed(flush, schedule=gpipe.schedule, template="gpipe")
+    with pytest.raises(
+        SpecError, match=r"^plan: decisions\.template = 'gpipe': .*--reprice PLAN"
+    ):
         check_plan(edited)
     check_plan(finish_plan(edited))
 
 
 def test_several_edits_are_counted():
     content = content_of(make_plan())
-    for task in content["tasks"]:
+    for task in content["decisions"]["tasks"]:
         task["steps"], task["peft"]["r"] = 9, 2
-    content["costs"]["profile_id"] = "another"
+    content["decisions"]["costs"]["profile_id"] = "another"
     with pytest.raises(SpecError) as caught:
         check_plan(Plan.model_validate(content))
     message = str(caught.value)
-    assert message.startswith("plan: costs.profile_id = 'another': expected")
-    assert "(nor are tasks.a, tasks.b, tasks.c as they were)" in message
+    assert message.startswith("plan: decisions.costs.profile_id = 'another': expected")
+    assert "(nor are decisions.tasks.a, decisions.tasks.b, decisions.tasks.c as they were)" in message
 
 
 def test_one_edit_of_all_tasks_names_each():
     content = content_of(make_plan())
-    for task in content["tasks"]:
+    for task in content["decisions"]["tasks"]:
         task["steps"] = 9
-    with pytest.raises(SpecError, match=r"^plan: tasks\.a\.steps = 9: .*nor are tasks\.b\.steps, tasks\.c\."):
+    with pytest.raises(
+        SpecError, match=r"^plan: decisions\.tasks\.a\.steps = 9: .*are decisions\.tasks\.b\.steps, "
+    ):
         check_plan(Plan.model_validate(content))
 
 
 def test_another_number_of_tasks_is_an_edit_of_each_field():
     plan = make_plan()
-    without = plan.model_copy(update={"htasks": plan.htasks[:1]})
-    with pytest.raises(SpecError, match=r"^plan: htasks\[1\]\.id = None: "):
+    without = changed(plan, htasks=plan.htasks[:1])
+    with pytest.raises(SpecError, match=r"^plan: decisions\.htasks\[1\]\.task_ids = None: "):
         check_prediction_basis(without)
 
 
@@ -216,7 +239,9 @@ def test_a_plan_from_before_there_were_digests_is_refused(tmp_path):
         load_plan(tmp_path / "plan.json")
 
 
-@pytest.mark.parametrize("name", ["k" * 300, "tasks[x]", "tasks[9999999999]", "", "a\x1b[31mb", "htasks[-1]"])
+@pytest.mark.parametrize(
+    "name", ["k" * 300, "tasks[x]", "tasks[9999999999]", "", "a\x1b[31mb", "decisions.htasks[-1]"]
+)
 def test_digests_of_what_is_no_field_are_refused_in_a_short_line(name, tmp_path):
     content = content_of(make_plan())
     content["predicted"]["made_for"][name] = "0" * 10
@@ -231,13 +256,13 @@ def test_digests_of_what_is_no_field_are_refused_in_a_short_line(name, tmp_path)
 
 def test_a_simulation_belongs_to_its_plan():
     plan = make_plan()
-    played = plan.model_copy(update={"predicted": simulate_plan(plan).predicted})
+    played = changed(plan, predicted=simulate_plan(plan).predicted)
     check_plan(played)
 
 
 def test_memory_beyond_the_device_is_refused_wherever_a_plan_is_read():
     content = content_of(make_plan())
-    content["cluster"]["device"]["memory_bytes"] = 1000
+    content["decisions"]["cluster"]["device"]["memory_bytes"] = 1000
     with pytest.raises(
         SpecError, match="peak_memory_bytes = 100000000: expected at most 1000, the memory of"
     ):
@@ -289,8 +314,6 @@ def test_edited_digests_are_refused_like_edited_fields():
     plan = make_plan()
     for name in plan.predicted.made_for:
         made_for = {**plan.predicted.made_for, name: "0123456789"}
-        edited = plan.model_copy(
-            update={"predicted": plan.predicted.model_copy(update={"made_for": made_for})}
-        )
+        edited = changed(plan, predicted=plan.predicted.model_copy(update={"made_for": made_for}))
         with pytest.raises(SpecError, match=r"^plan: \S+ = .*muxtune plan"):
             check_prediction_basis(edited)

@@ -9,23 +9,17 @@ from hypothesis import strategies as st
 from muxtune.plan import Orchestration, Plan, check_step_meetings, extend_schedule
 from muxtune.schedule import Action, build_schedule, check_schedule
 from muxtune.support.errors import SpecError
-from tests.plans import make_plan
-
-
-def _changed(plan: Plan, **changes: object) -> Plan:
-    """A new plan; ``model_copy`` would keep what is cached."""
-    return Plan.model_validate({name: getattr(plan, name) for name in Plan.model_fields} | changes)
+from tests.plans import changed, entries, make_plan
 
 
 def _with_schedule(plan: Plan, stages: list[list[Action]], iterations: int) -> Plan:
-    schedule = tuple(tuple((a.kind, a.htask, a.number) for a in stage) for stage in stages)
     predicted = plan.predicted.model_copy(update={"scheduled_iterations": iterations})
-    return _changed(plan, schedule=schedule, predicted=predicted)
+    return changed(plan, schedule=entries(stages), predicted=predicted)
 
 
 def _with_steps(plan: Plan, steps: list[int]) -> Plan:
     tasks = tuple(t.model_copy(update={"steps": n}) for t, n in zip(plan.tasks, steps, strict=True))
-    plan = _changed(plan, tasks=tasks)
+    plan = changed(plan, tasks=tasks)
     shown = plan.htask_steps(plan.predicted.scheduled_iterations)
     pp = plan.parallelism.pp
     stages = build_schedule(plan.buckets, plan.microbatches, pp=pp, template=plan.template, steps=shown)
@@ -116,7 +110,7 @@ def test_what_remains_after_a_checkpoint_is_a_valid_schedule(steps, template, pp
 def test_a_step_away_from_its_last_backward_is_refused_if_all_stages_must_meet_there():
     stage = [*map(Action.parse, "F0.0 B0.0 F1.0 B1.0 STEP0.0 STEP1.0".split())]
     check_step_meetings([stage, stage], [], "plan")
-    with pytest.raises(SpecError, match=r"plan: schedule\[0\]\[4\] = 'STEP0.0': expected a place"):
+    with pytest.raises(SpecError, match=r"plan: derived\.schedule\[0\]\[4\] = 'STEP0.0': expected a place"):
         check_step_meetings([stage, stage], [0], "plan")
 
 
@@ -136,7 +130,7 @@ def test_stages_that_meet_after_different_backwards_are_refused():
     early = [*map(Action.parse, "F0.0 F1.0 B0.0 STEP0.0 B1.0 STEP1.0".split())]
     late = [*map(Action.parse, "F0.0 F1.0 B0.0 B1.0 STEP0.0 STEP1.0".split())]
     check_step_meetings([late, late], [0, 1], "plan")
-    with pytest.raises(SpecError, match=r"plan: schedule\[1\]\[3\] = 'STEP0.0': expected a place"):
+    with pytest.raises(SpecError, match=r"plan: derived\.schedule\[1\]\[3\] = 'STEP0.0': expected a place"):
         check_step_meetings([late, early], [0], "plan")
 
 
@@ -145,6 +139,6 @@ def test_stages_that_step_in_different_orders_are_refused():
     first = [*map(Action.parse, "F0.0 F1.0 B0.0 B1.0 STEP0.0 STEP1.0".split())]
     other = [*first[:4], *first[:3:-1]]
     with pytest.raises(
-        SpecError, match=r"plan: schedule\[1\]\[4\] = 'STEP1\.0': expected STEP0\.0, as stages"
+        SpecError, match=r"plan: derived\.schedule\[1\]\[4\] = 'STEP1\.0': expected STEP0\.0, as stages"
     ):
         check_step_meetings([first, other], [], "plan")

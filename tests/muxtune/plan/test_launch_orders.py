@@ -60,25 +60,25 @@ def test_stages_that_are_alike_share_an_entry():
     ],
 )
 def test_orders_that_do_not_fit_are_refused(content, field, value, match):
-    content["orchestration"]["launches"][1]["orders"][0][field] = value
+    content["derived"]["launches"][1]["orders"][0][field] = value
     refused(content, match)
 
 
 def test_orders_that_cannot_run_are_refused(content):
-    order = content["orchestration"]["launches"][0]["orders"][0]
+    order = content["derived"]["launches"][0]["orders"][0]
     order["communication"] = " ".join(reversed(order["communication"].split()))
     refused(content, "launches[0].orders[0]: launch order = ")
 
 
 def test_missing_and_needless_clocks_are_refused(content):
     needless = json.loads(launched_plan("sequential").model_dump_json())
-    needless["orchestration"]["launches"] = content["orchestration"]["launches"]
+    needless["derived"]["launches"] = content["derived"]["launches"]
     refused(needless, "expected nothing: no clock overlaps (tp 2, sequential)")
-    content["orchestration"]["launches"].pop(2)
+    content["derived"]["launches"].pop(2)
     refused(content, "expected nothing, or F of [0, 2], B of [0, 2], F of [1], B of [1], once each")
 
 
 def test_unknown_barriers_are_refused(content):
-    content["orchestration"]["launches"][0]["orders"][0]["barrier"] = "wall"
+    content["derived"]["launches"][0]["orders"][0]["barrier"] = "wall"
     with pytest.raises(ValueError, match="barrier"):
         Plan.model_validate(content)

@@ -12,7 +12,7 @@ from muxtune.plan import (
     theoretical_bubble_fraction,
 )
 from muxtune.schedule import StageTimes, build_schedule, evaluate_schedule
-from tests.plans import make_plan
+from tests.plans import changed, make_plan
 
 TOKENS = IterationTokens(all=1000, billed=800, effective=500)
 
@@ -103,7 +103,7 @@ def test_a_plan_is_predicted_again_with_shared_clocks():
 def test_tokens_of_all_replicas_count():
     plan = make_plan()
     parallelism = plan.parallelism.model_copy(update={"dp": 2})
-    replicated = plan.model_copy(update={"parallelism": parallelism})
+    replicated = changed(plan, parallelism=parallelism)
     assert iteration_tokens(replicated).all == 2 * iteration_tokens(plan).all
 
 
@@ -111,7 +111,7 @@ def test_tokens_of_replicas_without_a_sequence_do_not_count():
     """Eight sequences, padded, go to four micro-batches by two; the third replica has none."""
     plan = make_plan()
     parallelism = plan.parallelism.model_copy(update={"dp": 3})
-    replicated = plan.model_copy(update={"parallelism": parallelism})
+    replicated = changed(plan, parallelism=parallelism)
     assert iteration_tokens(replicated).all == 2 * iteration_tokens(plan).all
 
 

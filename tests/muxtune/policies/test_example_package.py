@@ -58,9 +58,9 @@ def test_it_makes_plans(installed, tmp_path):
     planned = muxtune(installed, "plan", *arguments, "--json", cwd=tmp_path)
     assert planned.returncode == 0, planned.stderr
     plan = json.loads(planned.stdout)
-    assert plan["policy"] == "by-length"
-    lengths = {task["id"]: task["max_length"] for task in plan["tasks"]}
-    groups = [{lengths[task_id] for task_id in htask["task_ids"]} for htask in plan["htasks"]]
+    assert plan["decisions"]["policy"] == "by-length"
+    lengths = {task["id"]: task["max_length"] for task in plan["decisions"]["tasks"]}
+    groups = [{lengths[task_id] for task_id in htask["task_ids"]} for htask in plan["decisions"]["htasks"]]
     assert groups == [{64}, {128}, {256}]
     assert json.loads((tmp_path / "plan.json").read_text()) == plan
 

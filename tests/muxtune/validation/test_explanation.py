@@ -12,7 +12,7 @@ from muxtune.validation import Explanation, explain_difference, read_run
 from muxtune.validation.replay import iteration_ends_s as replayed_ends_s
 from muxtune.validation.replay import replay, stages_meet
 from tests.muxtune.validation.runs import STEADY, Reality, make_trace
-from tests.plans import make_plan
+from tests.plans import changed, make_plan
 
 TEMPLATES = ("continuous", "flush")
 
@@ -124,7 +124,7 @@ def test_computing_before_the_tensor_is_there_belongs_to_the_forward():
 def test_stages_that_meet_at_steps_are_found():
     plan = make_plan()
     tasks = tuple(task.model_copy(update={"max_grad_norm": 1.0}) for task in plan.tasks)
-    plan = plan.model_copy(update={"tasks": tasks})
+    plan = changed(plan, tasks=tasks)
     explanation = explain(plan, Reality(meeting=lambda action: True))
     assert_only(explanation, ("exchange", None))
 

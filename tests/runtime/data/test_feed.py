@@ -10,6 +10,7 @@ from muxtune.support.errors import SpecError
 from muxtune.tasks import Workload
 from runtime.data.feed import Feed, check_room, load_plan_data
 from tests.helpers import make_plan, make_task, write_examples
+from tests.plans import changed
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def test_tokens_of_an_iteration_are_counted_in_three_ways(plan):
 
 def test_replicas_share_the_sequences_of_every_step(plan):
     mesh = plan.parallelism.model_copy(update={"pp": 1, "dp": 2})
-    plan = plan.model_copy(update={"parallelism": mesh})
+    plan = changed(plan, parallelism=mesh)
     data = load_plan_data(plan)
     check_room(plan, data, "plan")
     feeds = [Feed(plan, data, replica=replica) for replica in range(2)]
@@ -81,16 +82,18 @@ def test_an_htask_whose_tasks_have_all_finished_has_no_tokens(plan):
 def test_a_stream_too_short_for_its_sequences_is_refused(plan):
     htask = plan.htasks[0]
     short = htask.model_copy(update={"tokens_per_microbatch": htask.tokens_per_microbatch - 1})
-    changed = plan.model_copy(update={"htasks": (short,)})
-    with pytest.raises(SpecError, match=r"plan: htasks\[0\].tokens_per_microbatch = \d+: expected at least"):
-        check_room(changed, load_plan_data(plan), "plan")
+    shorter = changed(plan, htasks=(short,))
+    with pytest.raises(
+        SpecError, match=r"plan: derived\.htasks\[0\].tokens_per_microbatch = \d+: expected at least"
+    ):
+        check_room(shorter, load_plan_data(plan), "plan")
 
 
 def test_attention_is_by_the_backend_of_the_plan(plan):
     execution = plan.execution.model_copy(update={"attention": "loop"})
     data = load_plan_data(plan)
     groups = {}
-    for each in (plan, plan.model_copy(update={"execution": execution})):
+    for each in (plan, changed(plan, execution=execution)):
         batch = Feed(each, data).microbatch(0, 0)
         groups[each.execution.attention] = batch.attention.placement.layout.groups
     assert all(group.rows == 1 for group in groups["loop"])

@@ -15,6 +15,7 @@ from muxtune.support.errors import SpecError
 from muxtune.tasks import Workload
 from runtime import run_plan, validate_run
 from tests.helpers import make_plan, make_task, write_examples
+from tests.plans import changed
 
 
 def _scale_weights(folder: Path) -> None:
@@ -56,7 +57,7 @@ def _plan(folder: Path, tmp_path: Path, *, digest: bool) -> Plan:
     task = make_task("a", write_examples(tmp_path / "a.jsonl", seed=0))
     model = load_model_spec(str(folder))
     plan = make_plan(Workload(tasks=(task,)), model, partition=[["a"]])
-    return finish_plan(plan.model_copy(update={"backbone": backbone_digest(model) if digest else None}))
+    return finish_plan(changed(plan, backbone=backbone_digest(model) if digest else None))
 
 
 def _begun(plan: Plan, run_dir: Path) -> Path:

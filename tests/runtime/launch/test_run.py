@@ -13,6 +13,7 @@ from muxtune.tasks import Workload
 from runtime import run_plan
 from runtime.launch import run
 from tests.helpers import make_hf_model, make_plan, make_task, write_examples
+from tests.plans import changed
 
 
 @pytest.fixture
@@ -30,8 +31,7 @@ def _refused(plan: Plan | Path, out_dir: Path, message: str, kind: type[UserErro
 
 
 def _changed(plan: Plan, **changes: object) -> Plan:
-    changed = {name: getattr(plan, name) for name in Plan.model_fields} | changes
-    return finish_plan(Plan.model_validate(changed))
+    return finish_plan(changed(plan, **changes))
 
 
 def test_more_steps_than_the_longest_task_has(plan, tmp_path):
@@ -59,7 +59,7 @@ def test_devices_that_this_machine_has_not(plan, tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     device = plan.cluster.device.model_copy(update={"kind": "cuda"})
     cluster = plan.cluster.model_copy(update={"device": device})
-    message = r"plan: cluster\.device\.kind = 'cuda': expected 2 CUDA devices on .*torch finds none"
+    message = r"plan: decisions\.cluster\.device\.kind = 'cuda': expected 2 CUDA devices on .*torch finds none"
     _refused(_changed(plan, cluster=cluster), tmp_path / "run", message)
     _refused(plan, tmp_path / "run", r"^device = 'cuda': expected 2 CUDA devices", device="cuda")
 
@@ -67,14 +67,14 @@ def test_devices_that_this_machine_has_not(plan, tmp_path, monkeypatch):
 def test_shards_that_the_heads_cannot_be_dealt_out_to(plan, tmp_path):
     mesh = plan.parallelism.model_copy(update={"tp": 3})
     cluster = plan.cluster.model_copy(update={"ranks": 6})
-    message = r"plan: parallelism\.tp = 3: expected a divisor of 8, the heads of llama-tiny"
+    message = r"plan: decisions\.parallelism\.tp = 3: expected a divisor of 8, the heads of llama-tiny"
     _refused(_changed(plan, parallelism=mesh, cluster=cluster), tmp_path / "run", message)
 
 
 def test_an_attention_backend_that_the_device_cannot_run(plan, tmp_path):
     execution = plan.execution.model_copy(update={"attention": "varlen"})
     message = (
-        r"plan: execution\.attention = 'varlen': expected one that trains on this device "
+        r"plan: decisions\.execution\.attention = 'varlen': expected one that trains on this device "
         r"\(grouped, loop, masked\): varlen needs a CUDA device$"
     )
     _refused(_changed(plan, execution=execution), tmp_path / "run", message)

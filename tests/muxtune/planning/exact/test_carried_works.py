@@ -16,6 +16,7 @@ from muxtune.support.errors import SpecError
 from sim import simulate_plan
 from tests.muxtune.planning.estimate.test_stream_tokens import UNEVEN
 from tests.muxtune.planning.problems import make_problem
+from tests.plans import changed
 
 CHUNK = 32
 
@@ -143,7 +144,7 @@ def test_the_simulator_agrees_with_the_recurrence(template, carry):
 def test_a_carry_group_that_cannot_be_is_refused(fields, message):
     problem = make_problem(UNEVEN)
     plan = assemble_plan(problem, structure_of(problem, 2, "flush"), "made-by-hand")
-    broken = plan.model_copy(update={"htasks": (plan.htasks[0].model_copy(update=fields),)})
+    broken = changed(plan, htasks=(plan.htasks[0].model_copy(update=fields),))
     with pytest.raises(SpecError, match=message):
         check_plan(broken)
 
@@ -152,4 +153,4 @@ def test_a_pipeline_with_one_micro_batch_per_htask_carries_nothing():
     problem = make_problem(UNEVEN)
     plan = assemble_plan(problem, structure_of(problem, 2, "continuous"), "made-by-hand")
     with pytest.raises(SpecError, match="carry_microbatches = 2: expected 1: under lorapp"):
-        check_plan(plan.model_copy(update={"template": "lorapp"}))
+        check_plan(changed(plan, template="lorapp"))

@@ -183,7 +183,7 @@ def comparison_table(comparison: Comparison) -> str:
     measured = any(r.measured for r in comparison.policies)
     against = f"vs {comparison.baseline}"
     header = ["policy", "tp x pp x dp", "hTasks", "template", "iteration", "tokens/s", "effective", "bubble"]
-    header += ["memory", against]
+    header += ["MFU", "memory", against]
     if measured:
         header += ["measured iteration", "effective", "memory", against]
     rows = []
@@ -201,7 +201,7 @@ def comparison_table(comparison: Comparison) -> str:
 def _predicted_cells(result: PolicyResult, comparison: Comparison) -> list[str]:
     p, mesh = result.predicted, result.parallelism
     if p is None or mesh is None:
-        return ["no plan", *["-"] * 8]
+        return ["no plan", *["-"] * 9]
     return [
         f"{mesh.tp} x {mesh.pp} x {mesh.dp}" + (f", {result.idle_ranks} idle" if result.idle_ranks else ""),
         str(len(result.htasks)),
@@ -210,6 +210,7 @@ def _predicted_cells(result: PolicyResult, comparison: Comparison) -> list[str]:
         show_rate(p.tokens_per_s),
         show_rate(p.effective_tokens_per_s),
         show_percent(p.bubble_fraction),
+        "unknown" if p.mfu is None else show_percent(p.mfu),
         show_bytes(max(p.peak_memory_bytes)),
         _show_speedup(comparison.predicted_speedup, result.policy),
     ]

@@ -30,7 +30,9 @@ class DeviceSpec(StrictModel):
     """One rank's device. A name with shipped coefficients (``a40``, ``a100``, ``h100``) is priced by them."""
 
     name: str = Field(max_length=MOST_NAME_CHARACTERS)
+    """Name of the device."""
     kind: Literal["cpu", "cuda"]
+    """What torch calls it."""
     memory_bytes: int = Field(gt=0, lt=2**63)
     """What a rank may fill."""
     reserved_bytes: int = Field(default=0, ge=0)
@@ -41,6 +43,7 @@ class LinkSpec(StrictModel):
     """A link of one's own, where no shipped coefficients are wanted: ``latency_s`` + n / bandwidth."""
 
     name: str = Field(max_length=MOST_NAME_CHARACTERS)
+    """Name of the link."""
     latency_s: float = Field(ge=0, le=1000)
     """Latency of one message, and of each step of a collective."""
     bandwidth_bytes_per_s: float = Field(gt=0, ge=1, le=1e18)
@@ -94,13 +97,17 @@ class ClusterSpec(StrictModel):
     """Equal nodes of equal devices. Ranks are numbered through the nodes, so neighbours share a node."""
 
     name: str = Field(max_length=MOST_NAME_CHARACTERS)
+    """Name of the cluster, a label."""
     device: DeviceSpec
+    """Device of every rank."""
     ranks: int = Field(gt=0, le=MOST_RANKS)
     """Devices of all nodes."""
     nodes: int = Field(default=1, gt=0)
+    """Equal nodes that the devices are in."""
     within_node: WithinNode
+    """Links inside a node: a topology, or a link of one's own."""
     between_nodes: BetweenNodes | None = Field(default=None, validate_default=True)
-    """None where there is one node."""
+    """Links between nodes; null where there is one node."""
 
     @field_validator("nodes")
     @classmethod

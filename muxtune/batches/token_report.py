@@ -34,9 +34,13 @@ class AlignmentReport(StrictModel):
     """Tokens of one iteration of a plan, and of the same hTasks under one alignment for all of them."""
 
     plan: TokenCounts
+    """As planned."""
     pad: TokenCounts
+    """All hTasks under ``pad``."""
     pack: TokenCounts
+    """All hTasks under ``pack``."""
     chunk: TokenCounts
+    """All hTasks under ``chunk``."""
     chunk_tokens: tuple[int, ...]
     """Per hTask, chunk length that ``chunk`` is counted with."""
 

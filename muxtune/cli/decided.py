@@ -26,7 +26,7 @@ def reprice_plan(path: Path, profile: Path | None) -> Plan:
         profile: Costs; by default those that the cluster's device has, which must be the plan's.
 
     Raises:
-        UserError: The decisions cannot be carried out, or the costs that the plan was made with are not there.
+        UserError: The decisions cannot be carried out, or the plan's costs are not there.
     """
     decisions = load_decisions(path)
     _check_model(decisions.model, path)
@@ -53,7 +53,7 @@ def _check_model(model: ModelSpec, path: Path) -> None:
 
 
 def _check_default_costs(costs: CostModel, decisions: Decisions, path: Path) -> None:
-    """Refuse to price with other measurements than the plan was made with; coefficients that ship may change."""
+    """Refuse to price with other measurements than the plan's; coefficients that ship may change."""
     wanted, found = decisions.costs, costs.ref
     if wanted is None or wanted.digest == found.digest:
         return

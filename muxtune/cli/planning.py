@@ -80,7 +80,7 @@ def plan(  # noqa: PLR0913, PLR0917  # an argument per option
         typer.Option(
             "--reprice",
             metavar="PLAN",
-            help="Instead of a search: the decisions of a plan that was edited, in place unless --out is given.",
+            help="Instead of a search: the decisions of an edited plan, which is replaced without --out.",
             show_default=False,
         ),
     ] = None,

@@ -109,6 +109,7 @@ def run_table(report: RunReport) -> str:
         ["tokens/s", show_rate(report.tokens_per_s)],
         ["billed tokens/s", show_rate(report.billed_tokens_per_s)],
         ["effective tokens/s", show_rate(report.effective_tokens_per_s)],
+        *([] if report.mfu is None else [["MFU", show_percent(report.mfu)]]),
         ["busy per stage", ", ".join(map(show_percent, report.busy_fraction))],
         ["peak memory per stage", ", ".join(show_bytes(stage.peak_bytes) for stage in report.memory)],
     ]

@@ -56,25 +56,43 @@ class ModelSpec(StrictModel):
     """Shapes of a backbone, and where its weights come from."""
 
     name: str
+    """Name of the backbone, a label."""
     family: Family
+    """Architecture."""
     source: str
     """``preset`` (weights drawn from ``init_seed``) or a Hugging Face directory."""
     layers: _Layers
+    """Decoder layers."""
     hidden: _Dimension
+    """Width of the residual stream."""
     ffn: _Dimension
+    """Inner width of the MLP."""
     heads: _Dimension
+    """Attention heads."""
     kv_heads: _Dimension
+    """Heads of keys and values; fewer than ``heads`` where these are shared."""
     head_dim: _Dimension
+    """Width of a head."""
     vocab: _Dimension
+    """Tokens of the vocabulary."""
     max_positions: _Dimension
+    """Longest sequence."""
     activation: str
+    """Activation of the MLP, as Hugging Face names it."""
     norm_eps: float = Field(gt=0)
+    """Added to the variance in norms."""
     rope_theta: float = 10_000.0
+    """Base of the rotary embedding's angles; unused where positions are learned."""
     attention_bias: bool = False
+    """Whether the linears of attention add biases."""
     mlp_bias: bool = False
+    """Whether the linears of the MLP add biases."""
     tied_embeddings: bool = False
+    """Whether the head is the embedding's transpose."""
     init_seed: int = Field(default=0, ge=0, lt=2**63)
+    """Seed of a preset's weights."""
     dtype: Dtype = "float32"
+    """Type of weights and activations."""
 
     @property
     def dtype_bytes(self) -> int:

@@ -1,9 +1,9 @@
 """What a plan's prediction belongs to: a short digest of every field that times or memory depend on.
 
 A plan carries them beside its numbers, in ``predicted.made_for``. Where a field was edited afterwards, the
-numbers belong to another plan, and whoever reads it says which field that is and how to price it anew. A field
-counts unless it is named here as free: it changes results or is a label, and no duration and no byte depends on
-it.
+numbers belong to another plan, and whoever reads it says which field that is and how to price it anew. A
+field counts unless it is named here as free: it changes results or is a label, and no duration and no byte
+depends on it.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def finish_plan(plan: Plan) -> Plan:
 def prediction_basis(plan: Plan) -> dict[str, str]:
     """Digests by field.
 
-    Of decided tasks and hTasks there is one digest per entry (``decisions.tasks[1]``) and one per field of all
-    entries (``decisions.tasks.steps``), which together tell the place of an edit.
+    Of decided tasks and hTasks there is one digest per entry (``decisions.tasks[1]``) and one per field of
+    all entries (``decisions.tasks.steps``), which together tell the place of an edit.
     """
     return {name: _digest(value) for name, value in _fields(plan).items()}
 
@@ -189,7 +189,7 @@ def _named(plan: Plan, differing: Sequence[str]) -> list[str]:
 
 
 def _entry(plan: Plan, row: str) -> str:
-    """``decisions.tasks.b`` for ``decisions.tasks[1]``, as other messages name tasks; hTasks have no names."""
+    """``decisions.tasks.b`` for ``decisions.tasks[1]``, as messages name tasks; hTasks have no names."""
     position = int(row.partition("[")[2].removesuffix("]"))
     tasks = plan.decisions.tasks
     is_task = row.startswith("decisions.tasks") and position < len(tasks)

@@ -73,8 +73,8 @@ class HandDecisions(StrictModel):
     htasks: tuple[HandHTask, ...] | None = Field(default=None, min_length=1)
     """The fusion; by default every task alone, in the order of the workload."""
     buckets: tuple[tuple[int, ...], ...] | None = Field(default=None, min_length=1)
-    """Positions in ``htasks`` per bucket, in order of injection; by default a bucket for each hTask, or one for
-    all where hTasks share clocks."""
+    """Positions in ``htasks`` per bucket, in order of injection; by default a bucket for each hTask, or one
+    for all where hTasks share clocks."""
     template: Template = "continuous"
     """Rule by which the schedule is generated."""
     orchestration: OrchestrationDecision = OrchestrationDecision()

@@ -24,8 +24,8 @@ _PHASES: dict[Kind, Phase] = {"F": "fwd", "B": "bwd"}
 def check_plan(plan: Plan, where: str = "plan") -> None:
     """Refuse a plan whose parts contradict each other, whoever reads it: simulator, runtime or validation.
 
-    Decisions that contradict themselves have a message of their own. Decisions that were edited after the rest
-    was made from them are refused before anything that follows from them is looked at.
+    Decisions that contradict themselves have a message of their own. Decisions that were edited after the
+    rest was made from them are refused before anything that follows from them is looked at.
 
     Raises:
         SpecError: Names the field, its value and what was expected.

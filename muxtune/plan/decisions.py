@@ -1,4 +1,4 @@
-"""The part of a plan that a person may write or edit: everything else in it follows from this, data and costs."""
+"""The part of a plan that a person may write or edit; all else follows from it, from data and costs."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class HTaskDecision(StrictModel):
     chunk_tokens: int | None = Field(default=None, gt=0)
     """Chunk length under ``chunk``; null otherwise."""
     carry_microbatches: int = Field(default=1, gt=0)
-    """Micro-batches in a row over which the chunks of a sequence may spread. They go back in reverse order. A
-    power of two that divides the micro-batches; more than 1 under ``chunk`` only, and not under ``lorapp``."""
+    """Micro-batches in a row over which the chunks of a sequence may spread. They go back in reverse order.
+    A power of two that divides the micro-batches; more than 1 under ``chunk`` only, not under ``lorapp``."""
     microbatches: int | None = Field(default=None, gt=0)
     """Micro-batches of a step on each replica, where they are more than the tasks' sizes ask for; null for as
     few as these allow."""
@@ -95,7 +95,7 @@ class Decisions(StrictModel):
     cluster: ClusterSpec
     """The machine."""
     costs: CostsRef | None = None
-    """Operator costs that the plan is priced with; null for those that the cluster's device has by default."""
+    """Operator costs that the plan is priced with; null for those that its device has by default."""
     parallelism: Parallelism
     """How the backbone is spread over ranks."""
     tasks: tuple[PeftTask, ...] = Field(min_length=1)

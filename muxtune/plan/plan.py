@@ -1,8 +1,8 @@
 """A plan: everything that simulator and runtime need, as data, in three parts.
 
-``decisions`` are what a person may write or edit, ``derived`` is what follows from them, ``predicted`` is what
-is expected of both. A plan is made from decisions (:mod:`muxtune.planning.problem.derive`). Whoever changes a
-part by hand has a plan whose parts no longer belong together, and :func:`muxtune.plan.check_plan` says so.
+``decisions`` are what a person may write or edit, ``derived`` is what follows from them, ``predicted`` what
+both are expected to do. A plan is made from decisions (:mod:`muxtune.planning.problem.derive`). Whoever
+changes a part by hand has parts that no longer belong together; :func:`muxtune.plan.check_plan` says so.
 """
 
 from __future__ import annotations

@@ -13,7 +13,12 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema
 
-STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)  # JSON has neither
+STRICT = ConfigDict(
+    frozen=True,
+    extra="forbid",
+    allow_inf_nan=False,  # JSON has neither
+    use_attribute_docstrings=True,  # described once, beside the field
+)
 
 MOST_SECONDS = 1e9
 """Longest time in a plan, about thirty years: more is a slip, and sums of it would leave the floats."""

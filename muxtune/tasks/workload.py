@@ -42,8 +42,11 @@ class LoraSpec(StrictModel):
     """Low-rank adapters (arXiv 2106.09685): ``W x + (alpha / r) B A x``."""
 
     method: Literal["lora"]
+    """The PEFT method."""
     r: int = Field(gt=0)
+    """Rank of the update."""
     alpha: float = Field(gt=0, le=LARGEST_FACTOR)
+    """The update is scaled by ``alpha / r``."""
     targets: Annotated[tuple[str, ...], BeforeValidator(_target_names)] = Field(min_length=1)
     """Module names as in PEFT's ``target_modules``, or ``all-linear`` alone, which may be written as text."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -93,8 +96,11 @@ class PeftTask(StrictModel):
     """One tenant's fine-tuning job."""
 
     id: str = Field(max_length=MOST_ID_CHARACTERS, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the task, also of its folder in a run."""
     peft: LoraSpec
+    """What is trained beside the frozen backbone."""
     dataset: DatasetSpec
+    """Its examples."""
     global_batch_size: int = Field(gt=0, le=MOST_BATCH_SEQUENCES)
     """Sequences per optimizer step."""
     micro_batch_size: int = Field(gt=0)
@@ -102,13 +108,21 @@ class PeftTask(StrictModel):
     max_length: int = Field(gt=1)
     """Tokens per sequence, at most; longer prompts lose their left end."""
     learning_rate: float = Field(gt=0, le=LARGEST_FACTOR)
+    """Peak learning rate of AdamW."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Course of the learning rate after the warm-up."""
     warmup_steps: int = Field(default=0, ge=0, le=MOST_STEPS)
+    """Steps over which the learning rate rises from 0."""
     steps: int = Field(gt=0, le=MOST_STEPS)
+    """Optimizer steps."""
     seed: int = Field(default=0, ge=0, lt=2**63)
+    """Seed of the adapter's first values, dropout, shuffling and drawn lengths."""
     shuffle: bool = False
+    """Whether each epoch takes the examples in an order of its own, torch's for the seed."""
     weight_decay: float = Field(default=0.0, ge=0, le=LARGEST_FACTOR)
+    """Decoupled weight decay of AdamW."""
     max_grad_norm: float | None = Field(default=None, gt=0)
+    """Largest norm of the task's gradient, to which larger ones are clipped; null for no clipping."""
 
     @property
     def declared_microbatches(self) -> int:

@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from muxtune.placement import Placement
-from muxtune.plan import IterationTokens, Parallelism, Plan
+from muxtune.plan import IterationTokens, Parallelism, Plan, ideal_iteration_s
 from muxtune.schedule import COMPUTE, Action, OperatorSpan, Span, iteration_ends_s
 from muxtune.support.errors import UserError, spec_error_from
 from muxtune.support.files import write_text_atomically
@@ -70,6 +70,9 @@ class RunReport(BaseModel):
     tokens_per_s: float
     billed_tokens_per_s: float
     effective_tokens_per_s: float
+    mfu: float | None = None
+    """Model FLOP utilization by the peak rate of the device that the plan is for, as the plan predicts it; null
+    where that is not known, or the run was on another kind of device."""
     busy_s: tuple[float, ...]
     """Per stage, computing time in one steady iteration."""
     busy_fraction: tuple[float, ...]
@@ -158,6 +161,7 @@ def build_report(
         tokens_per_s=median(tokens[i].all / lengths[i] for i in positions),
         billed_tokens_per_s=median(tokens[i].billed / lengths[i] for i in positions),
         effective_tokens_per_s=median(tokens[i].effective / lengths[i] for i in positions),
+        mfu=_utilization(plan, device, median(lengths[i] for i in positions)),
         busy_s=tuple(seconds / len(steady) for seconds in busy),
         busy_fraction=tuple(seconds / window_s for seconds in busy),
         wait_s=tuple(seconds / len(steady) for seconds in wait),
@@ -182,6 +186,11 @@ def build_report(
             cores=usable_cores(),
         ),
     )
+
+
+def _utilization(plan: Plan, device: DeviceKind, iteration_s: float) -> float | None:
+    ideal_s = ideal_iteration_s(plan.decisions, plan.derived)
+    return None if ideal_s is None or device != plan.cluster.device.kind else ideal_s / iteration_s
 
 
 def save_report(report: RunReport, path: Path) -> None:

@@ -3,8 +3,8 @@
 Useful are the multiplications and additions of matrix products that the tokens of the examples need, in
 forward and backward: frozen linears, causal attention within each sequence, the head at predicted tokens, and
 the token's own adapter (:mod:`muxtune.costs.flops`). Frozen weights have no gradients, so a backward is about
-as long as a forward. Padding, recomputation, norms, the optimizer and everything else are not useful, whatever
-time they take. The mean over the steps of every task; an iteration has one step of each.
+as long as a forward. Padding, recomputation, norms, the optimizer and all else are not useful, whatever time
+they take. The mean over the steps of every task; an iteration has one step of each.
 """
 
 from __future__ import annotations

@@ -195,9 +195,7 @@ def test_another_order_of_the_pipeline_is_refused():
     """Its memory may be several times larger, and nobody has played it."""
     flush, gpipe = make_plan(template="flush"), make_plan(template="gpipe")
     edited = changed(flush, schedule=gpipe.schedule, template="gpipe")
-    with pytest.raises(
-        SpecError, match=r"^plan: decisions\.template = 'gpipe': .*--reprice PLAN"
-    ):
+    with pytest.raises(SpecError, match=r"^plan: decisions\.template = 'gpipe': .*--reprice PLAN"):
         check_plan(edited)
     check_plan(finish_plan(edited))
 

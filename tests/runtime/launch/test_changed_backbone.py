@@ -73,7 +73,8 @@ def test_run_refuses_what_the_plan_was_not_made_for(change, folder, tmp_path):
     alter, part = change
     alter(folder)
     message = (
-        rf"^plan: model\.source = '.*model': expected the {part} that the plan was made for \(plan again\)$"
+        rf"^plan: decisions\.model\.source = '.*model': expected the {part} that "
+        r"the plan was made for \(plan again\)$"
     )
     with pytest.raises(SpecError, match=message):
         run_plan(plan, tmp_path / "run")

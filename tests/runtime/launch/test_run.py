@@ -59,7 +59,9 @@ def test_devices_that_this_machine_has_not(plan, tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     device = plan.cluster.device.model_copy(update={"kind": "cuda"})
     cluster = plan.cluster.model_copy(update={"device": device})
-    message = r"plan: decisions\.cluster\.device\.kind = 'cuda': expected 2 CUDA devices on .*torch finds none"
+    message = (
+        r"plan: decisions\.cluster\.device\.kind = 'cuda': expected 2 CUDA devices on .*torch finds none"
+    )
     _refused(_changed(plan, cluster=cluster), tmp_path / "run", message)
     _refused(plan, tmp_path / "run", r"^device = 'cuda': expected 2 CUDA devices", device="cuda")
 
@@ -182,10 +184,12 @@ def test_a_backbone_directory_that_changed_or_went_away(tmp_path):
     plan = make_plan(Workload(tasks=(task,)), load_model_spec(str(folder)), partition=[["a"]])
     make_hf_model(tmp_path / "model", "llama", layers=5)
     _refused(
-        plan, tmp_path / "run", r"plan: model\.source = .*: expected the backbone that the plan was made for"
+        plan,
+        tmp_path / "run",
+        r"decisions\.model\.source = .*: expected the backbone that the plan was",
     )
     (folder / "model.safetensors").unlink()
-    _refused(plan, tmp_path / "run", r"plan: model\.source = .*: expected a directory with weights")
+    _refused(plan, tmp_path / "run", r"decisions\.model\.source = .*: expected a directory with weights")
 
 
 def test_torchrun_with_another_number_of_ranks(plan, tmp_path, monkeypatch):

@@ -69,7 +69,7 @@ class HandDecisions(StrictModel):
     policy: str = "by-hand"
     """Label of the plan."""
     parallelism: HandParallelism = HandParallelism()
-    """How the backbone is spread over ranks."""
+    """The mesh."""
     htasks: tuple[HandHTask, ...] | None = Field(default=None, min_length=1)
     """The fusion; by default every task alone, in the order of the workload."""
     buckets: tuple[tuple[int, ...], ...] | None = Field(default=None, min_length=1)
@@ -80,7 +80,7 @@ class HandDecisions(StrictModel):
     orchestration: OrchestrationDecision = OrchestrationDecision()
     """How the operators of a clock overlap."""
     execution: HandExecution = HandExecution()
-    """Means of the runtime."""
+    """With what the runtime executes it."""
 
 
 def load_hand_decisions(path: Path) -> HandDecisions:

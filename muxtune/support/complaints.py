@@ -53,6 +53,11 @@ _WORDS: dict[str, str] = {
     "multiple_of": "a multiple of {multiple_of}",
     "too_short": "at least {min_length}, not {actual_length}",
     "too_long": "at most {max_length}, not {actual_length}",
+    "is_instance_of": "a value of the kind {class}",
+    "union_tag_invalid": "one of {expected_tags}",
+    "union_tag_not_found": "a value that says what kind it is",
+    "json_invalid": "whole JSON",
+    "json_type": "JSON",
     "value_error": "{error}",
     "assertion_error": "{error}",
 }

@@ -71,7 +71,7 @@ class RunReport(BaseModel):
     billed_tokens_per_s: float
     effective_tokens_per_s: float
     mfu: float | None = None
-    """Model FLOP utilization by the peak rate of the device that the plan is for, as the plan predicts it; null
+    """Model FLOP utilization by the peak of the device that the plan is for, as the plan predicts it; null
     where that is not known, or the run was on another kind of device."""
     busy_s: tuple[float, ...]
     """Per stage, computing time in one steady iteration."""

@@ -13,7 +13,7 @@ from muxtune.costs.devices import device_names
 from muxtune.model import ModelSpec, spec_from_hf
 from muxtune.plan import Decisions, Plan, load_decisions
 from muxtune.plan.by_hand import load_hand_decisions
-from muxtune.support.errors import SpecError
+from muxtune.support.errors import SpecError, naming
 from muxtune.support.printable import one_line
 from muxtune.tasks import Workload
 
@@ -45,7 +45,8 @@ def _check_model(model: ModelSpec, path: Path) -> None:
     """Refuse shapes that are not those of the directory."""
     if model.source == "preset":
         return
-    stored = spec_from_hf(Path(model.source), model.dtype).model_copy(update={"name": model.name})
+    with naming(f"{path}: decisions"):
+        stored = spec_from_hf(Path(model.source), model.dtype).model_copy(update={"name": model.name})
     for name in ModelSpec.model_fields:
         if getattr(stored, name) != getattr(model, name):
             expected = f"{getattr(stored, name)!r}, as {model.source} has it"

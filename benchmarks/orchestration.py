@@ -18,8 +18,8 @@ from muxtune.costs import MicrobatchWork
 from muxtune.graph import StageGraph, TimedNode
 from muxtune.graph.operators import PHASES
 from muxtune.orchestration import LaunchGraph, launch_graph, schedule_clock
+from muxtune.peft.lora import LoraSpec
 from muxtune.support.tables import format_table
-from muxtune.tasks import LoraSpec
 
 HTASKS = (1, 2, 4, 8)
 _TP = 4
@@ -32,7 +32,7 @@ def _work(sequences: int) -> MicrobatchWork:
     return MicrobatchWork(
         tokens=tokens,
         task_tokens=(tokens,),
-        loras=(lora,),
+        pefts=(lora,),
         attention=((1.0, sequences, _LENGTH),),
         targets=float(sequences),
     )

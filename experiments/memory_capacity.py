@@ -41,9 +41,9 @@ from muxtune.memory import (
     table_bytes,
 )
 from muxtune.model import PRESETS, ModelSpec
+from muxtune.peft.lora import LoraSpec
 from muxtune.schedule import build_schedule
 from muxtune.support.tables import format_table
-from muxtune.tasks import LoraSpec
 
 __all__ = ["PAPER", "Capacity", "CapacitySetting", "capacity", "capacity_table", "most_that_fit", "settings"]
 
@@ -218,7 +218,7 @@ def _work(model: ModelSpec, setting: CapacitySetting, fused: int) -> MicrobatchW
     return MicrobatchWork(
         tokens=fused * tokens,
         task_tokens=(tokens,) * fused,
-        loras=(lora,) * fused,
+        pefts=(lora,) * fused,
         attention=((1.0, fused * setting.micro_batch, row_slots(setting.length)),),
         targets=float(fused * setting.micro_batch * per_sequence),
     )

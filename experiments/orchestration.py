@@ -29,10 +29,10 @@ from muxtune.graph import StageGraph, TimedNode, stage_graph, time_graph
 from muxtune.graph.operators import PHASES, Phase
 from muxtune.model import PRESETS
 from muxtune.orchestration import MODES, ClockSchedule, LaunchGraph, Mode, launch_graph, schedule_clock
+from muxtune.peft.lora import LoraSpec
 from muxtune.support.errors import UserError
 from muxtune.support.files import write_atomically
 from muxtune.support.tables import format_table, show_seconds
-from muxtune.tasks import LoraSpec
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,15 +59,15 @@ _TARGETS_PER_SEQUENCE = 2
 _DRAWN_LAYERS = 2
 
 
-def _work(tokens: int, length: int, loras: Sequence[LoraSpec]) -> MicrobatchWork:
+def _work(tokens: int, length: int, pefts: Sequence[LoraSpec]) -> MicrobatchWork:
     """An hTask's micro-batch of equal sequences; tasks have equal parts, but for the last."""
-    share = tokens // len(loras)
-    shares = (*[share] * (len(loras) - 1), tokens - share * (len(loras) - 1))
+    share = tokens // len(pefts)
+    shares = (*[share] * (len(pefts) - 1), tokens - share * (len(pefts) - 1))
     sequences = tokens // length
     return MicrobatchWork(
         tokens=tokens,
         task_tokens=shares,
-        loras=tuple(loras),
+        pefts=tuple(pefts),
         attention=((1.0, sequences, length),),
         targets=float(_TARGETS_PER_SEQUENCE * sequences),
     )
@@ -153,11 +153,11 @@ def random_clock(draw: random.Random) -> list[MicrobatchWork]:
     for _ in range(draw.randint(2, 4)):
         tokens = _BLOCK_TOKENS * draw.randint(1, _MOST_BLOCKS)
         length = draw.choice([each for each in _LENGTHS if tokens % each == 0])
-        loras = [
+        pefts = [
             _lora(draw.choice(_RANKS), *draw.sample(names, draw.randint(1, len(names))))
             for _ in range(draw.randint(1, 3))
         ]
-        works.append(_work(tokens, length, loras))
+        works.append(_work(tokens, length, pefts))
     return works
 
 

@@ -50,7 +50,7 @@ class PlanPrograms:
         for htask in plan.htasks:
             choice = HTaskChoice(task_ids=htask.task_ids, shape=plan.shape(htask.id), instance=htask.instance)
             self._works.append(sample_works(choice, data))
-        self._kinds = stage_kinds(plan.parallelism.layers_per_stage, plan.placement)
+        self._kinds = stage_kinds(plan.model, plan.pefts, plan.parallelism.layers_per_stage, plan.placement)
         self._work = lru_cache(maxsize=None)(self._find_work)
         self._program = lru_cache(maxsize=None)(self._find)
         self._alike = lru_cache(maxsize=None)(self._build)
@@ -147,10 +147,17 @@ class PlanPrograms:
     def _step_share(self, stage: StageKind, htask: int) -> list[TimedNode]:
         """What a backward has of the optimizer step, as :mod:`muxtune.schedule.recurrence` counts it."""
         model, tp, m = self._plan.model, self._plan.parallelism.tp, self._plan.microbatches[htask]
-        loras = [task.peft for task in self._plan.htask_tasks(htask)]
         seconds = [
-            step_seconds(self._costs, model, stage.layers, lora, tp=tp, replicas=stage.replicas)
-            for lora in loras
+            step_seconds(
+                self._costs,
+                model,
+                stage.layers,
+                task.peft,
+                tp=tp,
+                replicas=stage.replicas,
+                first=stage.first,
+            )
+            for task in self._plan.htask_tasks(htask)
         ]
         return [
             TimedNode(f"optimizer {task}", "compute", each / m, role="adapter")

@@ -8,6 +8,7 @@ from typing import Any
 from muxtune.cluster import ClusterSpec, load_cluster
 from muxtune.costs.ref import CostsRef
 from muxtune.model import PRESETS, ModelSpec
+from muxtune.peft.lora import LoraSpec
 from muxtune.plan import (
     Decisions,
     Derived,
@@ -25,7 +26,7 @@ from muxtune.plan import (
     predict,
 )
 from muxtune.schedule import Action, ClockTimes, StageTimes, Template, build_schedule, evaluate_schedule
-from muxtune.tasks import DatasetSpec, LoraSpec, PeftTask
+from muxtune.tasks import DatasetSpec, PeftTask
 
 MADE_UP = CostsRef(profile_id="made-up", device="cpu", digest="0" * 64)
 

@@ -18,9 +18,10 @@ from muxtune.cli.app import app
 from muxtune.cluster import ClusterSpec, DeviceSpec, LinkSpec
 from muxtune.costs.ref import CostsRef
 from muxtune.model import BackboneDigest, ModelSpec
+from muxtune.peft.lora import LoraSpec
 from muxtune.plan import Execution, HTask, Orchestration, Parallelism, Plan, Predicted
 from muxtune.plan.launch_orders import ClockLaunches, StageLaunches
-from muxtune.tasks import DatasetSpec, LoraSpec, PeftTask, Workload
+from muxtune.tasks import DatasetSpec, PeftTask, Workload
 from runtime.reports.footprint import StageMemory
 from runtime.reports.report import RunReport, TokenTotals
 from runtime.reports.validate import TaskValidation, ValidationReport

@@ -144,13 +144,13 @@ def _build_stages(plan: Plan, number: int) -> dict[int, Stage]:
 
 def _work(plan: Plan, htask: int, batch: MicrobatchTensors) -> MicrobatchWork:
     """The very micro-batch; the planner averages over several steps."""
-    loras = {task.id: task.peft for task in plan.htask_tasks(htask)}
+    pefts = {task.id: task.peft for task in plan.htask_tasks(htask)}
     rows = batch.attention.placement
     assert isinstance(rows, RowPlacement), "the costs know calls of attention by rows and lengths"
     return MicrobatchWork(
         tokens=len(batch.tokens_T),
         task_tokens=tuple(span.stop - span.start for span in batch.spans),
-        loras=tuple(loras[task_id] for task_id in batch.task_ids),
+        pefts=tuple(pefts[task_id] for task_id in batch.task_ids),
         attention=tuple((1.0, group.rows, group.length) for group in rows.layout.groups),
         targets=float(len(batch.target_ids_N)),
     )

@@ -1,6 +1,6 @@
 """Operators on a GPU that is not at hand: the calibrated models of a device, put together.
 
-What an operator of :data:`muxtune.graph.operators.OPERATOR_DIMS` runs on a GPU, and which model prices it:
+What an operator of :data:`muxtune.operators.KINDS` runs on a GPU, and which model prices it:
 
 linear      one product; the backward is the input's gradient, a product with the two widths exchanged
 lora        one task's pair in the grouped kernels (or as torch operations), see :mod:`muxtune.costs.adapters`

@@ -19,11 +19,11 @@ from muxtune.graph import (
 )
 from muxtune.graph.layer import Launch, layer_launches
 from muxtune.graph.microbatch_work import MicrobatchWork
-from muxtune.graph.operators import Operator, Phase
 from muxtune.graph.stage import Part
 from muxtune.model import ModelSpec
+from muxtune.operators import Operator, Phase
+from muxtune.peft import Layers, PeftSpec
 from muxtune.placement import Route
-from muxtune.tasks import LoraSpec
 
 __all__ = [
     "ActionPrices",
@@ -43,16 +43,22 @@ Weighted = tuple[Operator, float]
 
 
 def layer_operators(
-    model: ModelSpec, work: MicrobatchWork, phase: Phase, *, input_gradient: bool = True, tp: int = 1
+    model: ModelSpec,
+    work: MicrobatchWork,
+    phase: Phase,
+    *,
+    layer: int = 0,
+    trained: int | None = None,
+    tp: int = 1,
 ) -> list[Weighted]:
     """Operators of one layer for one micro-batch; arguments as of :func:`muxtune.graph.layer_graph`."""
-    nodes = layer_graph(model, work, phase, input_gradient=input_gradient, tp=tp)
+    nodes = layer_graph(model, work, phase, layer=layer, trained=trained, tp=tp)
     return _weighted((node, 1) for node in nodes)
 
 
 def stage_operators(
     model: ModelSpec,
-    layers: int,
+    layers: Layers,
     *,
     first: bool,
     last: bool,
@@ -98,7 +104,7 @@ class ActionPrices:
         self._adapters = adapters
         self._parts_s: dict[Part, float] = {}
 
-    def seconds(self, layers: int, *, first: bool, last: bool) -> float:
+    def seconds(self, layers: Layers, *, first: bool, last: bool) -> float:
         """Seconds of the action on a stage: its operators, and the messages from and to its neighbours.
 
         Args:
@@ -106,7 +112,7 @@ class ActionPrices:
             first: Whether the stage begins with the embedding.
             last: Whether it ends with the head.
         """
-        parts = stage_parts(layers, first=first, last=last, phase=self._phase)
+        parts = stage_parts(self._model, layers, self._work.pefts, first=first, last=last, phase=self._phase)
         return self._costs.action_s(sum(n * self._part_s(part) for part, n in parts if n), self._phase)
 
     def _part_s(self, part: Part) -> float:
@@ -114,9 +120,10 @@ class ActionPrices:
         if seconds is None:
             nodes: Iterable[Node | Launch]
             model, work, phase, tp, adapters = self._model, self._work, self._phase, self._tp, self._adapters
-            if part in {"layer", "first layer"}:
-                gradient = part == "layer"
-                nodes = layer_launches(model, work, phase, tp=tp, input_gradient=gradient, adapters=adapters)
+            if part.kind == "layer":
+                nodes = layer_launches(
+                    model, work, phase, tp=tp, layer=part.layer, trained=part.trained, adapters=adapters
+                )
             else:
                 nodes = part_graph(part, model, work, phase, tp=tp, adapters=adapters)
             seconds = sum(node_seconds(node, self._costs, self._phase) for node in nodes)
@@ -127,7 +134,7 @@ class ActionPrices:
 def stage_seconds(
     costs: CostModel,
     model: ModelSpec,
-    layers: int,
+    layers: Layers,
     *,
     first: bool,
     last: bool,
@@ -153,11 +160,12 @@ def stage_seconds(
 def step_seconds(
     costs: CostModel,
     model: ModelSpec,
-    layers: int,
-    lora: LoraSpec,
+    layers: Layers,
+    peft: PeftSpec,
     *,
     tp: int = 1,
     replicas: Sequence[Route] = (),
+    first: bool = False,
 ) -> float:
     """Seconds of one task's optimizer step on a stage, with the sums of its gradients over the ranks.
 
@@ -165,14 +173,17 @@ def step_seconds(
         costs: Costs of the device, for the whole backbone.
         model: The backbone, whole.
         layers: Layers of the stage.
-        lora: The task's adapter.
+        peft: The task's method.
         tp: Tensor-parallel ranks.
         replicas: Links between the replicas of each shard, see
             :meth:`muxtune.placement.Placement.replica_routes`; the slowest shard decides. None if there is
             one replica.
+        first: Whether the stage begins with the embedding.
     """
     prices = costs if tp == 1 else costs.shard(tp)
-    graphs = [step_graph(model, layers, lora, tp=tp, replicas=route) for route in replicas or (None,)]
+    graphs = [
+        step_graph(model, layers, peft, tp=tp, replicas=route, first=first) for route in replicas or (None,)
+    ]
     return max(
         sum(repeats * node_seconds(node, prices, "fwd") for node, repeats in graph) for graph in graphs
     )

@@ -16,7 +16,7 @@ from muxtune.costs.links import (
     link_from_spec,
 )
 from muxtune.costs.profile import Measurement, Profile
-from muxtune.graph.operators import OPERATOR_DIMS
+from muxtune.operators import dimensions
 from muxtune.support.errors import UserError
 
 _MOST_BYTES_PER_S = 1e15
@@ -76,4 +76,4 @@ def _fit(rows: list[Measurement]) -> tuple[float, float]:
 
 
 def _dimension(row: Measurement, name: str) -> int:
-    return row.op.dims[OPERATOR_DIMS[row.op.kind].index(name)]
+    return row.op.dims[dimensions(row.op.kind).index(name)]

@@ -18,18 +18,18 @@ from muxtune.batches import attention_calls
 from muxtune.costs.base import CostModel
 from muxtune.costs.compose import MicrobatchWork, stage_operators
 from muxtune.costs.profile import Profile
-from muxtune.graph.operators import Operator, Phase, stage_layout
-from muxtune.tasks import LoraSpec
+from muxtune.graph.operators import stage_layout
+from muxtune.operators import KINDS, Operator, Phase
+from muxtune.peft import everywhere
 
 CLASSES = ("linear", "lora", "attention", "other")
-"""Kinds that have a factor of their own, and all others together."""
+"""Classes of kinds that have a factor of their own, and all others together. Profiled stages hold the
+adapters of one method, so those of the other methods are among the others."""
 
 
 def class_of(kind: str) -> str:
     """Class of an operator kind."""
-    if kind == "carried_attention":
-        return "attention"
-    return kind if kind in CLASSES else "other"
+    return KINDS[kind].fitted
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +172,7 @@ def _stage_work(op: Operator) -> MicrobatchWork:
     return MicrobatchWork(
         tokens=layout.tokens,
         task_tokens=tuple(tokens),
-        loras=tuple(LoraSpec(method="lora", r=r, alpha=r, targets=("all-linear",)) for _ in tokens),
+        pefts=(everywhere(r),) * len(tokens) if r else (),
         attention=tuple((1.0, *call) for call in attention_calls(layout)),
         targets=0.0,
     )

@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from muxtune.costs.ref import CostsRef
 from muxtune.graph.attention_backends import DEFAULT_ATTENTION, AttentionContest, AttentionName
-from muxtune.graph.operators import OPERATOR_DIMS, PHASES, Operator, Phase, dimensions
 from muxtune.model import ModelSpec
+from muxtune.operators import KINDS, MOST_DIMS, PHASES, Operator, Phase, dimensions
+from muxtune.peft import all_kinds
 from muxtune.support.errors import UserError, spec_error_from
 from muxtune.support.files import write_atomically
 from muxtune.support.strict_models import MOST_SECONDS
@@ -26,7 +27,7 @@ anew."""
 
 _METADATA_KEY = b"muxtune.profile"
 _OVERLAPS_KEY = b"muxtune.overlaps"
-_DIM_COLUMNS = tuple(f"d{i}" for i in range(max(map(len, OPERATOR_DIMS.values()))))
+_DIM_COLUMNS = tuple(f"d{i}" for i in range(MOST_DIMS))
 _COLUMNS = (
     *("device", "dtype", "model", "kind", *_DIM_COLUMNS, "dims", "phase"),
     *("median_s", "p10_s", "p90_s", "repetitions"),
@@ -280,18 +281,26 @@ _SHORTEST_S = 1e-12
 """Shortest median of an operator that is accepted: no clock tells less."""
 
 
+def _is_measured(kind: str) -> bool:
+    """Whether a profile may have a kind; methods of other packages are loaded when one may be theirs."""
+    if kind not in KINDS:
+        all_kinds()
+    return kind in KINDS and not KINDS[kind].derived
+
+
 def _measurement(row: dict[str, Any], where: str) -> Measurement:
     kind, phase = row["kind"], row["phase"]
-    if kind not in OPERATOR_DIMS:
-        raise UserError(f"{where}: kind = {kind!r}: expected one of {', '.join(OPERATOR_DIMS)}")
+    if not _is_measured(kind):
+        known = ", ".join(name for name in KINDS if _is_measured(name))
+        raise UserError(f"{where}: kind = {kind!r}: expected one of {known}")
     if phase not in PHASES:
         raise UserError(f"{where}: phase = {phase!r}: expected fwd or bwd")
-    dims = tuple(row[column] for column in _DIM_COLUMNS[: len(OPERATOR_DIMS[kind])])
+    dims = tuple(row[column] for column in _DIM_COLUMNS[: len(dimensions(kind))])
     if any(size is None for size in dims):
-        raise UserError(f"{where}: dims = {dims}: expected {', '.join(OPERATOR_DIMS[kind])}")
-    negative = [name for name, size in zip(OPERATOR_DIMS[kind], dims, strict=True) if size < (name != "r")]
+        raise UserError(f"{where}: dims = {dims}: expected {', '.join(dimensions(kind))}")
+    negative = [name for name, size in zip(dimensions(kind), dims, strict=True) if size < (name != "r")]
     if negative:
-        raise UserError(f"{where}: dims = {dims}: expected {', '.join(OPERATOR_DIMS[kind])}, none below 1")
+        raise UserError(f"{where}: dims = {dims}: expected {', '.join(dimensions(kind))}, none below 1")
     for name in ("median_s", "p10_s", "p90_s"):
         seconds, least_s = row[name], _SHORTEST_S if name == "median_s" else 0.0
         if seconds is None or not least_s <= seconds <= MOST_SECONDS:  # nan is not, either

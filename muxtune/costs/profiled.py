@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Self
@@ -18,8 +18,8 @@ from muxtune.costs.profile import Profile, describe_dims
 from muxtune.costs.ref import CostsRef
 from muxtune.costs.roofline import RooflineCosts, fit_coefficients
 from muxtune.graph.attention_backends import AttentionName
-from muxtune.graph.operators import COLLECTIVE_KINDS, LINK_KINDS, PHASES, Operator, Phase
 from muxtune.model import ModelSpec
+from muxtune.operators import COLLECTIVE_KINDS, KINDS, LINK_KINDS, PHASES, Operator, Phase
 from muxtune.support.errors import UserError
 
 
@@ -28,16 +28,6 @@ class ExtrapolationWarning(UserWarning):
 
 
 Dims = tuple[float, ...]
-
-_SPLITS: dict[str, Callable[[Dims], tuple[Dims, Dims]]] = {
-    "linear": lambda dims: (dims[:2], dims[2:]),
-    "lora": lambda dims: (dims[:2], dims[2:]),
-    # Length outside: long sequences are measured in smaller numbers.
-    "attention": lambda dims: ((), dims[::-1]),
-    # Parameters per tensor: few tensors never have the parameters of many.
-    "optimizer": lambda dims: ((), (dims[0], dims[1] / dims[0])),
-}
-"""Per kind: categories, which are looked up, and dimensions, which are interpolated in this order."""
 
 _OUTSIDE_ACTIONS = LINK_KINDS | {"optimizer"}
 """Kinds that are no operators of a forward or backward."""
@@ -263,8 +253,7 @@ def _record(asked: _Asked, op: Operator, outside: float) -> None:
 
 
 def _split(op: Operator) -> tuple[Dims, Dims]:
-    split = _SPLITS.get(op.kind)
-    return split(op.dims) if split else ((), op.dims)
+    return KINDS[op.kind].split(op.dims)
 
 
 def _distance(a: Dims, b: Dims) -> float:

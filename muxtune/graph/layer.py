@@ -2,16 +2,19 @@
 
 A layer is four blocks: norm and attention's inputs; attention and its output; norm and the MLP's inputs;
 activation and the MLP's output. Linears that read the same input (queries, keys and values; gate and up) run
-as one product. An adapter reads what its linear reads, and whoever reads the linear waits for it too. Dropout
-stands between the two: forward it masks what the adapter reads, backward the gradient that the adapter gives.
+as one product. Where adapters stand depends on what their methods say (:mod:`muxtune.peft`): beside a linear,
+reading what it reads, so that whoever reads the linear waits for both; before it, if they rewrite what it
+reads; behind it, or behind its block, if they read what comes out; or beside a whole block. What a method
+dispatches by an operator of its own, such as dropout, stands before its adapter.
 
 **Tensor parallelism** (arXiv 1909.08053). The first and third block's linears are split by their outputs: the
 forward has their input whole, the backward sums the input's gradient over the ranks. The second and fourth
-block's are split by their inputs: the forward sums their outputs, the backward has the gradient whole. The
-results of adapters are parts of the same sums, so they need no collectives of their own.
+block's are split by their inputs: the forward sums their outputs, the backward has the gradient whole. What
+is added beside a linear is a part of the same sum; what reads an output comes after the sum. So adapters need
+no collectives of their own.
 
 **Backward** is the forward turned around: who was read waits for its readers. Under tensor parallelism an
-adapter's half that gives the gradients of its factors stands alone: it has no reader, and can run while
+adapter's half that gives the gradients of its tensors stands alone: it has no reader, and can run while
 others communicate.
 """
 
@@ -23,11 +26,10 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from muxtune.graph.microbatch_work import MicrobatchWork
-from muxtune.graph.nodes import Node, Role, operator
-from muxtune.graph.operators import Operator, Phase
-from muxtune.graph.peft import Attachment, BaseOp, attachments, base_ops
-from muxtune.model import ModelSpec
-from muxtune.tasks import LoraSpec
+from muxtune.graph.nodes import Node, Role
+from muxtune.model import LAYER_INPUTS, ModelSpec
+from muxtune.operators import Operator, Phase, operator
+from muxtune.peft import Attachment, Specs, Step, attachments, depth_of, layer_sites, needs_backward
 
 Launching = Literal["grouped", "separate"]
 """Adapters of several tasks at one base op: one node, or one node for each."""
@@ -46,19 +48,35 @@ class Launch(NamedTuple):
     group: tuple[Operator, ...] = ()
 
 
+class _Place(NamedTuple):
+    """Where adapters stand in a layer; those at one place can share a launch. In the order of execution."""
+
+    depth: int
+    position: int
+    """Position of the site in the layer."""
+    reads_input: bool
+
+
+_Attached = Mapping[_Place, Sequence[tuple[int, Attachment]]]
+"""By place, tasks and what they attach there."""
+
+_DISPATCH, _ADAPTER = "dispatch", "adapter"
+"""Kinds of the slots of adapters, whose operators depend on the method."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Slot:
     """A node before its micro-batch is known."""
 
     kind: str
-    block: int
+    depth: int
     deps: tuple[int, ...] = ()
     shape: tuple[int, ...] = ()
     """Widths of a linear; bytes per token and ranks of a collective."""
     phase: Phase | None = None
     """Phase in which a collective runs; None for what runs in both."""
-    base: BaseOp | None = None
-    """Frozen linear that an adapter is attached to."""
+    place: _Place | None = None
+    """Where an adapter stands."""
     share: float = 1.0
     """Share of the operator that this node is."""
     leaf: bool = False
@@ -82,7 +100,8 @@ def layer_graph(
     phase: Phase,
     *,
     tp: int = 1,
-    input_gradient: bool = True,
+    layer: int = 0,
+    trained: int | None = None,
     adapters: Launching = "grouped",
 ) -> tuple[Node, ...]:
     """Nodes of one layer for one micro-batch, as one of ``tp`` ranks runs them.
@@ -92,17 +111,17 @@ def layer_graph(
         work: The micro-batch.
         phase: Forward or backward.
         tp: Tensor-parallel ranks.
-        input_gradient: False for the backward of the first layer of all: nothing before it is trained, so
-            the gradient stops at the first block that has an adapter, before that block's frozen operators.
+        layer: Number of the layer, on which depends what is attached to it.
+        trained: Depth of the first trained thing of all where it lies in this layer: nothing before it is
+            trained, so the gradient stops there. None if something before the layer is.
         adapters: How those of several tasks at one base op are launched.
 
     Raises:
         SpecError: The backbone cannot be split into so many parts.
     """
     shard = model.shard(tp)
-    adapted, *places = _adapted(shard, work.loras)
-    slots = _slots(shard, *places, phase, tp, input_gradient or phase == "fwd")
-    return _filled(slots, work, adapted, adapters)
+    adapted, *places = _adapted(shard, work.pefts, layer)
+    return _filled(_slots(shard, *places, phase, tp, trained), work, adapted, adapters)
 
 
 def layer_launches(
@@ -111,81 +130,105 @@ def layer_launches(
     phase: Phase,
     *,
     tp: int = 1,
-    input_gradient: bool = True,
+    layer: int = 0,
+    trained: int | None = None,
     adapters: Launching = "grouped",
 ) -> Iterator[Launch]:
     """What the nodes of :func:`layer_graph` run, in their order, for those who need nothing else of them."""
     shard = model.shard(tp)
-    adapted, *places = _adapted(shard, work.loras)
-    slots = _slots(shard, *places, phase, tp, input_gradient or phase == "fwd")
-    for slot in slots:
-        attached = adapted[slot.base.position] if slot.base is not None else ()
+    adapted, *places = _adapted(shard, work.pefts, layer)
+    for slot in _slots(shard, *places, phase, tp, trained):
+        attached = adapted[slot.place] if slot.place is not None else ()
         yield from _launches(slot, work, attached, adapters)
 
 
 @lru_cache(maxsize=4096)  # a search asks for the same tasks with other tokens again and again
 def _adapted(
-    model: ModelSpec, loras: tuple[LoraSpec, ...]
-) -> tuple[dict[int, list[tuple[int, Attachment]]], tuple[int, ...], tuple[int, ...]]:
-    """By position of a linear, tasks and what they attach to it; those positions, and those with dropout."""
-    adapted: dict[int, list[tuple[int, Attachment]]] = {}
-    dropping: set[int] = set()
-    for task, lora in enumerate(loras):
-        for attachment in attachments(model, lora):
-            adapted.setdefault(attachment.base.position, []).append((task, attachment))
-            if attachment.dispatch.dropout:
-                dropping.add(attachment.base.position)
-    return adapted, tuple(sorted(adapted)), tuple(sorted(dropping))
+    model: ModelSpec, pefts: Specs, layer: int
+) -> tuple[_Attached, tuple[_Place, ...], tuple[_Place, ...]]:
+    """What tasks attach to a layer; the places, and those where something is dispatched."""
+    adapted: dict[_Place, list[tuple[int, Attachment]]] = {}
+    dispatching: set[_Place] = set()
+    for task, peft in enumerate(pefts):
+        for each in attachments(peft, model, layer):
+            place = _Place(each.depth, each.site.position, each.reads == "input")
+            adapted.setdefault(place, []).append((task, each))
+            if each.dispatch is not None:
+                dispatching.add(place)
+    return adapted, tuple(sorted(adapted)), tuple(sorted(dispatching))
 
 
 @lru_cache(maxsize=4096)  # the hTasks of a search differ in sizes, rarely in what is adapted
 def _slots(
     model: ModelSpec,
-    positions: tuple[int, ...],
-    dropping: tuple[int, ...],
+    places: tuple[_Place, ...],
+    dispatching: tuple[_Place, ...],
     phase: Phase,
     tp: int,
-    input_gradient: bool,
+    trained: int | None,
 ) -> tuple[_Slot, ...]:
-    """Nodes of a layer whose linears at these positions have adapters, some with dropout."""
-    adapted = [base_ops(model)[position] for position in positions]
-    slots = _forward(model, adapted, dropping, tp)
+    """Nodes of a layer that has adapters at these places, some with a dispatch."""
+    slots = _forward(model, places, dispatching, tp)
     if phase == "bwd":
         slots = _turned_around(slots)
     slots = _keep(slots, lambda slot: slot.phase in {None, phase})
     if phase == "fwd":
         return slots
-    first = -1 if input_gradient else min((base.block for base in adapted), default=len(_FIRST_KINDS))
-    slots = _keep(slots, lambda slot: slot.block > first or (slot.block == first and slot.base is not None))
+    first = -1 if trained is None else trained
+    slots = _keep(
+        slots,
+        lambda slot: needs_backward(slot.depth, first) or (slot.depth == first and slot.place is not None),
+    )
     return _halved(slots, first) if tp > 1 else slots
 
 
 def _forward(
-    model: ModelSpec, adapted: Sequence[BaseOp], dropping: Sequence[int], tp: int
+    model: ModelSpec, places: Sequence[_Place], dispatching: Sequence[_Place], tp: int
 ) -> tuple[_Slot, ...]:
-    """Forward with the collectives of both phases at the places where they belong."""
+    """Forward with the collectives of both phases at the points where they belong."""
     sums = (model.hidden * model.dtype_bytes, tp)
+    sites = layer_sites(model)
     slots: list[_Slot] = []
     ends: tuple[int, ...] = ()
+    inputs: dict[str, tuple[int, ...]] = {}
+    """What the linears of a block read, before the copy to the ranks."""
 
     def put(slot: _Slot) -> tuple[int, ...]:
         slots.append(slot)
         return (len(slots) - 1,)
 
+    def put_adapters(block: int, step: Step, read: tuple[int, ...], ends: tuple[int, ...]) -> tuple[int, ...]:
+        """Adapters of a step; those that read the input stand side by side, others one after the other."""
+        beside = ends
+        for place in places:
+            if place.depth != depth_of(block, step):
+                continue
+            source = beside
+            if place.reads_input:
+                site = sites[place.position]
+                source = inputs[site.reads] if site.kind == "block" and site.reads is not None else read
+            if sites[place.position].kind == "keys_values":
+                source = ()
+            if place in dispatching:
+                source += put(_Slot(_DISPATCH, place.depth, source, place=place))
+            own = put(_Slot(_ADAPTER, place.depth, source, place=place))
+            beside = beside + own if place.reads_input or not source else own
+        return beside
+
     for block, shape in enumerate(frozen_products(model)):
         split_by_outputs = block % 2 == 0
-        ends = put(_Slot(_FIRST_KINDS[block], block, ends))
+        ends = put(_Slot(_FIRST_KINDS[block], depth_of(block, Step.BEGIN), ends))
+        inputs[LAYER_INPUTS[block]] = ends
         if tp > 1 and split_by_outputs:
-            ends = put(_Slot("all_reduce", block, ends, sums, phase="bwd"))
-        read = ends
-        ends = put(_Slot("linear", block, read, shape))
-        for base in adapted:
-            if base.block == block:
-                masked = base.position in dropping
-                dropout = put(_Slot("dropout", block, read, base=base)) if masked else ()
-                ends += put(_Slot("lora", block, read + dropout, base=base))
+            ends = put(_Slot("all_reduce", depth_of(block, Step.COPY), ends, sums, phase="bwd"))
+        read = put_adapters(block, Step.REWRITE, ends, ())
+        read = (*ends, *read) if read else ends
+        ends = put(_Slot("linear", depth_of(block, Step.LINEAR), read, shape))
+        ends = put_adapters(block, Step.LINEAR, read, ends)
         if tp > 1 and not split_by_outputs:
-            ends = put(_Slot("all_reduce", block, ends, sums, phase="fwd"))
+            ends = put(_Slot("all_reduce", depth_of(block, Step.LINEAR), ends, sums, phase="fwd"))
+        ends = put_adapters(block, Step.OUTPUT, read, ends)
+        ends = put_adapters(block, Step.BLOCK, read, ends)
     return tuple(slots)
 
 
@@ -213,23 +256,23 @@ def _keep(slots: Iterable[_Slot], wanted: Callable[[_Slot], bool]) -> tuple[_Slo
 
 
 def _halved(slots: Iterable[_Slot], first: int) -> tuple[_Slot, ...]:
-    """Backward of adapters as two halves: the input's gradient, and those of the factors.
+    """Backward of adapters as two halves: the input's gradient, and those of the trained tensors.
 
-    Both take the same floating-point operations, ``2 r (in + out)`` per token. In block ``first`` nobody
-    needs the input's. Dropout goes on with the input's.
+    Both take about the same floating-point operations. At depth ``first`` nobody needs the input's. A
+    dispatch goes on with the input's.
     """
     slots = list(slots)
-    masked = {slot.base for slot in slots if slot.kind == "dropout"}
+    dispatched = {slot.place for slot in slots if slot.kind == _DISPATCH}
     halves: list[_Slot] = []
     stands_for: list[int] = []
     for slot in slots:
         moved = replace(slot, deps=tuple(stands_for[dep] for dep in slot.deps))
         stands_for.append(len(halves))
-        if slot.kind == "dropout" or slot.base is None:
-            halves.append(replace(moved, leaf=slot.kind == "dropout" and slot.block == first))
+        if slot.kind == _DISPATCH or slot.place is None:
+            halves.append(replace(moved, leaf=slot.kind == _DISPATCH and slot.depth == first))
             continue
-        if slot.block == first:
-            halves.append(replace(moved, leaf=slot.base not in masked))
+        if slot.depth == first:
+            halves.append(replace(moved, leaf=slot.place not in dispatched))
             continue
         halves.append(replace(moved, share=0.5))
         halves.append(replace(slot, deps=(len(halves) - 1,), share=0.5, leaf=True, along=True))
@@ -237,10 +280,7 @@ def _halved(slots: Iterable[_Slot], first: int) -> tuple[_Slot, ...]:
 
 
 def _filled(
-    slots: Iterable[_Slot],
-    work: MicrobatchWork,
-    adapted: Mapping[int, Sequence[tuple[int, Attachment]]],
-    adapters: Launching,
+    slots: Iterable[_Slot], work: MicrobatchWork, adapted: _Attached, adapters: Launching
 ) -> tuple[Node, ...]:
     """Nodes of the slots; one may take several. A half that goes on with another does so node by node."""
     nodes: list[Node] = []
@@ -250,8 +290,8 @@ def _filled(
         start = len(nodes)
         role: Role = "communication" if slot.kind == "all_reduce" else "base"
         attached: Sequence[tuple[int, Attachment]] = ()
-        if slot.base is not None:
-            role, attached = "adapter", adapted[slot.base.position]
+        if slot.place is not None:
+            role, attached = "adapter", adapted[slot.place]
         for i, (op, count, task, group) in enumerate(_launches(slot, work, attached, adapters)):
             nodes.append(Node(op, role, (deps[i],) if slot.along else deps, count, task, group, slot.leaf))
         places.append(tuple(range(start, len(nodes))))
@@ -261,16 +301,15 @@ def _filled(
 def _launches(
     slot: _Slot, work: MicrobatchWork, attached: Sequence[tuple[int, Attachment]], adapters: Launching
 ) -> list[Launch]:
-    """What a slot runs; adapters run as one for all tasks, or one for each, as always with dropout."""
-    if slot.kind == "dropout":
-        assert slot.base is not None
+    """What a slot runs."""
+    if slot.kind == _DISPATCH:
         return [
-            Launch(each.dispatch.operator(slot.base, work.task_tokens[task]), task=task)
+            Launch(each.dispatch.at(work.task_tokens[task]), task=task)
             for task, each in attached
-            if each.dispatch.dropout
+            if each.dispatch is not None
         ]
-    if slot.base is not None:
-        return _adapter_launches(slot, slot.base, work, attached, adapters)
+    if slot.place is not None:
+        return _adapter_launches(slot.share, work, attached, adapters)
     if slot.kind == "attention":
         return [
             *(
@@ -289,17 +328,20 @@ def _launches(
 
 
 def _adapter_launches(
-    slot: _Slot,
-    base: BaseOp,
+    share: float,
     work: MicrobatchWork,
     attached: Sequence[tuple[int, Attachment]],
     adapters: Launching,
 ) -> list[Launch]:
-    operators = [
-        (task, each.adapter.operator(base, work.task_tokens[task]), bool(each.dispatch.dropout))
-        for task, each in attached
-    ]
-    group = [op for _, op, masked in operators if adapters == "grouped" and not masked]
-    alone = [(task, op) for task, op, masked in operators if masked or len(group) <= 1]
-    launches = [Launch(group[0], slot.share, None, tuple(group))] if len(group) > 1 else []
-    return launches + [Launch(op, slot.share, task) for task, op in alone]
+    """Adapters that share a launch, in the order of their first task; then those that run alone."""
+    shared: dict[str, list[Operator]] = {}
+    if adapters == "grouped":
+        for task, each in attached:
+            if each.launch is not None and each.dispatch is None:
+                shared.setdefault(each.launch, []).append(each.adapter.at(work.task_tokens[task]))
+    launches = [Launch(group[0], share, None, tuple(group)) for group in shared.values() if len(group) > 1]
+    for task, each in attached:
+        group = shared.get(each.launch or "", ()) if each.dispatch is None else ()
+        if len(group) <= 1:
+            launches.append(Launch(each.adapter.at(work.task_tokens[task]), share, task))
+    return launches

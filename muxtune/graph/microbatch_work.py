@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from muxtune.tasks import LoraSpec
+from muxtune.peft import Specs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,8 +15,8 @@ class MicrobatchWork:
     """Tokens of the stream, padding included."""
     task_tokens: tuple[int, ...]
     """Tokens of each task's span."""
-    loras: tuple[LoraSpec, ...]
-    """Adapter of each task."""
+    pefts: Specs
+    """PEFT method of each task, with its parameters."""
     attention: tuple[tuple[float, int, int], ...]
     """Batched attention calls as (how many, sequences, length); averages of micro-batches have fractions."""
     targets: float
@@ -33,4 +33,4 @@ class MicrobatchWork:
         return begun + sum(calls * sequences for calls, sequences, _, _ in self.carried_attention)
 
     def __post_init__(self) -> None:
-        assert len(self.task_tokens) == len(self.loras), (self.task_tokens, self.loras)
+        assert len(self.task_tokens) == len(self.pefts), (self.task_tokens, self.pefts)

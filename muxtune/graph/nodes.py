@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Generic, Literal, Protocol, Self, TypeVar
 
-from muxtune.graph.operators import COLLECTIVE_KINDS, Operator
+from muxtune.operators import COLLECTIVE_KINDS, Operator
 
 Stream = Literal["compute", "communication"]
 
@@ -91,12 +90,6 @@ class TimedNode:
     def after(self, deps: tuple[int, ...]) -> TimedNode:
         """This node with other inputs."""
         return replace(self, deps=deps)
-
-
-@lru_cache(maxsize=1 << 16)
-def operator(kind: str, *dims: int) -> Operator:
-    """An operator; equal ones are one object, as a search asks for the same ones again and again."""
-    return Operator(kind, dims)
 
 
 N = TypeVar("N", bound=Waiting)

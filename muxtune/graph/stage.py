@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from muxtune.graph.layer import Launching, layer_graph
 from muxtune.graph.microbatch_work import MicrobatchWork
 from muxtune.graph.nodes import Node, Role, StageGraph
-from muxtune.graph.operators import Operator, Phase
 from muxtune.model import DTYPE_BYTES, ModelSpec
+from muxtune.operators import Operator, Phase
+from muxtune.peft import Layers, Specs, backward_layers, embedding_attachments, runs_of
 
-Part = Literal["feed", "receive", "embedding", "layer", "first layer", "head", "send"]
-"""``first layer`` is the backward of the first layer of all; in the forward it is a layer like all others."""
+PartKind = Literal["feed", "receive", "embedding", "layer", "head", "send"]
+
+
+class Part(NamedTuple):
+    """A part of an action."""
+
+    kind: PartKind
+    layer: int = 0
+    """Number of a layer that it is like."""
+    trained: int | None = None
+    """Depth of the first trained thing of all, in the backward of the layer that has it."""
+
 
 _ALMOST_NONE = 1e-9
 """Number of targets that stands for none: it costs nothing."""
@@ -25,21 +36,33 @@ _LOSS_CALLS = 2
 """Collectives that these numbers take."""
 
 
-def stage_parts(layers: int, *, first: bool, last: bool, phase: Phase) -> tuple[tuple[Part, int], ...]:
+def stage_parts(
+    model: ModelSpec, layers: Layers, pefts: Specs, *, first: bool, last: bool, phase: Phase
+) -> tuple[tuple[Part, int], ...]:
     """Parts of an action in the order of execution, and how often each runs in a row.
 
     Args:
+        model: The backbone.
         layers: Layers that the stage holds, at least one.
-        first: Whether the stage begins with the embedding.
+        pefts: Methods of the hTask's tasks.
+        first: Whether the stage begins with the embedding. Its backward ends at the first trained thing.
         last: Whether it ends with the head.
         phase: ``fwd`` for an F, ``bwd`` for a B.
     """
+    runs = runs_of(layers)
     parts: list[tuple[Part, int]]
     if phase == "fwd":
-        parts = [("feed", 1), ("embedding" if first else "receive", 1), ("layer", layers)]
-        return (*parts, ("head" if last else "send", 1))
-    parts = [("head" if last else "receive", 1), ("layer", layers - first)]
-    return (*parts, ("first layer" if first else "send", 1))
+        parts = [(Part("feed"), 1), (Part("embedding" if first else "receive"), 1)]
+        parts += [(Part("layer", layer), n) for layer, n in runs]
+        return (*parts, (Part("head" if last else "send"), 1))
+    whole, begin, depth = backward_layers(model, pefts, runs, first=first)
+    parts = [(Part("head" if last else "receive"), 1)]
+    parts += [(Part("layer", layer), n) for layer, n in reversed(whole)]
+    if begin is not None:
+        parts.append((Part("layer", begin[0], depth), 1))
+    if first and any(embedding_attachments(peft, model) for peft in pefts):
+        parts.append((Part("embedding"), 1))
+    return tuple(parts) if first else (*parts, (Part("send"), 1))
 
 
 def part_graph(
@@ -52,22 +75,22 @@ def part_graph(
     adapters: Launching = "grouped",
 ) -> tuple[Node, ...]:
     """Nodes of one part; arguments as of :func:`stage_graph`."""
-    if part in {"layer", "first layer"}:
-        return layer_graph(model, work, phase, tp=tp, input_gradient=part == "layer", adapters=adapters)
-    if part == "feed":
-        return _mixed("feed", work.sequences, role="host")
-    if part == "embedding":
-        return _with_sum(
-            Node(Operator("embedding", (work.tokens,)), "base"), message_bytes(model, work.tokens), tp
+    if part.kind == "layer":
+        return layer_graph(
+            model, work, phase, tp=tp, layer=part.layer, trained=part.trained, adapters=adapters
         )
-    if part == "head":
+    if part.kind == "feed":
+        return _mixed("feed", work.sequences, role="host")
+    if part.kind == "embedding":
+        return _embedding(model, work, phase, tp)
+    if part.kind == "head":
         return _head(model, work.targets, phase, tp)
     return (Node(Operator("message", (message_bytes(model, work.tokens),)), "host"),)
 
 
 def stage_graph(
     model: ModelSpec,
-    layers: int,
+    layers: Layers,
     *,
     first: bool,
     last: bool,
@@ -93,7 +116,7 @@ def stage_graph(
     """
     parts = (
         (part_graph(part, model, work, phase, tp=tp, adapters=adapters), repeats)
-        for part, repeats in stage_parts(layers, first=first, last=last, phase=phase)
+        for part, repeats in stage_parts(model, layers, work.pefts, first=first, last=last, phase=phase)
         if repeats
     )
     return StageGraph(tuple((nodes, repeats) for nodes, repeats in parts if nodes), tp)
@@ -102,6 +125,19 @@ def stage_graph(
 def message_bytes(model: ModelSpec, tokens: int) -> int:
     """Hidden states of a micro-batch, or their gradients."""
     return tokens * model.hidden * model.dtype_bytes
+
+
+def _embedding(model: ModelSpec, work: MicrobatchWork, phase: Phase, tp: int) -> tuple[Node, ...]:
+    """Embedding and what is attached to it, whose backward is all that there is of it."""
+    nodes: tuple[Node, ...] = ()
+    if phase == "fwd":
+        embedding = Node(Operator("embedding", (work.tokens,)), "base")
+        nodes = _with_sum(embedding, message_bytes(model, work.tokens), tp)
+    for task, peft in enumerate(work.pefts):
+        for each in embedding_attachments(peft, model):
+            deps = (len(nodes) - 1,) if nodes else ()
+            nodes += (Node(each.adapter.at(work.task_tokens[task]), "adapter", deps, task=task),)
+    return nodes
 
 
 def _with_sum(node: Node, bytes_: int, tp: int) -> tuple[Node, ...]:

@@ -11,6 +11,7 @@ from muxtune.memory.saved_activations import KeptBytes, kept_bytes
 from muxtune.memory.weights import WHOLE, Sharding, adapter_dtype_bytes, adapter_parameters
 from muxtune.memory.workspace import DeviceKind, backward_workspace_bytes, forward_workspace_bytes
 from muxtune.model import ModelSpec
+from muxtune.peft import Layers, count_layers, runs_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +55,7 @@ class HTaskLoad:
 
 def htask_load(
     model: ModelSpec,
-    layers: int,
+    layers: Layers,
     *,
     first: bool,
     last: bool,
@@ -74,23 +75,23 @@ def htask_load(
         sharding: Division of the stage among tensor-parallel ranks.
         device: Temporaries differ between kinds.
     """
-    one = works[0]
-    parameters = sum(adapter_parameters(model, layers, lora, sharding) for lora in one.loras)
+    one, count, last_layer = works[0], count_layers(layers), runs_of(layers)[-1][0]
+    parameters = sum(adapter_parameters(model, layers, peft, sharding, first=first) for peft in one.pefts)
     return HTaskLoad(
         adapter_bytes=parameters * adapter_dtype_bytes(model),
         microbatches=tuple(
             MicrobatchLoad(
                 kept=kept_bytes(model, layers, first=first, last=last, work=work, sharding=sharding),
-                left_bytes=carried_kv_bytes(model, layers, tokens=work.left_tokens, sharding=sharding),
+                left_bytes=carried_kv_bytes(model, count, tokens=work.left_tokens, sharding=sharding),
                 forward_workspace_bytes=forward_workspace_bytes(
-                    model, last=last, work=work, sharding=sharding, device=device
+                    model, last=last, work=work, layer=last_layer, sharding=sharding, device=device
                 ),
                 backward_workspace_bytes=backward_workspace_bytes(
-                    model, last=last, work=work, sharding=sharding, device=device
+                    model, last=last, work=work, layer=last_layer, sharding=sharding, device=device
                 ),
             )
             for work in works
         ),
-        left_gradient_bytes=carried_gradient_bytes(model, layers, works=works, sharding=sharding),
+        left_gradient_bytes=carried_gradient_bytes(model, count, works=works, sharding=sharding),
         message_bytes=message_bytes(model, one.tokens) // sharding.token_ranks,
     )

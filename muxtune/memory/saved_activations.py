@@ -4,11 +4,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from muxtune.costs.compose import MicrobatchWork
-from muxtune.memory.weights import FLOAT32_BYTES, WHOLE, Sharding, adapter_dtype_bytes, targeted
+from muxtune.memory.weights import FLOAT32_BYTES, WHOLE, Sharding
 from muxtune.model import LAYER_INPUTS, LayerInput, ModelSpec
+from muxtune.peft import (
+    EMBEDDING,
+    Attachment,
+    Layers,
+    Step,
+    attachments,
+    backward_layers,
+    depth_of,
+    embedding_attachments,
+    needs_backward,
+    runs_of,
+)
 
 DROPOUT_KEY_BYTES = 8
 """Per token: the state from which all its masks are computed."""
@@ -56,7 +69,7 @@ class KeptBytes:
 
 def kept_bytes(
     model: ModelSpec,
-    layers: int,
+    layers: Layers,
     *,
     first: bool,
     last: bool,
@@ -66,19 +79,20 @@ def kept_bytes(
     """What one micro-batch keeps on one rank of a stage.
 
     A frozen linear keeps its input only for an adapter; norms, attention and activations keep theirs always.
-    Before the first adapter of the first stage nothing has a backward, so nothing is kept.
+    Before the first trained thing of the first stage nothing has a backward, so nothing is kept.
     """
-    total = layers * _layer_bytes(model, work, sharding, trained_from=-1)
+    runs, begin, depth = backward_layers(model, work.pefts, runs_of(layers), first=first)
+    total: float = sum(n * _layer_bytes(model, work, sharding, layer) for layer, n in runs)
+    if begin is not None:
+        total += _layer_bytes(model, work, sharding, begin[0], trained=depth)
     if first:
-        start = min(LAYER_INPUTS.index(name) for name in adapted_inputs(model, work))
-        total += _layer_bytes(model, work, sharding, trained_from=start)
-        total -= _layer_bytes(model, work, sharding, trained_from=-1)
+        total += _attached_bytes(work, [embedding_attachments(peft, model) for peft in work.pefts])
     message = work.tokens * model.hidden * model.dtype_bytes / sharding.token_ranks
     # Masks of attention to carried keys, which the layers share.
     total += model.dtype_bytes * sum(
         calls * sequences * queries * keys for calls, sequences, queries, keys in work.carried_attention
     )
-    if any(lora.dropout for lora in work.loras):
+    if any(peft.drops for peft in work.pefts):
         total += work.tokens * DROPOUT_KEY_BYTES  # which the layers share; masks are computed again
     if not last:
         total += message  # the output, which the backward starts from
@@ -91,7 +105,7 @@ def kept_bytes(
     return KeptBytes(activation_bytes=round(total), logit_bytes=round(logits))
 
 
-def saved_bytes(model: ModelSpec, layers: int, *, first: bool, last: bool, work: MicrobatchWork) -> int:
+def saved_bytes(model: ModelSpec, layers: Layers, *, first: bool, last: bool, work: MicrobatchWork) -> int:
     """The part of :func:`kept_bytes` that autograd saves."""
     kept = kept_bytes(model, layers, first=first, last=last, work=work).total_bytes
     message = work.tokens * model.hidden * model.dtype_bytes
@@ -117,18 +131,24 @@ def rows_are_stream(work: MicrobatchWork) -> bool:
     return one_call and attention_rows(work) == work.tokens
 
 
-def adapted_inputs(model: ModelSpec, work: MicrobatchWork) -> set[LayerInput]:
-    """What the linears read that have an adapter of any task."""
-    return {linear.reads for lora in work.loras for linear in model.targeted_linears(lora.targets, "targets")}
+def adapted_inputs(model: ModelSpec, work: MicrobatchWork, layer: int = 0) -> set[LayerInput]:
+    """What the linears of a layer read whose input an adapter of any task keeps."""
+    return {
+        each.site.reads
+        for peft in work.pefts
+        for each in attachments(peft, model, layer)
+        if each.keeps_input and each.site.reads is not None
+    }
 
 
-def dropping_tokens(model: ModelSpec, work: MicrobatchWork, reads: LayerInput) -> int:
+def dropping_tokens(model: ModelSpec, work: MicrobatchWork, reads: LayerInput, layer: int = 0) -> int:
     """Longest span of a task that has dropout on a linear with this input; 0 if none has."""
     return max(
         (
             tokens
-            for lora, tokens in zip(work.loras, work.task_tokens, strict=True)
-            if lora.dropout and any(linear.reads == reads for linear in targeted(model, lora.targets))
+            for peft, tokens in zip(work.pefts, work.task_tokens, strict=True)
+            if peft.drops
+            and any(each.dropout and each.site.reads == reads for each in attachments(peft, model, layer))
         ),
         default=0,
     )
@@ -146,31 +166,49 @@ def logit_bytes(model: ModelSpec, work: MicrobatchWork, sharding: Sharding) -> f
     return work.targets * sharding.vocab_rows(model) * max(model.dtype_bytes, FLOAT32_BYTES)
 
 
-def _layer_bytes(model: ModelSpec, work: MicrobatchWork, sharding: Sharding, *, trained_from: int) -> float:
-    """Bytes of one layer; before linears that read ``LAYER_INPUTS[trained_from]`` nothing is trained."""
+_ATTENTION, _ACTIVATION = LAYER_INPUTS.index("attended"), LAYER_INPUTS.index("inner")
+_NORMS = (LAYER_INPUTS.index("attention"), LAYER_INPUTS.index("mlp"))
+"""Blocks that these begin."""
+
+
+def _layer_bytes(
+    model: ModelSpec, work: MicrobatchWork, sharding: Sharding, layer: int, *, trained: int = EMBEDDING
+) -> float:
+    """Bytes of one layer; before depth ``trained`` nothing is trained."""
     rows = attention_rows(work)
     query, kv, ffn = sharding.query_width(model), sharding.kv_width(model), sharding.ffn_width(model)
     mlp = mlp_widths(model)
+
+    def kept(block: int) -> bool:
+        return needs_backward(depth_of(block, Step.BEGIN), trained)
+
     elements = 0.0
-    if trained_from < LAYER_INPUTS.index("attended"):  # queries, keys, values, result and log-sum-exp
+    if kept(_ATTENTION):  # queries, keys, values, result and log-sum-exp
         elements += rows * (2 * query + 2 * kv + model.heads // sharding.tp)
         elements += gathered_keys(work) * 2 * kv
-    activates = trained_from < LAYER_INPUTS.index("inner")
+    activates = kept(_ACTIVATION)
     if activates:
         elements += work.tokens * ffn * mlp.saved
     # Linears that read the same input keep it once; attention's result needs no copy if it is the stream.
-    kept_as_rows = trained_from < LAYER_INPUTS.index("attended") and rows_are_stream(work)
+    kept_as_rows = kept(_ATTENTION) and rows_are_stream(work)
     widths: dict[LayerInput, float] = {
         "attention": model.hidden / sharding.token_ranks,
         "attended": 0 if kept_as_rows else query,
         "mlp": model.hidden / sharding.token_ranks,
         "inner": 0 if activates and mlp.saves_output else ffn,
     }
-    elements += work.tokens * sum(widths[name] for name in adapted_inputs(model, work))
-    downs = sum(
-        tokens * lora.r * len(targeted(model, lora.targets))
-        for lora, tokens in zip(work.loras, work.task_tokens, strict=True)
-    )
-    norms = (trained_from < 0) + (trained_from < LAYER_INPUTS.index("mlp"))
+    elements += work.tokens * sum(widths[name] for name in adapted_inputs(model, work, layer))
+    shard = model.shard(sharding.tp)
+    attached = _attached_bytes(work, [attachments(peft, shard, layer) for peft in work.pefts])
+    norms = sum(kept(block) for block in _NORMS)
     norm = work.tokens * norm_bytes_per_token(model) / sharding.token_ranks
-    return elements * model.dtype_bytes + downs * adapter_dtype_bytes(model) + norms * norm
+    return elements * model.dtype_bytes + attached + norms * norm
+
+
+def _attached_bytes(work: MicrobatchWork, attached: Sequence[Sequence[Attachment]]) -> int:
+    """What adapters keep beside the inputs of base ops; ``attached`` by task."""
+    return sum(
+        tokens * each.kept_bytes
+        for own, tokens in zip(attached, work.task_tokens, strict=True)
+        for each in own
+    )

@@ -13,6 +13,7 @@ from muxtune.memory.peak import POSTED_AHEAD, Variable, fullest_moment
 from muxtune.memory.weights import MOMENTS, WHOLE, Sharding, backbone_bytes, table_bytes
 from muxtune.memory.workspace import DeviceKind
 from muxtune.model import ModelSpec
+from muxtune.peft import Layers
 from muxtune.schedule import Action, clocks_of
 
 CUDA_ALLOCATOR_FRACTION = 0.05
@@ -182,7 +183,7 @@ class StageLoad:
 
 def stage_load(
     model: ModelSpec,
-    layers: int,
+    layers: Layers,
     *,
     first: bool,
     last: bool,

@@ -7,8 +7,8 @@ from functools import lru_cache
 
 from muxtune.batches import row_slots
 from muxtune.model import LinearSpec, ModelSpec
+from muxtune.peft import Layers, PeftSpec, count_layers, stage_attachments
 from muxtune.support.errors import SpecError
-from muxtune.tasks import LoraSpec
 
 FLOAT32_BYTES = 4
 
@@ -24,9 +24,9 @@ class Sharding:
     """How one stage's layers are split over tensor-parallel ranks (arXiv 1909.08053).
 
     Linears that read a norm's output are split by their outputs, the other two by their inputs; heads and
-    the MLP's width follow. A low-rank pair is split where its linear is, B of the first kind and A of the
-    second; the other factor is whole. Embedding and head are split by the vocabulary. Biases and norms are
-    whole.
+    the MLP's width follow. What is trained is split where its method says so, as its linear is
+    (:class:`muxtune.peft.TrainedTensor`). Embedding and head are split by the vocabulary. Biases and norms
+    are whole.
 
     A data-parallel replica is a stage of its own with its share of the sequences: the bytes per rank are
     those of the share, and AdamW's state is whole on each.
@@ -75,12 +75,12 @@ WHOLE = Sharding()
 
 @lru_cache(maxsize=4096)
 def backbone_bytes(
-    model: ModelSpec, layers: int, *, first: bool, last: bool, sharding: Sharding = WHOLE
+    model: ModelSpec, layers: Layers, *, first: bool, last: bool, sharding: Sharding = WHOLE
 ) -> int:
     """Frozen weights of one rank of a stage; the embedding is on the first, norm and head on the last."""
     weights = sum(linear.in_features * linear.out_features for linear in model.linears)
     shard = sum(_shard_elements(model, linear, sharding) for linear in model.linears)
-    parameters = layers * (model.layer_parameters - weights + shard)
+    parameters = count_layers(layers) * (model.layer_parameters - weights + shard)
     vocabulary = model.vocab * model.hidden
     for held, all_parameters in ((first, model.embedding_parameters), (last, model.head_parameters)):
         if held:
@@ -96,23 +96,12 @@ def table_bytes(model: ModelSpec) -> int:
 
 
 @lru_cache(maxsize=4096)
-def targeted(model: ModelSpec, targets: tuple[str, ...]) -> tuple[LinearSpec, ...]:
-    """The linears of a layer that an adapter is on; asked for again and again while a search runs."""
-    return model.targeted_linears(targets, "targets")
-
-
-@lru_cache(maxsize=4096)
-def adapter_parameters(model: ModelSpec, layers: int, lora: LoraSpec, sharding: Sharding = WHOLE) -> int:
-    """Trained parameters of one task on one rank of a stage."""
-    total = 0
-    for linear in targeted(model, lora.targets):
-        in_features, out_features = linear.in_features, linear.out_features
-        if _split_by_outputs(linear):
-            out_features = _shard_elements(model, linear, sharding) // in_features
-        else:
-            in_features = _shard_elements(model, linear, sharding) // out_features
-        total += lora.r * (in_features + out_features)
-    return layers * total
+def adapter_parameters(
+    model: ModelSpec, layers: Layers, peft: PeftSpec, sharding: Sharding = WHOLE, *, first: bool = False
+) -> int:
+    """Trained parameters of one task on one rank of a stage; ``first`` where it embeds."""
+    attached = stage_attachments(model.shard(sharding.tp), layers, peft, first=first)
+    return sum(n * each.parameters for each, n in attached)
 
 
 def adapter_dtype_bytes(model: ModelSpec) -> int:

@@ -35,20 +35,21 @@ def forward_workspace_bytes(
     *,
     last: bool,
     work: MicrobatchWork,
+    layer: int = 0,
     sharding: Sharding = WHOLE,
     device: DeviceKind = "cpu",
 ) -> int:
-    """Most bytes of a forward beyond what it will have kept when it ends.
+    """Most bytes of a forward beyond what it will have kept when it ends; ``layer`` is the stage's last.
 
     The moments that count come at the end, when most is kept already: the activation of the last layer's MLP,
     its last linear, the end of that layer, and the head with logits beside their log-probabilities.
     """
     hidden = _hidden(model, work, sharding)
     output = 0.0 if last else hidden  # among the kept, but there only at the very end
-    adapted, mlp = adapted_inputs(model, work), mlp_widths(model)
+    adapted, mlp = adapted_inputs(model, work, layer), mlp_widths(model)
     ffn = work.tokens * sharding.ffn_width(model) * model.dtype_bytes
     # Until a layer ends, q|k|v, attended values and the second norm's output are referenced, kept or not.
-    layer = work.tokens * _leftover_width(model, work, sharding) * model.dtype_bytes
+    layer = work.tokens * _leftover_width(model, work, layer, sharding) * model.dtype_bytes
     inner = ffn * (not mlp.saves_output and "inner" not in adapted)
     end = layer + inner + hidden  # the last linear's result, added to the residual
     moments = [end + hidden - output]
@@ -57,7 +58,7 @@ def forward_workspace_bytes(
     if "inner" in adapted and adapter_dtype_bytes(model) > model.dtype_bytes:
         width = max(sharding.ffn_width(model), (1 + _ADDITION_COPIES[device]) * model.hidden)
         moments.append(end - output + max(work.task_tokens) * width * adapter_dtype_bytes(model))
-    masked = dropping_tokens(model, work, "inner") * sharding.ffn_width(model)
+    masked = dropping_tokens(model, work, "inner", layer) * sharding.ffn_width(model)
     if masked:
         copied = adapter_dtype_bytes(model) if adapter_dtype_bytes(model) > model.dtype_bytes else 0
         held = max(_MASK_BYTES[device], 1 + model.dtype_bytes, model.dtype_bytes + copied)
@@ -74,16 +75,17 @@ def backward_workspace_bytes(
     *,
     last: bool,
     work: MicrobatchWork,
+    layer: int = 0,
     sharding: Sharding = WHOLE,
     device: DeviceKind = "cpu",
 ) -> int:
-    """Most bytes of a backward beyond what the micro-batch has kept until then.
+    """Most bytes of a backward beyond what the micro-batch has kept until then; ``layer`` as above.
 
     Layers free what they kept on the way, so the fullest moment is near the start: two gradients of the
     logits, the adapter of the last layer's last linear, its MLP or its attention. The frozen linears add no
     more than that: they have gradients of inputs only.
     """
-    mlp, adapted, b = mlp_widths(model), adapted_inputs(model, work), model.dtype_bytes
+    mlp, adapted, b = mlp_widths(model), adapted_inputs(model, work, layer), model.dtype_bytes
     ffn, hidden = work.tokens * sharding.ffn_width(model) * b, _hidden(model, work, sharding)
     gradient = hidden if last else 0.0  # other stages have it as a message
     moments: list[float] = []
@@ -93,7 +95,7 @@ def backward_workspace_bytes(
         own = sharding.ffn_width(model)
         width = max((1 + _ADDITION_COPIES[device]) * own, model.hidden + own)
         moments.append(ffn + max(work.task_tokens) * width * adapter_dtype_bytes(model))
-    masked = dropping_tokens(model, work, "inner") * sharding.ffn_width(model)
+    masked = dropping_tokens(model, work, "inner", layer) * sharding.ffn_width(model)
     if masked:
         # Mask, and what the adapter adds to the gradient; on a CPU also the mask in its dtype, or copies for
         # the addition. The masked input comes later.
@@ -115,10 +117,10 @@ def backward_workspace_bytes(
     return round(max(fullest, 2 * logit_bytes(model, work, sharding)))
 
 
-def _leftover_width(model: ModelSpec, work: MicrobatchWork, sharding: Sharding) -> int:
+def _leftover_width(model: ModelSpec, work: MicrobatchWork, layer: int, sharding: Sharding) -> int:
     """Elements per token before a layer's MLP that are referenced without being kept."""
     query, kv = sharding.query_width(model), sharding.kv_width(model)
-    adapted = adapted_inputs(model, work)
+    adapted = adapted_inputs(model, work, layer)
     width = model.hidden * ("mlp" not in adapted)  # the second norm's output
     if not rows_are_stream(work):  # gathered, and put back
         width += query + 2 * kv + query * ("attended" not in adapted)

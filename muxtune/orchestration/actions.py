@@ -8,16 +8,16 @@ from muxtune.graph.nodes import Node, TimedNode
 from muxtune.graph.operators import Phase
 from muxtune.model import ModelSpec
 from muxtune.orchestration.subgraphs import Cut, cut
-from muxtune.tasks import LoraSpec
+from muxtune.peft import Layers, Specs
 
 
 def action_cut(
     model: ModelSpec,
-    layers: int,
+    layers: Layers,
     *,
     first: bool,
     last: bool,
-    loras: tuple[LoraSpec, ...],
+    pefts: Specs,
     tokens: int,
     phase: Phase,
     tp: int,
@@ -33,7 +33,7 @@ def action_cut(
         layers: Layers that the stage holds.
         first: Whether the stage begins with the embedding.
         last: Whether it ends with the head.
-        loras: Adapters of the hTask's tasks, in their order.
+        pefts: Methods of the hTask's tasks, in their order.
         tokens: Tokens of a micro-batch.
         phase: Forward or backward.
         tp: Ranks that share the stage.
@@ -44,8 +44,8 @@ def action_cut(
     """
     work = MicrobatchWork(
         tokens=tokens,
-        task_tokens=(max(1, tokens // len(loras)),) * len(loras),
-        loras=loras,
+        task_tokens=(max(1, tokens // len(pefts)),) * len(pefts),
+        pefts=pefts,
         attention=((1.0, 1, tokens),),
         targets=1.0,
     )

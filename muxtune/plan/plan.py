@@ -19,6 +19,7 @@ from muxtune.costs.ref import CostsRef
 from muxtune.graph.operators import Phase
 from muxtune.model import BackboneDigest, ModelSpec
 from muxtune.orchestration import Cut, LaunchOrder, action_cut, left_of
+from muxtune.peft import Specs, stages_layers
 from muxtune.placement import Placement
 from muxtune.plan.decisions import (
     Decisions,
@@ -251,15 +252,20 @@ class Plan(StrictModel):
         p = self.parallelism
         return action_cut(
             self.model,
-            p.layers_per_stage[stage],
+            stages_layers(self.model, self.pefts, p.layers_per_stage)[stage],
             first=stage == 0,
             last=stage == p.pp - 1,
-            loras=tuple(task.peft for task in self.htask_tasks(htask)),
+            pefts=tuple(task.peft for task in self.htask_tasks(htask)),
             tokens=self.htasks[htask].tokens_per_microbatch,
             phase=phase,
             tp=p.tp,
             adapters=self.orchestration.adapters,
         )
+
+    @cached_property
+    def pefts(self) -> Specs:
+        """Methods of all tasks, in their order."""
+        return tuple(task.peft for task in self.tasks)
 
     @cached_property
     def tasks_by_id(self) -> dict[str, PeftTask]:

@@ -3,12 +3,11 @@
 from muxtune.tasks.dataset import TaskData, load_task_data, with_digest
 from muxtune.tasks.examples import Example
 from muxtune.tasks.tokenizer import load_tokenizer
-from muxtune.tasks.workload import DatasetSpec, LoraSpec, PeftTask, Workload, load_workload, workload_from
+from muxtune.tasks.workload import DatasetSpec, PeftTask, Workload, load_workload, workload_from
 
 __all__ = [
     "DatasetSpec",
     "Example",
-    "LoraSpec",
     "PeftTask",
     "TaskData",
     "Workload",

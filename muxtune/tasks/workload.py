@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from muxtune.model import ALL_LINEAR, Dtype, ModelSpec
+from muxtune.model import Dtype, ModelSpec
+from muxtune.peft import AnyPeft, check_peft
+from muxtune.peft.spec import LARGEST_FACTOR
 from muxtune.support.errors import SpecError, spec_error_from
 from muxtune.support.strict_models import StrictModel
 from muxtune.support.user_files import expand_user
@@ -19,44 +20,6 @@ MOST_ID_CHARACTERS = 128
 MOST_STEPS = 10_000_000
 MOST_BATCH_SEQUENCES = 10_000_000
 """Sequences of a batch, at most."""
-LARGEST_FACTOR = 1e6
-"""Largest learning rate, weight decay and alpha; single precision ends at 3e38."""
-
-
-def _target_names(value: object) -> object:
-    """``all-linear`` as text, as peft has it; any other text is refused with the list that may be meant.
-
-    In peft, text is a regular expression, and a comma list matches nothing.
-    """
-    if not isinstance(value, str):
-        return value
-    if value.strip() == ALL_LINEAR:
-        return (ALL_LINEAR,)
-    names = re.split(r"[\s,]+", value.strip(" ,[]"))
-    if all(re.fullmatch(r"[A-Za-z0-9_.-]+", name) for name in names):
-        raise ValueError(f"expected a list, as [{', '.join(names)}], or all-linear")
-    raise ValueError("expected a list of names, as [q_proj, v_proj], or all-linear; no regular expression")
-
-
-class LoraSpec(StrictModel):
-    """Low-rank adapters (arXiv 2106.09685): ``W x + (alpha / r) B A x``."""
-
-    method: Literal["lora"]
-    """The PEFT method."""
-    r: int = Field(gt=0)
-    """Rank of the update."""
-    alpha: float = Field(gt=0, le=LARGEST_FACTOR)
-    """The update is scaled by ``alpha / r``."""
-    targets: Annotated[tuple[str, ...], BeforeValidator(_target_names)] = Field(min_length=1)
-    """Module names as in PEFT's ``target_modules``, or ``all-linear`` alone, which may be written as text."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Probability that a feature of A's input is dropped, as PEFT's ``lora_dropout``."""
-
-    @property
-    def scale(self) -> float:
-        """Factor of the update, ``alpha / r``."""
-        return self.alpha / self.r
-
 
 MOST_MICROBATCHES = 4096
 """Micro-batches of a task's step: a schedule has each of them on each stage."""
@@ -97,7 +60,7 @@ class PeftTask(StrictModel):
 
     id: str = Field(max_length=MOST_ID_CHARACTERS, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the task, also of its folder in a run."""
-    peft: LoraSpec
+    peft: AnyPeft
     """What is trained beside the frozen backbone."""
     dataset: DatasetSpec
     """Its examples."""
@@ -153,11 +116,7 @@ class PeftTask(StrictModel):
         if self.max_length > model.max_positions:
             expected = f"at most {model.max_positions}, the position limit of {model.name}"
             raise SpecError(f"{where}.max_length", self.max_length, expected)
-        targeted = model.targeted_linears(self.peft.targets, f"{where}.peft.targets")
-        largest_rank = min(min(linear.in_features, linear.out_features) for linear in targeted)
-        if self.peft.r > largest_rank:
-            expected = f"at most {largest_rank}, the smallest side of its linears in {model.name}"
-            raise SpecError(f"{where}.peft.r", self.peft.r, expected)
+        check_peft(self.peft, model, f"{where}.peft")
 
 
 class Workload(StrictModel):

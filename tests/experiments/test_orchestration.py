@@ -63,7 +63,7 @@ def test_random_clocks_are_those_of_the_seed_and_as_described():
     for work in works:
         assert 64 <= work.tokens <= 4096
         assert sum(work.task_tokens) == work.tokens == work.attention[0][1] * work.attention[0][2]
-        assert all(4 <= lora.r <= 64 and 1 <= len(lora.targets) <= 7 for lora in work.loras)
+        assert all(4 <= lora.r <= 64 and 1 <= len(lora.targets) <= 7 for lora in work.pefts)
 
 
 def test_rows_of_random_clocks_repeat(costs):

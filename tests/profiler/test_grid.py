@@ -4,10 +4,10 @@ import pytest
 
 from muxtune.batches import row_slots
 from muxtune.costs.compose import MicrobatchWork, stage_operators
-from muxtune.graph.operators import OPERATOR_DIMS
 from muxtune.model import PRESETS
-from muxtune.tasks import LoraSpec
+from muxtune.peft.lora import LoraSpec
 from profiler.grid import MAX_TOKENS, operator_grid, powers, powers_and_between
+from tests.kinds import MEASURED_KINDS
 
 MODELS = [
     PRESETS["llama-tiny"],
@@ -23,9 +23,9 @@ MODELS = [
 def test_every_kind_is_measured_within_the_limits(model, quick):
     grid = operator_grid(model, quick=quick)
     assert len(grid) == len(set(grid))
-    assert {op.kind for op in grid} == set(OPERATOR_DIMS)
+    assert {op.kind for op in grid} == set(MEASURED_KINDS)
     for op in grid:
-        sizes = dict(zip(OPERATOR_DIMS[op.kind], op.dims, strict=True))
+        sizes = dict(zip(MEASURED_KINDS[op.kind], op.dims, strict=True))
         assert min(size for name, size in sizes.items() if (op.kind, name) != ("stage", "r")) >= 1
         assert sizes.get("tokens", 1) <= MAX_TOKENS
         assert sizes.get("length", 1) <= row_slots(model.max_positions)
@@ -41,7 +41,7 @@ def test_every_kind_is_measured_within_the_limits(model, quick):
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: f"{model.name}-{model.hidden}")
 def test_every_linear_and_adapter_of_a_stage_is_in_it(model):
     lora = LoraSpec(method="lora", r=8, alpha=8, targets=("all-linear",))
-    work = MicrobatchWork(tokens=64, task_tokens=(64,), loras=(lora,), attention=((1.0, 4, 16),), targets=16)
+    work = MicrobatchWork(tokens=64, task_tokens=(64,), pefts=(lora,), attention=((1.0, 4, 16),), targets=16)
     measured = {(op.kind, op.dims[:2]) for op in operator_grid(model, quick=True)}
     for op, _ in stage_operators(model, 2, first=True, last=True, work=work, phase="fwd"):
         if op.kind in {"linear", "lora"}:
@@ -56,7 +56,7 @@ def test_sums_of_a_tensor_parallel_stage_lie_inside_the_measured_ones(quick):
     for tokens, targets in ((16, 16), (MAX_TOKENS, 1024)):
         calls = ((1.0, 1, tokens),)
         work = MicrobatchWork(
-            tokens=tokens, task_tokens=(tokens,), loras=(lora,), attention=calls, targets=targets
+            tokens=tokens, task_tokens=(tokens,), pefts=(lora,), attention=calls, targets=targets
         )
         for phase in ("fwd", "bwd"):
             operators = stage_operators(model, 2, first=True, last=True, work=work, phase=phase, tp=2)

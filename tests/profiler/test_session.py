@@ -10,10 +10,11 @@ import pytest
 
 import profiler.session
 from muxtune.costs import ProfiledCosts, load_profile
-from muxtune.graph.operators import COLLECTIVE_KINDS, FWD_ONLY, LINK_KINDS, OPERATOR_DIMS, Operator
+from muxtune.graph.operators import COLLECTIVE_KINDS, FWD_ONLY, LINK_KINDS, Operator
 from muxtune.model import PRESETS
 from muxtune.support.errors import RunError, SpecError, UserError
 from profiler import profile_model
+from tests.kinds import MEASURED_KINDS
 
 SMALL = PRESETS["llama-tiny"].model_copy(
     update={
@@ -109,7 +110,7 @@ def test_so_many_ranks_communicate(device, ranks, available, communicating):
     job = profiler.session._plan_job(SMALL, device, ranks, link_ranks=link_ranks, quick=True)
     assert job.processes == max(ranks, communicating)
     assert bool(job.overlaps) == (ranks > 1 and communicating > 0)
-    assert {kind for kind, _ in job.operators} == set(OPERATOR_DIMS) - LINK_KINDS
+    assert {kind for kind, _ in job.operators} == set(MEASURED_KINDS) - LINK_KINDS
     kinds = {kind for kind, _ in job.links}
     assert kinds == ({"p2p"} | COLLECTIVE_KINDS if communicating else set())
     sizes = {dims[1] for kind, dims in job.links if kind in COLLECTIVE_KINDS}
@@ -123,7 +124,7 @@ def test_a_real_profile_prices_its_own_stages(tmp_path):
     profile = profile_model(SMALL, out=out, ranks=1, quick=True)
     assert load_profile(out) == profile
     assert [path.name for path in out.parent.iterdir()] == ["p.parquet"]
-    assert {m.op.kind for m in profile.measurements} == set(OPERATOR_DIMS)
+    assert {m.op.kind for m in profile.measurements} == set(MEASURED_KINDS)
     for m in profile.measurements:
         assert 1e-7 < m.p10_s <= m.median_s <= m.p90_s
         assert m.repetitions >= 5

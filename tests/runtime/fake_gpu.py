@@ -20,10 +20,11 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 import runtime.operators
 import runtime.ops.gemm
-from muxtune.graph.operators import LINK_KINDS, OPERATOR_DIMS, Operator
+from muxtune.graph.operators import LINK_KINDS, Operator
 from muxtune.model import PRESETS
 from runtime.backbone.hugging_face import load_hf_model
 from runtime.backbone.stage import Stage
+from tests.kinds import MEASURED_KINDS
 
 DIMS = {"in_features": 16, "out_features": 24, "r": 3, "layers": 2, "tensors": 4, "parameters": 100}
 DEVICE = "gpu:0"
@@ -73,9 +74,9 @@ def main():
     runtime.operators.load_hf_model = _real_weights
     Stage.to = _move
     failed = False
-    kinds = sorted(OPERATOR_DIMS.keys() - LINK_KINDS)
+    kinds = sorted(MEASURED_KINDS.keys() - LINK_KINDS)
     for model, dtype, kind in product(MODELS, DTYPES, kinds):
-        op = Operator(kind, tuple(DIMS.get(dim, 5) for dim in OPERATOR_DIMS[kind]))
+        op = Operator(kind, tuple(DIMS.get(dim, 5) for dim in MEASURED_KINDS[kind]))
         said = check_operator(op, PRESETS[model].model_copy(update={"dtype": dtype}))
         print(f"{model} {dtype} {op} @ {said}")
         failed |= said != "ok"

@@ -3,21 +3,22 @@ from __future__ import annotations
 import pytest
 import torch
 
-from muxtune.graph.operators import FWD_ONLY, LINK_KINDS, OPERATOR_DIMS, OPERATOR_SUITES, Operator
+from muxtune.graph.operators import FWD_ONLY, LINK_KINDS, OPERATOR_SUITES, Operator
 from muxtune.model import PRESETS
 from runtime.attention import BACKENDS
 from runtime.operators import TorchOperators
 from tests.helpers import TINY_PRESETS
+from tests.kinds import MEASURED_KINDS
 
 DIMS = {"in_features": 16, "out_features": 24, "r": 3, "layers": 2, "tensors": 4, "parameters": 100}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 @pytest.mark.parametrize("model", TINY_PRESETS)
-@pytest.mark.parametrize("kind", sorted(OPERATOR_DIMS.keys() - LINK_KINDS))
+@pytest.mark.parametrize("kind", sorted(MEASURED_KINDS.keys() - LINK_KINDS))
 def test_every_kind_runs_and_its_backward_repeats(kind, model, dtype):
     spec = PRESETS[model].model_copy(update={"dtype": dtype})
-    op = Operator(kind, tuple(DIMS.get(dim, 5) for dim in OPERATOR_DIMS[kind]))
+    op = Operator(kind, tuple(DIMS.get(dim, 5) for dim in MEASURED_KINDS[kind]))
     forward, backward = TorchOperators().build(op, spec, "cpu")
     forward()
     assert (backward is None) == (kind in FWD_ONLY)
@@ -38,7 +39,7 @@ def test_no_backward_if_nobody_needs_it():
 
 @pytest.mark.parametrize("kind", sorted(LINK_KINDS))
 def test_what_needs_several_ranks_is_refused(kind):
-    op = Operator(kind, (2,) * len(OPERATOR_DIMS[kind]))
+    op = Operator(kind, (2,) * len(MEASURED_KINDS[kind]))
     with pytest.raises(ValueError, match=rf"{kind}\(.*\) cannot be built on one rank"):
         TorchOperators().build(op, PRESETS["llama-tiny"], "cpu")
 

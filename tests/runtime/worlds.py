@@ -12,7 +12,8 @@ import torch.nn.functional as F  # noqa: N812  # torch's own abbreviation
 
 from muxtune.batches import Alignment, HTaskShape, group_tokens, layout_step
 from muxtune.model import ModelSpec
-from muxtune.tasks import DatasetSpec, Example, LoraSpec, PeftTask
+from muxtune.peft.lora import LoraSpec
+from muxtune.tasks import DatasetSpec, Example, PeftTask
 from runtime.tasks.adapter_files import initial_adapter, load_adapter
 
 LLAMA = ModelSpec(

@@ -141,6 +141,6 @@ def _clock_s(structure: PlanStructure, stage: int, kind: ClockKind, orchestratio
     seconds = schedule_clock(cuts, orchestration.mode, orchestration.contention).seconds
     if direction == "B":
         for h, work in zip(htasks, works, strict=True):
-            steps = [step_seconds(costs(), MODEL, layers, lora, tp=mesh.tp) for lora in work.loras]
+            steps = [step_seconds(costs(), MODEL, layers, lora, tp=mesh.tp) for lora in work.pefts]
             seconds += sum(steps) / structure.microbatches[h]
     return seconds

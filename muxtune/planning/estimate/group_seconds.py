@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 
 from muxtune.batches import PACKED_MULTIPLE, chunked_sizes, group_by_length, packed_sizes, row_slots
 from muxtune.costs.compose import step_seconds
+from muxtune.model import ModelSpec
+from muxtune.peft import EMBEDDING, Layers, PeftSpec, first_trained, stage_layers
 from muxtune.placement import Route
 from muxtune.planning.decisions.partition_dp import Places
 from muxtune.planning.decisions.structure import Layout
@@ -85,7 +87,7 @@ class GroupBands:
         )
         self._declared = np.array([data.task.declared_microbatches for data in self.tasks])
         self._max_length = np.array([data.task.max_length for data in self.tasks])
-        self.loras = [data.task.peft for data in self.tasks]
+        self.pefts = [data.task.peft for data in self.tasks]
         self.microbatches_nw = lru_cache(maxsize=None)(self._microbatches)
         self.layout_band = lru_cache(maxsize=None)(self._layout_band)
 
@@ -281,14 +283,16 @@ def _runner_up(
     return np.where(others.min(axis=0) <= near * least_s_nw, others.argmin(axis=0), layout_nw)
 
 
-def layer_steps_s(bands: GroupBands, layers: int, tp: int, replicas: Sequence[Route]) -> Floats:
+def layer_steps_s(
+    bands: GroupBands, layers: Layers, tp: int, replicas: Sequence[Route], *, first: bool = False
+) -> Floats:
     """Optimizer steps of every group's tasks on a stage, ``[n, W]``."""
     problem = bands.problem
     seconds = {
-        lora: step_seconds(problem.costs, problem.model, layers, lora, tp=tp, replicas=replicas)
-        for lora in dict.fromkeys(bands.loras)
+        peft: step_seconds(problem.costs, problem.model, layers, peft, tp=tp, replicas=replicas, first=first)
+        for peft in dict.fromkeys(bands.pefts)
     }
-    return bands.sum(np.array([seconds[lora] for lora in bands.loras]))
+    return bands.sum(np.array([seconds[peft] for peft in bands.pefts]))
 
 
 def _adapters_s(bands: GroupBands, prices: StagePrices, band: LayoutBand, excess: Floats) -> Floats:
@@ -307,20 +311,20 @@ def _adapters_s(bands: GroupBands, prices: StagePrices, band: LayoutBand, excess
     per_share = band.task_tokens_nw / np.maximum(all_shares, 1e-9)
     typical = float(np.median(per_share[bands.exists_nw]))
     per_share = excess * per_share
-    rank_n = np.array([lora.r for lora in bands.loras], dtype=np.float64)
-    drops_n = np.array([lora.dropout > 0 for lora in bands.loras])
     seconds = np.zeros(excess.shape)
-    for ops in adapted_ops(prices.shard, bands.loras):
+    for ops in adapted_ops(bands.problem.model, prices.shard, bands.pefts):
         inside_n = share_n * ops.tasks_n
-        joint_n = inside_n * ~drops_n
-        tokens = bands.sum(joint_n) * per_share
-        rank = bands.sum(joint_n * rank_n) * per_share / np.maximum(tokens, 1e-9)
-        alone_n = prices.pair_s(ops, inside_n * typical, rank_n)
-        tasks = bands.sum((ops.tasks_n & ~drops_n).astype(np.float64))
-        seconds += prices.adapters_s(ops, tasks, tokens, rank, bands.sum(alone_n * ~drops_n))
-        if drops_n.any():  # with dropout they share no launch
-            alone_n += prices.dropout_s(ops, inside_n * typical)
-            seconds += bands.sum(alone_n * (ops.tasks_n & drops_n))
+        if not ops.shared:
+            alone_n = prices.adapter_s(ops, inside_n * typical, ops.size_n)
+            if ops.dispatch is not None:
+                alone_n += prices.dispatch_s(ops, inside_n * typical)
+            seconds += bands.sum(alone_n * ops.tasks_n)
+            continue
+        tokens = bands.sum(inside_n) * per_share
+        size = bands.sum(inside_n * ops.size_n) * per_share / np.maximum(tokens, 1e-9)
+        alone_n = prices.adapter_s(ops, inside_n * typical, ops.size_n)
+        tasks = bands.sum(ops.tasks_n.astype(np.float64))
+        seconds += prices.adapters_s(ops, tasks, tokens, size, bands.sum(alone_n * ops.tasks_n))
     return seconds
 
 
@@ -347,14 +351,17 @@ def _attention_s(
 
 
 def _first_s(bands: GroupBands, prices: StagePrices, tokens: Floats) -> Floats:
-    """Further seconds of the first stage, by the earliest block that any task of the group adapts."""
-    block_n = np.array(
-        [bands.problem.model.targeted_linears(lora.targets, "targets")[0].block for lora in bands.loras]
-    )
-    block_nw = -bands.max(-block_n)
+    """Further seconds of the first stage, by the first thing that any task of the group trains."""
+    model = bands.problem.model
+    depth_n = np.array([_first_depth(model, peft) for peft in bands.pefts])
+    depth_nw = -bands.max(-depth_n)
     seconds = np.zeros(tokens.shape)
-    for block in np.unique(block_n):
-        targets = next(lora.targets for lora, b in zip(bands.loras, block_n, strict=True) if b == block)
-        at = block_nw == block
-        seconds[at] = prices.first_s(tokens[at], targets)
+    for depth in np.unique(depth_n):
+        at = depth_nw == depth
+        seconds[at] = prices.first_s(tokens[at], int(depth))
     return seconds
+
+
+def _first_depth(model: ModelSpec, peft: PeftSpec) -> int:
+    begin = first_trained(model, (peft,), stage_layers(model, (peft,), 0, model.layers))
+    return EMBEDDING if begin is None else begin.depth

@@ -11,6 +11,7 @@ stage are looked at: the one has most micro-batches open, the other the logits.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +22,21 @@ from muxtune.memory.peak import POSTED_AHEAD
 from muxtune.memory.saved_activations import kept_bytes
 from muxtune.memory.weights import MOMENTS, Sharding, adapter_dtype_bytes, adapter_parameters
 from muxtune.memory.workspace import backward_workspace_bytes, forward_workspace_bytes
+from muxtune.model import ModelSpec
+from muxtune.peft import (
+    PeftSpec,
+    Specs,
+    at_first_linear,
+    attachments,
+    everywhere,
+    first_trained,
+    stage_layers,
+    stages_layers,
+)
 from muxtune.planning.decisions.partition_dp import Places
 from muxtune.planning.decisions.structure import Mesh
 from muxtune.planning.estimate.curves import Floats
 from muxtune.planning.estimate.group_seconds import GroupBands, GroupPrices
-from muxtune.tasks import LoraSpec
 
 _PROBE = 1 << 20
 """Tokens, or targets, that bytes per token are read off at."""
@@ -120,19 +131,20 @@ class _Probe:
     def __init__(self, bands: GroupBands, mesh: Mesh, stage: int, in_flight: int, sharding: Sharding) -> None:
         self._problem = bands.problem
         self._model = bands.problem.model
-        self._loras = bands.loras
-        self._layers = mesh.layers_per_stage[stage]
+        self._pefts = bands.pefts
+        self._layers = stages_layers(self._model, tuple(bands.pefts), mesh.layers_per_stage)[stage]
         self._first, self._last = stage == 0, stage == mesh.pp - 1
         self._in_flight = in_flight
         self._sharding = sharding
-        attention = self._model.linears[0].name.rsplit(".", 1)[-1]
-        self._one = LoraSpec(method="lora", r=1, alpha=1, targets=(attention,))
-        self._all = LoraSpec(method="lora", r=1, alpha=1, targets=("all-linear",))
+        self._all = everywhere(1)
+        self._least = [at_first_linear(self._model), *_unlike(self._model, tuple(bands.pefts))]
 
     def free_bytes(self) -> float:
         """What a stage has beside what it always holds, and the gradients of all adapters."""
         model, sharding = self._model, self._sharding
-        parameters = sum(adapter_parameters(model, self._layers, lora, sharding) for lora in self._loras)
+        parameters = sum(
+            adapter_parameters(model, self._layers, peft, sharding, first=self._first) for peft in self._pefts
+        )
         held = backbone_bytes(model, self._layers, first=self._first, last=self._last, sharding=sharding)
         held += table_bytes(model)
         held += (2 + MOMENTS) * parameters * adapter_dtype_bytes(model)
@@ -142,20 +154,20 @@ class _Probe:
 
     def kept(self, *, adapted: bool) -> tuple[float, float]:
         """Bytes that a micro-batch keeps from forward to backward, per token and per target."""
-        lora = self._all if adapted else self._one
 
-        def bytes_of(tokens: int, targets: int) -> float:
+        def bytes_of(peft: PeftSpec, tokens: int, targets: int) -> float:
             kept = kept_bytes(
                 self._model,
                 self._layers,
                 first=self._first,
                 last=self._last,
-                work=_work(lora, tokens, targets),
+                work=_work(peft, tokens, targets),
                 sharding=self._sharding,
             )
             return kept.total_bytes / _PROBE
 
-        return bytes_of(_PROBE, 0), bytes_of(0, _PROBE)
+        pefts = [self._all] if adapted else self._least
+        return min(bytes_of(peft, _PROBE, 0) for peft in pefts), bytes_of(self._all, 0, _PROBE)
 
     def passing(self) -> tuple[float, float]:
         """Bytes of messages and temporaries, per token and per target."""
@@ -179,11 +191,28 @@ class _Probe:
         return bytes_of(_PROBE, 0), bytes_of(0, _PROBE)
 
 
-def _work(lora: LoraSpec, tokens: int, targets: int) -> MicrobatchWork:
+@lru_cache(maxsize=256)
+def _unlike(model: ModelSpec, pefts: Specs) -> tuple[PeftSpec, ...]:
+    """Methods that differ in which inputs of base ops they make a layer keep, or in where training begins."""
+    unlike = {_kept_of(model, peft): peft for peft in pefts}
+    return tuple(unlike.values())
+
+
+@lru_cache(maxsize=8192)
+def _kept_of(model: ModelSpec, peft: PeftSpec) -> tuple[object, ...]:
+    layers = stage_layers(model, (peft,), 0, model.layers)
+    inputs = {
+        layer: frozenset(each.site.reads for each in attachments(peft, model, layer) if each.keeps_input)
+        for layer, _ in layers
+    }
+    return layers, tuple(inputs.items()), first_trained(model, (peft,), layers)
+
+
+def _work(peft: PeftSpec, tokens: int, targets: int) -> MicrobatchWork:
     return MicrobatchWork(
         tokens=tokens,
         task_tokens=(0,),
-        loras=(lora,),
+        pefts=(peft,),
         attention=((1.0, 1, tokens),) if tokens else (),
         targets=float(targets),
     )

@@ -19,6 +19,7 @@ from muxtune.memory import (
     table_bytes,
 )
 from muxtune.model import ModelSpec
+from muxtune.peft import LayerRuns, Specs, stages_layers
 from muxtune.plan import Plan
 from muxtune.planning.decisions.structure import HTaskChoice, Mesh, PlanStructure
 from muxtune.planning.exact.works import sample_works
@@ -32,6 +33,7 @@ class StructureMemory:
     Args:
         model: Backbone.
         device: Device of every rank.
+        pefts: Methods of all tasks.
         fullest_works: The fullest micro-batch of an hTask, or those of its fullest carry group.
     """
 
@@ -39,10 +41,12 @@ class StructureMemory:
         self,
         model: ModelSpec,
         device: DeviceSpec,
+        pefts: Specs,
         fullest_works: Callable[[HTaskChoice], Sequence[MicrobatchWork]],
     ) -> None:
         self._model = model
         self._device = device
+        self._pefts = pefts
         self._fullest_works = fullest_works
         self._htask_load = lru_cache(maxsize=None)(self._measure_load)
 
@@ -103,7 +107,8 @@ class StructureMemory:
 
     def _stage_load(self, structure: PlanStructure, stage: int) -> StageLoad:
         mesh = structure.mesh
-        first, last, layers = stage == 0, stage == mesh.pp - 1, mesh.layers_per_stage[stage]
+        first, last = stage == 0, stage == mesh.pp - 1
+        layers = stages_layers(self._model, self._pefts, mesh.layers_per_stage)[stage]
         sharding = Sharding(tp=mesh.tp)
         instances = len({htask.instance for htask in structure.htasks})
         return StageLoad(
@@ -127,7 +132,7 @@ class StructureMemory:
         )
 
     def _measure_load(
-        self, htask: HTaskChoice, layers: int, first: bool, last: bool, sharding: Sharding
+        self, htask: HTaskChoice, layers: LayerRuns, first: bool, last: bool, sharding: Sharding
     ) -> HTaskLoad:
         return htask_load(
             self._model,
@@ -160,6 +165,9 @@ def plan_memory(plan: Plan) -> tuple[StageMemory, ...]:
     )
     attention = plan.execution.attention
     memory = StructureMemory(
-        plan.model, plan.cluster.device, lambda htask: sample_works(htask, data, attention=attention).fullest
+        plan.model,
+        plan.cluster.device,
+        plan.pefts,
+        lambda htask: sample_works(htask, data, attention=attention).fullest,
     )
     return memory.stages(structure, plan.actions)

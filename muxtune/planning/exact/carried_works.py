@@ -27,7 +27,8 @@ from muxtune.batches import (
     share_chunks,
 )
 from muxtune.costs.compose import MicrobatchWork
-from muxtune.tasks import LoraSpec, TaskData
+from muxtune.peft import Specs
+from muxtune.tasks import TaskData
 
 CarryGroup = list[MicrobatchWork]
 """Micro-batches of a carry group, in order."""
@@ -43,14 +44,14 @@ def carry_groups(members: Sequence[TaskData], shape: HTaskShape, step: int) -> I
     """
     dealt = [_dealt(each, step, shape) for each in members]
     placed = [each[0].tolist() for each in place_groups([np.array([each.sizes]) for each in dealt], "chunk")]
-    loras = tuple(each.task.peft for each in members)
+    pefts = tuple(each.task.peft for each in members)
     for number in range(shape.carry_groups):
         chunks = 0
         shares: list[tuple[_Share, ...]] = []
         for own, group in zip(dealt, placed, strict=True):
             shares.append(own.share(group[number], shape.carry, chunks % shape.carry))
             chunks += len(own.chunks[group[number]])
-        yield [_together(shape.tokens, loras, each) for each in zip(*shares, strict=True)]
+        yield [_together(shape.tokens, pefts, each) for each in zip(*shares, strict=True)]
 
 
 class _Share(NamedTuple):
@@ -67,13 +68,13 @@ class _Share(NamedTuple):
     targets: int
 
 
-def _together(tokens: int, loras: tuple[LoraSpec, ...], shares: Sequence[_Share]) -> MicrobatchWork:
+def _together(tokens: int, pefts: Specs, shares: Sequence[_Share]) -> MicrobatchWork:
     begun = batched_calls(list(chain.from_iterable(share.begun for share in shares)))
     carried = batched_carried_calls(list(chain.from_iterable(share.carried for share in shares)))
     return MicrobatchWork(
         tokens=tokens,
         task_tokens=tuple(share.tokens for share in shares),
-        loras=loras,
+        pefts=pefts,
         attention=tuple((1.0, *call) for call in begun),
         targets=float(sum(share.targets for share in shares)),
         carried_attention=tuple((1.0, *call) for call in carried),

@@ -15,6 +15,7 @@ from muxtune.graph.microbatch_work import MicrobatchWork
 from muxtune.graph.operators import PHASES, Phase
 from muxtune.model import ModelSpec
 from muxtune.orchestration import ClockSchedule, LaunchGraph, launch_graph, schedule_clock
+from muxtune.peft import LayerRuns, Specs, stage_layers, stages_layers
 from muxtune.placement import Placement, Route
 from muxtune.plan import ClockLaunches, Orchestration, clock_launches
 from muxtune.planning.decisions.structure import SEQUENTIAL, HTaskChoice, Mesh, PlanStructure
@@ -28,7 +29,7 @@ from muxtune.support.strict_models import MOST_SECONDS
 class StageKind(NamedTuple):
     """What the price of a stage depends on; stages of one kind cost the same."""
 
-    layers: int
+    layers: LayerRuns
     first: bool
     last: bool
     replicas: tuple[Route, ...]
@@ -64,6 +65,7 @@ class StructurePrices:
         costs: Costs of operators, for the whole backbone.
         model: Backbone.
         cluster: Where the meshes stand.
+        pefts: Methods of all tasks; layers to which they attach the same have one price.
         works: Micro-batches of an hTask.
     """
 
@@ -72,12 +74,14 @@ class StructurePrices:
         costs: CostModel,
         model: ModelSpec,
         cluster: ClusterSpec,
+        pefts: Specs,
         works: Callable[[HTaskChoice], HTaskWorks],
     ) -> None:
         self._costs = costs
         self._adapted = lru_cache(maxsize=None)(costs.with_adapters)
         self._model = model
         self._cluster = cluster
+        self._pefts = pefts
         self._works = works
         self._slowest = lru_cache(maxsize=None)(self._find_slowest)
         self._replicas = lru_cache(maxsize=None)(self._find_replicas)
@@ -118,7 +122,7 @@ class StructurePrices:
 
     def stage_kinds(self, mesh: Mesh) -> list[StageKind]:
         """Kind of every stage of a mesh."""
-        return stage_kinds(mesh.layers_per_stage, mesh.on(self._cluster))
+        return stage_kinds(self._model, self._pefts, mesh.layers_per_stage, mesh.on(self._cluster))
 
     def work(
         self, htask: HTaskChoice, kind: StageKind, tp: int, adapters: Launching = "grouped"
@@ -127,20 +131,36 @@ class StructurePrices:
         return self._works(htask).of(self._slowest(htask, kind[:3], tp, adapters))
 
     def layer_seconds(self, htask: HTaskChoice, mesh: Mesh) -> float:
-        """Forward and backward of one more layer in a stage in the middle, per micro-batch."""
-        one_s, two_s = (self._alone_s(htask, mesh, layers) for layers in (1, 2))
-        return two_s - one_s
+        """Forward and backward of one more layer in a stage in the middle, per micro-batch.
+
+        Where layers differ, that of a mean one.
+        """
+        runs = self._all_layers
+        if len(runs) == 1:
+            one_s, two_s = (self._alone_s(htask, mesh, ((runs[0][0], n),)) for n in (1, 2))
+            return two_s - one_s
+        few: LayerRuns = ((runs[0][0], 1),)
+        added_s = self._alone_s(htask, mesh, (*few, *runs)) - self._alone_s(htask, mesh, few)
+        return added_s / self._model.layers
 
     def end_seconds(self, htask: HTaskChoice, mesh: Mesh) -> tuple[float, float]:
         """What the first and the last stage have beside what one in the middle has, per micro-batch."""
-        middle_s = self._alone_s(htask, mesh, 1)
-        first_s = self._alone_s(htask, mesh, 1, first=True) - middle_s
-        return first_s, self._alone_s(htask, mesh, 1, last=True) - middle_s
+        ends: list[LayerRuns] = [((self._all_layers[end][0], 1),) for end in (0, -1)]
+        first_s, last_s = (
+            self._alone_s(htask, mesh, layer, first=first, last=not first)
+            - self._alone_s(htask, mesh, layer)
+            for layer, first in zip(ends, (True, False), strict=True)
+        )
+        return first_s, last_s
+
+    @property
+    def _all_layers(self) -> LayerRuns:
+        return stage_layers(self._model, self._pefts, 0, self._model.layers)
 
     def _alone_s(
-        self, htask: HTaskChoice, mesh: Mesh, layers: int, *, first: bool = False, last: bool = False
+        self, htask: HTaskChoice, mesh: Mesh, layers: LayerRuns, *, first: bool = False, last: bool = False
     ) -> float:
-        """Forward and backward of a micro-batch on a stage of so many layers."""
+        """Forward and backward of a micro-batch on a stage of these layers."""
         replicas = mesh.on(self._cluster).replica_routes(0)
         return sum(self._action_s(htask, StageKind(layers, first, last, replicas), mesh, SEQUENTIAL))
 
@@ -274,12 +294,20 @@ class StructurePrices:
         return launch_graph(time_graph(graph, self._adapted(adapters), phase), adapters)
 
     def _step_share_s(self, htask: HTaskChoice, kind: StageKind, mesh: Mesh) -> float:
-        return self._step_s(htask, kind.layers, mesh.tp, kind.replicas) / htask.shape.microbatches
+        return self._step_s(htask, kind, mesh.tp) / htask.shape.microbatches
 
-    def _price_step(self, htask: HTaskChoice, layers: int, tp: int, replicas: tuple[Route, ...]) -> float:
-        loras = self._works(htask).mean.loras
+    def _price_step(self, htask: HTaskChoice, kind: StageKind, tp: int) -> float:
         return sum(
-            step_seconds(self._costs, self._model, layers, lora, tp=tp, replicas=replicas) for lora in loras
+            step_seconds(
+                self._costs,
+                self._model,
+                kind.layers,
+                peft,
+                tp=tp,
+                replicas=kind.replicas,
+                first=kind.first,
+            )
+            for peft in self._works(htask).mean.pefts
         )
 
 
@@ -288,10 +316,12 @@ def overlaps(mesh: Mesh, orchestration: Orchestration) -> bool:
     return mesh.tp > 1 and orchestration.mode != "sequential"
 
 
-def stage_kinds(layers_per_stage: Sequence[int], placement: Placement) -> list[StageKind]:
+def stage_kinds(
+    model: ModelSpec, pefts: Specs, layers_per_stage: Sequence[int], placement: Placement
+) -> list[StageKind]:
     """Kind of every stage; most stages of a long pipeline are alike."""
     last = len(layers_per_stage) - 1
     return [
         StageKind(layers, stage == 0, stage == last, placement.replica_routes(stage))
-        for stage, layers in enumerate(layers_per_stage)
+        for stage, layers in enumerate(stages_layers(model, pefts, layers_per_stage))
     ]

@@ -18,8 +18,8 @@ from muxtune.graph import Launching
 from muxtune.graph.microbatch_work import MicrobatchWork
 from muxtune.graph.operators import PHASES, Operator, Phase
 from muxtune.model import ModelSpec
+from muxtune.peft import Layers, PeftSpec
 from muxtune.planning.exact.works import Choice, HTaskWorks
-from muxtune.tasks import LoraSpec
 
 
 class SlowestReplicas:
@@ -50,7 +50,7 @@ class SlowestReplicas:
         self._replicas = lru_cache(maxsize=None)(self._find_front)
         self._prices = lru_cache(maxsize=None)(self._price)
 
-    def on_stage(self, layers: int, *, first: bool, last: bool) -> Choice:
+    def on_stage(self, layers: Layers, *, first: bool, last: bool) -> Choice:
         """Replica whose micro-batches keep a stage busy longest, in every sampled step.
 
         Args:
@@ -78,9 +78,9 @@ class SlowestReplicas:
         if len(row) == 1:
             return [0]
         prices = self._costs if self._tp == 1 else self._costs.shard(self._tp)
-        alike: dict[LoraSpec, list[int]] = {}  # tasks whose adapters cost the same
-        for task, lora in enumerate(row[0].loras):
-            alike.setdefault(lora, []).append(task)
+        alike: dict[PeftSpec, list[int]] = {}  # tasks whose adapters cost the same
+        for task, peft in enumerate(row[0].pefts):
+            alike.setdefault(peft, []).append(task)
         measures = []
         for each in row:
             work = each.mean

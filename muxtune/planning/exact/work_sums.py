@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TypeVar
 
 from muxtune.graph.microbatch_work import MicrobatchWork
-from muxtune.tasks import LoraSpec
+from muxtune.peft import Specs
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class WorkSum:
     count: int
     tokens: int
     """Tokens of the stream, the same in each."""
-    loras: tuple[LoraSpec, ...]
+    pefts: Specs
     task_tokens: tuple[int, ...]
     calls: Counter[tuple[int, int]]
     """Calls of attention, by sequences and length."""
@@ -34,7 +34,7 @@ class WorkSum:
         return cls(
             count=len(works),
             tokens=works[0].tokens,
-            loras=works[0].loras,
+            pefts=works[0].pefts,
             task_tokens=_added(work.task_tokens for work in works),
             calls=Counter(call[1:] for work in works for call in work.attention),
             carried_calls=Counter(call[1:] for work in works for call in work.carried_attention),
@@ -52,7 +52,7 @@ class WorkSum:
         return cls(
             count=sum(each.count for each in every),
             tokens=first.tokens,
-            loras=first.loras,
+            pefts=first.pefts,
             task_tokens=_added(each.task_tokens for each in every),
             calls=_counted(each.calls for each in every),
             carried_calls=_counted(each.carried_calls for each in every),
@@ -67,7 +67,7 @@ class WorkSum:
         return MicrobatchWork(
             tokens=self.tokens,
             task_tokens=tuple(round(tokens / self.count) for tokens in self.task_tokens),
-            loras=self.loras,
+            pefts=self.pefts,
             attention=tuple((n * share, *call) for call, n in sorted(self.calls.items())),
             targets=share * self.targets,
             carried_attention=tuple((n * share, *call) for call, n in sorted(self.carried_calls.items())),

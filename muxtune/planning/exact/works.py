@@ -73,7 +73,7 @@ def sample_works(
     shape = htask.shape
     if shape.carry > 1:
         return _sample_carry_groups(members, shape)
-    loras = tuple(each.task.peft for each in members)
+    pefts = tuple(each.task.peft for each in members)
     rows: list[list[int]] = []
     works: list[MicrobatchWork] = []
     for step in _sampled_steps(members):
@@ -87,7 +87,7 @@ def sample_works(
                 MicrobatchWork(
                     tokens=shape.tokens,
                     task_tokens=tuple(group.tokens for group in groups),
-                    loras=loras,
+                    pefts=pefts,
                     attention=tuple((1.0, *call) for call in batched_calls(rows[-1])),
                     targets=float(sum(group.targets for group in groups)),
                 )

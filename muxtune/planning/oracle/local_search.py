@@ -24,6 +24,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
+from muxtune.peft import mixed_size
 from muxtune.planning.decisions.partition_dp import Groups, cheapest_cuts
 from muxtune.planning.decisions.settings import Effort
 from muxtune.planning.decisions.structure import PlanStructure
@@ -114,14 +115,15 @@ def _contiguous_costs(table: GroupTable, order: Sequence[int]) -> NDArray[np.flo
 def task_orders(table: GroupTable) -> list[tuple[int, ...]]:
     """Different orders of the tasks, as positions in ``table.task_ids``; the one by tokens comes first."""
     data = [table.problem.data[task_id] for task_id in table.task_ids]
+    model = table.problem.model
     keys: list[Callable[[TaskData], tuple[float, ...]]] = [
         lambda _: (),  # the table's own: tokens of a micro-batch
         lambda d: (d.task.declared_microbatches,),
         lambda d: (_step_tokens(d),),
         lambda d: (d.task.max_length,),
         lambda d: (d.task.micro_batch_size,),
-        lambda d: (d.task.declared_microbatches, d.task.peft.r),
-        lambda d: (d.task.peft.r,),
+        lambda d: (d.task.declared_microbatches, mixed_size(d.task.peft, model)),
+        lambda d: (mixed_size(d.task.peft, model),),
     ]
     orders = (tuple(sorted(range(len(data)), key=lambda bit: (*key(data[bit]), bit))) for key in keys)
     return list(dict.fromkeys(orders))

@@ -72,18 +72,21 @@ class PlanningProblem:
         self.data: dict[str, TaskData] = {
             task.id: load_task_data(task, model, tokenizer) for task in workload.tasks
         }
+        self._pefts = tuple(task.peft for task in workload.tasks)
         # Shapes and prices are asked for again and again by every policy; both depend on the arguments alone.
         self._shape = lru_cache(maxsize=None)(self._measure_shape)
         self.group_tokens = lru_cache(maxsize=None)(self._measure_groups)
         works = partial(sample_works, data=self.data, attention=costs.attention)
         self._works = lru_cache(maxsize=None)(works)
-        self._prices = StructurePrices(costs, model, cluster, self._works)
+        self._prices = StructurePrices(costs, model, cluster, self._pefts, self._works)
         self.stage_kinds = self._prices.stage_kinds
         self.slowest_work = self._prices.work
         self.htask_times = self._prices.htask_times
         self.layer_seconds = self._prices.layer_seconds
         self.end_seconds = self._prices.end_seconds
-        self._memory = StructureMemory(model, cluster.device, lambda htask: self._works(htask).fullest)
+        self._memory = StructureMemory(
+            model, cluster.device, self._pefts, lambda htask: self._works(htask).fullest
+        )
 
     @property
     def tasks(self) -> list[PeftTask]:
@@ -121,7 +124,7 @@ class PlanningProblem:
 
     def price_again(self, structure: PlanStructure) -> None:
         """Ask the costs anew for what the structure needs, so that they say what they did not measure."""
-        StructurePrices(self.costs, self.model, self.cluster, self._works).stage_times(structure)
+        StructurePrices(self.costs, self.model, self.cluster, self._pefts, self._works).stage_times(structure)
 
     def cost_notes(self, structure: PlanStructure) -> tuple[str, ...]:
         """What is doubtful about the costs of a structure, whatever was priced before."""

@@ -195,7 +195,7 @@ class _Estimates(Generic[Bands]):
                     largest,
                     bands.problem.settings.curve_points,
                 )
-                self._per_tp[tp] = shared.between(bands.loras, bands.typical_tokens)
+                self._per_tp[tp] = shared.between(bands.pefts, bands.typical_tokens)
             self._known[key] = price_groups(bands, self._per_tp[tp], shape, carry)
         return self._known[key]
 

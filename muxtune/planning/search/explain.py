@@ -195,11 +195,13 @@ def _links_s(
                 for node, repeats in graph
                 if node.op.kind in LINK_KINDS
             )
-        for lora in work.loras if mesh.tp * mesh.dp > 1 else ():
+        for peft in work.pefts if mesh.tp * mesh.dp > 1 else ():
             seconds += max(
                 sum(
                     repeats * node_seconds(node, costs, "fwd") / htask.shape.microbatches
-                    for node, repeats in step_graph(model, layers, lora, tp=mesh.tp, replicas=route)
+                    for node, repeats in step_graph(
+                        model, layers, peft, tp=mesh.tp, replicas=route, first=first
+                    )
                     if node.op.kind in LINK_KINDS
                 )
                 for route in replicas

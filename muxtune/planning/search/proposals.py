@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from muxtune.peft import count_layers, stage_layers
 from muxtune.planning.decisions.partition_dp import Places, cheapest_cuts, paced_cuts
 from muxtune.planning.decisions.settings import SearchSettings
 from muxtune.planning.decisions.structure import HTaskChoice, Mesh
@@ -135,7 +136,11 @@ def loads_s(
     m = prices.microbatches_nw[places]
     placement = shape.on(bands.problem.cluster)
     replicas = {route for stage in range(shape.pp) for route in placement.replica_routes(stage)}
-    steps_s = layer_steps_s(bands, 1, shape.tp, tuple(sorted(replicas)))[places]
+    # Where layers differ in what is attached, those of a mean one count.
+    model = bands.problem.model
+    layers = stage_layers(model, tuple(bands.pefts), 0, model.layers)
+    runs, share = (layers, 1 / model.layers) if len(layers) > 1 else (((layers[0][0], 1),), 1.0)
+    steps_s = share * layer_steps_s(bands, runs, shape.tp, tuple(sorted(replicas)))[places]
     layer_s = float((m * prices.layer_s_nw[places] + steps_s).sum())
     message_s = m * prices.message_s_nw[places]  # the stages at the ends have one neighbour less
     first_s = m * prices.first_s_nw[places] - message_s
@@ -151,8 +156,9 @@ def stage_work_s(bands: GroupBands, prices: GroupPrices, mesh: Mesh) -> list[Flo
     known: dict[StageKind, Floats] = {}
     kinds = bands.problem.stage_kinds(mesh)
     for kind in dict.fromkeys(kinds):
-        work_s = kind.layers * prices.layer_s_nw + prices.action_s_nw
-        work_s += layer_steps_s(bands, kind.layers, mesh.tp, kind.replicas) / prices.microbatches_nw
+        work_s = count_layers(kind.layers) * prices.layer_s_nw + prices.action_s_nw
+        steps_s = layer_steps_s(bands, kind.layers, mesh.tp, kind.replicas, first=kind.first)
+        work_s += steps_s / prices.microbatches_nw
         work_s += ((not kind.first) + (not kind.last)) * prices.message_s_nw
         work_s += kind.first * prices.first_s_nw + kind.last * prices.last_s_nw
         known[kind] = work_s

@@ -13,10 +13,11 @@ from muxtune.costs.collectives import Interconnect, interconnect_of
 from muxtune.costs.compose import MicrobatchWork, layer_operators
 from muxtune.costs.gpu import PEAKS
 from muxtune.costs.links import load_link
-from muxtune.graph.operators import FWD_ONLY, OPERATOR_DIMS, PHASES, Operator
+from muxtune.graph.operators import FWD_ONLY, PHASES, Operator
 from muxtune.model import ModelSpec, load_model_spec
+from muxtune.peft.lora import LoraSpec
 from muxtune.support.errors import SpecError, UserError
-from muxtune.tasks import LoraSpec
+from tests.kinds import MEASURED_KINDS
 
 LLAMA_7B = ModelSpec(
     name="llama-7b-shapes",
@@ -50,12 +51,12 @@ def costs(device="a100", model=LLAMA_7B, **options):
     return AnalyticCosts(device, model, links(), **options)
 
 
-def work(tokens, loras=0, length=512):
+def work(tokens, pefts=0, length=512):
     lora = LoraSpec(method="lora", r=16, alpha=16, targets=("all-linear",))
     return MicrobatchWork(
         tokens=tokens,
-        task_tokens=(tokens // max(loras, 1),) * loras,
-        loras=(lora,) * loras,
+        task_tokens=(tokens // max(pefts, 1),) * pefts,
+        pefts=(lora,) * pefts,
         attention=((1.0, max(tokens // length, 1), min(tokens, length)),),
         targets=0.0,
     )
@@ -89,7 +90,7 @@ EXAMPLES = {
 @pytest.mark.parametrize(
     "model", [LLAMA_7B, load_model_spec("gpt2-tiny", dtype="bfloat16")], ids=lambda m: m.name
 )
-@pytest.mark.parametrize("kind", sorted(set(OPERATOR_DIMS) - {"stage"}))
+@pytest.mark.parametrize("kind", sorted(set(MEASURED_KINDS) - {"stage"}))
 def test_every_kind_is_priced_in_every_phase(device, model, kind):
     prices = costs(device, model)
     op = Operator(kind, EXAMPLES.get(kind, (1024,)))
@@ -145,7 +146,7 @@ def test_faster_devices_are_faster():
 
 def test_adapters_are_a_part_of_the_time_and_have_both_gradients():
     prices = costs()
-    bare, adapted = (layer_s(prices, 4096, loras=n) for n in (0, 4))
+    bare, adapted = (layer_s(prices, 4096, pefts=n) for n in (0, 4))
     assert 1.02 < adapted / bare < 1.4
     op = Operator("lora", (4096, 4096, 16, 4096))
     assert 1.3 < prices.latency_s(op, "bwd") / prices.latency_s(op, "fwd") < 3

@@ -16,8 +16,9 @@ from muxtune.costs import (
 from muxtune.costs.ref import CostsRef
 from muxtune.graph.operators import PHASES, Operator
 from muxtune.model import PRESETS
+from muxtune.peft.lora import LoraSpec
 from muxtune.placement import Route
-from muxtune.tasks import LoraSpec
+from tests.muxtune.graph.works import first_depth
 
 LLAMA, GPT2, OPT = PRESETS["llama-tiny"], PRESETS["gpt2-tiny"], PRESETS["opt-tiny"]
 
@@ -26,11 +27,11 @@ def lora(*targets, r=8):
     return LoraSpec(method="lora", r=r, alpha=16, targets=targets)
 
 
-def work(*loras, attention=((1.0, 4, 50),), targets=30.0):
+def work(*pefts, attention=((1.0, 4, 50),), targets=30.0):
     return MicrobatchWork(
-        tokens=100 * len(loras),
-        task_tokens=(100,) * len(loras),
-        loras=loras,
+        tokens=100 * len(pefts),
+        task_tokens=(100,) * len(pefts),
+        pefts=pefts,
         attention=attention,
         targets=targets,
     )
@@ -85,7 +86,7 @@ def test_an_opt_layer():
 
 
 @pytest.mark.parametrize(
-    ("model", "loras", "left"),
+    ("model", "pefts", "left"),
     [
         # q and v adapted: the first norm and the product of q, k, v are left out
         (LLAMA, [lora("q_proj", "v_proj")], "norm 1 linear 3 attention 1 activation 1 lora 2"),
@@ -101,16 +102,16 @@ def test_an_opt_layer():
         (LLAMA, [lora("down_proj"), lora("up_proj")], "linear 1 activation 1 lora 2"),
     ],
 )
-def test_the_first_backward_of_all_stops_at_the_first_adapter(model, loras, left):
+def test_the_first_backward_of_all_stops_at_the_first_adapter(model, pefts, left):
     words = left.split()
     expected = {kind: int(count) for kind, count in zip(words[::2], words[1::2], strict=True)}
-    assert counts(layer_operators(model, work(*loras), "bwd", input_gradient=False)) == expected
+    assert counts(layer_operators(model, work(*pefts), "bwd", trained=first_depth(model, *pefts))) == expected
 
 
 def test_the_forward_has_no_input_gradient_to_save():
     micro = work(lora("down_proj"))
     whole = layer_operators(LLAMA, micro, "fwd")
-    assert layer_operators(LLAMA, micro, "fwd", input_gradient=False) == whole
+    assert layer_operators(LLAMA, micro, "fwd", trained=first_depth(LLAMA, *micro.pefts)) == whole
 
 
 def test_stages_have_embedding_and_head_where_they_belong():

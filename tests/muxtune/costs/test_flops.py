@@ -10,7 +10,7 @@ from muxtune.costs import MicrobatchWork, stage_operators
 from muxtune.costs.flops import causal_context_tokens, flops_per_token
 from muxtune.costs.operator_work import operator_work
 from muxtune.model import PRESETS
-from muxtune.tasks import LoraSpec
+from muxtune.peft.lora import LoraSpec
 from tests.muxtune.model.configs import hf_config
 
 TOKENS = 256
@@ -73,7 +73,7 @@ def test_forward_is_what_torch_counts(name):
 def test_training_an_adapter_is_what_torch_counts_with_peft(name, targets, rel):
     spec, adapter = PRESETS[name], lora(*targets)
     forward, backward = count(spec, adapter)
-    ours = {p: flops_per_token(spec, p, context_tokens=TOKENS, lora=adapter) for p in ("fwd", "bwd")}
+    ours = {p: flops_per_token(spec, p, context_tokens=TOKENS, peft=adapter) for p in ("fwd", "bwd")}
     assert ours["fwd"].total == pytest.approx(forward, rel=1e-9)
     assert ours["bwd"].total == pytest.approx(backward, rel=rel)
 
@@ -91,7 +91,7 @@ def test_llama2_7b_forward_is_twice_its_weights_and_a_little_for_attention():
 def test_only_targets_reach_the_head():
     spec = PRESETS["opt-tiny"]
     for phase in ("fwd", "bwd"):
-        half = flops_per_token(spec, phase, context_tokens=1, lora=lora("fc1"), targets_per_token=0.5)
+        half = flops_per_token(spec, phase, context_tokens=1, peft=lora("fc1"), targets_per_token=0.5)
         assert half.head == spec.hidden * spec.vocab
 
 
@@ -105,7 +105,7 @@ def test_the_operators_of_a_stage_add_up_to_the_same_work(name):
     work = MicrobatchWork(
         tokens=4 * length,
         task_tokens=(4 * length,),
-        loras=(adapter,),
+        pefts=(adapter,),
         attention=((1.0, 4, length),),
         targets=20,
     )
@@ -115,7 +115,7 @@ def test_the_operators_of_a_stage_add_up_to_the_same_work(name):
         spec,
         "fwd",
         context_tokens=causal_context_tokens(length),
-        lora=adapter,
+        peft=adapter,
         targets_per_token=20 / work.tokens,
     )
     summed = sum(n * operator_work(op, "fwd", spec).flops for op, n in products)

@@ -9,7 +9,7 @@ import pytest
 from muxtune.costs.compose import stage_seconds
 from muxtune.graph import StageGraph, layer_graph, step_graph
 from muxtune.graph.operators import Operator
-from tests.muxtune.graph.works import LLAMA, MODELS, Rates, behind, lora, work
+from tests.muxtune.graph.works import LLAMA, MODELS, Rates, behind, first_depth, lora, work
 
 
 def dropping(*targets: str, r: int = 8):
@@ -91,7 +91,9 @@ def test_backward_it_goes_on_with_the_inputs_gradient(adapters, tp):
 
 @pytest.mark.parametrize("tp", [1, 2])
 def test_in_the_first_block_of_all_nobody_waits_for_it(tp):
-    nodes = layer_graph(LLAMA, work(dropping("down_proj")), "bwd", tp=tp, input_gradient=False)
+    nodes = layer_graph(
+        LLAMA, work(dropping("down_proj")), "bwd", tp=tp, trained=first_depth(LLAMA, dropping("down_proj"))
+    )
     assert [node.op.kind for node in nodes if node.op.kind != "all_reduce"] == ["lora", "dropout"]
     assert nodes[-1].leaf == (tp > 1)
 

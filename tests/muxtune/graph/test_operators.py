@@ -2,12 +2,13 @@
 
 import pytest
 
-from muxtune.graph.operators import FWD_ONLY, OPERATOR_DIMS, OPERATOR_SUITES, PHASES, Operator
+from muxtune.graph.operators import FWD_ONLY, OPERATOR_SUITES, PHASES, Operator
+from tests.kinds import MEASURED_KINDS
 
 
-@pytest.mark.parametrize("kind", OPERATOR_DIMS)
+@pytest.mark.parametrize("kind", MEASURED_KINDS)
 def test_an_operator_has_the_dimensions_of_its_kind(kind):
-    dims = tuple(range(1, len(OPERATOR_DIMS[kind]) + 1))
+    dims = tuple(range(1, len(MEASURED_KINDS[kind]) + 1))
     assert str(Operator(kind, dims)) == f"{kind}{dims}"
     with pytest.raises(AssertionError):
         Operator(kind, (*dims, 1))
@@ -21,7 +22,7 @@ def test_operators_are_values():
 
 
 def test_only_known_kinds_have_no_backward():
-    assert set(OPERATOR_DIMS) > FWD_ONLY
+    assert set(MEASURED_KINDS) > FWD_ONLY
     assert PHASES == ("fwd", "bwd")
 
 

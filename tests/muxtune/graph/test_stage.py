@@ -10,7 +10,7 @@ from muxtune.costs.collectives import interconnect_of
 from muxtune.costs.compose import ActionPrices
 from muxtune.costs.flops import causal_context_tokens, flops_per_token
 from muxtune.costs.operator_work import operator_work
-from muxtune.graph import Node, StageGraph, stage_graph, step_graph, time_graph
+from muxtune.graph import Node, Part, StageGraph, stage_graph, step_graph, time_graph
 from muxtune.graph.layer import layer_graph
 from muxtune.graph.operators import PHASES, Operator
 from muxtune.graph.stage import part_graph
@@ -107,14 +107,14 @@ def plain_seconds(costs, model, layers, *, first, last, micro, phase):
                     seconds += price("activation", micro.tokens)
                 else:
                     seconds += sum(price("attention", s, n, times=calls) for calls, s, n in micro.attention)
-        for adapter, tokens in zip(micro.loras, micro.task_tokens, strict=True):
+        for adapter, tokens in zip(micro.pefts, micro.task_tokens, strict=True):
             for linear in model.targeted_linears(adapter.targets, "targets"):
                 seconds += price("lora", linear.in_features, linear.out_features, adapter.r, tokens)
         return seconds
 
     blocks = [
         linear.block
-        for adapter in micro.loras
+        for adapter in micro.pefts
         for linear in model.targeted_linears(adapter.targets, "targets")
     ]
     whole = layers - (first and phase == "bwd")
@@ -174,7 +174,7 @@ def test_the_work_of_all_ranks_is_that_of_the_whole(name, tp):
         model,
         "fwd",
         context_tokens=causal_context_tokens(length),
-        lora=adapter,
+        peft=adapter,
         targets_per_token=20 / micro.tokens,
     )
     assert flops["linear"] == pytest.approx(per_token.linears * micro.tokens, rel=1e-12)
@@ -237,8 +237,8 @@ def test_a_step_sums_whole_factors_over_ranks_and_everything_over_replicas():
 def test_more_ranks_compute_less_each_and_communicate_more(device):
     model, cluster = PRESETS["llama2-7b"], load_cluster("testbed-a" if device == "a40" else "testbed-c")
     costs = AnalyticCosts(device, model, interconnect_of(cluster))
-    loras = [lora("all-linear", r=16)] * 4
-    micro = work(*loras, tokens=4096, task_tokens=(1024,) * 4, attention=((1.0, 16, 256),))
+    pefts = [lora("all-linear", r=16)] * 4
+    micro = work(*pefts, tokens=4096, task_tokens=(1024,) * 4, attention=((1.0, 16, 256),))
     for phase in PHASES:
         computing, communicating = [], []
         for tp in (1, 2, 4):
@@ -261,5 +261,5 @@ def test_sequences_from_earlier_micro_batches_attend_to_their_carried_keys():
     (node,) = [node for node in layer if node.op.kind == "carried_attention"]
     assert (node.op.dims, node.count) == ((2, 16, 48), 0.5)
     assert len(layer) == len(layer_graph(LLAMA, plain, "fwd")) - 1
-    (feed,) = part_graph("feed", LLAMA, carrying, "fwd")
+    (feed,) = part_graph(Part("feed"), LLAMA, carrying, "fwd")
     assert (feed.op.dims, feed.count) == ((1,), 1.0)

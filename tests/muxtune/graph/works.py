@@ -10,7 +10,8 @@ from muxtune.graph import StageGraph
 from muxtune.graph.nodes import N
 from muxtune.graph.operators import Operator, Phase
 from muxtune.model import PRESETS, ModelSpec
-from muxtune.tasks import LoraSpec
+from muxtune.peft import attachments
+from muxtune.peft.lora import LoraSpec
 
 LLAMA, GPT2, OPT = PRESETS["llama-tiny"], PRESETS["gpt2-tiny"], PRESETS["opt-tiny"]
 MODELS = (LLAMA, GPT2, OPT)
@@ -20,11 +21,16 @@ def lora(*targets: str, r: int = 8) -> LoraSpec:
     return LoraSpec(method="lora", r=r, alpha=16, targets=targets)
 
 
-def work(*loras: LoraSpec, **changes: object) -> MicrobatchWork:
+def first_depth(model: ModelSpec, *pefts: LoraSpec) -> int:
+    """Depth of the first thing that is trained in a layer."""
+    return min(each.depth for peft in pefts for each in attachments(peft, model))
+
+
+def work(*pefts: LoraSpec, **changes: object) -> MicrobatchWork:
     fields: dict[str, object] = {
-        "tokens": 100 * len(loras),
-        "task_tokens": (100,) * len(loras),
-        "loras": loras,
+        "tokens": 100 * len(pefts),
+        "task_tokens": (100,) * len(pefts),
+        "pefts": pefts,
         "attention": ((0.75, 2, 64), (1.5, 3, 16)),
         "targets": 10.5,
     }

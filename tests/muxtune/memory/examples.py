@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from muxtune.costs.compose import MicrobatchWork
 from muxtune.memory import HTaskLoad, KeptBytes, MicrobatchLoad
-from muxtune.tasks import LoraSpec
+from muxtune.peft.lora import LoraSpec
 
 
 def make_work(
@@ -21,7 +21,7 @@ def make_work(
     return MicrobatchWork(
         tokens=tokens,
         task_tokens=(tokens,),
-        loras=(LoraSpec(method="lora", r=r, alpha=r, targets=adapted),),
+        pefts=(LoraSpec(method="lora", r=r, alpha=r, targets=adapted),),
         attention=((1.0, tokens // length, length),),
         targets=targets,
     )

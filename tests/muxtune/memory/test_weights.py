@@ -6,8 +6,8 @@ import pytest
 
 from muxtune.memory import Sharding, adapter_parameters, backbone_bytes, table_bytes
 from muxtune.model import PRESETS
+from muxtune.peft.lora import LoraSpec
 from muxtune.support.errors import SpecError
-from muxtune.tasks import LoraSpec
 
 LLAMA, GPT2 = PRESETS["llama-tiny"], PRESETS["gpt2-tiny"]
 ALL = LoraSpec(method="lora", r=8, alpha=8, targets=("all-linear",))

@@ -22,7 +22,7 @@ from muxtune.orchestration import (
     left_of,
     schedule_clock,
 )
-from muxtune.tasks import LoraSpec
+from muxtune.peft.lora import LoraSpec
 from tests.muxtune.orchestration.graphs import chain
 from tests.sim.plans import launched_plan
 
@@ -39,12 +39,12 @@ class OneOrder:
     """A plan of one stage whose clocks all have one order."""
 
     order: LaunchOrder | None
-    loras: tuple[LoraSpec, ...] = (lora("q_proj"),)
+    pefts: tuple[LoraSpec, ...] = (lora("q_proj"),)
     layers: int = 1
 
     def action_cut(self, stage: int, phase: str, htask: int) -> Cut:
         return action_cut(
-            MODEL, self.layers, first=False, last=True, loras=self.loras, tokens=64, phase=phase, tp=2
+            MODEL, self.layers, first=False, last=True, pefts=self.pefts, tokens=64, phase=phase, tp=2
         )
 
     def remaining_order(self, stage: int, phase: str, htasks: tuple[int, ...]) -> LaunchOrder | None:
@@ -143,7 +143,7 @@ def test_htasks_that_have_finished_leave_the_order():
 def test_collectives_of_a_backward_end_with_the_first_adapter(targets, first_layer):
     def count(phase, *, first, last):
         cut = action_cut(
-            MODEL, 3, first=first, last=last, loras=(lora(*targets),), tokens=8, phase=phase, tp=2
+            MODEL, 3, first=first, last=last, pefts=(lora(*targets),), tokens=8, phase=phase, tp=2
         )
         return sum(each.sort == "communicate" for each in cut.subgraphs)
 

@@ -11,7 +11,7 @@ from muxtune.costs.collectives import interconnect_of
 from muxtune.graph import StageGraph, TimedNode, stage_graph, time_graph
 from muxtune.model import PRESETS
 from muxtune.orchestration import cut
-from muxtune.tasks import LoraSpec
+from muxtune.peft.lora import LoraSpec
 from tests.muxtune.orchestration.graphs import run_orders, stage_graphs
 
 LLAMA = PRESETS["llama2-7b"]
@@ -72,11 +72,11 @@ def test_the_two_sorts_of_a_stream_take_turns_as_seldom_as_any_order_allows(grap
 
 
 def _llama_graph(phase, *, layers=2, adapters="grouped"):
-    loras = tuple(
+    pefts = tuple(
         LoraSpec(method="lora", r=r, alpha=16, targets=("q_proj", "v_proj", "o_proj")) for r in (8, 16)
     )
     work = MicrobatchWork(
-        tokens=512, task_tokens=(256, 256), loras=loras, attention=((1.0, 4, 128),), targets=8.0
+        tokens=512, task_tokens=(256, 256), pefts=pefts, attention=((1.0, 4, 128),), targets=8.0
     )
     costs = AnalyticCosts("a40", LLAMA, interconnect_of(load_cluster("testbed-a")))
     graph = stage_graph(

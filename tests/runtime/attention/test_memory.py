@@ -63,7 +63,7 @@ def test_the_loop_is_modelled_within_3_percent(name, targets, lengths, tmp_path)
     work = MicrobatchWork(
         tokens=layout.tokens,
         task_tokens=(layout.tokens,),
-        loras=(task.peft,),
+        pefts=(task.peft,),
         attention=tuple((1.0, *call) for call in kept_calls(lengths, "loop")),
         targets=0,
     )

@@ -35,7 +35,7 @@ def works_of(layouts, task) -> list[MicrobatchWork]:
         MicrobatchWork(
             tokens=layout.tokens,
             task_tokens=tuple(span.stop - span.start for span in layout.spans),
-            loras=(task.peft,),
+            pefts=(task.peft,),
             attention=tuple((1.0, *call) for call in attention_calls(layout)),
             carried_attention=tuple((1.0, *call) for call in carried_attention_calls(layout)),
             left_tokens=carried_out_tokens(layout),

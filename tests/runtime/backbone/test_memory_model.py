@@ -55,9 +55,9 @@ def measure(
     rates: tuple[float, float] = (0.0, 0.0),
 ) -> tuple[Bytes, Bytes]:
     """Measured and modelled bytes of one micro-batch of two tasks."""
-    loras = {"method": "lora", "alpha": 8, "targets": targets}
+    pefts = {"method": "lora", "alpha": 8, "targets": targets}
     tasks = [
-        make_task(name, peft=loras | {"r": r, "dropout": rate})
+        make_task(name, peft=pefts | {"r": r, "dropout": rate})
         for name, r, rate in zip("ab", (4, 16), rates, strict=True)
     ]
     stage = Stage(model, range(model.layers), first=first, last=last, weights=load_hf_model(model))
@@ -95,7 +95,7 @@ def measure(
     work = MicrobatchWork(
         tokens=tokens,
         task_tokens=tuple(span.stop - span.start for span in layout.spans),
-        loras=tuple(task.peft for task in tasks),
+        pefts=tuple(task.peft for task in tasks),
         attention=tuple((1.0, *call) for call in attention_calls(layout)),
         targets=targets_per_sequence * sum(map(len, lengths)),
     )

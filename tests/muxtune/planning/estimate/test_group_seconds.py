@@ -33,7 +33,7 @@ def ranked(problem: PlanningProblem, tp: int) -> tuple[GroupBands, StagePrices]:
     order = sort_by_tokens(problem)
     bands = GroupBands(problem, order, len(order), [("pack", None), ("pad", None)])
     prices = StagePrices(problem.costs, problem.model, tp, bands.most_tokens, DEFAULT_SETTINGS.curve_points)
-    prices = prices.between(bands.loras, bands.typical_tokens)
+    prices = prices.between(bands.pefts, bands.typical_tokens)
     return bands, prices
 
 

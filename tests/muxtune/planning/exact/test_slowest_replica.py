@@ -106,7 +106,7 @@ def replica_works(problem: PlanningProblem, htask: HTaskChoice, replica: int) ->
             MicrobatchWork(
                 tokens=layout.tokens,
                 task_tokens=tuple(span.stop - span.start for span in layout.spans),
-                loras=tuple(data.task.peft for data in members),
+                pefts=tuple(data.task.peft for data in members),
                 attention=tuple((1.0, *call) for call in attention_calls(layout)),
                 targets=targets,
                 carried_attention=tuple((1.0, *call) for call in carried_attention_calls(layout)),

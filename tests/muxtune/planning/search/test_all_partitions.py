@@ -30,7 +30,7 @@ def test_contiguous_groups_are_estimated_as_in_bands(dp):
     problem = gpu_problem(6, cluster="testbed-c")
     sets, bands = bands_of(problem)
     prices = StagePrices(problem.costs, problem.model, 1, bands.most_tokens, DEFAULT_SETTINGS.curve_points)
-    prices = prices.between(bands.loras, bands.typical_tokens)
+    prices = prices.between(bands.pefts, bands.typical_tokens)
     shape = MeshShape(1, 1, dp)
     of_sets, of_bands = price_groups(sets, prices, shape), price_groups(bands, prices, shape)
     for end in range(6):

@@ -17,6 +17,7 @@ from muxtune.cluster import load_cluster
 from muxtune.costs import AnalyticCosts, CostModel
 from muxtune.costs.collectives import interconnect_of
 from muxtune.model import load_model_spec
+from muxtune.peft.lora import LoraSpec
 from muxtune.placement import Placement
 from muxtune.planning.decisions.options import FREE, PlanOptions
 from muxtune.planning.decisions.settings import DEFAULT_SETTINGS
@@ -25,7 +26,7 @@ from muxtune.planning.oracle.local_search import refined_partitions
 from muxtune.planning.oracle.partitions import best_of_all, task_appraiser
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.policies import plan_problem
-from muxtune.tasks import LoraSpec, Workload
+from muxtune.tasks import Workload
 from tests.muxtune.planning.problems import make_problem
 
 MODEL = load_model_spec("llama2-7b")

@@ -1,0 +1,83 @@
+"""PEFT methods in the domain: what a task attaches to the frozen backbone, and what that costs.
+
+Each method is one module, registered in :data:`METHODS`; all others ask :class:`Attachment` alone.
+"""
+
+from muxtune.peft.layers import (
+    LayerRuns,
+    Layers,
+    Specs,
+    backward_layers,
+    count_layers,
+    first_trained,
+    layer_classes,
+    runs_of,
+    stage_attachments,
+    stage_layers,
+    stages_layers,
+)
+from muxtune.peft.lora import at_first_linear, everywhere
+from muxtune.peft.method import (
+    METHODS,
+    AnyPeft,
+    PeftMethod,
+    all_kinds,
+    attachments,
+    check_peft,
+    embedding_attachments,
+    extra,
+    mixed_size,
+)
+from muxtune.peft.representation import Attachment, Extra, TrainedTensor
+from muxtune.peft.sites import (
+    EMBEDDING,
+    Site,
+    Step,
+    depth_of,
+    embedding_site,
+    layer_sites,
+    linear_sites,
+    needs_backward,
+    site_of,
+)
+from muxtune.peft.spec import LayeredSpec, PeftSpec, Targets
+
+__all__ = [
+    "EMBEDDING",
+    "METHODS",
+    "AnyPeft",
+    "Attachment",
+    "Extra",
+    "LayerRuns",
+    "LayeredSpec",
+    "Layers",
+    "PeftMethod",
+    "PeftSpec",
+    "Site",
+    "Specs",
+    "Step",
+    "Targets",
+    "TrainedTensor",
+    "all_kinds",
+    "at_first_linear",
+    "attachments",
+    "backward_layers",
+    "check_peft",
+    "count_layers",
+    "depth_of",
+    "embedding_attachments",
+    "embedding_site",
+    "everywhere",
+    "extra",
+    "first_trained",
+    "layer_classes",
+    "layer_sites",
+    "linear_sites",
+    "mixed_size",
+    "needs_backward",
+    "runs_of",
+    "site_of",
+    "stage_attachments",
+    "stage_layers",
+    "stages_layers",
+]

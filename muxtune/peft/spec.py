@@ -1,0 +1,90 @@
+"""What a tenant says of its PEFT method in a workload file."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
+
+from muxtune.model import ALL_LINEAR, MOST_LAYERS, ModelSpec
+from muxtune.support.errors import SpecError
+from muxtune.support.strict_models import StrictModel
+
+LARGEST_FACTOR = 1e6
+"""Largest factor of any kind; single precision ends at 3e38."""
+
+
+class PeftSpec(StrictModel):
+    """Parameters of one method, which its class fixes in ``method``."""
+
+    method: str
+
+    @property
+    def drops(self) -> bool:
+        """Whether it has dropout, whose masks depend on the task's seed."""
+        return False
+
+
+def _layer_numbers(value: object) -> object:
+    """Numbers and ranges, as ``[0, 1, 30-31]``."""
+    if not isinstance(value, list | tuple):
+        return value
+    numbers: set[int] = set()
+    for each in value:
+        found = re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", str(each))
+        if found is None or isinstance(each, bool):
+            raise ValueError("expected numbers and ranges of layers, as [0, 1, 30-31]")
+        first, last = int(found[1]), int(found[2] or found[1])
+        if not first <= last < MOST_LAYERS:
+            raise ValueError(f"expected ascending ranges of layers below {MOST_LAYERS}, as 30-31")
+        numbers.update(range(first, last + 1))
+    return tuple(sorted(numbers))
+
+
+class LayeredSpec(PeftSpec):
+    """Parameters of a method that can be attached to some layers alone."""
+
+    layers: Annotated[tuple[int, ...], BeforeValidator(_layer_numbers), Field(min_length=1)] | None = None
+    """Layers from 0 that are adapted, as PEFT's ``layers_to_transform``; all by default."""
+
+    def has_layer(self, layer: int) -> bool:
+        """Whether it is attached to a layer."""
+        return self.layers is None or layer in self.layers
+
+    def check_layers(self, model: ModelSpec, where: str) -> None:
+        """Refuse layers that a backbone does not have (``SpecError``)."""
+        if self.layers is not None and self.layers[-1] >= model.layers:
+            expected = f"layers from 0 to {model.layers - 1} of {model.name}"
+            raise SpecError(f"{where}.layers", self.layers[-1], expected)
+
+    @model_serializer(mode="wrap")
+    def _without_all_layers(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+        content: dict[str, object] = handler(self)
+        if content.get("layers") is None:
+            content.pop("layers", None)
+        return content
+
+
+def _target_names(value: object) -> object:
+    """``all-linear`` as text, as peft has it; any other text is refused with the list that may be meant.
+
+    In peft, text is a regular expression, and a comma list matches nothing.
+    """
+    if not isinstance(value, str):
+        return value
+    if value.strip() == ALL_LINEAR:
+        return (ALL_LINEAR,)
+    names = re.split(r"[\s,]+", value.strip(" ,[]"))
+    if all(re.fullmatch(r"[A-Za-z0-9_.-]+", name) for name in names):
+        raise ValueError(f"expected a list, as [{', '.join(names)}], or all-linear")
+    raise ValueError("expected a list of names, as [q_proj, v_proj], or all-linear; no regular expression")
+
+
+Targets = Annotated[tuple[str, ...], BeforeValidator(_target_names), Field(min_length=1)]
+"""Module names as in PEFT's ``target_modules``, or ``all-linear`` alone, which may be written as text."""

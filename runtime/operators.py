@@ -16,7 +16,8 @@ from muxtune.batches import MicrobatchLayout, Segment, row_slots
 from muxtune.graph.attention_backends import DEFAULT_ATTENTION, AttentionName
 from muxtune.graph.operators import FWD_ONLY, Operator, Phase, stage_layout
 from muxtune.model import ModelSpec
-from muxtune.tasks import DatasetSpec, Example, LoraSpec, PeftTask
+from muxtune.peft import METHODS, attachments, everywhere
+from muxtune.tasks import DatasetSpec, Example, PeftTask
 from runtime.attention import (
     BACKENDS,
     RopeTables,
@@ -29,9 +30,9 @@ from runtime.backbone.hugging_face import load_hf_model, torch_dtype
 from runtime.backbone.layers import Embedding, Head, Norm
 from runtime.backbone.stage import Stage
 from runtime.data.batch import MicrobatchTensors, build_microbatch
-from runtime.ops.dropout import Dropout
+from runtime.ops.dropout import Dropout, kept_input
 from runtime.ops.elementwise import LayerNorm, RmsNorm, find_activation, find_gated_activation
-from runtime.peft.lora import add_input_gradient_, add_update_, kept_input, lora_linear, pair_gradients
+from runtime.peft import RUNTIME_METHODS, frozen_linear
 from runtime.tasks.optimizer import build_optimizer
 
 Run = Callable[[], object]
@@ -54,9 +55,10 @@ class TorchOperators:
         Raises:
             ValueError: A kind that needs two ranks (``LINK_KINDS``).
         """
-        if op.kind not in _BUILDERS:
+        build = _BUILDERS.get(op.kind) or _method_builder(op.kind)
+        if build is None:
             raise ValueError(f"{op} cannot be built on one rank")
-        forward, backward = _BUILDERS[op.kind](_Content(model, device, self._attention), *op.dims)
+        forward, backward = build(_Content(model, device, self._attention), *op.dims)
         return forward, backward if needs_backward and op.kind not in FWD_ONLY else None
 
     def attention_needs(self, model: ModelSpec, device: str) -> Mapping[AttentionName, str | None]:
@@ -134,29 +136,7 @@ def _linear(content: _Content, in_features: int, out_features: int, tokens: int)
     x_TI = content.normal(tokens, in_features, requires_grad=True)
     weight_OI = content.normal(out_features, in_features)
     bias_O = content.normal(out_features) if content.model.mlp_bias else None
-    return _recorded(lambda: (lora_linear(x_TI, weight_OI, bias_O, (), ()),), x_TI)
-
-
-def _lora(content: _Content, in_features: int, out_features: int, r: int, tokens: int) -> Built:
-    x_TI, dx_TI = content.normal(tokens, in_features), content.normal(tokens, in_features)
-    y_TO, grad_TO = content.normal(tokens, out_features), content.normal(tokens, out_features)
-    # Peft keeps the adapters of a bfloat16 backbone in float32.
-    dtype = torch.promote_types(x_TI.dtype, torch.float32)
-    a_RI, b_OR = content.normal(r, in_features).to(dtype), content.normal(out_features, r).to(dtype)
-    sums = torch.zeros_like(a_RI), torch.zeros_like(b_OR)
-    down_Rt = add_update_(y_TO, x_TI, a_RI, b_OR, 1.0)
-
-    def forward() -> object:
-        return add_update_(y_TO, x_TI, a_RI, b_OR, 1.0)
-
-    def backward() -> object:
-        ddown_Rt = add_input_gradient_(grad_TO, dx_TI, a_RI, b_OR, 1.0)
-        grads = pair_gradients(grad_TO, x_TI, down_Rt, ddown_Rt)
-        for total, grad in zip(sums, grads, strict=True):
-            total.add_(grad)  # as autograd does over the micro-batches
-        return sums
-
-    return forward, backward
+    return _recorded(lambda: (frozen_linear(x_TI, weight_OI, bias_O),), x_TI)
 
 
 def _dropout(content: _Content, features: int, tokens: int) -> Built:
@@ -254,7 +234,8 @@ def _stage(content: _Content, layers: int, tasks: int, r: int, sequences: int, l
     stage = Stage(spec, range(layers), first=False, last=False, weights=weights, device=content.device)
     layout = stage_layout(Operator("stage", (layers, tasks, r, sequences, length)))
     for task_id in _task_ids(layout) if r else ():
-        stage.add_task(_task(task_id, r=r, length=length), _random_adapter(content, spec, r))
+        task = _task(task_id, r=r, length=length)
+        stage.add_task(task, _random_adapter(content, spec, task))
     build = _microbatch_builder(content, layout)
     received_TD = content.normal(layout.tokens, spec.hidden)
     gradient_TD = torch.ones_like(received_TD)
@@ -293,7 +274,7 @@ def _task_ids(layout: MicrobatchLayout) -> list[str]:
 def _task(task_id: str, *, r: int, length: int) -> PeftTask:
     return PeftTask(
         id=task_id,
-        peft=LoraSpec(method="lora", r=r, alpha=float(r), targets=("all-linear",)),
+        peft=everywhere(r),
         dataset=DatasetSpec(lengths="sst2"),
         global_batch_size=1,
         micro_batch_size=1,
@@ -303,20 +284,27 @@ def _task(task_id: str, *, r: int, length: int) -> PeftTask:
     )
 
 
-def _random_adapter(content: _Content, spec: ModelSpec, r: int) -> dict[str, Tensor]:
+def _random_adapter(content: _Content, spec: ModelSpec, task: PeftTask) -> dict[str, Tensor]:
     dtype = torch.promote_types(torch_dtype(spec), torch.float32)
-    adapter: dict[str, Tensor] = {}
-    for layer in range(spec.layers):
-        for linear in spec.linears:
-            path = f"base_model.model.{spec.layer_prefix}.{layer}.{linear.name}"
-            adapter[f"{path}.lora_A.weight"] = content.normal(r, linear.in_features).to(dtype) * 0.01
-            adapter[f"{path}.lora_B.weight"] = content.normal(linear.out_features, r).to(dtype) * 0.01
-    return adapter
+    method = RUNTIME_METHODS.get(task.peft.method)
+    return {
+        method.file_part(each, tensor, layer, spec).key: content.normal(*tensor.shape).to(dtype) * 0.01
+        for layer in range(spec.layers)
+        for each in attachments(task.peft, spec, layer)
+        for tensor in each.tensors
+    }
+
+
+def _method_builder(kind: str) -> Callable[..., Built] | None:
+    """What builds an operator of a PEFT method."""
+    for name in METHODS.names():
+        if kind in METHODS.get(name).kinds:
+            return RUNTIME_METHODS.get(name).builders()[kind]
+    return None
 
 
 _BUILDERS: dict[str, Callable[..., Built]] = {
     "linear": _linear,
-    "lora": _lora,
     "dropout": _dropout,
     "attention": _attention,
     "norm": _norm,

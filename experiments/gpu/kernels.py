@@ -184,7 +184,7 @@ def _build_lora(case: LoraCase, device: str, way: Way | Literal["exact"]) -> _Ru
     import torch
 
     from runtime.ops.kernels.tables import Piece
-    from runtime.peft.lora import add_input_gradients_, add_updates_, factor_gradients
+    from runtime.peft.lora_pieces import add_input_gradients_, add_updates_, factor_gradients
 
     generator = torch.Generator().manual_seed(0)
 

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from muxtune.batches import MicrobatchLayout, Segment, sequence_rows
+from muxtune.batches import MicrobatchLayout, Row, Segment, Span, sequence_rows
 from muxtune.graph.attention_backends import DEFAULT_ATTENTION, AttentionName
 from runtime.attention.backend import Placement
 from runtime.attention.backends import BACKENDS
 from runtime.attention.carried_kv import CarriedKv, CarriedPlaces
+from runtime.attention.in_front import attend_in_front
 from runtime.attention.rope import RopeTables
 
 
@@ -25,6 +26,8 @@ class AttentionPlan:
     """None if there are none."""
     carried: CarriedKv | None = None
     """Keys and values of the carry group; None where every sequence lies in one micro-batch."""
+    rows: tuple[Row, ...] = ()
+    """Its sequences."""
 
 
 def build_attention_plan(
@@ -50,7 +53,9 @@ def build_attention_plan(
     rows = sequence_rows(segments)
     if not rows:
         return AttentionPlan(None, carried)
-    return AttentionPlan(BACKENDS[backend].place(rows, tokens, CarriedPlaces(earlier), device), carried)
+    return AttentionPlan(
+        BACKENDS[backend].place(rows, tokens, CarriedPlaces(earlier), device), carried, tuple(rows)
+    )
 
 
 def causal_attention(
@@ -60,6 +65,8 @@ def causal_attention(
     kv_heads: int,
     rope: RopeTables | None,
     layer: object = None,
+    *,
+    in_front: Sequence[tuple[Span, Tensor]] = (),
 ) -> Tensor:
     """Attention of every token to itself and the tokens before it in its own sequence.
 
@@ -70,6 +77,7 @@ def causal_attention(
         kv_heads: K, the heads of keys and values; a divisor of H.
         rope: Rotates queries and keys by their position in the sequence; None for learned positions.
         layer: Key under which keys and values of a layer go from micro-batch to micro-batch.
+        in_front: Tokens of a task, and trained keys and values that all of them attend to, ``[P, 2 K D]``.
 
     Returns:
         ``[T, H D]``; zero where no sequence is.
@@ -78,6 +86,8 @@ def causal_attention(
         return qkv_TF.new_zeros(len(qkv_TF), qkv_TF.shape[1] // (heads + 2 * kv_heads) * heads)
     left = plan.carried.left(layer) if plan.carried is not None else ()
     result, leaving = plan.placement.attend(qkv_TF, heads, kv_heads, rope, left)
+    if in_front:
+        result = attend_in_front(result, qkv_TF, plan.rows, in_front, heads, kv_heads, rope)
     if leaving is None or plan.carried is None:
         return result
     return plan.carried.leave(layer, leaving, result)

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from muxtune.model import ModelSpec
 from runtime.attention import RopeTables, causal_attention
+from runtime.backbone.blocks import SiteAdapters
 from runtime.backbone.linear import SharedLinear
 from runtime.data.batch import MicrobatchTensors
 from runtime.distributed.sharding import WHOLE, Shard, linear_cuts
-from runtime.distributed.tensor_parallel import select_rows, shared, split_nll, summed
+from runtime.distributed.tensor_parallel import select_rows, shared, split_nll
 from runtime.ops.elementwise import LayerNorm, RmsNorm, find_activation, find_gated_activation
-from runtime.peft.lora import lora_linear
+from runtime.peft import frozen_linear
 
 Norm = RmsNorm | LayerNorm
 
@@ -97,18 +98,37 @@ class DecoderLayer(nn.Module):
             name: linear for linear in (qkv, attention_out, mlp_in, mlp_out) for name in linear.columns
         }
         """The linear that holds each path of the layer, e.g. ``self_attn.q_proj``."""
+        self.blocks = {"attention": SiteAdapters(), "mlp": SiteAdapters()}
+        """Adapters on whole blocks."""
+        self.keys_values = SiteAdapters()
+        """Adapters with keys and values in front."""
 
     def forward(self, x_TD: Tensor, batch: MicrobatchTensors) -> Tensor:
         """Hidden states after the layer."""
-        spans, ids, keys_T, shard = batch.spans, batch.task_ids, batch.dropout_keys_T, self._shard
+        shard = self._shard
         # What has no name here is freed as soon as nobody needs it.
-        qkv_TF = self.qkv.forward(shared(self.attention_norm.forward(x_TD), shard), spans, ids, keys_T)
-        attended = causal_attention(qkv_TF, batch.attention, self.heads, self.kv_heads, self.rope, self)
-        x_TD, normed_TD = self.mlp_norm.add(
-            x_TD, summed(self.attention_out.forward(attended, spans, ids, keys_T), shard)
+        normed_TD = self.attention_norm.forward(x_TD)
+        qkv_TF = self.qkv.forward(shared(normed_TD, shard), batch)
+        block = self.blocks["attention"]
+        read_TD = normed_TD if block.present(batch) else None
+        del normed_TD
+        attended = causal_attention(
+            qkv_TF,
+            batch.attention,
+            self.heads,
+            self.kv_heads,
+            self.rope,
+            self,
+            in_front=self.keys_values.keys_values(batch),
         )
-        inner = self.activation(self.mlp_in.forward(shared(normed_TD, shard), spans, ids, keys_T))
-        return x_TD + summed(self.mlp_out.forward(inner, spans, ids, keys_T), shard)
+        update_TD = self.attention_out.forward(attended, batch)
+        if read_TD is not None:
+            update_TD = block.aggregate(update_TD, read_TD, batch)
+        x_TD, normed_TD = self.mlp_norm.add(x_TD, update_TD)
+        del update_TD
+        inner = self.activation(self.mlp_in.forward(shared(normed_TD, shard), batch))
+        update_TD = self.mlp_out.forward(inner, batch)
+        return x_TD + self.blocks["mlp"].aggregate(update_TD, normed_TD, batch)
 
 
 class Head(nn.Module):
@@ -136,7 +156,7 @@ class Head(nn.Module):
         """Negative log-likelihood of each target, ``[N]``; in float32 for a bfloat16 backbone."""
         # Norm and head act on each token alone, so the rows can be selected first.
         normed_ND = shared(self.norm.forward(hidden_TD.index_select(0, rows_N)), self._shard)
-        logits_NW = lora_linear(normed_ND, self.weight_WD, None, (), (), static_shape=False)
+        logits_NW = frozen_linear(normed_ND, self.weight_WD, static_shape=False)
         if logits_NW.dtype == torch.bfloat16:
             logits_NW = logits_NW.float()
         if self._shard.team is not None:
@@ -172,7 +192,8 @@ def shared_linear(spec: ModelSpec, weights: Weights, layer: int, *paths: str, sh
         # Each rank adds it to its own outputs; to outputs that are summed, only the first does.
         if spec.has_bias(linear) and (linear.split_by_outputs or shard.index == 0):
             biases.append(outputs.take(weights.get_parameter(f"{source}.bias").detach()))
-    return SharedLinear(parts, biases)
+    by_outputs = by_name[paths[0]].split_by_outputs
+    return SharedLinear(parts, biases, sums=WHOLE if by_outputs else shard)
 
 
 def _frozen(tensor: Tensor) -> nn.Parameter:

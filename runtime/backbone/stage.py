@@ -11,16 +11,28 @@ import torch
 from torch import Tensor, nn
 
 from muxtune.model import ModelSpec
+from muxtune.peft import EMBEDDING, Attachment, TrainedTensor, attachments, embedding_attachments
 from muxtune.support.errors import SpecError
 from muxtune.tasks import PeftTask
+from runtime.backbone.blocks import SiteAdapters
 from runtime.backbone.gpt2 import gpt2_embedding, gpt2_head, gpt2_layer
 from runtime.backbone.hugging_face import hf_config
 from runtime.backbone.layers import DecoderLayer, Embedding, Head, Weights
+from runtime.backbone.linear import SharedLinear
 from runtime.backbone.llama import llama_embedding, llama_head, llama_layer, llama_rope
 from runtime.backbone.opt import opt_embedding, opt_head, opt_layer
 from runtime.data.batch import MicrobatchTensors
-from runtime.distributed.sharding import WHOLE, Cut, Shard, linear_cuts
-from runtime.ops.dropout import Dropout, linear_key
+from runtime.distributed.sharding import (
+    INPUTS,
+    OUTPUTS,
+    WHOLE,
+    Cut,
+    Shard,
+    linear_cuts,
+    name_part,
+    tensor_cut,
+)
+from runtime.peft import RUNTIME_METHODS, FilePart, Frozen, TaskAdapter
 
 
 class Stage(nn.Module):
@@ -70,6 +82,8 @@ class Stage(nn.Module):
             built = [gpt2_layer(spec, weights, i, shard) for i in layers]
             self.embedding = gpt2_embedding(weights, shard) if first else None
             self.head = gpt2_head(spec, weights, shard) if last else None
+        self.embedded = SiteAdapters()
+        """Adapters on the output of the embedding."""
         self.layers = nn.ModuleList(built)
         self._layers: list[DecoderLayer] = built
         self._task_parameters: dict[str, dict[str, nn.Parameter]] = {}
@@ -85,50 +99,110 @@ class Stage(nn.Module):
         """Attach the adapter of a task.
 
         Args:
-            task: Task whose adapter it is: rank, scale, targets and dropout.
-            adapter: PEFT state dict of the whole model, e.g. with
+            task: Task whose adapter it is.
+            adapter: Tensors of its file, of the whole model, e.g. with
                 ``base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight``; what belongs to the layers
                 of this stage, and to its shard, is copied.
 
         Raises:
             SpecError: A tensor is missing or has another shape than the task says.
         """
-        parameters: dict[str, nn.Parameter] = {}
-        cuts: dict[str, Cut] = {}
-        targets = self._spec.targeted_linears(task.peft.targets, f"tasks.{task.id}.peft.targets")
+        self._task_parameters[task.id], self._task_cuts[task.id] = {}, {}
+        if self.embedding is not None:
+            for each in embedding_attachments(task.peft, self._spec):
+                self.embedded.attach(task.id, self._adapter(task, adapter, each, EMBEDDING, None))
         for number, layer in zip(self._layer_numbers, self._layers, strict=True):
-            for target in targets:
-                path = f"base_model.model.{self._spec.layer_prefix}.{number}.{target.name}"
-                shapes = {
-                    f"{path}.lora_A.weight": (task.peft.r, target.in_features),
-                    f"{path}.lora_B.weight": (target.out_features, task.peft.r),
-                }
-                pair: list[nn.Parameter] = []  # A, B
-                outputs, inputs = linear_cuts(self._spec, target, self._shard)
-                for (key, shape), cut in zip(shapes.items(), (inputs, outputs), strict=True):
-                    tensor = adapter.get(key)
-                    if tensor is None or tensor.shape != shape:
-                        found = None if tensor is None else tuple(tensor.shape)
-                        raise SpecError(f"adapter of {task.id}: {key}", found, f"a tensor of shape {shape}")
-                    own = cut.take(tensor.detach()).clone(memory_format=torch.contiguous_format)
-                    pair.append(nn.Parameter(own.to(self._device)))
-                    parameters[key], cuts[key] = pair[-1], cut
-                dropout = None
-                if task.peft.dropout:
-                    linear = linear_key(f"{self._spec.layer_prefix}.{number}.{target.name}")
-                    dropout = Dropout(task.peft.dropout, linear, first_feature=inputs.ranges[0][0])
-                layer.linears[target.name].attach(
-                    task.id,
-                    target.name,
-                    a_RI=pair[0],
-                    b_OR=pair[1],
-                    scale=task.peft.scale,
-                    dropout=dropout,
-                )
-        self._task_parameters[task.id], self._task_cuts[task.id] = parameters, cuts
+            for each in attachments(task.peft, self._spec, number):
+                linear = layer.linears[each.site.path] if each.site.kind == "linear" else None
+                attached = self._adapter(task, adapter, each, number, linear)
+                if linear is not None:
+                    linear.attach(task.id, task.peft.method, each, attached)
+                elif each.site.kind == "block":
+                    layer.blocks[each.site.path].attach(task.id, attached)
+                else:
+                    layer.keys_values.attach(task.id, attached)
+
+    def _adapter(
+        self,
+        task: PeftTask,
+        given: Mapping[str, Tensor],
+        each: Attachment,
+        number: int,
+        linear: SharedLinear | None,
+    ) -> TaskAdapter:
+        """One of a task's adapters, with this rank's part of its tensors."""
+        spec, shard, site = self._spec, self._shard, each.site
+        method = RUNTIME_METHODS.get(task.peft.method)
+        own = {
+            tensor.name: self._take(
+                task, given, each, tensor, method.file_part(each, tensor, number, spec), number
+            )
+            for tensor in each.tensors
+        }
+        inputs = Cut(INPUTS, site.in_features, ((0, site.in_features),))
+        outputs = Cut(OUTPUTS, site.out_features, ((0, site.out_features),))
+        path, columns, weight_OI, bias_O = spec.layer_prefix, (0, site.out_features), None, None
+        if linear is not None:
+            known = next(known for known in spec.linears if known.name == site.path)
+            outputs, inputs = linear_cuts(spec, known, shard)
+            columns = linear.columns[site.path]
+            weight_OI, bias_O = linear.part(site.path)
+        if number != EMBEDDING:
+            path = f"{path}.{number}.{site.path}"
+        frozen = Frozen(
+            model=spec,
+            shard=shard,
+            task=task,
+            layer=number,
+            path=path,
+            inputs=inputs,
+            outputs=outputs,
+            columns=columns,
+            weight_OI=weight_OI,
+            bias_O=bias_O,
+        )
+        return method.attach(each, own, frozen)
+
+    def _take(
+        self,
+        task: PeftTask,
+        given: Mapping[str, Tensor],
+        each: Attachment,
+        tensor: TrainedTensor,
+        place: FilePart,
+        number: int,
+    ) -> nn.Parameter:
+        """This rank's part of a tensor, as a parameter."""
+        found = whole = given.get(place.key)
+        cut = tensor_cut(self._spec, each.site, tensor, self._shard)
+        name = place.key
+        if place.start is not None and found is not None:
+            name = name_part(place.key, number)
+            fits = (
+                found.dim() == len(tensor.shape)
+                and place.start + tensor.shape[place.dim] <= found.shape[place.dim]
+            )
+            whole = found.narrow(place.dim, place.start, tensor.shape[place.dim]) if fits else found
+        if found is None or whole is None or whole.shape != tensor.shape:
+            shape = None if found is None else tuple(found.shape)
+            expected = f"a tensor of shape {tensor.shape}"
+            if place.start is not None:
+                expected += f" from {place.start} on in dimension {place.dim}"
+            raise SpecError(f"adapter of {task.id}: {place.key}", shape, expected)
+        own = cut.take(whole.detach()).clone(memory_format=torch.contiguous_format)
+        parameter = nn.Parameter(own.to(self._device))
+        if place.start is not None:
+            cut = cut.inside(place.dim, place.start, found.shape[place.dim], tensor.shape[place.dim])
+        self._task_parameters[task.id][name] = parameter
+        self._task_cuts[task.id][name] = cut
+        return parameter
 
     def task_parameters(self, task_id: str) -> dict[str, nn.Parameter]:
-        """Trainable tensors of a task on this stage, under PEFT's names."""
+        """Trainable tensors of a task on this stage, under the names of its file; it may have none.
+
+        Layers whose tensors are one in the file have parts of it, see
+        :func:`runtime.distributed.sharding.name_part`.
+        """
         return self._task_parameters[task_id]
 
     def task_cuts(self, task_id: str) -> dict[str, Cut]:
@@ -147,7 +221,8 @@ class Stage(nn.Module):
             active task, ``[K]`` in the order of ``batch.spans``.
         """
         if self.embedding is not None:
-            hidden_TD = self.embedding.forward(batch.tokens_T, batch.positions_T)
+            embedded_TD = self.embedding.forward(batch.tokens_T, batch.positions_T)
+            hidden_TD = self.embedded.embed(embedded_TD, batch)
         assert hidden_TD is not None, "only the first stage embeds tokens itself"
         for layer in self._layers:
             hidden_TD = layer.forward(hidden_TD, batch)

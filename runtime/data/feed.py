@@ -43,7 +43,7 @@ class Feed:
         self._data = [[data[task_id] for task_id in htask.task_ids] for htask in plan.htasks]
         self._shapes = [plan.shape(htask.id) for htask in plan.htasks]
         self._dropout_seeds = [
-            {i: each.task.seed for i, each in enumerate(members) if each.task.peft.dropout}
+            {i: each.task.seed for i, each in enumerate(members) if each.task.peft.drops}
             for members in self._data
         ]
         self._tokens = [_stream_lengths(plan, htask.id, data) for htask in plan.htasks]

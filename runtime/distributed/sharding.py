@@ -1,19 +1,20 @@
 """What one of several tensor-parallel ranks holds of a backbone's weights and of adapters (arXiv 1909.08053).
 
 Linears that read a norm's output are cut by their outputs, the other two of a layer by their inputs; heads
-and the MLP's width follow. Key and value heads that are fewer than the ranks are held by several of them. A
-low-rank pair is cut where its linear is: B by the outputs, A by the inputs; the other factor is whole on all.
+and the MLP's width follow. Key and value heads that are fewer than the ranks are held by several of them.
+What is trained is cut where its method says (:class:`muxtune.peft.TrainedTensor`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from muxtune.model import LinearSpec, ModelSpec
+from muxtune.peft import Site, TrainedTensor
 from runtime.distributed.teams import Team
 
 OUTPUTS, INPUTS = 0, 1
@@ -50,6 +51,8 @@ class Cut:
     ranges: tuple[tuple[int, int], ...]
     holders: int = 1
     """Ranks that hold each of these elements."""
+    partial: bool = False
+    """Whether each of them has a part of the elements' gradient only, so that they sum it."""
 
     @classmethod
     def all_of(cls, tensor: Tensor) -> Cut:
@@ -65,6 +68,20 @@ class Cut:
         """Take this part of a whole tensor; may be a view."""
         parts = [whole.narrow(self.dim, start, stop - start) for start, stop in self.ranges]
         return parts[0] if len(parts) == 1 else torch.cat(parts, self.dim)
+
+    def inside(self, dim: int, start: int, size: int, own: int) -> Cut:
+        """This part of a whole that is itself a part of a larger tensor.
+
+        Args:
+            dim: Dimension in which the larger tensor is divided.
+            start: Where the whole begins in it.
+            size: Size of the larger tensor there.
+            own: Size of the whole there.
+        """
+        ranges = self.ranges if dim == self.dim else ((0, own),)
+        assert dim == self.dim or self.whole, "a tensor is cut and put together in one dimension"
+        moved = tuple((start + first, start + stop) for first, stop in ranges)
+        return replace(self, dim=dim, size=size, ranges=moved)
 
     def put(self, part: Tensor, whole: Tensor) -> None:
         """Write this part into a whole tensor."""
@@ -85,6 +102,25 @@ def linear_cuts(spec: ModelSpec, linear: LinearSpec, shard: Shard) -> tuple[Cut,
     if linear.split_by_outputs:
         return Cut(OUTPUTS, linear.out_features, ranges, holders), whole_inputs
     return whole_outputs, Cut(INPUTS, linear.in_features, ranges, holders)
+
+
+def tensor_cut(spec: ModelSpec, site: Site, tensor: TrainedTensor, shard: Shard) -> Cut:
+    """What a rank holds of a tensor of an adapter at a site.
+
+    Elements that are cut, and that several ranks hold all the same, belong to shared key and value heads:
+    each of the ranks has other queries, and with them a part of the gradient.
+    """
+    dim, size = tensor.dim, tensor.shape[tensor.dim]
+    if tensor.sharded == "none":
+        return Cut(dim, size, ((0, size),), shard.ranks, tensor.partial and shard.ranks > 1)
+    if tensor.sharded == "keys_values":
+        held, holders = _held_kv_heads(spec, shard)
+        keys, values = (_features(spec, held, before=n) for n in (0, spec.kv_heads))
+        return Cut(dim, size, (keys, values), holders, holders > 1)
+    linear = next(linear for linear in spec.linears if linear.name == site.path)
+    outputs, inputs = linear_cuts(spec, linear, shard)
+    cut = outputs if tensor.sharded == "outputs" else inputs
+    return replace(cut, dim=dim, partial=cut.holders > 1)
 
 
 def _split_ranges(
@@ -123,11 +159,22 @@ Part = tuple[Cut, Tensor]
 """A rank's part of a tensor."""
 
 
+def name_part(key: str, layer: int) -> str:
+    """Name of a layer's part of a tensor that the file of an adapter has whole for several layers."""
+    return f"{key}@{layer}"
+
+
+def file_key(name: str) -> str:
+    """Name of the file's tensor of which a parameter is a part."""
+    return name.partition("@")[0]
+
+
 def assemble(ranks: Iterable[Mapping[str, Part]]) -> dict[str, Tensor]:
     """Whole tensors from the parts of all ranks; where several ranks hold an element, they hold the same."""
     whole: dict[str, Tensor] = {}
     for parts in ranks:
-        for key, (cut, part) in parts.items():
+        for name, (cut, part) in parts.items():
+            key = file_key(name)
             if key not in whole:
                 whole[key] = cut.whole_like(part)
             cut.put(part, whole[key])

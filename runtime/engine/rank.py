@@ -155,7 +155,12 @@ class RankRun:
             stage = self._stages[htask.instance]
             for task in plan.htask_tasks(htask.id):
                 stage.add_task(task, load_adapter(task_folder(out_dir, task.id) / ADAPTER_INIT))
-                tenants[task.id] = Tenant(task, stage.task_parameters(task.id), stage.task_cuts(task.id))
+                tenants[task.id] = Tenant(
+                    task,
+                    stage.task_parameters(task.id),
+                    stage.task_cuts(task.id),
+                    device=self._device.name,
+                )
         return tenants
 
     def _build_writer(self) -> CheckpointWriter:

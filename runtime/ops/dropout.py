@@ -155,6 +155,12 @@ class Dropout:
         return range(first, stop), slice(skipped, skipped + features)
 
 
+def kept_input(x_tI: Tensor, keep_tI: Tensor | None) -> Tensor:
+    """What an adapter reads: the input, with zeros where features are dropped."""
+    # On a CPU a product of two dtypes would make the converted mask and the result.
+    return x_tI if keep_tI is None else keep_tI.to(x_tI.dtype).mul_(x_tI)
+
+
 def keep_reference(
     seed: int,
     step: int,

@@ -1,34 +1,53 @@
-"""Low-rank adapters of several tasks on one frozen linear (arXiv 2106.09685).
+"""LoRA in the runtime: low-rank adapters of several tasks on one frozen linear (arXiv 2106.09685).
 
 The frozen product runs once over the whole stream, the adapters on their task's tokens only, so ranks may
-differ and no task sees another: task by task, or on a GPU in grouped kernels (:mod:`runtime.ops.kernels`),
-which know no dropout: adapters that have it run one by one beside them.
-:func:`lora_linear_reference` is the plain definition that the tests compare with.
+differ and no task sees another. :mod:`runtime.peft.lora_reference` is the plain definition that the tests
+compare with.
 """
 
 # T tokens of the stream, t tokens of one task, I features in, O features out, R rank
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812  # torch's own abbreviation
-from torch import Tensor
+from torch import Tensor, nn
 
 from muxtune.batches import Span
-from runtime.ops.autograd import Context
-from runtime.ops.deferred import side_work
-from runtime.ops.dropout import Dropout
-from runtime.ops.gemm import product, thin_product
+from muxtune.model import ModelSpec
+from muxtune.peft import Attachment, TrainedTensor
+from muxtune.peft.lora import LoraSpec
+from muxtune.tasks import PeftTask
+from runtime.ops.dropout import Dropout, linear_key
 from runtime.ops.kernels import use_triton
 from runtime.ops.kernels.tables import Piece
+from runtime.peft.adapter import Frozen, TaskAdapter
+from runtime.peft.frozen_linear import Adder, Saved, frozen_linear
+from runtime.peft.lora_masks import MaskedReference
+from runtime.peft.lora_pieces import (
+    NO_DROPS,
+    Drops,
+    add_input_gradient_,
+    add_input_gradients_,
+    add_update_,
+    add_updates_,
+    factor_gradients,
+    pair_gradients,
+)
+from runtime.peft.method import RUNTIME_METHODS, Content, FilePart, Reference, Run
+from runtime.peft.peft_library import attach_peft, write_initial
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, slots=True)
-class LoraPair:
+class LoraPair(TaskAdapter):
     """One task's factors on one linear: ``y[columns] += scale * B A x``."""
 
     a_RI: Tensor
@@ -40,37 +59,66 @@ class LoraPair:
     """Dropout of ``x``, for A alone."""
 
 
-@dataclass(frozen=True, slots=True)
-class Drops:
-    """Dropout of pieces of a stream."""
+class LoraAdder:
+    """Pairs of several tasks on one linear.
 
-    keys_T: Tensor | None = None
-    """States of the tokens, see :mod:`runtime.ops.dropout`; None if no piece has dropout."""
-    dropouts: tuple[Dropout | None, ...] = ()
-    """Dropout of each piece; empty if no piece has any."""
-    twice: bool = False
-    """Whether every mask is asked for twice, soon after each other, and kept in between."""
-    _masks: dict[int, Tensor] = field(default_factory=dict)
+    Masks of dropout are computed again in the backward. One byte per feature and adapter would be an eighth
+    of what a float32 layer keeps, whatever its width; the time is a sixth of a backward's at hidden 256, and
+    falls with width.
 
-    def of(self, i: int) -> Dropout | None:
-        """Dropout of piece ``i``."""
-        return self.dropouts[i] if self.dropouts else None
+    Args:
+        pairs: Tokens of each pair, none of them empty, and the pair.
+        dropout_keys_T: States of the tokens; needed if a pair has dropout.
+    """
 
-    def keep(self, i: int, piece: Piece, features: int) -> Tensor | None:
-        """Kept features of its tokens, ``[t, features]`` uint8; None without dropout."""
-        dropout = self.of(i)
-        if dropout is None:
-            return None
-        if i in self._masks:
-            return self._masks.pop(i)
-        assert self.keys_T is not None, "a micro-batch of a task with dropout has the states of its tokens"
-        keep_tI = dropout.keep(self.keys_T[piece[0] : piece[1]], features)
-        if self.twice:
-            self._masks[i] = keep_tI
-        return keep_tI
+    def __init__(self, pairs: Sequence[tuple[Span, LoraPair]], dropout_keys_T: Tensor | None = None) -> None:
+        self._pieces: list[Piece] = []
+        self.parameters: list[Tensor] = []
+        self._dropouts: tuple[Dropout | None, ...] = tuple(pair.dropout for _, pair in pairs)
+        self._keys_T = dropout_keys_T if any(self._dropouts) else None
+        self._grouped = False
+        for span, pair in pairs:
+            scale = pair.scale if pair.dropout is None else pair.scale * pair.dropout.scale
+            self._pieces.append((span.start, span.stop, *pair.columns, scale))
+            self.parameters += (pair.a_RI, pair.b_OR)
 
+    def add_(self, y_TO: Tensor, x_TI: Tensor) -> Saved:
+        """Add the updates; the states of the tokens and ``A x`` are kept."""
+        self._grouped = use_triton(x_TI)
+        keys_T, self._keys_T = self._keys_T, None  # from now on autograd has them
+        drops = self._drops(keys_T)
+        downs = add_updates_(y_TO, x_TI, self._pieces, self.parameters, grouped=self._grouped, drops=drops)
+        return [keys_T, *self.parameters, *downs]
 
-NO_DROPS = Drops()
+    def add_input_gradients_(
+        self, grad_TO: Tensor, dx_TI: Tensor | None, saved: Sequence[Tensor], *, at_once: bool
+    ) -> list[Tensor]:
+        """Add the share of all pairs to the gradient of the input."""
+        keys_T, factors, _ = self._parts(saved)
+        self._last = self._drops(keys_T, twice=dx_TI is not None and at_once)
+        return add_input_gradients_(
+            grad_TO, dx_TI, self._pieces, factors, grouped=self._grouped, drops=self._last
+        )
+
+    def gradients(
+        self, grad_TO: Tensor, x_TI: Tensor, saved: Sequence[Tensor], more: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Gradients of all factors."""
+        _, factors, downs = self._parts(saved)
+        drops, self._last = self._last, NO_DROPS
+        return factor_gradients(
+            grad_TO, x_TI, self._pieces, factors, downs, more, grouped=self._grouped, drops=drops
+        )
+
+    def _drops(self, keys_T: Tensor | None, *, twice: bool = False) -> Drops:
+        return Drops(keys_T, self._dropouts, twice=twice) if any(self._dropouts) else NO_DROPS
+
+    def _parts(self, saved: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]:
+        keys_T, *rest = saved
+        count = len(self.parameters)
+        return keys_T, rest[:count], rest[count:]
+
+    _last = NO_DROPS
 
 
 def lora_linear(
@@ -94,309 +142,115 @@ def lora_linear(
         static_shape: Whether T is that of other micro-batches too.
         dropout_keys_T: States of the tokens; needed if a pair has dropout.
     """
-    pieces: list[Piece] = []
-    factors: list[Tensor] = []
-    dropouts: list[Dropout | None] = []
-    for span, pairs in zip(spans, adapters, strict=True):
-        if span.start == span.stop:
-            continue  # no sequence of this task in this micro-batch
-        for pair in pairs:
-            scale = pair.scale if pair.dropout is None else pair.scale * pair.dropout.scale
-            pieces.append((span.start, span.stop, *pair.columns, scale))
-            factors += (pair.a_RI, pair.b_OR)
-            dropouts.append(pair.dropout)
-    drops = Drops(dropout_keys_T, tuple(dropouts)) if any(dropouts) else NO_DROPS
-    result: Tensor = _LoraLinear.apply(x_TI, weight_OI, bias_O, static_shape, pieces, drops, *factors)
-    return result
+    pairs = [
+        (span, pair)
+        for span, own in zip(spans, adapters, strict=True)
+        if span.start < span.stop  # else no sequence of this task is in this micro-batch
+        for pair in own
+    ]
+    adders = [LoraAdder(pairs, dropout_keys_T)] if pairs else []
+    return frozen_linear(x_TI, weight_OI, bias_O, adders, static_shape=static_shape)
 
 
-class _LoraLinear(torch.autograd.Function):
-    """Saves the input only if an adapter needs it for its gradient, and beside it ``A x``.
+@RUNTIME_METHODS.register("lora")
+class LoraRuntime:
+    """The method in the runtime."""
 
-    Masks of dropout are computed again. One byte per feature and adapter would be an eighth of what a float32
-    layer keeps, whatever its width; the time is a sixth of a backward's at hidden 256, and falls with width.
-    """
+    def attach(self, each: Attachment, tensors: Mapping[str, nn.Parameter], frozen: Frozen) -> LoraPair:
+        """A task's pair on a linear."""
+        spec = _spec(frozen.task)
+        dropout = None
+        if spec.dropout:
+            first = frozen.inputs.ranges[0][0]
+            dropout = Dropout(spec.dropout, linear_key(frozen.path), first_feature=first)
+        a_RI, b_OR = tensors["lora_A.weight"], tensors["lora_B.weight"]
+        return LoraPair(a_RI, b_OR, spec.scale, frozen.columns, dropout)
 
-    @staticmethod
-    def forward(
-        ctx: Context,
-        x_TI: Tensor,
-        weight_OI: Tensor,
-        bias_O: Tensor | None,
-        static_shape: bool,
-        pieces: list[Piece],
-        drops: Drops,
-        *factors: Tensor,
-    ) -> Tensor:
-        y_TO = product(x_TI, weight_OI, bias_O, static_shape=static_shape)
-        grouped = bool(pieces) and use_triton(x_TI)
-        downs = add_updates_(y_TO, x_TI, pieces, factors, grouped=grouped, drops=drops)
-        ctx.pieces, ctx.static_shape, ctx.grouped = pieces, static_shape, grouped
-        ctx.dropouts = drops.dropouts
-        ctx.parameters = factors
-        ctx.save_for_backward(weight_OI, x_TI if pieces else None, drops.keys_T, *factors, *downs)
-        return y_TO
+    def adder(self, adapters: Sequence[tuple[Span, TaskAdapter]], keys_T: Tensor | None) -> Adder:
+        """The pairs of all tasks at one linear."""
+        return LoraAdder([(span, each) for span, each in adapters if isinstance(each, LoraPair)], keys_T)
 
-    @staticmethod
-    def backward(ctx: Context, grad_TO: Tensor) -> tuple[Tensor | None, ...]:
-        weight_OI, x_TI, keys_T, *rest = ctx.saved_tensors
-        count = 2 * len(ctx.pieces)
-        factors, downs = rest[:count], rest[count:]
-        dx_TI = None
-        if ctx.needs_input_grad[0]:
-            dx_TI = product(grad_TO, weight_OI.t(), static_shape=ctx.static_shape)
-        side = side_work()
-        drops = Drops(keys_T, ctx.dropouts, twice=dx_TI is not None and side is None)
-        ddowns = add_input_gradients_(grad_TO, dx_TI, ctx.pieces, factors, grouped=ctx.grouped, drops=drops)
+    def file_part(self, each: Attachment, tensor: TrainedTensor, layer: int, model: ModelSpec) -> FilePart:
+        """A tensor of its own for each factor."""
+        return FilePart(f"base_model.model.{model.layer_prefix}.{layer}.{each.site.path}.{tensor.name}")
 
-        def gradients() -> list[Tensor]:
-            return factor_gradients(
-                grad_TO, x_TI, ctx.pieces, factors, downs, ddowns, grouped=ctx.grouped, drops=drops
-            )
+    def initial(
+        self, skeleton: PreTrainedModel, task: PeftTask, model: ModelSpec, folder: Path
+    ) -> dict[str, Tensor]:
+        """What peft starts from."""
+        return write_initial(skeleton, peft_config(_spec(task), model), task.seed, folder)
 
-        if side is None:
-            return dx_TI, None, None, None, None, None, *gradients()
-        side.put(partial(_accumulate, ctx.parameters, gradients))
-        return dx_TI, *[None] * (5 + count)
+    def reference(self, backbone: PreTrainedModel, task: PeftTask, model: ModelSpec) -> Reference:
+        """Peft's own model, with the masks of dropout that the runtime computes."""
+        return MaskedReference(attach_peft(backbone, _reference_config(_spec(task), model), task.seed), task)
+
+    def builders(self) -> Mapping[str, Callable[..., tuple[Run, Run]]]:
+        """One pair for the profiler."""
+        return {"lora": _build_pair}
 
 
-@torch.no_grad()  # as in a backward
-def _accumulate(parameters: Sequence[Tensor], gradients: Callable[[], Sequence[Tensor]]) -> None:
-    """Add gradients to those of earlier micro-batches, as autograd does with what a backward returns."""
-    for parameter, gradient in zip(parameters, gradients(), strict=True):
-        if parameter.grad is None:
-            # In the parameter's layout, which a fused optimizer takes for granted.
-            parameter.grad = gradient.contiguous()
-        else:
-            parameter.grad.add_(gradient)
+def _spec(task: PeftTask) -> LoraSpec:
+    assert isinstance(task.peft, LoraSpec)
+    return task.peft
 
 
-def add_updates_(
-    y_TO: Tensor,
-    x_TI: Tensor,
-    pieces: Sequence[Piece],
-    factors: Sequence[Tensor],
-    *,
-    grouped: bool,
-    drops: Drops = NO_DROPS,
-) -> list[Tensor]:
-    """Add the updates of all pieces, in place.
+def peft_config(lora: LoraSpec, model: ModelSpec) -> LoraConfig:
+    """The method as peft configures it."""
+    from peft import LoraConfig  # noqa: PLC0415  # seconds to import
 
-    Args:
-        y_TO: Output so far.
-        x_TI: Input of the linear.
-        pieces: Where each pair works; the scale of one with dropout has that of what is kept in it.
-        factors: A and B of each piece in turn.
-        grouped: Whether the Triton kernels update the pieces without dropout, instead of one by one.
-        drops: Dropout of the pieces.
-
-    Returns:
-        What the gradients need.
-    """
-    downs: list[Tensor] = []
-    together = _together(pieces, drops, grouped=grouped)
-    if together:
-        from runtime.ops.kernels import grouped_lora  # noqa: PLC0415  # needs triton
-
-        downs.append(grouped_lora.add_updates_(y_TO, x_TI, *_chosen(together, pieces, factors)))
-    for i, piece in enumerate(pieces):
-        if i in together:
-            continue
-        start, stop, first, last, scale = piece
-        a_RI, b_OR = factors[2 * i : 2 * i + 2]
-        x_tI = kept_input(x_TI[start:stop], drops.keep(i, piece, x_TI.shape[1]))
-        downs.append(add_update_(y_TO[start:stop, first:last], x_tI, a_RI, b_OR, scale))
-    return downs
+    return LoraConfig(
+        r=lora.r,
+        lora_alpha=int(lora.alpha) if lora.alpha.is_integer() else lora.alpha,
+        lora_dropout=lora.dropout,
+        **_places(lora, model),
+        bias="none",
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=model.transposed_weights,
+    )
 
 
-def add_input_gradients_(
-    grad_TO: Tensor,
-    dx_TI: Tensor | None,
-    pieces: Sequence[Piece],
-    factors: Sequence[Tensor],
-    *,
-    grouped: bool,
-    drops: Drops = NO_DROPS,
-) -> list[Tensor]:
-    """Add the share of all updates to the gradient of the input, in place.
+def _reference_config(lora: LoraSpec, model: ModelSpec) -> LoraConfig:
+    """The method as a tenant would configure it who knows nothing of the runtime."""
+    from peft import LoraConfig  # noqa: PLC0415  # seconds to import
 
-    Args:
-        grad_TO: Gradient of the output.
-        dx_TI: Gradient of the input so far. None if nobody needs it.
-        pieces: Pieces of the forward.
-        factors: Factors of the forward.
-        grouped: Whether the Triton kernels were used in the forward.
-        drops: Dropout of the forward.
-
-    Returns:
-        What the gradients of the factors need.
-    """
-    ddowns: list[Tensor] = []
-    together = _together(pieces, drops, grouped=grouped)
-    if together:
-        from runtime.ops.kernels import grouped_lora  # noqa: PLC0415  # needs triton
-
-        ddowns.append(grouped_lora.add_input_gradients_(grad_TO, dx_TI, *_chosen(together, pieces, factors)))
-    for i, piece in enumerate(pieces):
-        if i in together:
-            continue
-        start, stop, first, last, scale = piece
-        a_RI, b_OR = factors[2 * i : 2 * i + 2]
-        dx_tI = None if dx_TI is None else dx_TI[start:stop]
-        keep_tI = None if dx_TI is None else drops.keep(i, piece, dx_TI.shape[1])
-        ddowns.append(add_input_gradient_(grad_TO[start:stop, first:last], dx_tI, a_RI, b_OR, scale, keep_tI))
-    return ddowns
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        fan_in_fan_out=model.transposed_weights,
+        **_places(lora, model),
+    )
 
 
-def factor_gradients(
-    grad_TO: Tensor,
-    x_TI: Tensor,
-    pieces: Sequence[Piece],
-    factors: Sequence[Tensor],
-    downs: Sequence[Tensor],
-    ddowns: Sequence[Tensor],
-    *,
-    grouped: bool,
-    drops: Drops = NO_DROPS,
-) -> list[Tensor]:
-    """Gradients of all factors, in their order.
-
-    Args:
-        grad_TO: Gradient of the output.
-        x_TI: Input of the linear.
-        pieces: Pieces of the forward.
-        factors: Factors of the forward.
-        downs: What :func:`add_updates_` returned.
-        ddowns: What :func:`add_input_gradients_` returned.
-        grouped: Whether the Triton kernels were used in the forward.
-        drops: Dropout of the forward.
-    """
-    grads: list[Tensor] = [*factors]
-    together = _together(pieces, drops, grouped=grouped)
-    rest = zip(downs, ddowns, strict=True)
-    if together:
-        from runtime.ops.kernels import grouped_lora  # noqa: PLC0415  # needs triton
-
-        chosen = grouped_lora.factor_gradients(
-            grad_TO, x_TI, *_chosen(together, pieces, factors), *next(rest)
-        )
-        for place, i in enumerate(together):
-            grads[2 * i : 2 * i + 2] = chosen[2 * place : 2 * place + 2]
-    for i, piece in enumerate(pieces):
-        if i in together:
-            continue
-        start, stop, first, last, _ = piece
-        x_tI = kept_input(x_TI[start:stop], drops.keep(i, piece, x_TI.shape[1]))
-        grads[2 * i : 2 * i + 2] = pair_gradients(grad_TO[start:stop, first:last], x_tI, *next(rest))
-    return grads
+def _places(lora: LoraSpec, model: ModelSpec) -> dict[str, Any]:
+    """Targets and layers; where layers are chosen, peft wants all linears by their names."""
+    everything = lora.targets == ("all-linear",)
+    if lora.layers is None:
+        return {"target_modules": "all-linear" if everything else list(lora.targets)}
+    names = [linear.name for linear in model.linears] if everything else list(lora.targets)
+    return {"target_modules": names, "layers_to_transform": list(lora.layers)}
 
 
-def _together(pieces: Sequence[Piece], drops: Drops, *, grouped: bool) -> list[int]:
-    """Pieces that share launches."""
-    return [i for i in range(len(pieces)) if drops.of(i) is None] if grouped else []
+def _build_pair(
+    content: Content, in_features: int, out_features: int, r: int, tokens: int
+) -> tuple[Run, Run]:
+    x_TI, dx_TI = content.normal(tokens, in_features), content.normal(tokens, in_features)
+    y_TO, grad_TO = content.normal(tokens, out_features), content.normal(tokens, out_features)
+    # Peft keeps the adapters of a bfloat16 backbone in float32.
+    dtype = torch.promote_types(x_TI.dtype, torch.float32)
+    a_RI, b_OR = content.normal(r, in_features).to(dtype), content.normal(out_features, r).to(dtype)
+    sums = torch.zeros_like(a_RI), torch.zeros_like(b_OR)
+    down_Rt = add_update_(y_TO, x_TI, a_RI, b_OR, 1.0)
 
+    def forward() -> object:
+        return add_update_(y_TO, x_TI, a_RI, b_OR, 1.0)
 
-def _chosen(
-    chosen: Sequence[int], pieces: Sequence[Piece], factors: Sequence[Tensor]
-) -> tuple[Sequence[Piece], Sequence[Tensor]]:
-    if len(chosen) == len(pieces):
-        return pieces, factors
-    return [pieces[i] for i in chosen], [factors[2 * i + side] for i in chosen for side in (0, 1)]
+    def backward() -> object:
+        ddown_Rt = add_input_gradient_(grad_TO, dx_TI, a_RI, b_OR, 1.0)
+        grads = pair_gradients(grad_TO, x_TI, down_Rt, ddown_Rt)
+        for total, grad in zip(sums, grads, strict=True):
+            total.add_(grad)  # as autograd does over the micro-batches
+        return sums
 
-
-def kept_input(x_tI: Tensor, keep_tI: Tensor | None) -> Tensor:
-    """What A reads: the input, with zeros where features are dropped."""
-    # On a CPU a product of two dtypes would make the converted mask and the result.
-    return x_tI if keep_tI is None else keep_tI.to(x_tI.dtype).mul_(x_tI)
-
-
-def add_update_(y_tO: Tensor, x_tI: Tensor, a_RI: Tensor, b_OR: Tensor, scale: float) -> Tensor:
-    """Add one task's update to its tokens, in place.
-
-    Adapters may have more precision than the backbone (PEFT keeps those of a bfloat16 backbone in float32);
-    then the update is computed in theirs and rounded once, as PEFT does.
-
-    Returns:
-        ``scale * A x``, ``[R, t]``, which the gradients need.
-    """
-    same = x_tI.dtype == a_RI.dtype
-    down_Rt = thin_product(x_tI if same else x_tI.to(a_RI.dtype), a_RI, scale)
-    if same:
-        y_tO.addmm_(down_Rt.t(), b_OR.t())
-    else:
-        y_tO.add_(down_Rt.t() @ b_OR.t())
-    return down_Rt
-
-
-def add_input_gradient_(
-    grad_tO: Tensor,
-    dx_tI: Tensor | None,
-    a_RI: Tensor,
-    b_OR: Tensor,
-    scale: float,
-    keep_tI: Tensor | None = None,
-) -> Tensor:
-    """Add the share of one task's update to the gradient of its input, in place.
-
-    Args:
-        grad_tO: Gradient of the output.
-        dx_tI: Gradient of the input so far. None if nobody needs it.
-        a_RI: Down-projection.
-        b_OR: Up-projection.
-        scale: ``alpha / r``, with dropout times the scale of what is kept.
-        keep_tI: Features that dropout kept; None without dropout.
-
-    Returns:
-        Gradient of ``A x``, ``[R, t]``, times the scale.
-    """
-    same = grad_tO.dtype == b_OR.dtype
-    ddown_Rt = thin_product(grad_tO if same else grad_tO.to(b_OR.dtype), b_OR.t(), scale)
-    if dx_tI is not None:
-        if keep_tI is not None:
-            dx_tI.add_((ddown_Rt.t() @ a_RI).mul_(keep_tI))
-        elif same:
-            dx_tI.addmm_(ddown_Rt.t(), a_RI)
-        else:
-            dx_tI.add_(ddown_Rt.t() @ a_RI)
-    return ddown_Rt
-
-
-def pair_gradients(grad_tO: Tensor, x_tI: Tensor, down_Rt: Tensor, ddown_Rt: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of one task's A and B.
-
-    Args:
-        grad_tO: Gradient of the output.
-        x_tI: What A read in the forward.
-        down_Rt: What :func:`add_update_` returned.
-        ddown_Rt: What :func:`add_input_gradient_` returned.
-    """
-    if x_tI.dtype != down_Rt.dtype:
-        grad_tO, x_tI = grad_tO.to(down_Rt.dtype), x_tI.to(down_Rt.dtype)
-    # Transposed, because the product with few columns takes three times as long as that with few rows.
-    return torch.mm(ddown_Rt, x_tI), torch.mm(down_Rt, grad_tO).t()
-
-
-def lora_linear_reference(
-    x_TI: Tensor,
-    weight_OI: Tensor,
-    bias_O: Tensor | None,
-    spans: Sequence[Span],
-    adapters: Sequence[Sequence[LoraPair]],
-    dropout_keys_T: Tensor | None = None,
-) -> Tensor:
-    """Definition of :func:`lora_linear`: task by task, plain autograd."""
-    pieces: list[Tensor] = []
-    for span, pairs in zip(spans, adapters, strict=True):
-        x_tI = x_TI[span.start : span.stop]
-        y_tO = F.linear(x_tI, weight_OI, bias_O)
-        for pair in pairs:
-            first, last = pair.columns
-            read_tI = x_tI
-            if pair.dropout is not None:
-                assert dropout_keys_T is not None
-                keep_tI = pair.dropout.keep(dropout_keys_T[span.start : span.stop], x_tI.shape[1])
-                read_tI = x_tI * keep_tI / (1.0 - pair.dropout.rate)
-            update = pair.scale * F.linear(F.linear(read_tI, pair.a_RI), pair.b_OR)
-            y_tO = y_tO + F.pad(update, (first, len(weight_OI) - last))
-        pieces.append(y_tO)
-    return torch.cat(pieces)
+    return forward, backward

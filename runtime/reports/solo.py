@@ -1,7 +1,7 @@
-"""Reference: one task alone, with Hugging Face transformers and peft and nothing of our own execution.
+"""Reference: one task alone, with transformers and what its method names, and nothing of our own execution.
 
-Shares with the runtime only what a task means: its examples, their order, its initial adapter's seed and its
-masks of dropout.
+A method names peft where peft has it, plain torch otherwise. What is shared with the runtime is only what a
+task means: its examples, their order, its initial adapter's seed and its masks of dropout.
 """
 
 # B sequences of a padded batch, S its length
@@ -10,20 +10,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from muxtune.model import ModelSpec
-from muxtune.tasks import Example, PeftTask, TaskData
+from muxtune.tasks import Example, TaskData
 from runtime.backbone.hugging_face import load_hf_model
-from runtime.reports.solo_dropout import SoloDropout
-from runtime.tasks.adapter_files import quiet_peft
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from runtime.peft import RUNTIME_METHODS
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +48,12 @@ def train_solo(model: ModelSpec, data: TaskData, steps: int, *, one_by_one: bool
     from transformers import get_scheduler  # noqa: PLC0415  # seconds to import
 
     task = data.task
-    backbone = load_hf_model(model)
-    peft_model = _with_adapter(backbone, model, task)
-    initial = _adapter_of(peft_model)
+    reference = RUNTIME_METHODS.get(task.peft.method).reference(load_hf_model(model), task, model)
+    peft_model, initial = reference.module, reference.state()
     parameters = [p for p in peft_model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         parameters, lr=task.learning_rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=task.weight_decay
     )
-    dropout = SoloDropout(peft_model, task)
     name = "constant_with_warmup" if task.lr_schedule == "constant" else task.lr_schedule
     scheduler = get_scheduler(
         name, optimizer, num_warmup_steps=task.warmup_steps, num_training_steps=task.steps
@@ -75,7 +68,7 @@ def train_solo(model: ModelSpec, data: TaskData, steps: int, *, one_by_one: bool
         starts = range(0, len(batch), size)
         for start in reversed(starts) if one_by_one else starts:
             examples = batch[start : start + size]
-            dropout.enter(step, start, [len(example.tokens) for example in examples])
+            reference.enter(step, start, [len(example.tokens) for example in examples])
             loss = _nll_sum(peft_model, examples) / targets
             loss.backward()
             total += float(loss.detach())
@@ -86,31 +79,7 @@ def train_solo(model: ModelSpec, data: TaskData, steps: int, *, one_by_one: bool
         optimizer.zero_grad()
         losses.append(total)
         step_s.append(perf_counter() - begin)
-    return SoloResult(losses, initial, _adapter_of(peft_model), step_s)
-
-
-def _with_adapter(backbone: PreTrainedModel, model: ModelSpec, task: PeftTask) -> torch.nn.Module:
-    from peft import LoraConfig, get_peft_model  # noqa: PLC0415  # seconds to import
-
-    lora = task.peft
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        target_modules="all-linear" if lora.targets == ("all-linear",) else list(lora.targets),
-        lora_dropout=lora.dropout,
-        fan_in_fan_out=model.transposed_weights,
-    )
-    with torch.random.fork_rng(devices=[]), quiet_peft():
-        torch.manual_seed(task.seed)
-        peft_model: torch.nn.Module = get_peft_model(backbone, config)
-    return peft_model.eval()  # the frozen backbone's own dropouts are off, as in the runtime
-
-
-def _adapter_of(peft_model: torch.nn.Module) -> dict[str, Tensor]:
-    from peft import get_peft_model_state_dict  # noqa: PLC0415  # seconds to import
-
-    return {key: tensor.detach().clone() for key, tensor in get_peft_model_state_dict(peft_model).items()}
+    return SoloResult(losses, initial, reference.state(), step_s)
 
 
 def _nll_sum(peft_model: torch.nn.Module, examples: list[Example]) -> Tensor:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,42 +13,16 @@ from muxtune.support.errors import SpecError
 from muxtune.support.files import write_atomically, write_text_atomically
 from muxtune.tasks import PeftTask
 from runtime.backbone.hugging_face import hf_config, torch_dtype
-
-if TYPE_CHECKING:
-    from peft import LoraConfig
+from runtime.peft import RUNTIME_METHODS
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 
 
-def peft_config(spec: ModelSpec, task: PeftTask) -> LoraConfig:
-    """The task as peft configures it."""
-    from peft import LoraConfig  # noqa: PLC0415  # seconds to import
-
-    lora = task.peft
-    return LoraConfig(
-        r=lora.r,
-        lora_alpha=int(lora.alpha) if lora.alpha.is_integer() else lora.alpha,
-        target_modules="all-linear" if lora.targets == ("all-linear",) else list(lora.targets),
-        lora_dropout=lora.dropout,
-        bias="none",
-        task_type="CAUSAL_LM",
-        fan_in_fan_out=spec.transposed_weights,
-    )
-
-
-@contextmanager
-def quiet_peft() -> Iterator[None]:
-    """Silence transformers' notice that peft uses an old name of its own."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
-        yield
-
-
 def initial_adapter(spec: ModelSpec, task: PeftTask, folder: Path) -> None:
-    """Write the adapter that peft starts from under the task's seed.
+    """Write the adapter that a task starts from under its seed, as peft does where it has the method.
 
-    Peft builds it on a skeleton of the backbone whose memory is never touched; the values are bit for bit
+    It is built on a skeleton of the backbone whose memory is never touched; the values are bit for bit
     those of ``torch.manual_seed(task.seed); get_peft_model(model, config)``. The global generator stays as it
     was.
 
@@ -60,7 +31,6 @@ def initial_adapter(spec: ModelSpec, task: PeftTask, folder: Path) -> None:
         task: Task whose adapter it is.
         folder: Gets ``adapter_config.json`` and ``adapter_model.safetensors``.
     """
-    from peft import get_peft_model, get_peft_model_state_dict  # noqa: PLC0415  # seconds to import
     from transformers import AutoModelForCausalLM  # noqa: PLC0415  # seconds to import
 
     with torch.device("meta"):
@@ -69,18 +39,8 @@ def initial_adapter(spec: ModelSpec, task: PeftTask, folder: Path) -> None:
         )
     skeleton.to_empty(device="cpu")
     skeleton.name_or_path = spec.name if spec.source == "preset" else spec.source
-    with torch.random.fork_rng(devices=[]), quiet_peft():
-        torch.manual_seed(task.seed)
-        model = get_peft_model(skeleton, peft_config(spec, task))
-    state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    config = model.peft_config["default"]
-    config.inference_mode = True  # as peft saves it: loaded for use unless asked otherwise
     folder.mkdir(parents=True, exist_ok=True)
-    if not isinstance(config.target_modules, str):
-        # A set, whose order would differ from run to run; peft makes it a set again.
-        config.target_modules = sorted(config.target_modules)
-    config.save_pretrained(str(folder))
-    _save_tensors(folder, state)
+    _save_tensors(folder, RUNTIME_METHODS.get(task.peft.method).initial(skeleton, task, spec, folder))
 
 
 def load_adapter(folder: Path) -> dict[str, Tensor]:

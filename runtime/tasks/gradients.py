@@ -13,7 +13,7 @@ from runtime.tasks.tenant import Tenant
 
 
 def sum_over_shards(tenants: Sequence[Tenant], team: Team) -> None:
-    """Complete the gradients of what several tensor-parallel ranks hold: each has the terms of its features.
+    """Complete the gradients of which each tensor-parallel rank has a part: the terms of its features.
 
     Where ranks hold overlapping parts, each part is summed at its place in the whole tensor.
     """
@@ -21,7 +21,7 @@ def sum_over_shards(tenants: Sequence[Tenant], team: Team) -> None:
         (parameter, cut)
         for tenant in tenants
         for parameter, cut in zip(tenant.parameters.values(), tenant.cuts.values(), strict=True)
-        if cut.holders > 1
+        if cut.partial
     ]
     whole = [_placed(parameter, cut) for parameter, cut in held]
     for (parameter, cut), total in zip(held, _sums(whole, team), strict=True):

@@ -32,6 +32,7 @@ class Tenant:
         task: Task whose adapter it is.
         parameters: This rank's part of the adapter, under PEFT's keys.
         cuts: What of the whole tensors they are; by default all.
+        device: Where they are, for a stage that has none of them.
     """
 
     def __init__(
@@ -39,11 +40,16 @@ class Tenant:
         task: PeftTask,
         parameters: Mapping[str, nn.Parameter],
         cuts: Mapping[str, Cut] | None = None,
+        *,
+        device: str = "cpu",
     ) -> None:
         self.task = task
         self.parameters = dict(parameters)
         self.cuts = {key: Cut.all_of(p) for key, p in parameters.items()} if cuts is None else dict(cuts)
-        self.optimizer = build_optimizer(list(self.parameters.values()), task)
+        self.optimizer = build_optimizer(list(self.parameters.values()), task) if parameters else None
+        """None on a stage that has no tensor of the task."""
+        some = next(iter(self.parameters.values()), torch.empty(0, device=device))
+        self._device, self._dtype = some.device, some.dtype
 
     def squared_gradient_norm(self) -> Tensor:
         """Sum of squares of this rank's gradients; its share of what other ranks of the stage have too.
@@ -52,7 +58,7 @@ class Tenant:
             A float64 number on their device; nothing waits for it.
         """
         held = [(p.grad, self.cuts[key].holders) for key, p in self.parameters.items() if p.grad is not None]
-        total = next(iter(self.parameters.values())).new_zeros((), dtype=torch.float64)
+        total = torch.zeros((), dtype=torch.float64, device=self._device)
         for holders in sorted({n for _, n in held}):
             gradients = [gradient for gradient, n in held if n == holders]
             norms = torch.stack(tensor_norms(gradients, torch.float64))
@@ -68,10 +74,9 @@ class Tenant:
         Returns:
             A bool on the norm's device; true for a NaN.
         """
-        dtype = next(iter(self.parameters.values())).dtype
         limit = self.task.max_grad_norm
         stepped = gradient_norm if limit is None else gradient_norm.clamp(max=limit)
-        return ~(gradient_norm.isfinite() & (stepped.square() <= torch.finfo(dtype).max))
+        return ~(gradient_norm.isfinite() & (stepped.square() <= torch.finfo(self._dtype).max))
 
     def step(self, step: int, gradient_norm: Tensor | float, refused: Tensor | None = None) -> None:
         """Optimizer step ``step`` (from 0), clipped as ``torch.nn.utils.clip_grad_norm_`` does.
@@ -83,8 +88,9 @@ class Tenant:
             gradient_norm: Gradient norm of the whole adapter, if the task has ``max_grad_norm``.
             refused: Whether it is; by default what :meth:`refuses` says of the norm.
         """
-        some = next(iter(self.parameters.values()))
-        norm = torch.as_tensor(gradient_norm, dtype=torch.float64, device=some.device)
+        if self.optimizer is None:
+            return
+        norm = torch.as_tensor(gradient_norm, dtype=torch.float64, device=self._device)
         limit = self.task.max_grad_norm
         if limit is not None:
             factor = (limit / (norm + 1e-6)).clamp(max=1.0)  # a NaN stays one
@@ -111,7 +117,8 @@ class Tenant:
         adapter = {key: _on_cpu(p) if copied else p.detach() for key, p in self.parameters.items()}
         optimizer: dict[str, dict[str, Tensor]] = {}
         for key, parameter in self.parameters.items():
-            for name, value in self.optimizer.state.get(parameter, {}).items():
+            state = {} if self.optimizer is None else self.optimizer.state.get(parameter, {})
+            for name, value in state.items():
                 optimizer.setdefault(name, {})[key] = _on_cpu(value) if copied else value
         return TenantSnapshot(adapter=adapter, optimizer=optimizer)
 
@@ -126,10 +133,11 @@ class Tenant:
         with torch.no_grad():
             for key, parameter in self.parameters.items():
                 parameter.copy_(snapshot["adapter"][key])
-                self.optimizer.state[parameter] = {
-                    name: group[key].to(parameter.device, copy=True)
-                    for name, group in snapshot["optimizer"].items()
-                }
+                if self.optimizer is not None:
+                    self.optimizer.state[parameter] = {
+                        name: group[key].to(parameter.device, copy=True)
+                        for name, group in snapshot["optimizer"].items()
+                    }
 
     def _check_fits(self, name: str, group: Mapping[str, Tensor]) -> None:
         where = f"checkpoint of task {self.task.id}: {name}"
@@ -149,7 +157,7 @@ class Tenant:
     @property
     def optimizer_bytes(self) -> int:
         """Bytes of the optimizer's state, once there is any."""
-        states = self.optimizer.state.values()
+        states = () if self.optimizer is None else self.optimizer.state.values()
         return sum(value.nbytes for state in states for value in state.values() if isinstance(value, Tensor))
 
 

@@ -9,7 +9,7 @@ from peft import PeftModel
 from runtime.backbone.hugging_face import load_hf_model
 from runtime.data.batch import build_microbatch
 from runtime.distributed.sharding import Shard, assemble
-from runtime.reports.solo_dropout import SoloDropout
+from runtime.peft.lora_masks import MaskedReference
 from runtime.tasks.adapter_files import save_adapter
 from tests.integration.peft_dropout import PeftDropout
 from tests.runtime.backbone.test_sharded_stage import SPECS, ThreadTeam, gradients, play, random_weights
@@ -76,7 +76,7 @@ def test_the_loop_of_validate_has_the_same_masks_in_a_padded_batch(family, tmp_p
     save_adapter(tmp_path / "solo", tenant.adapter, like=tenant.folder)
     ours, theirs = (PeftModel.from_pretrained(load_hf_model(spec), tmp_path / "solo") for _ in range(2))
     first, sequences = 1, tenant.examples[1:3]
-    SoloDropout(ours.eval(), tenant.task).enter(STEP, first, [len(e.tokens) for e in sequences])
+    MaskedReference(ours, tenant.task).enter(STEP, first, [len(e.tokens) for e in sequences])
     masks = PeftDropout(theirs.train(), rate=RATES["a"], seed=tenant.task.seed)
     tokens = torch.zeros(2, len(sequences[0].tokens), dtype=torch.int64)
     attended = torch.zeros_like(tokens)

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from muxtune.batches import Span
+from muxtune.operators import OperatorShape
+from muxtune.peft import Attachment, Site
 from runtime.backbone.linear import SharedLinear
 from runtime.ops.deferred import SideWork, collecting
 from runtime.ops.dropout import Dropout
-from runtime.peft.lora import LoraPair, lora_linear, lora_linear_reference
+from runtime.peft.lora import LoraPair, lora_linear
+from runtime.peft.lora_reference import lora_linear_reference
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}  # relative to the largest element
 
@@ -149,6 +153,11 @@ def test_no_input_gradient_is_computed_for_the_first_layer():
     assert adapters[0][0].a_RI.grad is not None
 
 
+def at_linear(path: str) -> Attachment:
+    site = Site("linear", path, 0, 0, 16, 4)
+    return Attachment(site=site, tensors=(), adapter=OperatorShape("lora", (16, 4, 2)))
+
+
 def test_shared_linear_equals_its_linears_one_by_one():
     torch.manual_seed(0)
     weights = {name: torch.randn(o, 16, dtype=torch.float64) for name, o in (("q", 8), ("k", 4), ("v", 4))}
@@ -159,8 +168,9 @@ def test_shared_linear_equals_its_linears_one_by_one():
         for name in names:
             a = torch.randn(2, 16, dtype=torch.float64, requires_grad=True)
             b = torch.randn(len(weights[name]), 2, dtype=torch.float64, requires_grad=True)
-            shared.attach(task_id, name, a, b, 0.7)
             pairs[task_id, name] = LoraPair(a, b, 0.7, (0, len(weights[name])))
+            shared.attach(task_id, "lora", at_linear(name), LoraPair(a, b, 0.7, shared.columns[name]))
+    batch = SimpleNamespace(spans=spans, task_ids=("a", "b"), dropout_keys_T=None)
     expected = torch.cat(
         [
             lora_linear_reference(
@@ -170,7 +180,7 @@ def test_shared_linear_equals_its_linears_one_by_one():
         ],
         dim=1,
     )
-    torch.testing.assert_close(shared.forward(x, spans, ("a", "b")), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(shared.forward(x, batch), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_dropout_beside_a_bfloat16_backbone_equals_pefts_order_of_operations():

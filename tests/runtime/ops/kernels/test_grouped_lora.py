@@ -11,7 +11,8 @@ from torch import Tensor
 from muxtune.batches import Span
 from runtime.ops.dropout import Dropout
 from runtime.ops.kernels import kernels
-from runtime.peft.lora import LoraPair, lora_linear, lora_linear_reference
+from runtime.peft.lora import LoraPair, lora_linear
+from runtime.peft.lora_reference import lora_linear_reference
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Dropout of a task that is trained with transformers and peft, with the masks that the runtime computes."""
+"""LoRA of peft with the masks of dropout that the runtime computes."""
 
 # B sequences of a padded batch, S its length, I features in
 
@@ -10,12 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from muxtune.peft.lora import LoraSpec
 from muxtune.tasks import PeftTask
 from runtime.ops.dropout import Dropout, linear_key, sequence_key, token_keys
+from runtime.peft.peft_library import peft_state
 
 
-class SoloDropout:
-    """Puts modules with the task's masks in the place of peft's dropout; torch's would draw others.
+class MaskedReference:
+    """A peft model with the task's masks in the place of peft's dropout; torch's would draw others.
 
     They work in evaluation mode too: it is the frozen backbone's dropout that is off.
 
@@ -27,6 +29,8 @@ class SoloDropout:
     def __init__(self, peft_model: nn.Module, task: PeftTask) -> None:
         self._seed = task.seed
         self._modules: list[_MaskedInput] = []
+        self.module = peft_model.eval()  # the frozen backbone's own dropouts are off, as in the runtime
+        assert isinstance(task.peft, LoraSpec)
         if not task.peft.dropout:
             return
         for name, module in peft_model.named_modules():
@@ -38,6 +42,10 @@ class SoloDropout:
             for adapter in replaced:
                 replaced[adapter] = masked
             self._modules.append(masked)
+
+    def state(self) -> dict[str, Tensor]:
+        """Copy of the adapter under peft's keys."""
+        return {key: tensor.detach().clone() for key, tensor in peft_state(self.module).items()}
 
     def enter(self, step: int, first: int, lengths: Sequence[int]) -> None:
         """Take the masks of a micro-batch.

@@ -1,0 +1,58 @@
+"""What is asked of Hugging Face peft, whatever the method."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from transformers import PreTrainedModel
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Silence transformers' notice that peft uses an old name of its own."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+        yield
+
+
+def attach_peft(backbone: PreTrainedModel, config: PeftConfig, seed: int) -> PeftModel:
+    """``torch.manual_seed(seed); get_peft_model(backbone, config)``; the global generator stays as it was."""
+    from peft import get_peft_model  # noqa: PLC0415  # seconds to import
+
+    with torch.random.fork_rng(devices=[]), quiet_peft():
+        torch.manual_seed(seed)
+        model = get_peft_model(backbone, config)
+    return cast("PeftModel", model)
+
+
+def peft_state(model: nn.Module) -> dict[str, Tensor]:
+    """Tensors of a peft model's adapter under the keys of its file."""
+    from peft import get_peft_model_state_dict  # noqa: PLC0415  # seconds to import
+
+    state: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return state
+
+
+def write_initial(
+    skeleton: PreTrainedModel, config: PeftConfig, seed: int, folder: Path
+) -> dict[str, Tensor]:
+    """The adapter that peft starts from; its configuration is written to the folder."""
+    model = attach_peft(skeleton, config, seed)
+    state = peft_state(model)
+    written = model.peft_config["default"]
+    written.inference_mode = True  # as peft saves it: loaded for use unless asked otherwise
+    targets = getattr(written, "target_modules", None)
+    if targets is not None and not isinstance(targets, str):
+        # A set, whose order would differ from run to run; peft makes it a set again.
+        written.target_modules = sorted(targets)
+    written.save_pretrained(str(folder))
+    return state

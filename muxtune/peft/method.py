@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Annotated, Any, Protocol
 
-from pydantic import SerializeAsAny, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import SerializeAsAny, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from muxtune.model import ModelSpec
 from muxtune.operators import KINDS, OperatorKind, add_kinds
@@ -92,7 +93,9 @@ def _resolve(value: object, handler: ValidatorFunctionWrapHandler) -> PeftSpec:
     try:
         method = METHODS.get(name)
     except UserError as error:
-        raise ValueError(str(error)) from error
+        wrong = PydanticCustomError("peft_method", "expected a method: {why}", {"why": str(error)})
+        details = InitErrorDetails(type=wrong, loc=("method",), input=name)
+        raise ValidationError.from_exception_data("PeftSpec", [details]) from error
     return method.spec.model_validate(value)
 
 

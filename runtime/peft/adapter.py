@@ -42,7 +42,8 @@ class Frozen:
 class TaskAdapter:
     """One task's part at one base op: it sees its task's tokens alone.
 
-    What it does not override it leaves as it is. Which of these is asked follows from the attachment (:class:`muxtune.peft.Attachment`):
+    What it does not override it leaves as it is. Which of these is asked follows from the attachment
+    (:class:`muxtune.peft.Attachment`):
 
     rewrites_input                 :meth:`dispatch`
     a linear, reads the input      :meth:`update`, unless the method has an adder for it

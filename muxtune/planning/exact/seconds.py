@@ -147,8 +147,7 @@ class StructurePrices:
         """What the first and the last stage have beside what one in the middle has, per micro-batch."""
         ends: list[LayerRuns] = [((self._all_layers[end][0], 1),) for end in (0, -1)]
         first_s, last_s = (
-            self._alone_s(htask, mesh, layer, first=first, last=not first)
-            - self._alone_s(htask, mesh, layer)
+            self._alone_s(htask, mesh, layer, first=first, last=not first) - self._alone_s(htask, mesh, layer)
             for layer, first in zip(ends, (True, False), strict=True)
         )
         return first_s, last_s

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from muxtune.costs.flops import flops_per_token
-from muxtune.graph.operators import PHASES
+from muxtune.operators import PHASES
 from muxtune.model import ModelSpec
 from muxtune.tasks import TaskData
 
@@ -29,7 +29,7 @@ def _step_flops(model: ModelSpec, data: TaskData) -> float:
             model,
             phase,
             context_tokens=data.step_keys / tokens,
-            lora=data.task.peft,
+            peft=data.task.peft,
             targets_per_token=data.step_targets / tokens,
         )
         for phase in PHASES

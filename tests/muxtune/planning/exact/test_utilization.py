@@ -22,7 +22,7 @@ def counted(data):
                     MODEL,
                     phase,
                     context_tokens=causal_context_tokens(tokens),
-                    lora=task.peft,
+                    peft=task.peft,
                     targets_per_token=example.target_tokens / tokens,
                 )
                 total += tokens * flops.total

@@ -44,7 +44,7 @@ from muxtune.planning.decisions.options import PlanOptions
 from muxtune.policies import plan_workload
 from muxtune.support.tables import format_table, show_bytes, show_difference, show_rate
 from muxtune.tasks import Workload
-from runtime import RunReport, run_plan
+from runtime import RunOptions, RunReport, run_plan
 
 RATIO_BAR = 4.0
 ERROR_BAR = 0.05
@@ -200,7 +200,7 @@ def _run(plan: Plan, *, steps: int) -> RunReport:
     with tempfile.TemporaryDirectory() as folder:
         # A limit on memory was for the planner; here it would only be a second check.
         roomy = plan.with_decisions(cluster=load_cluster("cpu-2"))
-        return run_plan(roomy, Path(folder) / "run", steps=steps, metered_steps=steps)
+        return run_plan(roomy, Path(folder) / "run", RunOptions(steps=steps, metered_steps=steps))
 
 
 def _plan(workload: Workload, model: ModelSpec, cluster: ClusterSpec, policy: str) -> Plan:

@@ -33,7 +33,7 @@ from muxtune.planning.exact.bytes import plan_memory
 from muxtune.policies import plan_workload
 from muxtune.support.tables import format_table, show_bytes, show_difference
 from muxtune.tasks import Workload, workload_from
-from runtime import run_plan
+from runtime import RunOptions, run_plan
 from runtime.reports.footprint import StageMemory as CountedMemory
 
 Row = tuple[str, int, tuple[str, ...], int, int]
@@ -137,7 +137,7 @@ def plan_case(case: MemoryCase, *, steps: int) -> Plan:
 def count_case(plan: Plan, *, steps: int) -> tuple[CountedMemory, ...]:
     """What the report of a real run counts, per stage."""
     with tempfile.TemporaryDirectory() as folder:
-        return run_plan(plan, Path(folder) / "run", steps=steps, metered_steps=steps).memory
+        return run_plan(plan, Path(folder) / "run", RunOptions(steps=steps, metered_steps=steps)).memory
 
 
 def main() -> None:

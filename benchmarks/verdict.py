@@ -31,7 +31,7 @@ from muxtune.plan import Plan
 from muxtune.planning.decisions.options import PlanOptions
 from muxtune.schedule import Template
 from muxtune.support.tables import format_table, show_seconds
-from runtime import load_report, run_plan
+from runtime import RunOptions, load_report, run_plan
 from runtime.engine.job import RunJob
 from sim import search_plan
 
@@ -79,7 +79,7 @@ def _measure(plan: Plan) -> tuple[float, float]:
     """Median seconds of an iteration, and of the verdicts in it on the rank that has most of them."""
     with tempfile.TemporaryDirectory() as name:
         run_dir = Path(name) / "run"
-        run_plan(plan, run_dir, device="cpu")
+        run_plan(plan, run_dir, RunOptions(device="cpu"))
         report = load_report(run_dir / "run.json")
         ranks = [json.loads(path.read_text()) for path in run_dir.glob("verdict-*.json")]
     assert len(ranks) == plan.parallelism.ranks
@@ -101,14 +101,14 @@ def _start(job: RunJob, rank: int, meeting: Path, logs: Path) -> subprocess.Pope
 def counting_rank() -> None:
     """Be a rank, and leave the seconds per step in the run's folder."""
     from runtime.engine.rank import RankRun, main  # noqa: PLC0415  # only in a rank
-    from runtime.engine.runner import StageRunner  # noqa: PLC0415
+    from runtime.engine.stepper import Stepper  # noqa: PLC0415
     from runtime.tasks.verdict import StepVerdict  # noqa: PLC0415
 
     seconds: dict[int, float] = {}
-    find, finish = StageRunner._verdict, RankRun._save_results
+    find, finish = Stepper._verdict, RankRun._save_results
     parts = {name: getattr(StepVerdict, name) for name in ("tell", "pronounce")}
 
-    def timed_find(self: StageRunner, *arguments: object) -> StepVerdict:
+    def timed_find(self: Stepper, *arguments: object) -> StepVerdict:
         begin = perf_counter()
         verdict = find(self, *arguments)  # type: ignore[arg-type]
         seconds[verdict._step] = seconds.get(verdict._step, 0.0) + perf_counter() - begin
@@ -122,12 +122,12 @@ def counting_rank() -> None:
 
         return call
 
-    def save(self: RankRun, runner: StageRunner) -> None:
-        path = self._job.out_dir / f"verdict-{self._rank}.json"
+    def save(self: RankRun) -> None:
+        path = self._job.out_dir / f"verdict-{self._ready.rank}.json"
         path.write_text(json.dumps(seconds))
-        finish(self, runner)
+        finish(self)
 
-    StageRunner._verdict = timed_find  # type: ignore[method-assign]
+    Stepper._verdict = timed_find  # type: ignore[method-assign]
     for name in parts:
         setattr(StepVerdict, name, timed(name))
     RankRun._save_results = save  # type: ignore[method-assign]

@@ -134,9 +134,9 @@ def measure_plan(plan: Plan, run_dir: Path, *, steps: int | None, progress: bool
         UserError: The folder holds another run.
         RunError: The execution failed.
     """
-    from runtime import run_plan
+    from runtime import RunOptions, run_plan
 
-    report = run_plan(plan, run_dir, steps=steps, progress=progress)
+    report = run_plan(plan, run_dir, RunOptions(steps=steps, progress=progress))
     return Measured(
         run_dir=run_dir,
         steps=report.steps,

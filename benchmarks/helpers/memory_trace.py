@@ -21,6 +21,7 @@ from muxtune.plan import Plan, load_plan, save_plan
 from runtime.device.allocations import allocation_curve
 from runtime.engine.job import RunJob
 from runtime.engine.rank import RankRun
+from runtime.engine.ready import prepare_rank
 
 _PLAYING = "benchmarks.helpers.memory_trace: playing"
 
@@ -55,7 +56,7 @@ def _trace_rank(job: RunJob, rank: int, folder: Path) -> None:
             "gloo", (folder / "store").as_uri(), rank=rank, world_size=plan.parallelism.ranks
         )
     with profile(use_cpu=True, profile_memory=True, use_kineto=True) as trace:
-        run = RankRun(plan, job, rank)
+        run = RankRun(plan, job, prepare_rank(plan, job, rank))
         with record_function(_PLAYING):
             run.execute()
     assert trace.kineto_results is not None

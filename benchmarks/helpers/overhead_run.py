@@ -31,7 +31,7 @@ from runtime.device.stopwatch import HostStopwatch
 from runtime.distributed.agreement import barrier
 from runtime.engine.job import RunJob
 from runtime.engine.rank import RankRun
-from runtime.engine.runner import StageRunner
+from runtime.engine.ready import ReadyRank, prepare_rank
 
 Kind = Literal["F", "B"]
 Profiler = Literal["none", "torch", "python"]
@@ -140,17 +140,16 @@ class _OwnClock(HostStopwatch):
 
 
 class _WatchedRank(RankRun):
-    """Starts the profiler after the first iteration, and looks at the runner's spans in the end."""
+    """Starts the profiler after the first iteration, and looks at the recorded spans in the end."""
 
-    def __init__(self, plan: Plan, watch: Watch, rank: int) -> None:
-        super().__init__(plan, watch.job, rank)
+    def __init__(self, plan: Plan, watch: Watch, ready: ReadyRank) -> None:
+        ready.mesh.stopwatch = _OwnClock(_clock_ns(watch.profiler))
+        super().__init__(plan, watch.job, ready)
         self._profiler = watch.profiler
         self._clock_ns = _clock_ns(watch.profiler)
-        self._mesh.stopwatch = _OwnClock(self._clock_ns)
         self._kernels = KernelTimes()
         self._python = Profile()
         self._started_ns: int | None = None
-        self.runner: StageRunner | None = None
 
     def _after_step(self, htask: int, step: int) -> None:
         super()._after_step(htask, step)
@@ -162,20 +161,18 @@ class _WatchedRank(RankRun):
         elif self._profiler == "python":
             self._python.enable()
 
-    def _save_results(self, runner: StageRunner) -> None:
+    def _save_results(self) -> None:
         if self._profiler == "torch":
             self._kernels.__exit__(None, None, None)
         elif self._profiler == "python":
             self._python.disable()
-        self.runner = runner
         barrier()  # nobody needs what the run has learned
 
     def seen(self) -> WatchedStage:
         """The fastest actions per hTask and kind."""
-        assert self.runner is not None
         assert self._started_ns is not None
         stretches: dict[Action, list[tuple[int, int]]] = defaultdict(list)
-        for span in self.runner.spans:
+        for span in self._recorder.spans:
             if span.stream == COMPUTE and span.action.kind != "STEP":
                 stretches[span.action].append((_reading_ns(span.start_s), _reading_ns(span.end_s)))
         timed: dict[tuple[int, Kind], list[tuple[float, list[tuple[int, int]]]]] = defaultdict(list)
@@ -245,7 +242,7 @@ def _watch_rank(watch: Watch, rank: int, folder: Path) -> None:
     if plan.parallelism.ranks > 1:
         store = (folder / "store").as_uri()
         dist.init_process_group("gloo", store, rank=rank, world_size=plan.parallelism.ranks)
-    run = _WatchedRank(plan, watch, rank)
+    run = _WatchedRank(plan, watch, prepare_rank(plan, watch.job, rank))
     run.execute()
     (folder / f"watched-{rank}.json").write_text(run.seen().model_dump_json())
     if dist.is_initialized():

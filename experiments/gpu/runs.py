@@ -140,9 +140,9 @@ def check_run(
 
 
 def _run_plan(plan: Plan, out_dir: Path, device: Literal["cpu", "cuda"]) -> RunReport:
-    from runtime import run_plan
+    from runtime import RunOptions, run_plan
 
-    return run_plan(plan, out_dir, device=device)
+    return run_plan(plan, out_dir, RunOptions(device=device))
 
 
 def _errors(task_id: str, tried: Path, right: Path) -> tuple[float, float]:

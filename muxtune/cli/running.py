@@ -40,38 +40,21 @@ def run(
     joins = under_torchrun()
     if not joins:
         load_plan(plan)  # a bad plan is refused before torch is loaded
-    report = _run(plan, out, steps, resume=resume, peer_timeout_s=peer_timeout_s, device=device)
+    from runtime import PEER_LOST_EXIT_CODE, PeerLostError, RunOptions, run_plan
+
+    options = RunOptions(
+        steps=steps, resume=resume, peer_timeout_s=peer_timeout_s, device=device, progress=True
+    )
+    try:
+        with stdout_kept_clean():
+            report = run_plan(plan, out, options)
+    except PeerLostError:  # only under torchrun, which says what this rank knows; another one has the cause
+        end_process(PEER_LOST_EXIT_CODE)
     # Under torchrun every rank comes here, and one of them speaks.
     if not joins or os.environ["RANK"] == "0":
         emit(report, run_table(report), as_json=as_json)
     if joins:
         end_process()
-
-
-def _run(
-    plan: Path,
-    out: Path,
-    steps: int | None,
-    *,
-    resume: bool,
-    peer_timeout_s: float,
-    device: Literal["cpu", "cuda"] | None,
-) -> RunReport:
-    from runtime import PEER_LOST_EXIT_CODE, PeerLostError, run_plan
-
-    try:
-        with stdout_kept_clean():
-            return run_plan(
-                plan,
-                out,
-                steps=steps,
-                resume=resume,
-                progress=True,
-                peer_timeout_s=peer_timeout_s,
-                device=device,
-            )
-    except PeerLostError:  # only under torchrun, which says what this rank knows; another one has the cause
-        end_process(PEER_LOST_EXIT_CODE)
 
 
 def validate(

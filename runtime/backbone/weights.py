@@ -21,8 +21,9 @@ from runtime.backbone.layers import Weights
 from runtime.device.torch_internals import intercepting, storage_key, writes
 
 if TYPE_CHECKING:
-    from torch._ops import OpOverload
     from transformers import PreTrainedModel
+
+    from runtime.device.torch_internals import OpOverload
 
 _LOG = logging.getLogger(__name__)
 

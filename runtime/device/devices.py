@@ -26,7 +26,7 @@ from runtime.device.stopwatch import EventStopwatch, HostStopwatch, Stopwatch
 from runtime.device.torch_internals import gloo_options, set_group_timeout
 
 if TYPE_CHECKING:
-    from torch._C._distributed_c10d import Backend
+    from runtime.device.torch_internals import Backend
 
 DeviceKind = Literal["cpu", "cuda"]
 

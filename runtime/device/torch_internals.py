@@ -19,9 +19,9 @@ from torch import Tensor
 from muxtune.support.errors import UserError
 
 if TYPE_CHECKING:
-    from torch._C._distributed_c10d import Backend
-    from torch._ops import OpOverload
-    from torch.distributed import Store
+    from torch._C._distributed_c10d import Backend as Backend
+    from torch._C._distributed_c10d import Store as Store
+    from torch._ops import OpOverload as OpOverload
 
 CHECKED_TORCH = "2.13"
 """Release of torch that the names are tested with; by its sources, the oldest that we allow has them too."""

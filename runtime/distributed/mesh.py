@@ -25,7 +25,8 @@ Direction = Literal["F", "B"]
 """Direction of messages between stages: of forwards, to the next stage; of backwards, to the one before."""
 
 BUILD_TIMEOUT_S = 60.0
-"""How long ranks wait for each other while they build groups, to which they come at the same time."""
+"""How long ranks wait for each other while they build groups, to which they come at the same time; however
+short they would wait for a message, for a busy machine may keep one of them."""
 
 
 class RankMesh:
@@ -51,7 +52,6 @@ class RankMesh:
         self.device = device
         self._parallelism = parallelism
         self._peer_timeout = timedelta(seconds=peer_timeout_s)
-        self._build_timeout_s = min(BUILD_TIMEOUT_S, peer_timeout_s)
         # On which node a rank stands is for whoever prices it; all ranks may share one here.
         self._placement = Placement(parallelism.tp, parallelism.pp, parallelism.dp, parallelism.ranks)
         self.replica, self.stage, shard = self._placement.coordinates(rank)
@@ -80,7 +80,7 @@ class RankMesh:
             return
         store = default_store()
         usual: timedelta = store.timeout  # type: ignore[attr-defined]  # not in stub
-        store.set_timeout(timedelta(seconds=self._build_timeout_s))
+        store.set_timeout(timedelta(seconds=BUILD_TIMEOUT_S))
         try:
             yield
         finally:
@@ -100,7 +100,7 @@ class RankMesh:
             # Never the default group, which a dimension of all ranks would get: sums must not queue behind
             # the messages between stages, which are under way in that one.
             backend_override={
-                name: (device.backend, device.group_options(self._build_timeout_s)) for name in sizes
+                name: (device.backend, device.group_options(BUILD_TIMEOUT_S)) for name in sizes
             },
         )
         mesh = or_peer_lost(build)
@@ -115,7 +115,7 @@ class RankMesh:
             Groups by direction and lower stage of the pair.
         """
         p = self._parallelism
-        timeout = timedelta(seconds=self._build_timeout_s)
+        timeout = timedelta(seconds=BUILD_TIMEOUT_S)
         own = {}
         directions: tuple[Direction, ...] = ("F", "B")
         for replica, shard, stage, direction in product(
@@ -139,7 +139,7 @@ class RankMesh:
         if self.stages is None or self.device.backend == "gloo":
             return self.stages
         p = self._parallelism
-        timeout = timedelta(seconds=self._build_timeout_s)
+        timeout = timedelta(seconds=BUILD_TIMEOUT_S)
         team = None
         for replica, shard in product(range(p.dp), range(p.tp)):  # all ranks make all groups
             ranks = [(replica * p.pp + stage) * p.tp + shard for stage in range(p.pp)]

@@ -1,4 +1,4 @@
-"""One rank of a run, from loading its stage to writing its results."""
+"""One rank of a run, from its first action to its results; and the entry point of a rank that was spawned."""
 
 from __future__ import annotations
 
@@ -6,72 +6,59 @@ import os
 import sys
 import traceback
 from collections import Counter
-from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
-import torch
 import torch.distributed as dist
 
 from muxtune.plan import Plan, extend_schedule, load_plan
 from muxtune.schedule import save_trace
-from muxtune.support.allocator import keep_freed_memory
 from muxtune.support.errors import MuxTuneError, UserError
 from muxtune.support.processes import end_process, end_with_parent
-from muxtune.support.run_folder import FolderWatch
-from runtime.backbone.held_bytes import parameter_bytes, rotary_table_bytes
-from runtime.backbone.stage import Stage
-from runtime.backbone.weights import open_weights
-from runtime.data.feed import Feed, load_plan_data
-from runtime.device.devices import rank_device
-from runtime.device.process_memory import process_bytes
-from runtime.distributed.agreement import all_gather, barrier, common_origin_ns, gather, refuse_together
-from runtime.distributed.mesh import RankMesh
-from runtime.distributed.peers import PeerLostError, or_peer_lost
+from runtime.backbone.held_bytes import rotary_table_bytes
+from runtime.distributed.agreement import all_gather, barrier, common_origin_ns, gather
+from runtime.distributed.meeting import meet
+from runtime.distributed.peers import PeerLostError
 from runtime.distributed.sharding import Part, assemble
 from runtime.engine.job import PEER_LOST_EXIT_CODE, USER_ERROR_EXIT_CODE, RunJob
+from runtime.engine.meter import ActionMeter
+from runtime.engine.ready import ReadyRank, prepare_rank
+from runtime.engine.recorder import Recorder
 from runtime.engine.runner import StageRunner
-from runtime.reports.footprint import measure_memory
-from runtime.reports.report import StageRecord, build_report, save_report, stage_records
-from runtime.tasks.adapter_files import initial_adapter, load_adapter, save_adapter
+from runtime.engine.stepper import Stepper
+from runtime.reports.footprint import StageMemory, measure_memory
+from runtime.reports.report import build_report, save_report, stage_records
+from runtime.tasks.adapter_files import save_adapter
 from runtime.tasks.checkpoint import CheckpointWriter, load_rank_state, newest_checkpoint, writing_ranks
 from runtime.tasks.checkpoint_files import Owner
-from runtime.tasks.losses import StepLoss
+from runtime.tasks.losses import LossLedger, StepLoss
 from runtime.tasks.outputs import ADAPTER, ADAPTER_INIT, RUN_BEFORE, save_progress, task_folder
-from runtime.tasks.tenant import Tenant
 from runtime.tasks.verdict import NonFiniteError, end_rank
 
 
 class RankRun:
-    """One rank's part of a run; torch.distributed is up if there are several.
+    """One rank's part of a run.
 
     Args:
         plan: Plan that has been checked.
         job: Job of the run.
-        rank: Number of the rank.
+        ready: The rank, ready to train.
         progress: Kept up to date with the number of finished iterations, on rank 0.
     """
 
-    def __init__(self, plan: Plan, job: RunJob, rank: int, progress: Path | None = None) -> None:
-        torch.set_num_threads(1)
-        keep_freed_memory()
+    def __init__(self, plan: Plan, job: RunJob, ready: ReadyRank, progress: Path | None = None) -> None:
         self._plan = plan
         self._job = job
-        self._rank = rank
+        self._ready = ready
+        self._mesh = ready.mesh
         self._progress = progress
-        self._watch = FolderWatch(job.out_dir)
-        self._device = rank_device(job.device, rank)
-        # Takes a while on a GPU, and groups wait for others only briefly.
-        refuse_together(self._device.enter)
-        self._mesh = RankMesh(plan.parallelism, rank, job.peer_timeout_s, self._device)
-        self._feed = Feed(plan, load_plan_data(plan), self._device.name, replica=self._mesh.replica)
-        self._actions = extend_schedule(plan, job.steps, first=job.first_step)[self._mesh.stage]
+        self._actions = extend_schedule(plan, job.steps, first=job.first_step)[ready.mesh.stage]
         self._steps_to_come = Counter(a.number for a in self._actions if a.kind == "STEP")
-        self._stages = self._build_stages()
-        self._backbone_bytes = sum(parameter_bytes(stage) for stage in self._stages.values())
-        self._tenants = self._add_tasks()
+        self._meter = ActionMeter(plan.microbatches, job.metered_steps, ready.device.memory_trace)
+        self._recorder = Recorder(ready.mesh, plan.microbatches)
+        self._losses = self._recorder.losses
+        self._writer = self._build_writer()
 
     def execute(self) -> None:
         """Train, and write everything that this rank has to write.
@@ -79,18 +66,21 @@ class RankRun:
         Raises:
             RunError: A loss or gradient is not finite, another rank is gone, or the run's folder is.
         """
+        plan, ready = self._plan, self._ready
+        tenants = [[ready.tenants[task_id] for task_id in htask.task_ids] for htask in plan.htasks]
+        ledger = LossLedger(ready.feed, plan.microbatches)
+        stepper = Stepper(ready.mesh, tenants, ledger, self._recorder, on_step=self._after_step)
         runner = StageRunner(
-            self._plan,
-            self._mesh,
+            plan,
+            ready.mesh,
             self._actions,
-            feed=self._feed,
-            stages=self._stages,
-            tenants=self._tenants,
-            metered_steps=self._job.metered_steps,
-            on_step=self._after_step,
+            feed=ready.feed,
+            stages=ready.stages,
+            ledger=ledger,
+            stepper=stepper,
+            recorder=self._recorder,
+            meter=self._meter,
         )
-        self._losses = runner.losses
-        self._writer = self._build_writer()
         if self._job.first_step:
             self._restore()
         elapsed_s = max((x.wall_s for losses in self._losses.values() for x in losses), default=0.0)
@@ -106,11 +96,11 @@ class RankRun:
                 save_progress(self._job.out_dir, task, self._losses[task.id], "failed", str(error))
             raise error from None
         self._save_progress("finished")
-        self._save_results(runner)
+        self._save_results()
 
     def _check_state(self) -> None:
         """The last steps have no loss after them that would show what they did."""
-        bad = [task.id for task in self._plan.tasks if not self._tenants[task.id].is_finite()]
+        bad = [task.id for task in self._plan.tasks if not self._ready.tenants[task.id].is_finite()]
         for task_id in [task_id for of_rank in all_gather(bad) for task_id in of_rank][:1]:
             step = min(self._job.steps, self._plan.tasks_by_id[task_id].steps) - 1
             what = "adapter or optimizer state is not finite after it"
@@ -127,48 +117,12 @@ class RankRun:
             return f"{text}: --resume --steps {step} ends before the step that failed"
         return f"{text}: --resume goes on from it"
 
-    def _build_stages(self) -> dict[int, Stage]:
-        """A copy of the stage for each instance: policies without a shared backbone pay for theirs."""
-        plan, mesh = self._plan, self._mesh
-        weights = open_weights(plan.model)
-        self._process_start_bytes = process_bytes()  # the libraries have been loaded
-        stage = Stage(
-            plan.model,
-            plan.stage_layers(mesh.stage),
-            first=mesh.first,
-            last=mesh.last,
-            weights=weights,
-            device=self._device.name,
-            shard=mesh.shard,
-        )
-        first, *others = sorted({htask.instance for htask in plan.htasks})
-        return {first: stage} | {instance: stage.copy() for instance in others}
-
-    def _add_tasks(self) -> dict[str, Tenant]:
-        plan, out_dir = self._plan, self._job.out_dir
-        if self._job.first_step == 0:
-            for task in plan.tasks[self._rank :: plan.parallelism.ranks]:
-                initial_adapter(plan.model, task, task_folder(out_dir, task.id) / ADAPTER_INIT)
-        barrier()
-        tenants = {}
-        for htask in plan.htasks:
-            stage = self._stages[htask.instance]
-            for task in plan.htask_tasks(htask.id):
-                stage.add_task(task, load_adapter(task_folder(out_dir, task.id) / ADAPTER_INIT))
-                tenants[task.id] = Tenant(
-                    task,
-                    stage.task_parameters(task.id),
-                    stage.task_cuts(task.id),
-                    device=self._device.name,
-                )
-        return tenants
-
     def _build_writer(self) -> CheckpointWriter:
         return CheckpointWriter(
             self._job.out_dir / "checkpoints",
-            self._rank,
+            self._ready.rank,
             plan=self._plan,
-            tenants=self._tenants,
+            tenants=self._ready.tenants,
             losses=self._losses,
             every=self._job.checkpoint_every,
             steps=self._job.steps,
@@ -177,15 +131,15 @@ class RankRun:
         )
 
     def _restore(self) -> None:
-        writer = self._rank % writing_ranks(self._plan)  # its place in the first replica
+        writer = self._ready.rank % writing_ranks(self._plan)  # its place in the first replica
         state = load_rank_state(self._job.out_dir / "checkpoints", self._job.first_step, writer)
         for task_id, snapshot in state["tenants"].items():
-            self._tenants[task_id].restore(snapshot)
+            self._ready.tenants[task_id].restore(snapshot)
         for task_id, entries in state["losses"].items():
             self._losses[task_id] = [StepLoss(*entry) for entry in entries]
 
     def _after_step(self, htask: int, step: int) -> None:
-        self._watch.check()
+        self._ready.watch.check()
         if self._mesh.replica == 0 and self._writer.after_step(htask, step) is not None:
             self._save_progress("running")
         self._steps_to_come[step] -= 1
@@ -194,35 +148,22 @@ class RankRun:
 
     def _save_progress(self, state: Literal["running", "finished"]) -> None:
         if self._mesh.last and self._mesh.reports:
-            self._watch.check()
+            self._ready.watch.check()
             for task in self._plan.tasks:
                 save_progress(self._job.out_dir, task, self._losses[task.id], state)
 
-    def _save_results(self, runner: StageRunner) -> None:
+    def _save_results(self) -> None:
         """Adapters and trace, and at the very end the report: a run that has one is whole."""
-        plan, job = self._plan, self._job
-        self._watch.check()
+        plan, job, ready = self._plan, self._job, self._ready
+        ready.watch.check()
         for task in plan.tasks:
             ranks = gather(self._adapter_parts(task.id))
             folder = task_folder(job.out_dir, task.id)
-            if self._rank == 0:
+            if ready.rank == 0:
                 save_adapter(folder / ADAPTER, assemble(ranks), like=folder / ADAPTER_INIT)
-        memory = measure_memory(
-            self._actions,
-            microbatches=plan.microbatches,
-            carries=plan.carries,
-            backbone_bytes=self._backbone_bytes,
-            table_bytes=sum(rotary_table_bytes(stage) for stage in self._stages.values()),
-            htask_tenants=[[self._tenants[task_id] for task_id in htask.task_ids] for htask in plan.htasks],
-            seen=runner.meter.seen,
-            process_start_bytes=self._process_start_bytes,
-            device_peak_bytes=self._device.peak_bytes(),
-        )
-        record = StageRecord(
-            spans=runner.spans, memory=memory, operators=runner.operators, exposed_s=runner.exposed_s
-        )
+        record = self._recorder.record(self._measure_memory())
         records = stage_records(gather(record), plan.parallelism)
-        if self._rank == 0:
+        if ready.rank == 0:
             spans = [span for record in records for span in record.spans]
             operators = [operator for record in records for operator in record.operators]
             save_trace(job.out_dir / "trace.json", spans, "runtime", operators)
@@ -231,19 +172,33 @@ class RankRun:
                 steps=job.steps,
                 first_step=job.first_step,
                 records=records,
-                tokens=[self._feed.step_tokens(k) for k in range(job.first_step, job.steps)],
+                tokens=[ready.feed.step_tokens(k) for k in range(job.first_step, job.steps)],
                 device=job.device,
             )
-            self._watch.check()
+            ready.watch.check()
             save_report(report, job.out_dir / "run.json")
             (job.out_dir / RUN_BEFORE).unlink(missing_ok=True)
         barrier()
+
+    def _measure_memory(self) -> StageMemory:
+        plan, ready = self._plan, self._ready
+        return measure_memory(
+            self._actions,
+            microbatches=plan.microbatches,
+            carries=plan.carries,
+            backbone_bytes=ready.backbone_bytes,
+            table_bytes=sum(rotary_table_bytes(stage) for stage in ready.stages.values()),
+            htask_tenants=[[ready.tenants[task_id] for task_id in htask.task_ids] for htask in plan.htasks],
+            seen=self._meter.seen,
+            process_start_bytes=ready.process_start_bytes,
+            device_peak_bytes=ready.device.peak_bytes(),
+        )
 
     def _adapter_parts(self, task_id: str) -> dict[str, Part]:
         """What this rank adds to the saved adapter; replicas have the same, so one of them is enough."""
         if self._mesh.replica:
             return {}
-        tenant = self._tenants[task_id]
+        tenant = self._ready.tenants[task_id]
         return {key: (tenant.cuts[key], p.detach().cpu()) for key, p in tenant.parameters.items()}
 
 
@@ -253,14 +208,11 @@ def main() -> None:
     _report_cause(meeting / f"cause-{rank}")
     end_with_parent()
     plan = load_plan(job.out_dir / "plan.json")
-    if plan.parallelism.ranks > 1:
-        store = (meeting / "store").as_uri()
-        timeout = timedelta(seconds=job.peer_timeout_s)
-        world = plan.parallelism.ranks
-        or_peer_lost(
-            partial(dist.init_process_group, "gloo", store, timeout=timeout, rank=rank, world_size=world)
-        )
-    RankRun(plan, job, rank, meeting / "progress" if rank == 0 else None).execute()
+    world = plan.parallelism.ranks
+    if world > 1:
+        store = dist.FileStore(str(meeting / "store"), world)  # type: ignore[attr-defined]  # not in stub
+        meet(store, rank, world, job.peer_timeout_s)
+    RankRun(plan, job, prepare_rank(plan, job, rank), meeting / "progress" if rank == 0 else None).execute()
     if dist.is_initialized():
         dist.destroy_process_group()
     end_process()

@@ -33,8 +33,9 @@ from runtime.backbone.hugging_face import check_pickled
 from runtime.data.feed import check_room, load_plan_data
 from runtime.device.devices import DeviceKind, check_devices, check_memory, rank_device
 from runtime.distributed.agreement import all_gather, refuse_together
-from runtime.engine.job import PEER_TIMEOUT_S, PEER_TIMEOUTS_S, RunJob
+from runtime.engine.job import PEER_TIMEOUT_S, PEER_TIMEOUTS_S, RunJob, RunOptions
 from runtime.engine.rank import RankRun
+from runtime.engine.ready import prepare_rank
 from runtime.launch.local import launch_ranks
 from runtime.launch.torchrun import check_node_place, job_place, joined
 from runtime.ops.kernels import kernel_mode
@@ -42,25 +43,11 @@ from runtime.reports.report import RunReport, load_report
 from runtime.tasks.checkpoint_files import Owner, clear_newer, complete_checkpoints, whole_checkpoint
 from runtime.tasks.outputs import RUN_BEFORE
 
-CHECKPOINT_EVERY = 10
-"""Iterations between checkpoints unless told otherwise."""
-
 CHECKPOINTS = "checkpoints"
 """Folder of a run's folder."""
 
 
-def run_plan(
-    plan: Plan | Path,
-    out_dir: Path,
-    *,
-    steps: int | None = None,
-    resume: bool = False,
-    progress: bool = False,
-    checkpoint_every: int = CHECKPOINT_EVERY,
-    metered_steps: int = 1,
-    peer_timeout_s: float = PEER_TIMEOUT_S,
-    device: DeviceKind | None = None,
-) -> RunReport:
+def run_plan(plan: Plan | Path, out_dir: Path, options: RunOptions | None = None) -> RunReport:
     """Train all tasks of a plan on the ranks that it asks for.
 
     Spawns the ranks on this machine. In a process that torchrun started it is one rank of that job instead,
@@ -68,16 +55,8 @@ def run_plan(
 
     Args:
         plan: A plan or its file.
-        out_dir: Where results go (RUN_DIR); new or empty, unless ``resume``.
-        steps: Iterations; by default until the longest task has done its steps.
-        resume: Continue the run in ``out_dir`` from its newest checkpoint; start it if there is none.
-        progress: Show a bar on stderr (not under torchrun).
-        checkpoint_every: Iterations between checkpoints.
-        metered_steps: First steps of each hTask whose micro-batches' memory is counted, which slows them by
-            a few percent; later ones are taken to be alike (not under torchrun).
-        peer_timeout_s: How long a rank waits for another one's message before it takes that one to hang.
-        device: What to compute on, instead of what the plan is for: results are the same but for rounding,
-            times are not what the plan predicts.
+        out_dir: Where results go (RUN_DIR); new or empty, unless the run is resumed.
+        options: Options of the run; the usual ones by default.
 
     Returns:
         What stands in ``run.json``.
@@ -87,46 +66,22 @@ def run_plan(
         RunError: A rank failed; the newest checkpoints are kept.
         Stopped: A signal came that :func:`muxtune.support.processes.stoppable` waits for; says what is kept.
     """
+    options = RunOptions() if options is None else options
     if under_torchrun():
-        return _join(
-            partial(_checked, plan, steps, checkpoint_every, metered_steps, peer_timeout_s, device),
-            out_dir,
-            device=device,
-            resume=resume,
-            checkpoint_every=checkpoint_every,
-            peer_timeout_s=peer_timeout_s,
-        )
-    plan, iterations = _checked(plan, steps, checkpoint_every, metered_steps, peer_timeout_s, device)
-    with _own_folder(out_dir, resume=resume) as lock:
-        first_step = _prepare_folder(plan, out_dir, iterations, resume=resume)
+        return _join(plan, out_dir, options)
+    plan, iterations = _checked(plan, options)
+    with _own_folder(out_dir, resume=options.resume) as lock:
+        first_step = _prepare_folder(plan, out_dir, iterations, resume=options.resume)
         if first_step is None:
             return load_report(out_dir / "run.json")
-        job = RunJob(
-            out_dir=out_dir.resolve(),
-            steps=iterations,
-            first_step=first_step,
-            checkpoint_every=checkpoint_every,
-            metered_steps=metered_steps,
-            device=device or plan.cluster.device.kind,
-            peer_timeout_s=peer_timeout_s,
-            lock=lock,
-        )
-        with (
-            keeping(partial(_kept, plan, out_dir, iterations)),
-            _progress_bar(job, shown=progress) as on_progress,
-        ):
+        device = plan.cluster.device.kind
+        job = RunJob.of(options, out_dir, steps=iterations, first_step=first_step, device=device, lock=lock)
+        with keeping(partial(_kept, plan, out_dir, iterations)), _progress_bar(job) as on_progress:
             launch_ranks(job, plan.parallelism.ranks, on_progress)
         return load_report(out_dir / "run.json")
 
 
-def _checked(
-    plan: Plan | Path,
-    steps: int | None,
-    checkpoint_every: int,
-    metered_steps: int,
-    peer_timeout_s: float,
-    device: DeviceKind | None,
-) -> tuple[Plan, int]:
+def _checked(plan: Plan | Path, options: RunOptions) -> tuple[Plan, int]:
     """The plan and its iterations, if nothing is wrong that can be seen before a rank starts."""
     where = "plan"
     if isinstance(plan, Path):
@@ -134,18 +89,17 @@ def _checked(
         plan = load_plan(plan)
     else:
         check_plan(plan)
-    if checkpoint_every < 1:
-        raise SpecError("checkpoint_every", checkpoint_every, "at least 1")
-    if metered_steps < 1:
-        raise SpecError("metered_steps", metered_steps, "at least 1")
-    if not _may_wait(peer_timeout_s):
+    for name in ("checkpoint_every", "metered_steps"):
+        if getattr(options, name) < 1:
+            raise SpecError(name, getattr(options, name), "at least 1")
+    if not _may_wait(options.peer_timeout_s):
         shortest_s, longest_s = PEER_TIMEOUTS_S
         expected = f"seconds above 0, {shortest_s} to {longest_s:.0f} (a week)"
-        raise SpecError("peer_timeout_s", peer_timeout_s, expected)
-    iterations = max(plan.htask_steps()) if steps is None else steps
+        raise SpecError("peer_timeout_s", options.peer_timeout_s, expected)
+    iterations = max(plan.htask_steps()) if options.steps is None else options.steps
     kind, field = plan.cluster.device.kind, f"{where}: decisions.cluster.device.kind"
-    if device is not None:
-        kind, field = device, "device"
+    if options.device is not None:
+        kind, field = options.device, "device"
     check_devices(kind, plan.parallelism.ranks, field)
     _check(plan, iterations, where, kind)
     return plan, iterations
@@ -265,56 +219,43 @@ def _kept(plan: Plan, out_dir: Path, iterations: int) -> str:
     return f"{at} is kept in {out_dir}; the same command with --resume goes on"
 
 
-def _join(
-    check: Callable[[], tuple[Plan, int]],
-    out_dir: Path,
-    *,
-    device: DeviceKind | None,
-    resume: bool,
-    checkpoint_every: int,
-    peer_timeout_s: float,
-) -> RunReport:
+def _join(plan: Plan | Path, out_dir: Path, options: RunOptions) -> RunReport:
     """Be one rank of torchrun's job; rank 0 prepares the folder and tells the others."""
     rank, world = job_place()
 
     def check_world() -> tuple[Plan, int]:
         check_node_place()
-        plan, iterations = check()
-        ranks = plan.parallelism.ranks
+        checked, iterations = _checked(plan, options)
+        ranks = checked.parallelism.ranks
         if world != ranks:
             raise UserError(
                 f"torchrun started {world} ranks (WORLD_SIZE); expected {ranks}, those of the plan"
             )
-        return plan, iterations
+        return checked, iterations
 
+    timeout_s = options.peer_timeout_s
     # They have to meet before they can refuse together what is no time at all.
-    with joined(rank, world, peer_timeout_s if _may_wait(peer_timeout_s) else PEER_TIMEOUT_S):
-        plan, iterations = refuse_together(check_world)
-        with ExitStack() as until_end, end_when_stopped(partial(_kept, plan, out_dir, iterations), rank):
+    with joined(rank, world, timeout_s if _may_wait(timeout_s) else PEER_TIMEOUT_S):
+        checked, iterations = refuse_together(check_world)
+        with ExitStack() as until_end, end_when_stopped(partial(_kept, checked, out_dir, iterations), rank):
 
             def prepare() -> int | None:
                 if rank:
                     return None
-                until_end.enter_context(_own_folder(out_dir, resume=resume))
-                return _prepare_folder(plan, out_dir, iterations, resume=resume)
+                until_end.enter_context(_own_folder(out_dir, resume=options.resume))
+                return _prepare_folder(checked, out_dir, iterations, resume=options.resume)
 
             first_step = all_gather(refuse_together(prepare))[0]
             if first_step is not None:
-                job = RunJob(
-                    out_dir=out_dir.resolve(),
-                    steps=iterations,
-                    first_step=first_step,
-                    checkpoint_every=checkpoint_every,
-                    device=device or plan.cluster.device.kind,
-                    peer_timeout_s=peer_timeout_s,
-                )
-                RankRun(plan, job, rank).execute()
+                device = checked.cluster.device.kind
+                job = RunJob.of(options, out_dir, steps=iterations, first_step=first_step, device=device)
+                RankRun(checked, job, prepare_rank(checked, job, rank)).execute()
             return load_report(out_dir / "run.json")
 
 
 @contextmanager
-def _progress_bar(job: RunJob, *, shown: bool) -> Iterator[Callable[[int], None]]:
-    if not shown:
+def _progress_bar(job: RunJob) -> Iterator[Callable[[int], None]]:
+    if not job.progress:
         yield lambda _: None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -20,13 +20,19 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from muxtune.support.errors import MuxTuneError, RunError, SpecError, UserError
 from runtime.device.torch_internals import abort_groups
 from runtime.distributed.agreement import barrier
+from runtime.distributed.meeting import START_TIMEOUT_S, meet
 from runtime.distributed.peers import PeerLostError, or_peer_lost
+
+if TYPE_CHECKING:
+    from runtime.device.torch_internals import Store
 
 END_WAIT_S = 3.0
 """How long a rank that lost another one waits for its torchrun, which looks ten times a second."""
@@ -106,30 +112,29 @@ def _variable(name: str, meaning: str, *, least: int = 0, most: int | None = Non
 
 
 def _connect(peer_timeout_s: float) -> None:
-    timeout = timedelta(seconds=peer_timeout_s)
     if sys.platform == "linux" and _all_are_here():
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # gloo listens there alone
     try:
-        or_peer_lost(partial(_meet_at_store, timeout))
+        rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        meet(or_peer_lost(partial(_store, rank, world)), rank, world, peer_timeout_s)
     except (RuntimeError, OSError) as error:
         raise RunError(f"no connection to the other ranks: {error}") from error
 
 
-def _meet_at_store(timeout: timedelta) -> None:
-    """Make the default group; a store of our own listens on the loopback device if all ranks are here.
+def _store(rank: int, world: int) -> Store:
+    """Store in which the ranks meet; one of our own listens on the loopback device if all are here.
 
     A torchrun has one already, and torch's own would listen on every device: it can be told nothing else.
     """
+    timeout = timedelta(seconds=START_TIMEOUT_S)
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" or not _all_are_here():
-        dist.init_process_group("gloo", timeout=timeout)
-        return
-    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        store, *_ = next(rendezvous("env://", timeout=timeout))
+        return store
     address, port = _LOOPBACK, int(os.environ["MASTER_PORT"])
     listener = socket.create_server((address, port)).detach() if rank == 0 else None
-    store = dist.TCPStore(  # type: ignore[attr-defined]  # not in stub
+    return dist.TCPStore(  # type: ignore[attr-defined]  # not in stub
         address, port, world, rank == 0, timeout, wait_for_workers=False, master_listen_fd=listener
     )
-    dist.init_process_group("gloo", timeout=timeout, store=store, rank=rank, world_size=world)
 
 
 def _all_are_here() -> bool:

@@ -17,7 +17,7 @@ from muxtune.plan import Plan
 from muxtune.support.errors import RunError, SpecError, UserError
 from muxtune.support.run_folder import LOCK, locked
 from muxtune.tasks import Workload
-from runtime import load_report, run_plan
+from runtime import RunOptions, load_report, run_plan
 from runtime.tasks.checkpoint import newest_checkpoint
 from tests.helpers import make_plan, make_task, write_examples
 from tests.integration.prepared import prepared_ranks
@@ -56,43 +56,43 @@ def _flip_a_bit(path: Path) -> None:
 
 def fail_at(rank: int, *, step: int) -> None:
     """Rank 0 raises before a step."""
-    from runtime.engine.runner import StageRunner
+    from runtime.engine.stepper import Stepper
 
-    sums = StageRunner._sum_gradients
+    sums = Stepper._sum_gradients
 
     def fail(self, action, active):
         if action.number == step and rank == 0:
             raise RuntimeError("on demand")
         sums(self, action, active)
 
-    StageRunner._sum_gradients = fail
+    Stepper._sum_gradients = fail
 
 
 def test_a_finished_run_is_not_made_shorter_and_stays_finished_while_it_is_made_longer(tmp_path, hf_dirs):
     plan, run_dir = _plan(tmp_path, hf_dirs, 9), tmp_path / "run"
     with prepared_ranks():
-        report = run_plan(plan, run_dir, steps=6, checkpoint_every=EVERY)
+        report = run_plan(plan, run_dir, RunOptions(steps=6, checkpoint_every=EVERY))
     finished = _content(run_dir)
 
     def assert_refused(steps: int) -> None:
         before = _content(run_dir)
         message = rf"^steps = {steps}: expected at least 6, the steps of the finished run in "
         with pytest.raises(SpecError, match=message):
-            run_plan(plan, run_dir, steps=steps, resume=True)
+            run_plan(plan, run_dir, RunOptions(steps=steps, resume=True))
         assert _content(run_dir) == before
 
     for steps in (1, 4, 5):
         assert_refused(steps)
-    assert run_plan(plan, run_dir, steps=6, resume=True) == report
+    assert run_plan(plan, run_dir, RunOptions(steps=6, resume=True)) == report
     assert _content(run_dir) == finished
 
     with prepared_ranks(partial(fail_at, step=7)), pytest.raises(RunError, match="on demand"):
-        run_plan(plan, run_dir, steps=9, resume=True, checkpoint_every=50)
+        run_plan(plan, run_dir, RunOptions(steps=9, resume=True, checkpoint_every=50))
     assert load_report(run_dir / "run-before.json") == report
     assert not (run_dir / "run.json").exists()
     assert_refused(5)  # the adapters of six steps are still there
     with prepared_ranks():
-        assert run_plan(plan, run_dir, resume=True).steps == 9
+        assert run_plan(plan, run_dir, RunOptions(resume=True)).steps == 9
         run_plan(plan, tmp_path / "undisturbed")
     assert not (run_dir / "run-before.json").exists()
     for task in plan.tasks:
@@ -104,7 +104,7 @@ def test_a_finished_run_is_not_made_shorter_and_stays_finished_while_it_is_made_
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(tmp_path, hf_dirs, rank):
     plan, run_dir = _plan(tmp_path, hf_dirs, 7), tmp_path / "run"
     with prepared_ranks(partial(fail_at, step=6)), pytest.raises(RunError, match="on demand"):
-        run_plan(plan, run_dir, checkpoint_every=EVERY)
+        run_plan(plan, run_dir, RunOptions(checkpoint_every=EVERY))
     checkpoints = run_dir / "checkpoints"
     newest = newest_checkpoint(checkpoints, 2)
     assert newest >= 4
@@ -113,7 +113,10 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(tmp_path, hf_dir
         prepared_ranks(),
         pytest.warns(UserWarning, match=rf"rank-{rank}\.safetensors: damaged.*; going on from the one"),
     ):
-        assert run_plan(plan, run_dir, resume=True, checkpoint_every=EVERY).first_step == newest - EVERY
+        assert (
+            run_plan(plan, run_dir, RunOptions(resume=True, checkpoint_every=EVERY)).first_step
+            == newest - EVERY
+        )
     assert (checkpoints / f"unused-step-{newest:06d}").is_dir()
     with prepared_ranks():
         run_plan(plan, tmp_path / "undisturbed")
@@ -125,12 +128,12 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(tmp_path, hf_dir
 def test_a_run_whose_checkpoints_are_all_damaged_does_not_silently_start_again(tmp_path, hf_dirs):
     plan, run_dir = _plan(tmp_path, hf_dirs, 7), tmp_path / "run"
     with prepared_ranks(partial(fail_at, step=6)), pytest.raises(RunError, match="on demand"):
-        run_plan(plan, run_dir, checkpoint_every=EVERY)
+        run_plan(plan, run_dir, RunOptions(checkpoint_every=EVERY))
     for path in (run_dir / "checkpoints").glob("*/rank-1.safetensors"):
         _flip_a_bit(path)
     before = _content(run_dir)
     with pytest.raises(UserError, match=r"^no checkpoint to resume from: .*rank-1.*damaged") as caught:
-        run_plan(plan, run_dir, resume=True)
+        run_plan(plan, run_dir, RunOptions(resume=True))
     assert "\n" not in str(caught.value)
     assert _content(run_dir) == before
 
@@ -140,10 +143,10 @@ def test_a_second_run_in_the_same_folder_is_refused_and_disturbs_nothing(tmp_pat
     plan, run_dir = _plan(tmp_path, hf_dirs, 5), tmp_path / "run"
     run_dir.mkdir()
     with locked(run_dir), pytest.raises(UserError, match=r"run is in use by another run \(process \d+ on "):
-        run_plan(plan, run_dir, resume=resume)
+        run_plan(plan, run_dir, RunOptions(resume=resume))
     assert [path.name for path in run_dir.iterdir()] == [LOCK]
     with prepared_ranks():
-        assert run_plan(plan, run_dir, resume=resume).steps == 5
+        assert run_plan(plan, run_dir, RunOptions(resume=resume)).steps == 5
 
 
 def test_a_run_ends_with_one_line_when_its_folder_vanishes(tmp_path, hf_dirs):
@@ -158,7 +161,7 @@ def test_a_run_ends_with_one_line_when_its_folder_vanishes(tmp_path, hf_dirs):
     with prepared_ranks():
         thief.start()
         with pytest.raises(RunError, match=r"the run's folder .*run is gone") as caught:
-            run_plan(plan, run_dir, checkpoint_every=EVERY)
+            run_plan(plan, run_dir, RunOptions(checkpoint_every=EVERY))
         thief.join()
     assert "\n" not in str(caught.value)
     assert rank_pids(run_dir) == {}
@@ -168,9 +171,9 @@ def test_a_run_ends_with_one_line_when_its_folder_vanishes(tmp_path, hf_dirs):
 def test_half_written_files_of_a_killed_run_go_at_the_next_start(tmp_path, hf_dirs):
     plan, run_dir = _plan(tmp_path, hf_dirs, 5), tmp_path / "run"
     with prepared_ranks(partial(fail_at, step=3)), pytest.raises(RunError, match="on demand"):
-        run_plan(plan, run_dir, checkpoint_every=EVERY)
+        run_plan(plan, run_dir, RunOptions(checkpoint_every=EVERY))
     left = run_dir / "tasks" / "a" / ".losses.csv.abcd1234"
     left.write_text("half")
     with prepared_ranks():
-        run_plan(plan, run_dir, resume=True)
+        run_plan(plan, run_dir, RunOptions(resume=True))
     assert not left.exists()

@@ -17,7 +17,7 @@ from muxtune.model import load_model_spec
 from muxtune.plan import Plan, save_plan
 from muxtune.support.errors import RunError, SpecError, UserError
 from muxtune.tasks import Workload
-from runtime import run_plan
+from runtime import RunOptions, run_plan
 from runtime.tasks.checkpoint import newest_checkpoint
 from tests.helpers import make_boundless_model, make_hf_model, make_plan, make_task, write_examples
 from tests.integration.prepared import prepared_ranks
@@ -52,7 +52,7 @@ def _adapter(run_dir: Path, task_id: str) -> dict:
 def test_after_kill_9_of_a_rank_a_resumed_run_ends_with_the_same_adapters(tmp_path, hf_dirs):
     plan = _plan(tmp_path, hf_dirs)
     with prepared_ranks():
-        run_plan(plan, tmp_path / "whole", checkpoint_every=EVERY)
+        run_plan(plan, tmp_path / "whole", RunOptions(checkpoint_every=EVERY))
 
     run_dir = tmp_path / "killed"
     checkpoints = run_dir / "checkpoints"
@@ -64,15 +64,15 @@ def test_after_kill_9_of_a_rank_a_resumed_run_ends_with_the_same_adapters(tmp_pa
     killer = threading.Thread(target=kill_rank_1)
     killer.start()
     with pytest.raises(RunError, match="rank 1: killed by SIGKILL"):
-        run_plan(plan, run_dir, checkpoint_every=EVERY)
+        run_plan(plan, run_dir, RunOptions(checkpoint_every=EVERY))
     killer.join()
     assert rank_pids(run_dir) == {}
     kept = newest_checkpoint(checkpoints, 2)
     assert kept is not None
     with pytest.raises(SpecError, match=f"expected more than {kept}"):
-        run_plan(plan, run_dir, steps=kept, resume=True)
+        run_plan(plan, run_dir, RunOptions(steps=kept, resume=True))
 
-    report = run_plan(plan, run_dir, checkpoint_every=EVERY, resume=True)
+    report = run_plan(plan, run_dir, RunOptions(checkpoint_every=EVERY, resume=True))
     assert report.first_step == kept
     for task in plan.tasks:
         resumed, whole = _adapter(run_dir, task.id), _adapter(tmp_path / "whole", task.id)
@@ -82,7 +82,7 @@ def test_after_kill_9_of_a_rank_a_resumed_run_ends_with_the_same_adapters(tmp_pa
             for folder in (run_dir, tmp_path / "whole")
         ]
         assert losses[0] == losses[1]
-    assert run_plan(plan, run_dir, resume=True) == report  # nothing left to do
+    assert run_plan(plan, run_dir, RunOptions(resume=True)) == report  # nothing left to do
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_task_and_step(tmp_path, hf_dirs):

@@ -20,7 +20,7 @@ from muxtune.plan import Parallelism, Plan, check_plan, extend_schedule, finish_
 from muxtune.schedule import COMPUTE, Template, load_trace
 from muxtune.support.errors import RunError
 from muxtune.tasks import PeftTask, Workload, load_task_data
-from runtime import run_plan, validate_run
+from runtime import RunOptions, run_plan, validate_run
 from runtime.reports.solo import train_solo
 from runtime.reports.validate import update_error
 from tests.helpers import make_boundless_model, make_plan, make_task, write_examples
@@ -141,12 +141,12 @@ def _mesh_plan(folder: Path, hf_dirs: dict[str, Path], *, tp: int, dp: int, **ch
 @pytest.mark.usefixtures("quick_ranks")
 def test_a_run_on_a_mesh_writes_everything_once_and_resumes_whole_adapters(tmp_path, hf_dirs):
     plan = _mesh_plan(tmp_path, hf_dirs, tp=2, dp=2)
-    run_plan(plan, tmp_path / "run", steps=3, checkpoint_every=2)
+    run_plan(plan, tmp_path / "run", RunOptions(steps=3, checkpoint_every=2))
     (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
     assert sorted(path.name for path in checkpoint.iterdir()) == [
         f"rank-{rank}.{kind}" for rank in (0, 1) for kind in ("safetensors", "sha256")
     ]
-    report = run_plan(plan, tmp_path / "run", resume=True)
+    report = run_plan(plan, tmp_path / "run", RunOptions(resume=True))
     assert report.first_step == 2
     _assert_trained_as_alone(plan, tmp_path / "run")
 
@@ -180,12 +180,13 @@ def test_torchrun_gives_the_same_adapters_and_peft_loads_them(tmp_path, hf_dirs)
     from transformers import AutoModelForCausalLM
 
     plan = _plan(CASES[0], tmp_path, hf_dirs)
-    run_plan(plan, tmp_path / "spawned", steps=3)
+    run_plan(plan, tmp_path / "spawned", RunOptions(steps=3))
     save_plan(plan, tmp_path / "plan.json")
     script = tmp_path / "train.py"
     script.write_text(
-        "import sys\nfrom pathlib import Path\nfrom runtime import run_plan\n"
-        "report = run_plan(Path(sys.argv[1]), Path(sys.argv[2]), steps=3)\nassert report.steps == 3\n"
+        "import sys\nfrom pathlib import Path\nfrom runtime import RunOptions, run_plan\n"
+        "report = run_plan(Path(sys.argv[1]), Path(sys.argv[2]), RunOptions(steps=3))\n"
+        "assert report.steps == 3\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += [str(script), str(tmp_path / "plan.json"), str(tmp_path / "joined")]

@@ -20,7 +20,7 @@ from muxtune.plan import Plan
 from muxtune.schedule import Template
 from muxtune.support.errors import RunError
 from muxtune.tasks import Workload
-from runtime import run_plan
+from runtime import RunOptions, run_plan
 from runtime.tasks import tenant as tenants
 from runtime.tasks.checkpoint_files import Owner, complete_checkpoints, load_rank_state, whole_checkpoint
 from runtime.tasks.tenant import is_finite
@@ -85,7 +85,7 @@ SAID = MappingProxyType(
 
 def spoil(rank: int, *, case: Case) -> None:
     """Have one rank's part of task ``b`` go wrong in one step; everything around it is the product's own."""
-    from runtime.engine.runner import StageRunner
+    from runtime.engine.stepper import Stepper
     from runtime.tasks.losses import LossLedger
 
     if rank != case.rank:
@@ -101,7 +101,7 @@ def spoil(rank: int, *, case: Case) -> None:
 
         LossLedger.close = close_badly
         return
-    sums = StageRunner._sum_gradients
+    sums = Stepper._sum_gradients
 
     def sum_badly(self, action, active):
         for tenant in active:
@@ -110,7 +110,7 @@ def spoil(rank: int, *, case: Case) -> None:
                 next(iter(tenant.parameters.values())).grad.view(-1)[0] = value
         sums(self, action, active)
 
-    StageRunner._sum_gradients = sum_badly
+    Stepper._sum_gradients = sum_badly
 
 
 def _plan(case: Case, folder: Path, hf_dirs: dict[str, Path]) -> Plan:
@@ -146,7 +146,7 @@ def _adapters(run_dir: Path, plan: Plan) -> dict[str, torch.Tensor]:
 
 def _run_into_fault(plan: Plan, run_dir: Path, before: Callable[[int], None] | None) -> str:
     with prepared_ranks(before), pytest.raises(RunError) as caught:
-        run_plan(plan, run_dir, checkpoint_every=EVERY)
+        run_plan(plan, run_dir, RunOptions(checkpoint_every=EVERY))
     assert rank_pids(run_dir) == {}
     return str(caught.value)
 
@@ -194,7 +194,7 @@ def test_a_step_that_is_not_finite_reaches_no_checkpoint_and_nobody_loses_anythi
     assert (status["state"], status["steps_done"]) == ("failed", BAD_STEP)
 
     with prepared_ranks():
-        assert run_plan(plan, run_dir, checkpoint_every=EVERY, resume=True).first_step == 6
+        assert run_plan(plan, run_dir, RunOptions(checkpoint_every=EVERY, resume=True)).first_step == 6
     resumed = _adapters(run_dir, plan)
     assert resumed.keys() == expected.keys()
     assert all(torch.equal(resumed[name], tensor) for name, tensor in expected.items())
@@ -206,8 +206,8 @@ def test_the_line_says_how_to_end_before_the_bad_step(tmp_path, hf_dirs):
     plan = _plan(case, tmp_path, hf_dirs)
     with prepared_ranks(partial(spoil, case=case)):
         with pytest.raises(RunError, match=r"checkpoint of step 5 is kept: --resume --steps 6 ends before"):
-            run_plan(plan, tmp_path / "run", checkpoint_every=5)
-        report = run_plan(plan, tmp_path / "run", resume=True, steps=6)
+            run_plan(plan, tmp_path / "run", RunOptions(checkpoint_every=5))
+        report = run_plan(plan, tmp_path / "run", RunOptions(resume=True, steps=6))
     assert (report.first_step, report.steps) == (5, 6)
 
 
@@ -218,7 +218,7 @@ def test_without_a_checkpoint_the_line_says_so(tmp_path, hf_dirs):
         prepared_ranks(partial(spoil, case=case)),
         pytest.raises(RunError, match=r"; no checkpoint was written before it; a new run with --steps 6"),
     ):
-        run_plan(plan, tmp_path / "run", checkpoint_every=50)
+        run_plan(plan, tmp_path / "run", RunOptions(checkpoint_every=50))
 
 
 def overdo(_rank: int) -> None:
@@ -237,7 +237,7 @@ def test_adapters_that_overflow_in_a_step_are_not_written(tmp_path, hf_dirs, ste
         prepared_ranks(overdo),
         pytest.raises(RunError, match=r"task b, step 1: adapter or optimizer state is"),
     ):
-        run_plan(plan, tmp_path / "run", checkpoint_every=EVERY, steps=steps)
+        run_plan(plan, tmp_path / "run", RunOptions(checkpoint_every=EVERY, steps=steps))
     assert complete_checkpoints(tmp_path / "run" / "checkpoints", pp) == []
     assert not list((tmp_path / "run").glob("tasks/*/adapter"))
     assert not (tmp_path / "run" / "run.json").exists()

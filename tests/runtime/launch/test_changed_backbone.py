@@ -13,7 +13,7 @@ from muxtune.model import backbone_digest, load_model_spec
 from muxtune.plan import Plan, finish_plan, record_backbone, save_plan
 from muxtune.support.errors import SpecError
 from muxtune.tasks import Workload
-from runtime import run_plan, validate_run
+from runtime import RunOptions, run_plan, validate_run
 from tests.helpers import make_plan, make_task, write_examples
 from tests.plans import changed
 
@@ -89,7 +89,7 @@ def test_resume_and_validate_refuse_what_the_run_did_not_begin_with(digest, chan
     alter(folder)
     message = rf"model\.source = '.*model': expected the {part} that the (plan was made for|run began with)"
     with pytest.raises(SpecError, match=message):
-        run_plan(plan, run_dir, resume=True)
+        run_plan(plan, run_dir, RunOptions(resume=True))
     with pytest.raises(SpecError, match=message):
         validate_run(plan, run_dir)
 
@@ -101,7 +101,7 @@ def test_what_changed_back_is_not_refused_for_that(folder, tmp_path):
     _scale_weights(folder)
     (folder / "model.safetensors").write_bytes(before)
     with pytest.raises(SpecError, match=r"^steps = 99: expected 1 to 5"):
-        run_plan(plan, run_dir, resume=True, steps=99)
+        run_plan(plan, run_dir, RunOptions(resume=True, steps=99))
     with pytest.raises(Exception, match=r"cannot read the report"):
         validate_run(plan, run_dir)
 
@@ -111,4 +111,4 @@ def test_a_record_that_is_damaged_is_named(folder, tmp_path):
     run_dir = _begun(plan, tmp_path / "run")
     (run_dir / "backbone.json").write_text('{"config": 3}')
     with pytest.raises(SpecError, match=r"^\S*backbone\.json: config = 3: expected "):
-        run_plan(plan, run_dir, resume=True)
+        run_plan(plan, run_dir, RunOptions(resume=True))

@@ -10,7 +10,7 @@ from muxtune.model import PRESETS, load_model_spec
 from muxtune.plan import Plan, finish_plan, load_plan, save_plan
 from muxtune.support.errors import SpecError, UserError
 from muxtune.tasks import Workload
-from runtime import run_plan
+from runtime import RunOptions, run_plan
 from runtime.launch import run
 from tests.helpers import make_hf_model, make_plan, make_task, write_examples
 from tests.plans import changed
@@ -25,7 +25,7 @@ def plan(tmp_path) -> Plan:
 def _refused(plan: Plan | Path, out_dir: Path, message: str, kind: type[UserError] = SpecError, **options):
     existed = out_dir.exists()
     with pytest.raises(kind, match=message) as caught:
-        run_plan(plan, out_dir, **options)
+        run_plan(plan, out_dir, RunOptions(**options))
     assert "\n" not in str(caught.value)
     assert out_dir.exists() == existed
 
@@ -154,7 +154,7 @@ def test_a_start_that_was_killed_before_there_was_a_plan_is_done_anew(
     began = []
     monkeypatch.setattr(run, "launch_ranks", lambda job, *_: began.append(job.first_step))
     monkeypatch.setattr(run, "load_report", lambda path: path)
-    run_plan(plan, out_dir, resume=resume)
+    run_plan(plan, out_dir, RunOptions(resume=resume))
     assert began == [0]
     assert load_plan(out_dir / "plan.json") == plan
     assert not list(out_dir.glob(".plan.json.*"))

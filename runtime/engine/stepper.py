@@ -1,0 +1,145 @@
+"""Takes optimizer steps: sums of losses and gradients, norms, the step, and the verdict before it counts."""
+
+# K tasks that still train
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from muxtune.schedule import COMPUTE, Action
+from runtime.distributed.mesh import RankMesh
+from runtime.engine.recorder import Recorder
+from runtime.tasks.gradients import sum_over_replicas, sum_over_shards
+from runtime.tasks.losses import LossLedger, StepLoss, step_losses
+from runtime.tasks.tenant import Tenant
+from runtime.tasks.verdict import StepVerdict
+
+
+@dataclass(frozen=True, slots=True)
+class _Unsettled:
+    """An optimizer step whose verdict is not there yet."""
+
+    action: Action
+    verdict: StepVerdict
+    losses: dict[str, StepLoss]
+    """Per task id; on the last stage only."""
+
+
+class Stepper:
+    """The optimizer steps of one rank.
+
+    Args:
+        mesh: Place of the rank in the mesh.
+        tenants: Tenants of each hTask.
+        ledger: Sums of the losses of steps that are under way.
+        recorder: Gets the spans, and the losses of steps that count.
+        on_step: Called with hTask and step when an optimizer step counts, before the hTask goes on.
+    """
+
+    def __init__(
+        self,
+        mesh: RankMesh,
+        tenants: Sequence[Sequence[Tenant]],
+        ledger: LossLedger,
+        recorder: Recorder,
+        *,
+        on_step: Callable[[int, int], None],
+    ) -> None:
+        self._mesh = mesh
+        self._tenants = tenants
+        self._ledger = ledger
+        self._recorder = recorder
+        self._on_step = on_step
+        self._unsettled: deque[_Unsettled] = deque()
+        """Steps that do not count yet, in order."""
+
+    def step(self, action: Action) -> None:
+        """Take a step of an hTask; it counts once it is settled.
+
+        Raises:
+            NonFiniteError: As :meth:`settle`.
+            PeerLostError: As :meth:`settle`.
+        """
+        h, step, recorder = action.htask, action.number, self._recorder
+        self.settle()
+        sums = self._step_sums(action) if self._mesh.last else None
+        active = [tenant for tenant in self._tenants[h] if step < tenant.task.steps]
+        self._sum_gradients(action, active)
+        verdict = self._verdict(action, active, None if sums is None else sums[1])
+        start = recorder.now()
+        for tenant, norm, refused in zip(active, verdict.norms, verdict.refused, strict=True):
+            tenant.step(step, norm, refused)
+        verdict.tell()
+        recorder.span(COMPUTE, action, start)
+        losses = {}
+        if sums is not None:  # at the end, for it stops the host until a GPU has come here
+            wall_s = recorder.wall_s()
+            losses = {
+                task_id: StepLoss(step, loss, targets, wall_s)
+                for task_id, (loss, targets) in step_losses(*sums).items()
+            }
+        self._unsettled.append(_Unsettled(action, verdict, losses))
+        if self._mesh.stages is None:
+            self.settle(h)
+        recorder.settle()
+
+    def settle(self, htask: int | None = None, *, wait: bool = False) -> None:
+        """Let the steps count whose verdicts are there, in order.
+
+        Args:
+            htask: Wait for those up to its last one.
+            wait: Wait for all.
+
+        Raises:
+            NonFiniteError: A loss or a gradient of a step is not finite; on the rank that keeps the losses.
+            PeerLostError: The same on all others; or a neighbouring rank is gone.
+        """
+        pending = self._unsettled
+        waited = len(pending) if wait else 0
+        if htask is not None:
+            waited = max((i + 1 for i, each in enumerate(pending) if each.action.htask == htask), default=0)
+        while pending and (waited > 0 or pending[0].verdict.is_known()):
+            waited -= 1
+            settled = pending.popleft()
+            settled.verdict.pronounce()
+            for task_id, loss in settled.losses.items():
+                self._recorder.losses[task_id].append(loss)
+            self._on_step(settled.action.htask, settled.action.number)
+
+    def _step_sums(self, action: Action) -> tuple[dict[str, int], Tensor]:
+        """Targets per task id, and the sums ``[K]`` of all replicas."""
+        targets, nll_K = self._ledger.close(action)
+        replicas = self._mesh.replicas
+        if replicas is not None:
+            self._recorder.wait(action, partial(replicas.sum_, nll_K))
+        return targets, nll_K
+
+    def _sum_gradients(self, action: Action, active: Sequence[Tenant]) -> None:
+        """Give all ranks that hold a parameter its whole gradient, so that they step it alike."""
+        shards, replicas = self._mesh.shard.team, self._mesh.replicas
+        if shards is not None:
+            self._recorder.wait(action, partial(sum_over_shards, active, shards))
+        if replicas is not None:
+            self._recorder.wait(action, partial(sum_over_replicas, active, replicas))
+
+    def _verdict(self, action: Action, active: Sequence[Tenant], nll_K: Tensor | None) -> StepVerdict:
+        """The verdict as far as it is needed for the step: with the other stages' part if a task clips."""
+        recorder = self._recorder
+        start = recorder.now()
+        squared_K = torch.stack([tenant.squared_gradient_norm() for tenant in active])
+        recorder.span(COMPUTE, action, start)
+        shards = self._mesh.shard.team
+        if shards is not None:
+            recorder.wait(action, partial(shards.sum_, squared_K))
+        start = recorder.now()
+        verdict = StepVerdict(self._mesh, action.number, active, squared_K=squared_K, nll_K=nll_K)
+        recorder.span(COMPUTE, action, start)
+        if self._mesh.stages is not None and any(t.task.max_grad_norm is not None for t in active):
+            recorder.wait(action, partial(verdict.meet, self._mesh.stages))
+        return verdict

@@ -18,10 +18,28 @@ from torch import Tensor
 
 from muxtune.support.errors import UserError
 
+__all__ = [
+    "CHECKED_TORCH",
+    "PRIVATE_NAMES",
+    "Backend",
+    "OpOverload",
+    "Store",
+    "abort_groups",
+    "default_store",
+    "find",
+    "gloo_options",
+    "intercepting",
+    "is_profiling",
+    "set_group_timeout",
+    "storage_key",
+    "tensor_norms",
+    "writes",
+]
+
 if TYPE_CHECKING:
-    from torch._C._distributed_c10d import Backend as Backend
-    from torch._C._distributed_c10d import Store as Store
-    from torch._ops import OpOverload as OpOverload
+    from torch._C._distributed_c10d import Backend
+    from torch._C._distributed_c10d import Store
+    from torch._ops import OpOverload
 
 CHECKED_TORCH = "2.13"
 """Release of torch that the names are tested with; by its sources, the oldest that we allow has them too."""

@@ -37,8 +37,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from torch._C._distributed_c10d import Backend
-    from torch._C._distributed_c10d import Store
+    from torch._C._distributed_c10d import Backend, Store
     from torch._ops import OpOverload
 
 CHECKED_TORCH = "2.13"

@@ -37,7 +37,7 @@ class RunOptions(BaseModel):
     checkpoint_every: int = CHECKPOINT_EVERY
     """Iterations between checkpoints."""
     metered_steps: int = 1
-    """First steps of each hTask in which the bytes of every micro-batch are counted, and which that slows by a
+    """First steps of each hTask in which the bytes of every micro-batch are counted, which that slows by a
     few percent; later ones are taken to be alike."""
     peer_timeout_s: float = PEER_TIMEOUT_S
     """A rank that keeps another one waiting for longer is taken to hang."""

@@ -13,49 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from muxtune.model.spec import Family
+from muxtune.model.families import BackboneFamily, Fields, says_nothing
 from muxtune.support.errors import SpecError
-
-Fields = Mapping[str, Any]
-"""Keys and values of a configuration."""
-
-EXECUTED: dict[Family, frozenset[str]] = {
-    "llama": frozenset(
-        "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
-        "head_dim max_position_embeddings hidden_act rms_norm_eps rope_parameters rope_scaling rope_theta "
-        "partial_rotary_factor attention_bias mlp_bias tie_word_embeddings".split()
-    ),
-    "gpt2": frozenset(
-        "vocab_size n_embd hidden_size n_inner n_layer num_hidden_layers n_head num_attention_heads "
-        "n_positions max_position_embeddings activation_function layer_norm_epsilon "
-        "tie_word_embeddings".split()
-    ),
-    "opt": frozenset(
-        "vocab_size hidden_size ffn_dim num_hidden_layers num_attention_heads max_position_embeddings "
-        "word_embed_proj_dim activation_function enable_bias tie_word_embeddings".split()
-    ),
-}
-"""Keys whose every value is executed, or is refused where its shape is read."""
-
-_ANY_FAMILY: dict[str, Any] = {"is_encoder_decoder": False}
-
-PLAIN: dict[Family, Fields] = {
-    "llama": _ANY_FAMILY | {"sliding_window": None},
-    "gpt2": _ANY_FAMILY
-    | {
-        "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": False,
-        "reorder_and_upcast_attn": False,
-        "add_cross_attention": False,
-    },
-    "opt": _ANY_FAMILY
-    | {
-        "do_layer_norm_before": True,
-        "_remove_final_layer_norm": False,
-        "layer_norm_elementwise_affine": True,
-    },
-}
-"""Keys that change what is computed, with the only value that is executed."""
 
 HARMLESS: frozenset[str] = frozenset(
     # What it is, and how it was stored
@@ -85,26 +44,11 @@ HARMLESS: frozenset[str] = frozenset(
 )
 """Keys that change no result, whatever their value."""
 
-ROPE: dict[str, frozenset[str]] = {
-    "default": frozenset(),
-    "linear": frozenset({"factor"}),
-    "llama3": frozenset({"factor", "low_freq_factor", "high_freq_factor"}),
-}
-"""Rotary tables that do not change with the length, by ``rope_type``, and the keys that each reads."""
-
-_ROPE_COMMON = frozenset({"rope_type", "type", "rope_theta", "original_max_position_embeddings"})
-
 ACTIVATIONS: frozenset[str] = frozenset(
     "gelu gelu_10 gelu_accurate gelu_fast gelu_new gelu_python gelu_python_tanh gelu_pytorch_tanh hardswish "
     "laplace leaky_relu linear mish quick_gelu relu relu2 relu6 sigmoid silu sqrtsoftplus swish tanh".split()
 )
 """Transformers' activations without parameters of their own."""
-
-_ACTIVATION_KEYS: dict[Family, str] = {
-    "llama": "hidden_act",
-    "gpt2": "activation_function",
-    "opt": "activation_function",
-}
 
 
 def check_not_foreign(raw: Fields, where: Path) -> None:
@@ -127,7 +71,7 @@ def check_not_foreign(raw: Fields, where: Path) -> None:
 NO_FOREIGN_CODE = "none: a folder's own code is never run, and it would make another model or tokenizer"
 
 
-def check_known(raw: Fields, family: Family, where: Path) -> None:
+def check_known(raw: Fields, family: BackboneFamily, where: Path) -> None:
     """Refuse every key that is in no table of the family, unless it says nothing.
 
     Args:
@@ -138,14 +82,16 @@ def check_known(raw: Fields, family: Family, where: Path) -> None:
     Raises:
         SpecError: Names the key.
     """
-    known = EXECUTED[family] | PLAIN[family].keys() | HARMLESS
+    known = family.executed_keys | family.fixed_keys.keys() | HARMLESS
     for key, value in raw.items():
-        if key not in known and not _says_nothing(value):
-            expected = f"a key of {family}; this one may change what is computed (remove it if it does not)"
+        if key not in known and not says_nothing(value):
+            expected = (
+                f"a key of {family.name}; this one may change what is computed (remove it if it does not)"
+            )
             raise SpecError(f"{where}: {key}", value, expected)
 
 
-def check_values(loaded: Fields, family: Family, where: Path) -> None:
+def check_values(loaded: Fields, family: BackboneFamily, where: Path) -> None:
     """Refuse a key with another value than the one that is executed, and an activation with parameters.
 
     Args:
@@ -156,11 +102,11 @@ def check_values(loaded: Fields, family: Family, where: Path) -> None:
     Raises:
         SpecError: Names the key, its value and what was expected.
     """
-    for key, value in PLAIN[family].items():
+    for key, value in family.fixed_keys.items():
         found = loaded.get(key)
         if found is not None and found != value:
             raise SpecError(f"{where}: {key}", found, str(value))
-    activation = _ACTIVATION_KEYS[family]
+    activation = family.activation_key
     if loaded[activation] not in ACTIVATIONS:
         expected = f"an activation of transformers without parameters: {', '.join(sorted(ACTIVATIONS))}"
         raise SpecError(f"{where}: {activation}", loaded[activation], expected)
@@ -182,30 +128,7 @@ def check_aliases(raw: Fields, names: Mapping[str, str], where: Path) -> None:
             raise SpecError(f"{where}: {alias}", raw[alias], f"{raw[name]}, as {name} says")
 
 
-def check_rope(rope: Fields, where: Path) -> None:
-    """Refuse rotary tables that change with the length, and parameters that their type does not read.
-
-    Raises:
-        SpecError: Names the key.
-    """
-    field, kind = f"{where}: rope_parameters", rope.get("rope_type")
-    if not isinstance(kind, str) or kind not in ROPE:
-        expected = "default, linear or llama3: tables that do not change with the length"
-        raise SpecError(f"{field}.rope_type", kind, expected)
-    if rope.get("partial_rotary_factor") not in (None, 1.0):
-        expected = "1.0: heads are rotated whole"
-        raise SpecError(f"{field}.partial_rotary_factor", rope["partial_rotary_factor"], expected)
-    known = ROPE[kind] | _ROPE_COMMON | {"partial_rotary_factor"}
-    for key, value in rope.items():
-        if key not in known and not _says_nothing(value):
-            raise SpecError(f"{field}.{key}", value, f"no key that rope_type {kind} does not read")
-
-
-def deciding(raw: Fields, family: Family) -> dict[str, Any]:
+def deciding(raw: Fields, family: BackboneFamily) -> dict[str, Any]:
     """The part of a configuration that decides results."""
-    keys = EXECUTED[family] | PLAIN[family].keys()
+    keys = family.executed_keys | family.fixed_keys.keys()
     return {key: raw[key] for key in sorted(keys) if raw.get(key) is not None}
-
-
-def _says_nothing(value: object) -> bool:
-    return value is None or value is False or (isinstance(value, str | list | dict) and not value)

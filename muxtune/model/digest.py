@@ -17,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from muxtune.model.config_keys import deciding
+from muxtune.model.families import FAMILIES
 from muxtune.model.spec import ModelSpec
 from muxtune.model.stored import weight_files
 from muxtune.support.cache import cache_folder
@@ -83,7 +84,9 @@ def backbone_digest(model: ModelSpec) -> BackboneDigest | None:
     tokenizer = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
     try:
         return BackboneDigest(
-            config=_digest(deciding(json.loads((folder / "config.json").read_bytes()), model.family)),
+            config=_digest(
+                deciding(json.loads((folder / "config.json").read_bytes()), FAMILIES[model.family])
+            ),
             tokenizer=_digest_files(folder, tokenizer),
             weights=_digest_files(folder, weight_files(folder)),
         )

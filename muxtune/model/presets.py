@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from muxtune.model.spec import Family, ModelSpec
+from muxtune.model.families import FAMILIES
+from muxtune.model.spec import ModelSpec
 
 BYTE_VOCAB = 264
 """256 bytes, BOS, EOS and padding, rounded up to a multiple of 8."""
 
-_WITH_BIASES = {"attention_bias": True, "mlp_bias": True, "tied_embeddings": True}
 
-_OF_FAMILY: dict[Family, dict[str, object]] = {
-    "llama": {"activation": "silu"},
-    "gpt2": {"activation": "gelu_new", **_WITH_BIASES},
-    "opt": {"activation": "relu", **_WITH_BIASES},
-}
-
-
-def _preset(family: Family, name: str, **shape: object) -> ModelSpec:
+def _preset(family: str, name: str, **shape: object) -> ModelSpec:
     common = {"name": name, "family": family, "source": "preset", "norm_eps": 1e-5}
-    return ModelSpec.model_validate(common | _OF_FAMILY[family] | shape)
+    return ModelSpec.model_validate(common | dict(FAMILIES[family].preset) | shape)
 
 
-def _tiny(family: Family, name: str, **shape: object) -> ModelSpec:
+def _tiny(family: str, name: str, **shape: object) -> ModelSpec:
     return _preset(
         family,
         name,
@@ -35,7 +28,7 @@ def _tiny(family: Family, name: str, **shape: object) -> ModelSpec:
     )
 
 
-def _published(family: Family, name: str, **shape: object) -> ModelSpec:
+def _published(family: str, name: str, **shape: object) -> ModelSpec:
     return _preset(family, name, dtype="bfloat16", **shape)
 
 

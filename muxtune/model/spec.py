@@ -5,14 +5,29 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
+from muxtune.model.families import FAMILIES, LayerInput
 from muxtune.support.errors import SpecError
 from muxtune.support.strict_models import StrictModel
 
 Dtype = Literal["float32", "float64", "bfloat16"]
-Family = Literal["llama", "gpt2", "opt"]
-LayerInput = Literal["attention", "attended", "mlp", "inner"]
+
+
+def _known_family(name: str) -> str:
+    if name not in FAMILIES:
+        *others, last = map(repr, FAMILIES)
+        raise PydanticCustomError(
+            "literal_error", "{expected}", {"expected": f"{', '.join(others)} or {last}"}
+        )
+    return name
+
+
+Family = Annotated[
+    str, AfterValidator(_known_family), WithJsonSchema({"enum": list(FAMILIES), "type": "string"})
+]
+"""Name of one of the families."""
 
 DTYPE_BYTES: dict[str, int] = {"float32": 4, "float64": 8, "bfloat16": 2}
 
@@ -20,8 +35,7 @@ ALL_LINEAR = "all-linear"
 """Target that stands for every linear of a layer."""
 
 LAYER_INPUTS: tuple[LayerInput, ...] = ("attention", "attended", "mlp", "inner")
-"""Tensors of a layer that linears read, in the order of execution: output of the first norm (for queries,
-keys and values), attended values, output of the second norm, and what the last linear of the MLP reads."""
+"""What linears read, in the order of execution."""
 
 
 class LinearSpec(StrictModel):
@@ -102,66 +116,40 @@ class ModelSpec(StrictModel):
     @property
     def gated(self) -> bool:
         """Whether the MLP multiplies an activated gate with an up-projection."""
-        return self.family == "llama"
+        return FAMILIES[self.family].gated
 
     @property
     def rms_norm(self) -> bool:
         """Whether norms divide by the root mean square; otherwise they are layer norms, with a bias."""
-        return self.family == "llama"
+        return FAMILIES[self.family].rms_norm
 
     @property
     def learned_positions(self) -> bool:
         """Whether positions are rows of a table; otherwise queries and keys are rotated."""
-        return self.family != "llama"
+        return FAMILIES[self.family].positions is not None
 
     @property
     def position_offset(self) -> int:
-        """Row of the position table for position 0; OPT's has two rows before it that nothing reads."""
-        return 2 if self.family == "opt" else 0
+        """Row of the position table for position 0."""
+        return FAMILIES[self.family].position_offset
 
     @property
     def transposed_weights(self) -> bool:
         """Whether the linears are Hugging Face's Conv1D, with weights of shape [in, out]."""
-        return self.family == "gpt2"
+        return FAMILIES[self.family].transposed_weights
 
     @property
     def layer_prefix(self) -> str:
         """Hugging Face module path of the layers; the layer's index follows."""
-        return {"llama": "model.layers", "gpt2": "transformer.h", "opt": "model.decoder.layers"}[self.family]
+        return FAMILIES[self.family].layers
 
     @property
     def linears(self) -> tuple[LinearSpec, ...]:
         """The frozen linears of one layer, in the order of execution."""
-        hidden, ffn = self.hidden, self.ffn
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        shapes: dict[Family, tuple[tuple[str, int, int, LayerInput], ...]] = {
-            "llama": (
-                ("self_attn.q_proj", hidden, q, "attention"),
-                ("self_attn.k_proj", hidden, kv, "attention"),
-                ("self_attn.v_proj", hidden, kv, "attention"),
-                ("self_attn.o_proj", q, hidden, "attended"),
-                ("mlp.gate_proj", hidden, ffn, "mlp"),
-                ("mlp.up_proj", hidden, ffn, "mlp"),
-                ("mlp.down_proj", ffn, hidden, "inner"),
-            ),
-            "gpt2": (
-                ("attn.c_attn", hidden, q + 2 * kv, "attention"),
-                ("attn.c_proj", q, hidden, "attended"),
-                ("mlp.c_fc", hidden, ffn, "mlp"),
-                ("mlp.c_proj", ffn, hidden, "inner"),
-            ),
-            "opt": (
-                ("self_attn.q_proj", hidden, q, "attention"),
-                ("self_attn.k_proj", hidden, kv, "attention"),
-                ("self_attn.v_proj", hidden, kv, "attention"),
-                ("self_attn.out_proj", q, hidden, "attended"),
-                ("fc1", hidden, ffn, "mlp"),
-                ("fc2", ffn, hidden, "inner"),
-            ),
-        }
         return tuple(
             LinearSpec(name=name, in_features=i, out_features=o, reads=reads)
-            for name, i, o, reads in shapes[self.family]
+            for name, i, o, reads in FAMILIES[self.family].linears(self.hidden, self.ffn, q, kv)
         )
 
     @lru_cache(maxsize=4096)  # noqa: B019  # specs are few, and asked about every operator of a search

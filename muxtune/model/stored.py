@@ -12,19 +12,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from muxtune.model.parameters import EMBEDDING, HEAD, Shape, base_prefix, parameter_shapes
-from muxtune.model.spec import Family, ModelSpec
+from muxtune.model.families import FAMILIES
+from muxtune.model.parameters import HEAD, Shape, parameter_shapes
+from muxtune.model.spec import ModelSpec
 from muxtune.support.errors import SpecError
 
 _FLOATS = {"F64", "F32", "F16", "BF16"}
-
-_DERIVED: dict[Family, re.Pattern[str]] = {
-    "llama": re.compile(r"(model\.)?(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"),
-    "gpt2": re.compile(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias"),
-    "opt": re.compile(r"(model\.)?decoder\.version"),
-}
-"""Buffers that older versions of transformers stored although the configuration gives them: frequencies,
-causal masks, a version number."""
 
 _SHOWN_NAMES = 3
 
@@ -111,7 +104,7 @@ def locate_tensors(spec: ModelSpec) -> dict[str, StoredTensor]:
             expected = f"weights in {', '.join(sorted(_FLOATS))}; {name} is {place.dtype}"
             raise SpecError("model.source", spec.source, expected)
     if spec.tied_embeddings:
-        embedding = EMBEDDING[spec.family]
+        embedding = FAMILIES[spec.family].embedding
         places.setdefault(HEAD, places.get(embedding, next(iter(places.values()))))
         places.setdefault(embedding, places[HEAD])
     return places
@@ -131,16 +124,16 @@ def match_names(spec: ModelSpec, stored: Iterable[str]) -> dict[str, str]:
     if len(found) < spec.layers:  # a number of layers that nobody wants listed, too
         expected = f"weights for all of the model; missing some, as {len(found)} are for {spec.layers} layers"
         raise SpecError("model.source", spec.source, expected)
-    wanted = parameter_shapes(spec)
+    wanted, family = parameter_shapes(spec), FAMILIES[spec.family]
     names: dict[str, str] = {}
     unused = []
     for key in found:
-        name = next((each for each in _possible_names(key, base_prefix(spec.family)) if each in wanted), None)
+        name = next((each for each in _possible_names(key, family.prefix) if each in wanted), None)
         if name is not None and name not in names:
             names[name] = key
-        elif not _DERIVED[spec.family].fullmatch(key):
+        elif not family.derived_tensors.fullmatch(key):
             unused.append(key)
-    stands_for = {HEAD: EMBEDDING[spec.family]} if spec.tied_embeddings else {}
+    stands_for = {HEAD: family.embedding} if spec.tied_embeddings else {}
     if HEAD in names:
         stands_for |= {embedding: HEAD for embedding in stands_for.values()}
     missing = [name for name in wanted if name not in names and name not in stands_for]
@@ -193,13 +186,12 @@ def _hint(spec: ModelSpec, unused: list[str]) -> str:
     if any(_QUANTIZED.search(name) for name in unused):
         return " (quantized weights are not executed)"
     linears = {f".{linear.name}.bias": linear for linear in spec.linears}
+    attention, mlp = FAMILIES[spec.family].bias_keys
     keys = {
-        "attention_bias" if linear.reads in {"attention", "attended"} else "mlp_bias"
+        attention if linear.reads in {"attention", "attended"} else mlp
         for suffix, linear in linears.items()
         if any(name.endswith(suffix) for name in unused)
     }
     if not keys:
         return ""
-    if spec.family == "opt":
-        return " (enable_bias is false)"
     return f" ({' and '.join(sorted(keys))} {'is' if len(keys) == 1 else 'are'} false)"

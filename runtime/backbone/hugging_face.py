@@ -5,12 +5,13 @@ from __future__ import annotations
 import pickle
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from muxtune.model import ModelSpec, check_stored, is_pickled, match_names, weight_files
 from muxtune.support.errors import SpecError
+from runtime.backbone.families import FAMILY_PARTS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -24,65 +25,17 @@ def torch_dtype(spec: ModelSpec) -> torch.dtype:
 
 def hf_config(spec: ModelSpec) -> PreTrainedConfig:
     """Configuration of the backbone: the directory's own, or a preset's with all dropouts 0."""
-    from transformers import (  # noqa: PLC0415  # seconds to import
-        AutoConfig,
-        GPT2Config,
-        LlamaConfig,
-        OPTConfig,
-    )
+    from transformers import AutoConfig  # noqa: PLC0415  # seconds to import
 
     if spec.source != "preset":
         return AutoConfig.from_pretrained(spec.source, local_files_only=True, trust_remote_code=False)
-    common: dict[str, Any] = {
+    common = {
         "vocab_size": spec.vocab,
         "bos_token_id": None,
         "eos_token_id": None,
         "tie_word_embeddings": spec.tied_embeddings,
     }
-    if spec.family == "llama":
-        return LlamaConfig(
-            hidden_size=spec.hidden,
-            intermediate_size=spec.ffn,
-            num_hidden_layers=spec.layers,
-            num_attention_heads=spec.heads,
-            num_key_value_heads=spec.kv_heads,
-            head_dim=spec.head_dim,
-            hidden_act=spec.activation,
-            max_position_embeddings=spec.max_positions,
-            rms_norm_eps=spec.norm_eps,
-            rope_parameters={"rope_type": "default", "rope_theta": spec.rope_theta},
-            attention_bias=spec.attention_bias,
-            mlp_bias=spec.mlp_bias,
-            attention_dropout=0.0,
-            **common,
-        )
-    if spec.family == "opt":
-        return OPTConfig(
-            hidden_size=spec.hidden,
-            ffn_dim=spec.ffn,
-            num_hidden_layers=spec.layers,
-            num_attention_heads=spec.heads,
-            activation_function=spec.activation,
-            max_position_embeddings=spec.max_positions,
-            enable_bias=spec.attention_bias,
-            dropout=0.0,
-            attention_dropout=0.0,
-            pad_token_id=None,
-            **common,
-        )
-    return GPT2Config(
-        n_positions=spec.max_positions,
-        n_embd=spec.hidden,
-        n_layer=spec.layers,
-        n_head=spec.heads,
-        n_inner=spec.ffn,
-        activation_function=spec.activation,
-        layer_norm_epsilon=spec.norm_eps,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        **common,
-    )
+    return FAMILY_PARTS[spec.family].config(spec, common)
 
 
 def load_hf_model(spec: ModelSpec) -> PreTrainedModel:

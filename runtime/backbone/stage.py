@@ -15,12 +15,10 @@ from muxtune.peft import EMBEDDING, Attachment, TrainedTensor, attachments, embe
 from muxtune.support.errors import SpecError
 from muxtune.tasks import PeftTask
 from runtime.backbone.blocks import SiteAdapters
-from runtime.backbone.gpt2 import gpt2_embedding, gpt2_head, gpt2_layer
+from runtime.backbone.families import FAMILY_PARTS
 from runtime.backbone.hugging_face import hf_config
 from runtime.backbone.layers import DecoderLayer, Embedding, Head, Weights
 from runtime.backbone.linear import SharedLinear
-from runtime.backbone.llama import llama_embedding, llama_head, llama_layer, llama_rope
-from runtime.backbone.opt import opt_embedding, opt_head, opt_layer
 from runtime.data.batch import MicrobatchTensors
 from runtime.distributed.sharding import (
     INPUTS,
@@ -67,23 +65,13 @@ class Stage(nn.Module):
         self._shard = shard
         self._device = device
         self._layer_numbers = layers
-        self.embedding: Embedding | None = None
-        self.head: Head | None = None
-        if spec.family == "llama":
-            rope = llama_rope(spec, hf_config(spec), device)
-            built = [llama_layer(spec, weights, i, rope, shard) for i in layers]
-            self.embedding = llama_embedding(weights, shard) if first else None
-            self.head = llama_head(spec, weights, shard) if last else None
-        elif spec.family == "opt":
-            built = [opt_layer(spec, weights, i, shard) for i in layers]
-            self.embedding = opt_embedding(spec, weights, shard) if first else None
-            self.head = opt_head(spec, weights, shard) if last else None
-        else:
-            built = [gpt2_layer(spec, weights, i, shard) for i in layers]
-            self.embedding = gpt2_embedding(weights, shard) if first else None
-            self.head = gpt2_head(spec, weights, shard) if last else None
         self.embedded = SiteAdapters()
         """Adapters on the output of the embedding."""
+        parts = FAMILY_PARTS[spec.family]
+        rope = parts.rope(spec, hf_config(spec), device)
+        built = [parts.layer(spec, weights, i, rope, shard) for i in layers]
+        self.embedding: Embedding | None = parts.embedding(spec, weights, shard) if first else None
+        self.head: Head | None = parts.head(spec, weights, shard) if last else None
         self.layers = nn.ModuleList(built)
         self._layers: list[DecoderLayer] = built
         self._task_parameters: dict[str, dict[str, nn.Parameter]] = {}

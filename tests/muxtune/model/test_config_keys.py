@@ -10,7 +10,8 @@ from transformers import GPT2Config, LlamaConfig, OPTConfig
 from transformers.activations import ACT2FN
 
 from muxtune.model import spec_from_hf
-from muxtune.model.config_keys import ACTIVATIONS, EXECUTED, HARMLESS, PLAIN, ROPE
+from muxtune.model.config_keys import ACTIVATIONS, HARMLESS
+from muxtune.model.families import FAMILIES, ROPE
 from muxtune.support.errors import SpecError
 from tests.muxtune.model.folders import CONFIGS, GPT2, LLAMA, OPT, write_config
 
@@ -32,7 +33,7 @@ ROPE_LLAMA3 = {
 def test_every_key_that_transformers_writes_is_in_one_table(family):
     """A new version of transformers with a new key fails here, until somebody has looked at what it does."""
     written = CLASSES[family]().to_dict().keys() | CLASSES[family].attribute_map.keys()
-    tables = [EXECUTED[family], PLAIN[family].keys(), HARMLESS]
+    tables = [FAMILIES[family].executed_keys, FAMILIES[family].fixed_keys.keys(), HARMLESS]
     assert written <= frozenset().union(*tables)
     for i, one in enumerate(tables):
         assert not any(one & other for other in tables[i + 1 :])
@@ -116,7 +117,7 @@ def test_what_is_not_executed_is_refused_by_its_key(content, key, value, tmp_pat
 def test_every_key_with_one_value_is_tried():
     """So that a key is not added to the table without its refusal being seen."""
     tried = {(content["model_type"], key) for content, key, _ in OTHER_VALUES}
-    assert {(family, key) for family, plain in PLAIN.items() for key in plain} <= tried
+    assert {(family, key) for family, each in FAMILIES.items() for key in each.fixed_keys} <= tried
 
 
 @pytest.mark.parametrize(
@@ -202,7 +203,8 @@ def test_a_configuration_without_model_type_is_not_guessed_from_its_path(tmp_pat
 def test_every_key_stands_in_the_documents_table():
     text = (ROOT / "docs" / "backbones.md").read_text()
     listed = set(re.findall(r"`([^`\s]+)`", text))
-    tables = [*EXECUTED.values(), *(plain.keys() for plain in PLAIN.values()), HARMLESS, ROPE.keys()]
+    families = FAMILIES.values()
+    tables = [f.executed_keys | f.fixed_keys.keys() for f in families] + [HARMLESS, ROPE.keys()]
     assert set().union(*tables) <= listed
 
 

@@ -9,7 +9,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from muxtune.model import spec_from_hf
-from muxtune.model.config_keys import ACTIVATIONS, EXECUTED, ROPE
+from muxtune.model.config_keys import ACTIVATIONS
+from muxtune.model.families import FAMILIES, ROPE
 from runtime.backbone.stage import Stage
 from runtime.backbone.weights import open_weights
 from runtime.data.batch import build_microbatch
@@ -94,7 +95,7 @@ def test_every_executed_key_and_every_rotary_type_is_in_a_case():
         family = base["model_type"]
         tried = {key for content, change in CASES if content is base for key in change}
         assert (
-            EXECUTED[family] - tried - base.keys() - SHAPES[family]
+            FAMILIES[family].executed_keys - tried - base.keys() - SHAPES[family]
             == {
                 "llama": set(),
                 "gpt2": {"activation_function"},

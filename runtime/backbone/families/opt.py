@@ -2,21 +2,46 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from muxtune.model import ModelSpec
+from runtime.attention import RopeTables
+from runtime.backbone.families.family import FamilyParts
 from runtime.backbone.layers import DecoderLayer, Embedding, Head, Weights, layer_norm, shared_linear
 from runtime.distributed.sharding import Shard
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
-def opt_embedding(spec: ModelSpec, weights: Weights, shard: Shard) -> Embedding:
-    """Token and position embedding."""
+
+def _config(spec: ModelSpec, common: dict[str, Any]) -> PreTrainedConfig:
+    from transformers import OPTConfig  # noqa: PLC0415  # seconds to import
+
+    return OPTConfig(
+        hidden_size=spec.hidden,
+        ffn_dim=spec.ffn,
+        num_hidden_layers=spec.layers,
+        num_attention_heads=spec.heads,
+        activation_function=spec.activation,
+        max_position_embeddings=spec.max_positions,
+        enable_bias=spec.attention_bias,
+        dropout=0.0,
+        attention_dropout=0.0,
+        pad_token_id=None,
+        **common,
+    )
+
+
+def _embedding(spec: ModelSpec, weights: Weights, shard: Shard) -> Embedding:
     tokens_VD, positions_PD = (
         weights.get_parameter(f"model.decoder.{name}.weight") for name in ("embed_tokens", "embed_positions")
     )
     return Embedding(tokens_VD, positions_PD, spec.position_offset, shard=shard)
 
 
-def opt_layer(spec: ModelSpec, weights: Weights, layer: int, shard: Shard) -> DecoderLayer:
-    """Copy of the rank's part of one layer."""
+def _layer(
+    spec: ModelSpec, weights: Weights, layer: int, rope: RopeTables | None, shard: Shard
+) -> DecoderLayer:
     path = f"{spec.layer_prefix}.{layer}"
     return DecoderLayer(
         attention_norm=layer_norm(spec, weights, f"{path}.self_attn_layer_norm"),
@@ -28,12 +53,14 @@ def opt_layer(spec: ModelSpec, weights: Weights, layer: int, shard: Shard) -> De
         mlp_in=shared_linear(spec, weights, layer, "fc1", shard=shard),
         mlp_out=shared_linear(spec, weights, layer, "fc2", shard=shard),
         spec=spec,
-        rope=None,
+        rope=rope,
         shard=shard,
     )
 
 
-def opt_head(spec: ModelSpec, weights: Weights, shard: Shard) -> Head:
-    """Final norm and head; its own copy where the embeddings are tied."""
+def _head(spec: ModelSpec, weights: Weights, shard: Shard) -> Head:
     norm = layer_norm(spec, weights, "model.decoder.final_layer_norm")
     return Head(norm, weights.get_parameter("lm_head.weight"), shard=shard)
+
+
+OPT = FamilyParts(config=_config, embedding=_embedding, layer=_layer, head=_head)

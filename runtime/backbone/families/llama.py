@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from muxtune.batches import row_slots
 from muxtune.model import ModelSpec
 from runtime.attention import RopeTables
+from runtime.backbone.families.family import FamilyParts
 from runtime.backbone.layers import DecoderLayer, Embedding, Head, Weights, shared_linear
 from runtime.distributed.sharding import Shard
 from runtime.ops.elementwise import RmsNorm
@@ -17,7 +18,28 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 
-def llama_rope(spec: ModelSpec, config: PreTrainedConfig, device: str) -> RopeTables:
+def _config(spec: ModelSpec, common: dict[str, Any]) -> PreTrainedConfig:
+    from transformers import LlamaConfig  # noqa: PLC0415  # seconds to import
+
+    return LlamaConfig(
+        hidden_size=spec.hidden,
+        intermediate_size=spec.ffn,
+        num_hidden_layers=spec.layers,
+        num_attention_heads=spec.heads,
+        num_key_value_heads=spec.kv_heads,
+        head_dim=spec.head_dim,
+        hidden_act=spec.activation,
+        max_position_embeddings=spec.max_positions,
+        rms_norm_eps=spec.norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": spec.rope_theta},
+        attention_bias=spec.attention_bias,
+        mlp_bias=spec.mlp_bias,
+        attention_dropout=0.0,
+        **common,
+    )
+
+
+def _rope(spec: ModelSpec, config: PreTrainedConfig, device: str) -> RopeTables:
     """Cosines and sines of all slots of a row, from transformers' module: scaled, in float32, then cast."""
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding  # noqa: PLC0415  # seconds
 
@@ -27,15 +49,14 @@ def llama_rope(spec: ModelSpec, config: PreTrainedConfig, device: str) -> RopeTa
     return RopeTables.build(cos[0].to(device), sin[0].to(device))
 
 
-def llama_embedding(weights: Weights, shard: Shard) -> Embedding:
-    """Token embedding."""
+def _embedding(spec: ModelSpec, weights: Weights, shard: Shard) -> Embedding:
+    del spec
     return Embedding(weights.get_parameter("model.embed_tokens.weight"), shard=shard)
 
 
-def llama_layer(
-    spec: ModelSpec, weights: Weights, layer: int, rope: RopeTables, shard: Shard
+def _layer(
+    spec: ModelSpec, weights: Weights, layer: int, rope: RopeTables | None, shard: Shard
 ) -> DecoderLayer:
-    """Copy of the rank's part of one layer."""
     return DecoderLayer(
         attention_norm=_norm(spec, weights, f"model.layers.{layer}.input_layernorm"),
         qkv=shared_linear(
@@ -51,10 +72,12 @@ def llama_layer(
     )
 
 
-def llama_head(spec: ModelSpec, weights: Weights, shard: Shard) -> Head:
-    """Final norm and head; its own copy where the embeddings are tied."""
+def _head(spec: ModelSpec, weights: Weights, shard: Shard) -> Head:
     return Head(_norm(spec, weights, "model.norm"), weights.get_parameter("lm_head.weight"), shard=shard)
 
 
 def _norm(spec: ModelSpec, weights: Weights, path: str) -> RmsNorm:
     return RmsNorm(weights.get_parameter(f"{path}.weight"), spec.norm_eps)
+
+
+LLAMA = FamilyParts(config=_config, rope=_rope, embedding=_embedding, layer=_layer, head=_head)

@@ -2,6 +2,7 @@
 
 from muxtune.model.config_keys import NO_FOREIGN_CODE
 from muxtune.model.digest import BackboneDigest, backbone_digest
+from muxtune.model.families import LayerInput
 from muxtune.model.hugging_face import spec_from_hf
 from muxtune.model.load import load_model_spec
 from muxtune.model.presets import BYTE_VOCAB, PRESETS
@@ -13,7 +14,6 @@ from muxtune.model.spec import (
     MOST_LAYERS,
     Dtype,
     Family,
-    LayerInput,
     LinearSpec,
     ModelSpec,
 )

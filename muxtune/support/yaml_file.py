@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 import yaml
 
@@ -64,7 +64,7 @@ def load_yaml(path: Path, what: str) -> object:
 class _Loader(yaml.SafeLoader):
     """Safe loader that refuses before anything is built."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}  # not those of 1.1
+    yaml_implicit_resolvers = {}  # noqa: RUF012  # of this class; not those of YAML 1.1
 
     def __init__(self, text: str, where: str) -> None:
         super().__init__(text)

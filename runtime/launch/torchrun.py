@@ -128,7 +128,7 @@ def _store(rank: int, world: int) -> Store:
     """
     timeout = timedelta(seconds=START_TIMEOUT_S)
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" or not _all_are_here():
-        store, *_ = next(rendezvous("env://", timeout=timeout))
+        store: Store = next(rendezvous("env://", timeout=timeout))[0]
         return store
     address, port = _LOOPBACK, int(os.environ["MASTER_PORT"])
     listener = socket.create_server((address, port)).detach() if rank == 0 else None

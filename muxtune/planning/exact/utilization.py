@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from muxtune.costs.flops import flops_per_token
-from muxtune.operators import PHASES
 from muxtune.model import ModelSpec
+from muxtune.operators import PHASES
 from muxtune.tasks import TaskData
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
@@ -13,6 +14,9 @@ from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.support.errors import UserError
 from muxtune.support.processes import keeping
 from muxtune.support.tables import format_table, show_bytes, show_percent, show_rate, show_seconds
+
+if TYPE_CHECKING:
+    from muxtune.policies import Policy
 
 __all__ = [
     "BASELINE",
@@ -86,7 +90,7 @@ class Comparison(BaseModel):
 
 def run_comparison(
     problem: PlanningProblem,
-    policies: Sequence[str],
+    policies: Sequence[str | Policy],
     *,
     measure_dir: Path | None = None,
     steps: int | None = None,
@@ -96,7 +100,7 @@ def run_comparison(
 
     Args:
         problem: Tasks with their data, backbone, cluster and costs.
-        policies: Names in the policy registry.
+        policies: Names of the policy registry, or objects that are policies.
         measure_dir: Execute every plan for real, each into a folder of its policy's name in here.
         steps: Steps of each run; all by default.
         progress: Show a bar for each run.
@@ -106,7 +110,7 @@ def run_comparison(
         RunError: A real execution failed.
         Stopped: A signal came that :func:`muxtune.support.processes.stoppable` waits for.
     """
-    plans = {policy: _plan_or_reason(problem, policy) for policy in policies}
+    plans = dict(_plan_or_reason(problem, policy) for policy in policies)
     if all(isinstance(plan, str) for plan in plans.values()):
         raise UserError("no policy has a plan: " + "; ".join(f"{name}: {why}" for name, why in plans.items()))
     results = []
@@ -228,19 +232,21 @@ def _measured_cells(result: PolicyResult, comparison: Comparison) -> list[str]:
     ]
 
 
-def _plan_or_reason(problem: PlanningProblem, policy: str) -> Plan | str:
-    from muxtune.policies import POLICIES
+def _plan_or_reason(problem: PlanningProblem, policy: str | Policy) -> tuple[str, Plan | str]:
+    """Name of the policy, and its plan or why it has none."""
+    from muxtune.policies import choose_policy
     from muxtune.support.registry import PluginError
     from sim.search import search_problem
 
+    name = policy if isinstance(policy, str) else choose_policy(policy).name
     try:
-        POLICIES.get(policy)  # an unknown name is no result
+        choose_policy(policy)  # an unknown name is no result
     except PluginError as error:
-        return str(error)
+        return name, str(error)
     try:
-        return search_problem(problem, policy=policy)
+        return name, search_problem(problem, policy=policy)
     except UserError as error:  # this policy cannot; the others may
-        return str(error)
+        return name, str(error)
 
 
 def _speedups(baseline: str, rates: Mapping[str, Predicted | Measured | None]) -> dict[str, float]:

@@ -10,7 +10,7 @@ from muxtune.plan.check import PART
 from muxtune.planning.decisions.options import PlanOptions
 from muxtune.planning.problem.derive import derive_plan
 from muxtune.planning.problem.problem import PlanningProblem
-from muxtune.policies import plan_problem
+from muxtune.policies import Policy, plan_problem
 from muxtune.tasks import Workload
 from sim.simulate import simulate_plan
 
@@ -21,7 +21,7 @@ def search_plan(
     cluster: ClusterSpec,
     costs: CostModel,
     *,
-    policy: str = "muxtune",
+    policy: str | Policy = "muxtune",
     options: PlanOptions | None = None,
 ) -> Plan:
     """Best plan of a policy, by simulated iteration time.
@@ -31,7 +31,7 @@ def search_plan(
         model: Backbone of the tasks.
         cluster: Cluster that they run on.
         costs: Operator costs of the cluster's device.
-        policy: Name in the policy registry.
+        policy: A name of the policy registry, or an object that is a policy.
         options: Decisions that are not left to the search.
 
     Returns:
@@ -44,7 +44,7 @@ def search_plan(
 
 
 def search_problem(
-    problem: PlanningProblem, *, policy: str = "muxtune", options: PlanOptions | None = None
+    problem: PlanningProblem, *, policy: str | Policy = "muxtune", options: PlanOptions | None = None
 ) -> Plan:
     """:func:`search_plan` for a problem whose data is loaded, so that policies can share it."""
     finalists = plan_problem(problem, policy=policy, options=options or PlanOptions())

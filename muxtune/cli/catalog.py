@@ -36,11 +36,22 @@ class ClusterList(BaseModel):
     clusters: list[ClusterSpec]
 
 
+class PolicyOption(BaseModel):
+    """An option of a policy's own, for ``--policy-option name=value``."""
+
+    name: str
+    type: str
+    default: str | None
+    """None where it must be given."""
+    description: str
+
+
 class PolicySummary(BaseModel):
     """One policy."""
 
     name: str
     summary: str
+    options: list[PolicyOption] = []
 
 
 class PolicyFault(BaseModel):
@@ -108,12 +119,48 @@ def clusters(as_json: JsonFlag = False) -> None:
 
 def policies(as_json: JsonFlag = False) -> None:
     """List the policies, those of installed packages included."""
-    from muxtune.policies import POLICIES
+    from muxtune.policies import POLICIES, choose_policy
+    from muxtune.support.registry import PluginError
 
-    found = [PolicySummary(name=name, summary=POLICIES.get(name).summary) for name in POLICIES.names()]
+    found: list[PolicySummary] = []
     faults = [PolicyFault(name=fault.name, reason=fault.reason) for fault in POLICIES.faults()]
-    lines = [(policy.name, policy.summary) for policy in found]
+    for name in POLICIES.names():
+        chosen = choose_policy(name)
+        try:
+            options = _policy_options(chosen.options_model)
+        except PluginError as error:
+            faults.append(PolicyFault(name=name, reason=str(error)))
+        else:
+            found.append(PolicySummary(name=name, summary=chosen.policy.summary, options=options))
+    lines = []
+    for policy in found:
+        lines.append((policy.name, policy.summary))
+        lines += [("", _shown(option)) for option in policy.options]
     lines += [(fault.name, f"cannot be used: {fault.reason}") for fault in faults]
     width = max(len(name) for name, _ in lines)
     text = "\n".join(f"{printable(name).ljust(width)}  {one_line(what)}" for name, what in lines)
     emit(PolicyList(policies=found, faults=faults), text, as_json=as_json)
+
+
+def _policy_options(model: type[BaseModel] | None) -> list[PolicyOption]:
+    if model is None:
+        return []
+    return [
+        PolicyOption(
+            name=name,
+            type=_type_name(field.annotation),
+            default=None if field.is_required() else str(field.get_default(call_default_factory=True)),
+            description=field.description or "",
+        )
+        for name, field in model.model_fields.items()
+    ]
+
+
+def _type_name(annotation: object) -> str:
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
+
+
+def _shown(option: PolicyOption) -> str:
+    default = "required" if option.default is None else f"default {option.default}"
+    described = f": {option.description}" if option.description else ""
+    return f"  --policy-option {option.name}=... ({option.type}, {default}){described}"

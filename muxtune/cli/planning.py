@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -84,6 +85,15 @@ def plan(  # noqa: PLR0913, PLR0917  # an argument per option
             show_default=False,
         ),
     ] = None,
+    policy_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--policy-option",
+            metavar="KEY=VALUE",
+            help="An option of the policy's own; may be given several times.",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", help="Where the plan goes.")] = Path("plan.json"),
     schema: Annotated[
         bool,
@@ -104,10 +114,10 @@ def plan(  # noqa: PLR0913, PLR0917  # an argument per option
         raise SpecError("--workload", None, "a workload file (or --decisions, or --reprice)")
     from muxtune.planning.decisions.options import Part, PlanOptions
     from muxtune.planning.problem.problem import PlanningProblem
-    from muxtune.policies import POLICIES, explain_muxtune
+    from muxtune.policies import choose_policy, explain_muxtune
 
     check_writable(out, "--out", inputs=[workload, cluster, profile])
-    POLICIES.get(policy)  # before anything is measured
+    own_options = choose_policy(policy).check_options(_by_key(policy_option or []))  # before all measuring
     if explain and policy != "muxtune":
         raise SpecError("--explain", policy, "policy muxtune: the others search no partitions")
     inputs = load_inputs(workload, model, cluster)
@@ -129,6 +139,7 @@ def plan(  # noqa: PLR0913, PLR0917  # an argument per option
         pp=pp,
         dp=dp,
         without=tuple(part for part, off in switches.items() if off),
+        policy_options=own_options,
     )
     from sim import search_problem
 
@@ -187,6 +198,18 @@ def _plan_decided(
 def _was_given(context: typer.Context, name: str) -> bool:
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
+
+
+def _by_key(pairs: Sequence[str]) -> dict[str, str]:
+    values: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.strip():
+            raise SpecError("--policy-option", pair, "KEY=VALUE")
+        if key.strip() in values:
+            raise SpecError("--policy-option", pair, f"{key.strip()} once")
+        values[key.strip()] = value
+    return values
 
 
 def simulate(

@@ -11,7 +11,11 @@ from muxtune.support.registry import Registry
 
 
 class Policy(Protocol):
-    """Turns a planning problem into structures; the search prices them and keeps the best."""
+    """Turns a planning problem into structures; the search prices them and keeps the best.
+
+    Options of its own it declares as a class ``Options``, a pydantic model. Then ``options.policy_options``
+    is one of these, made of ``--policy-option key=value``.
+    """
 
     summary: str
     """One line for ``muxtune policies``."""

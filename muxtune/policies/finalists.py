@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from muxtune.cluster import ClusterSpec
 from muxtune.costs.base import CostModel
@@ -12,7 +13,9 @@ from muxtune.planning.decisions.options import FREE, PlanOptions
 from muxtune.planning.decisions.structure import PlanStructure
 from muxtune.planning.problem.assemble import assemble_plan, structure_iteration_s
 from muxtune.planning.problem.problem import PlanningProblem
-from muxtune.policies.proposed import blaming, proposed_structures
+from muxtune.policies.base import Policy
+from muxtune.policies.chosen import choose_policy
+from muxtune.policies.proposed import proposed_structures
 from muxtune.policies.switches import label, refuse_switches
 from muxtune.schedule import lower_bound_s
 from muxtune.support.errors import SpecError
@@ -28,10 +31,18 @@ def plan_workload(
     cluster: ClusterSpec,
     costs: CostModel,
     *,
-    policy: str = "muxtune",
+    policy: str | Policy = "muxtune",
     options: PlanOptions = FREE,
 ) -> list[Plan]:
     """The best plans of a policy by the recurrence, fastest first.
+
+    Args:
+        workload: Tasks.
+        model: Backbone of the tasks.
+        cluster: Where they run.
+        costs: Prices of operators there; costs of one's own are asked as those that ship are.
+        policy: A name of :data:`muxtune.policies.POLICIES`, or any object that is a policy.
+        options: Decisions that are taken away from the policy.
 
     Raises:
         UserError: Unknown policy, a task or option that cannot be, or no plan that fits the memory.
@@ -40,7 +51,7 @@ def plan_workload(
 
 
 def plan_problem(
-    problem: PlanningProblem, *, policy: str = "muxtune", options: PlanOptions = FREE
+    problem: PlanningProblem, *, policy: str | Policy = "muxtune", options: PlanOptions = FREE
 ) -> list[Plan]:
     """:func:`plan_workload` for a problem whose data is loaded, so that policies can share it.
 
@@ -51,14 +62,16 @@ def plan_problem(
         if asked is not None and not 1 <= asked <= problem.cluster.ranks:
             expected = f"1 to {problem.cluster.ranks}, the ranks of {problem.cluster.name}"
             raise SpecError(name, asked, expected)
-    refuse_switches(policy, options)
+    chosen = choose_policy(policy)
+    refuse_switches(chosen, options)
+    options = replace(options, policy_options=chosen.check_options(options.policy_options))
     with problem.costs.exploring():
-        structures = proposed_structures(policy, problem, options)
-        with blaming(policy, "pricing what it proposes"):
+        structures = proposed_structures(chosen, problem, options)
+        with chosen.blamed("pricing what it proposes"):
             ranked = fastest(problem, _known(problem, structures), FINALISTS)
-    with blaming(policy, "pricing what it proposes"):
+    with chosen.blamed("pricing what it proposes"):
         problem.price_again(ranked[0])
-        plans = [assemble_plan(problem, structure, label(policy, options)) for structure in ranked]
+        plans = [assemble_plan(problem, structure, label(chosen.name, options)) for structure in ranked]
     return _fitting(plans)
 
 

@@ -2,88 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from itertools import islice
 from typing import cast, get_args
 
 from muxtune.batches import HTaskShape
+from muxtune.orchestration import Mode
 from muxtune.plan import Orchestration
 from muxtune.planning.decisions.options import PlanOptions
 from muxtune.planning.decisions.structure import HTaskChoice, Mesh, PlanStructure
 from muxtune.planning.problem.memory_limit import fitting
 from muxtune.planning.problem.problem import PlanningProblem
-from muxtune.policies.base import POLICIES
+from muxtune.policies.chosen import ChosenPolicy, ProposalError
 from muxtune.schedule import Template
-from muxtune.support.errors import SpecError, UserError
+from muxtune.support.errors import SpecError
 from muxtune.support.printable import short_repr
-from muxtune.support.registry import PluginError, raised
 
 MOST_STRUCTURES = 100_000
 """Structures that a policy may propose, at most."""
 
 
-def proposed_structures(name: str, problem: PlanningProblem, options: PlanOptions) -> list[PlanStructure]:
+def proposed_structures(
+    chosen: ChosenPolicy, problem: PlanningProblem, options: PlanOptions
+) -> list[PlanStructure]:
     """Structures that a policy proposes for a problem.
 
-    Our own are trusted. What another one proposes is checked, and what exceeds the memory is left out.
+    Our own are trusted. What another one proposes is checked; what exceeds the memory, or has another
+    orchestration than was asked for, is left out.
 
     Raises:
         PluginError: The policy of another package does not work, or proposes what cannot be.
         UserError: The options contradict the policy, or nothing fits the memory.
     """
-    policy = POLICIES.get(name)
-    if is_ours(name):
-        return policy.propose(problem, options)
-    with blaming(name):
-        found: object = policy.propose(problem, options)
+    if chosen.ours:
+        return chosen.policy.propose(problem, options)
+    with chosen.blamed():
+        found: object = chosen.policy.propose(problem, options)
         if not isinstance(found, Iterable):
-            raise _ProposalError(f"propose returned {short_repr(found)}: expected a list of PlanStructure")
+            raise ProposalError(f"propose returned {short_repr(found)}: expected a list of PlanStructure")
         structures = list(islice(found, MOST_STRUCTURES + 1))
         if not structures:
-            raise _ProposalError("propose returned no structure: expected a list of PlanStructure")
+            raise ProposalError("propose returned no structure: expected a list of PlanStructure")
         if len(structures) > MOST_STRUCTURES:
-            raise _ProposalError(f"propose returned more than {MOST_STRUCTURES:,} structures")
+            raise ProposalError(f"propose returned more than {MOST_STRUCTURES:,} structures")
         for position, structure in enumerate(structures):
             try:
                 _check(problem, structure)
             except SpecError as error:
-                raise _ProposalError(f"propose returned what cannot be: [{position}]{error}") from error
-        return fitting(problem, cast("list[PlanStructure]", structures))
+                raise ProposalError(f"propose returned what cannot be: [{position}]{error}") from error
+        checked = cast("list[PlanStructure]", structures)
+        return fitting(problem, _in_mode(chosen, checked, options.orchestration))
 
 
-def is_ours(name: str) -> bool:
-    """Whether a policy belongs to this project."""
-    return type(POLICIES.get(name)).__module__.partition(".")[0] == "muxtune"
-
-
-@contextmanager
-def blaming(name: str, step: str = "propose") -> Iterator[None]:
-    """Name the policy in whatever goes wrong with it; our own policies' failures are ours, and pass.
-
-    Args:
-        name: Name of the policy.
-        step: What is done with it, for messages.
+def _in_mode(chosen: ChosenPolicy, structures: list[PlanStructure], mode: Mode | None) -> list[PlanStructure]:
+    """The structures with the orchestration that is asked for.
 
     Raises:
-        PluginError: The policy went wrong; has the package, its entry point and what happened.
+        SpecError: There is none; the policy does not follow the option.
     """
-    policy = POLICIES.get(name)
-    described = POLICIES.origin(name) or f"{type(policy).__module__}:{type(policy).__name__}"
-    try:
-        yield
-    except _ProposalError as error:
-        raise PluginError(f"the policy {name!r} of {described}: {error}") from error
-    except UserError:
-        raise
-    except Exception as error:
-        if is_ours(name):
-            raise
-        raise PluginError(f"the policy {name!r} of {described}: {step} raised {raised(error)}") from error
-
-
-class _ProposalError(Exception):
-    """What a policy of another package did."""
+    if mode is None:
+        return structures
+    found = [structure for structure in structures if structure.orchestration.mode == mode]
+    if not found:
+        modes = ", ".join(sorted({structure.orchestration.mode for structure in structures}))
+        raise SpecError("--orchestration", mode, f"{modes}, which is what {chosen.name} proposes")
+    return found
 
 
 def _check(problem: PlanningProblem, structure: object) -> None:

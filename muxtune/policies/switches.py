@@ -23,7 +23,8 @@ from typing import get_args
 from muxtune.planning.decisions.options import Part, PlanOptions
 from muxtune.planning.decisions.structure import PlanStructure
 from muxtune.planning.problem.problem import PlanningProblem
-from muxtune.policies.base import POLICIES
+from muxtune.policies.base import POLICIES, Policy
+from muxtune.policies.chosen import ChosenPolicy
 from muxtune.support.errors import SpecError
 
 _SWITCHED = "muxtune"
@@ -67,18 +68,26 @@ def label(policy: str, options: PlanOptions) -> str:
     return policy + "".join(f"-no-{part}" for part in _PARTS if part in options.without)
 
 
-def refuse_switches(policy: str, options: PlanOptions) -> None:
+def refuse_switches(chosen: ChosenPolicy, options: PlanOptions) -> None:
     """Refuse switches for a policy that has none.
+
+    Whether a policy of another package follows ``orchestration``, what it proposes tells.
 
     Raises:
         SpecError: Names the first switch.
     """
-    if options.orchestration is not None and not policy.startswith(_SWITCHED):
-        expected = f"policy {_SWITCHED}; {policy} has an order of its own"
+    name = chosen.name
+    if options.orchestration is not None and chosen.ours and not _follows_orchestration(chosen.policy):
+        expected = f"policy {_SWITCHED}; {name} has an order of its own"
         raise SpecError("--orchestration", options.orchestration, expected)
     for part in _PARTS:
-        if part in options.without and policy != _SWITCHED:
-            raise SpecError(f"--no-{part}", True, f"policy {_SWITCHED}; {policy} has no such switch")
+        if part in options.without and name != _SWITCHED:
+            raise SpecError(f"--no-{part}", True, f"policy {_SWITCHED}; {name} has no such switch")
+
+
+def _follows_orchestration(policy: Policy) -> bool:
+    followers = {type(POLICIES.get(name)) for name in (_SWITCHED, "spatial-only", "temporal-only")}
+    return isinstance(policy, Switched) or type(policy) in followers
 
 
 class Switched:

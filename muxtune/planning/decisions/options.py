@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from muxtune.batches import Alignment
 from muxtune.orchestration import Mode
@@ -34,8 +34,12 @@ class PlanOptions:
     """Pipeline stages."""
     dp: int | None = None
     """Replicas that share the data."""
+    meshes: tuple[tuple[int, int, int], ...] | None = None
+    """The only meshes (``tp``, ``pp``, ``dp``) that are looked at, where they stand in for all possible."""
     without: tuple[Part, ...] = ()
     """Parts of the policy ``muxtune`` that are switched off."""
+    policy_options: Any = None
+    """Options of the policy's own by key, or the model that it declares; the policy gets the latter."""
 
     def templates(self, allowed: Sequence[Template]) -> Sequence[Template]:
         """The fixed template, or those that the policy would try."""

@@ -45,7 +45,7 @@ def candidate_meshes(
     Tensor-parallel ranks share a node, and each has whole heads, of keys and values too; a stage has at least
     one layer. Ranks are taken in their order, so those of a mesh fill node after node, and a mesh that fits
     into one is in one. On CPUs only pipelines are proposed, unless ``--tp`` or ``--dp`` asks for more: they
-    alone were held against real runs.
+    alone were held against real runs. Where the options name meshes, these stand in for all others.
 
     Args:
         model: The backbone.
@@ -61,22 +61,23 @@ def candidate_meshes(
     tps = _allowed(options.tp, 1 if pipelines_only else cluster.devices_per_node)
     dps = _allowed(options.dp, 1 if pipelines_only else ranks)
     pps = _allowed(options.pp, min(ranks, model.layers))
-    shapes = [
-        MeshShape(tp, pp, dp)
-        for tp in tps
-        for pp in pps
-        for dp in dps
-        if tp * pp * dp <= ranks
-        and pp <= model.layers
-        and sharding_obstacle(model, tp) is None
-        and (tp * pp * dp <= cluster.devices_per_node or not cluster.devices_per_node % tp)
-    ]
-    if not shapes:
+    looked_at = [MeshShape(tp, pp, dp) for tp in tps for pp in pps for dp in dps]
+    if options.meshes is not None:
+        looked_at = [MeshShape(*mesh) for mesh in dict.fromkeys(options.meshes)]
+    shapes = [shape for shape in looked_at if _may_be(shape, model, cluster)]
+    refused = None
+    if options.meshes is not None:
+        fixed = (options.tp, options.pp, options.dp)
+        refused = next((shape for shape in looked_at if shape not in shapes), None)
+        shapes = [shape for shape in shapes if _agrees(shape, fixed)]
+    if not shapes or refused is not None:
         asked = ", ".join(
             f"--{name} {value}"
             for name, value in (("tp", options.tp), ("pp", options.pp), ("dp", options.dp))
             if value is not None
         )
+        if options.meshes is not None:
+            asked = str(refused) if refused else f"{asked or 'one'} of {len(options.meshes)} meshes"
         expected = (
             f"at most {ranks} ranks in all, tp a divisor of {model.heads} heads and of the "
             f"{cluster.devices_per_node} ranks of a node, and a divisor or multiple of {model.kv_heads} key "
@@ -89,6 +90,21 @@ def candidate_meshes(
 
 def _allowed(fixed: int | None, most: int) -> Sequence[int]:
     return range(1, most + 1) if fixed is None else (fixed,)
+
+
+def _may_be(shape: MeshShape, model: ModelSpec, cluster: ClusterSpec) -> bool:
+    tp, pp, per_node = shape.tp, shape.pp, cluster.devices_per_node
+    return (
+        min(shape) >= 1
+        and shape.ranks <= cluster.ranks
+        and pp <= model.layers
+        and sharding_obstacle(model, tp) is None
+        and (shape.ranks <= per_node or not per_node % tp)
+    )
+
+
+def _agrees(mesh: Sequence[int], fixed: Sequence[int | None]) -> bool:
+    return all(asked in {None, own} for own, asked in zip(mesh, fixed, strict=True))
 
 
 def balanced_layers(layers: int, pp: int, layer_s: float, first_s: float, last_s: float) -> tuple[int, ...]:

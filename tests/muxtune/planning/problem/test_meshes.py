@@ -14,6 +14,7 @@ from muxtune.planning.problem.assemble import structure_iteration_s
 from muxtune.planning.problem.every_mesh import on_every_mesh
 from muxtune.planning.problem.meshes import MeshShape, candidate_meshes
 from muxtune.planning.problem.schedules import aligned_groups, in_order
+from muxtune.policies import plan_problem
 from muxtune.support.errors import SpecError
 from tests.muxtune.planning.problems import FakeCosts, make_problem
 
@@ -146,3 +147,34 @@ def test_key_and_value_heads_are_dealt_out_as_the_runtime_can():
     assert tps == {1, 3, 6}  # 3 and 6 divide no node of 8, and fit into one
     with pytest.raises(SpecError, match=r"mesh = '--tp 2'.* multiple of 3 key and value heads"):
         candidate_meshes(model, cluster, PlanOptions(tp=2))
+
+
+def test_named_meshes_stand_in_for_all_others():
+    problem = make_problem(ranks=4)
+    model, cluster = problem.model, problem.cluster
+    possible = candidate_meshes(model, cluster, PlanOptions(), idle=True)
+    assert (2, 1, 2) not in possible  # only pipelines on CPUs
+    named = ((2, 1, 2), (1, 2, 1), (1, 2, 1))
+    found = candidate_meshes(model, cluster, PlanOptions(meshes=named), idle=True)
+    assert found == [(2, 1, 2), (1, 2, 1)]
+    assert candidate_meshes(model, cluster, PlanOptions(meshes=named)) == [(2, 1, 2)]
+    assert candidate_meshes(model, cluster, PlanOptions(meshes=named, pp=2), idle=True) == [(1, 2, 1)]
+    for policy in ("muxtune", "nemo", "exhaustive"):
+        plan = plan_problem(problem, policy=policy, options=PlanOptions(meshes=((2, 1, 2),)))[0]
+        assert (plan.parallelism.tp, plan.parallelism.pp, plan.parallelism.dp) == (2, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (PlanOptions(meshes=((1, 2, 1), (3, 1, 1))), "mesh = 'tp 3, pp 1, dp 1': expected at most 4 ranks"),
+        (PlanOptions(meshes=((1, 8, 1),)), "mesh = 'tp 1, pp 8, dp 1': expected"),
+        (PlanOptions(meshes=((1, 0, 1),)), "mesh = 'tp 1, pp 0, dp 1': expected"),
+        (PlanOptions(meshes=()), "mesh = 'one of 0 meshes': expected"),
+        (PlanOptions(meshes=((1, 2, 1),), tp=2), "mesh = '--tp 2 of 1 meshes': expected"),
+    ],
+)
+def test_a_named_mesh_that_cannot_be_is_refused(options, message):
+    problem = make_problem(ranks=4)
+    with pytest.raises(SpecError, match=message):
+        candidate_meshes(problem.model, problem.cluster, options)

@@ -19,7 +19,18 @@ from muxtune.cluster import ClusterSpec, DeviceSpec, LinkSpec
 from muxtune.costs.ref import CostsRef
 from muxtune.model import BackboneDigest, ModelSpec
 from muxtune.peft.lora import LoraSpec
-from muxtune.plan import Execution, HTask, Orchestration, Parallelism, Plan, Predicted
+from muxtune.plan import (
+    Decisions,
+    Derived,
+    Execution,
+    HTaskDecision,
+    MicrobatchShape,
+    OrchestrationDecision,
+    Parallelism,
+    Plan,
+    Predicted,
+)
+from muxtune.plan.by_hand import HandDecisions, HandHTask, HandParallelism
 from muxtune.plan.launch_orders import ClockLaunches, StageLaunches
 from muxtune.tasks import DatasetSpec, PeftTask, Workload
 from runtime.reports.footprint import StageMemory
@@ -190,12 +201,18 @@ FORMATS: tuple[tuple[type[BaseModel], str], ...] = (
     (DeviceSpec, "Cluster"),
     (LinkSpec, "Cluster"),
     (Plan, "plan.json"),
+    (Decisions, "plan.json"),
+    (Derived, "plan.json"),
+    (MicrobatchShape, "plan.json"),
+    (HandDecisions, "plan.json"),
+    (HandParallelism, "plan.json"),
+    (HandHTask, "plan.json"),
     (ModelSpec, "plan.json"),
     (BackboneDigest, "plan.json"),
     (CostsRef, "plan.json"),
     (Parallelism, "plan.json"),
-    (HTask, "plan.json"),
-    (Orchestration, "plan.json"),
+    (HTaskDecision, "plan.json"),
+    (OrchestrationDecision, "plan.json"),
     (ClockLaunches, "plan.json"),
     (StageLaunches, "plan.json"),
     (Execution, "plan.json"),
@@ -209,12 +226,14 @@ FORMATS: tuple[tuple[type[BaseModel], str], ...] = (
     (TaskValidation, "RUN_DIR"),
     (SweepSpec, "Sweeps"),
 )
-"""What users write and read, and the section of docs/files.md that has its keys."""
+"""What users write and read, and the section of docs/files.md that has its keys; a plan has a page."""
 
 
 @pytest.mark.parametrize(("model", "section"), FORMATS, ids=lambda value: getattr(value, "__name__", value))
 def test_every_key_of_a_file_is_described(model, section):
-    text = load_page("docs/files.md").text.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    text = load_page("docs/plan.md").text
+    if section != "plan.json":
+        text = load_page("docs/files.md").text.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
     code = " ".join([*Page("section", text).spans, *re.findall(r"^```yaml\n(.*?)^```$", text, re.M | re.S)])
     keys = {field.alias or name for name, field in model.model_fields.items()}
     assert not keys - set(re.findall(r"\w+", code))

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from muxtune.plan import HTask, Parallelism, Plan
+from muxtune.plan import Decisions, Derived, HTaskDecision, MicrobatchShape, Parallelism, Plan
 from muxtune.planning.decisions.options import PlanOptions
 from muxtune.policies import POLICIES, plan_problem
 from muxtune.schedule import Action
@@ -75,9 +75,12 @@ def test_the_policy_example_plans(by_length):
 def test_the_excerpt_of_a_plan_has_its_fields():
     excerpt = json.loads(example("plan.json"))
     assert excerpt.keys() <= Plan.model_fields.keys()
-    Parallelism.model_validate(excerpt["parallelism"])
-    htasks = [HTask.model_validate(entry) for entry in excerpt["htasks"]]
-    assert [set(entry) for entry in excerpt["htasks"]] == [set(HTask.model_fields)] * len(htasks)
-    actions = [[Action(*entry) for entry in stage] for stage in excerpt["schedule"]]
+    decisions, derived = excerpt["decisions"], excerpt["derived"]
+    assert decisions.keys() <= Decisions.model_fields.keys()
+    assert derived.keys() <= Derived.model_fields.keys()
+    Parallelism.model_validate(decisions["parallelism"])
+    htasks = [HTaskDecision.model_validate(entry) for entry in decisions["htasks"]]
+    assert len([MicrobatchShape.model_validate(entry) for entry in derived["htasks"]]) == len(htasks)
+    actions = [[Action(*entry) for entry in stage] for stage in derived["schedule"]]
     assert [len(stage) for stage in actions] == [8, 8]
-    assert {action.htask for action in actions[0]} == {htask.id for htask in htasks}
+    assert {action.htask for action in actions[0]} == set(range(len(htasks)))

@@ -24,6 +24,7 @@ class PeftSpec(StrictModel):
     """Parameters of one method, which its class fixes in ``method``."""
 
     method: str
+    """Name of the method."""
 
     @property
     def drops(self) -> bool:

@@ -76,7 +76,9 @@ def changed(plan: Plan, **properties: Any) -> Plan:
     decided, derived = {}, {}
     for name, value in properties.items():
         if name == "htasks":
-            decided["htasks"] = tuple(map(_decided, value))
+            before = [each.microbatches for each in plan.decisions.htasks]
+            kept = [*before[: len(value)], *[None] * (len(value) - len(before))]
+            decided["htasks"] = tuple(map(_decided, value, kept))
             derived["htasks"] = tuple(map(_shape, value))
         elif name == "orchestration":
             decided["orchestration"] = OrchestrationDecision(mode=value.mode, adapters=value.adapters)
@@ -96,9 +98,9 @@ def entries(actions: Sequence[Sequence[Action]]) -> tuple[tuple[tuple[Any, int, 
     return tuple(tuple((a.kind, a.htask, a.number) for a in stage) for stage in actions)
 
 
-def _decided(htask: HTask) -> HTaskDecision:
+def _decided(htask: HTask, microbatches: int | None = None) -> HTaskDecision:
     fields = {name: getattr(htask, name) for name in HTaskDecision.model_fields}
-    return HTaskDecision(**{**fields, "microbatches": None})
+    return HTaskDecision(**fields | {"microbatches": microbatches})
 
 
 def _shape(htask: HTask) -> MicrobatchShape:

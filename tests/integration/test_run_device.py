@@ -6,7 +6,7 @@ import pytest
 
 from muxtune.cluster import load_cluster
 from muxtune.model import PRESETS
-from muxtune.plan import Plan, finish_plan
+from muxtune.plan import finish_plan
 from muxtune.tasks import Workload
 from runtime import RunOptions, run_plan, validate_run
 from tests.helpers import make_plan, make_task, write_examples
@@ -17,8 +17,7 @@ pytestmark = pytest.mark.integration
 def test_a_plan_for_gpus_can_be_tried_on_processors_and_its_times_are_not_compared(tmp_path):
     task = make_task("a", write_examples(tmp_path / "a.jsonl", seed=0), steps=2)
     plan = make_plan(Workload(tasks=(task,)), PRESETS["llama-tiny"], partition=[["a"]], pp=1)
-    fields = {name: getattr(plan, name) for name in Plan.model_fields}
-    plan = finish_plan(Plan.model_validate(fields | {"cluster": load_cluster("a100-1")}))
+    plan = finish_plan(plan.with_decisions(cluster=load_cluster("a100-1")))
     report = run_plan(plan, tmp_path / "run", RunOptions(device="cpu"))
     assert report.device == "cpu"
     (memory,) = report.memory

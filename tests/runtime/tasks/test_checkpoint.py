@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from muxtune.plan import Plan, extend_schedule
+from muxtune.plan import extend_schedule
 from muxtune.tasks import PeftTask
 from runtime.tasks.checkpoint import CheckpointWriter, load_rank_state, newest_checkpoint
 from runtime.tasks.checkpoint_files import RankState, save_rank_state
@@ -69,7 +69,7 @@ def test_only_a_checkpoint_with_the_files_of_all_ranks_counts(tmp_path):
 def test_older_checkpoints_go_when_two_newer_ones_are_complete(tmp_path):
     plan = make_plan(pp=1)
     tasks = tuple(task.model_copy(update={"steps": 7}) for task in plan.tasks)
-    plan = Plan.model_validate({name: getattr(plan, name) for name in Plan.model_fields} | {"tasks": tasks})
+    plan = plan.with_decisions(tasks=tasks)
     tenants, losses = _tenants(plan), {task.id: [] for task in tasks}
     _play(plan, tenants, _writer(tmp_path, plan, tenants, losses, steps=7), losses, steps=7)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000004", "step-000006"]
@@ -121,7 +121,7 @@ def test_a_gradient_whose_square_would_overflow_the_second_moment_is_refused_unl
 def test_a_state_that_is_not_finite_is_never_written_and_removes_nothing(tmp_path, template, part):
     plan = make_plan(template=template, pp=1)
     tasks = tuple(task.model_copy(update={"steps": 9}) for task in plan.tasks)
-    plan = Plan.model_validate({name: getattr(plan, name) for name in Plan.model_fields} | {"tasks": tasks})
+    plan = plan.with_decisions(tasks=tasks)
     tenants, losses = _tenants(plan), {task.id: [] for task in tasks}
     writer = _writer(tmp_path, plan, tenants, losses, steps=9)
     _play(plan, tenants, writer, losses, steps=4)

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Annotated, Any, Protocol
 
 from pydantic import SerializeAsAny, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic_core import InitErrorDetails
 
 from muxtune.model import ModelSpec
 from muxtune.operators import KINDS, OperatorKind, add_kinds
@@ -93,8 +93,10 @@ def _resolve(value: object, handler: ValidatorFunctionWrapHandler) -> PeftSpec:
     try:
         method = METHODS.get(name)
     except UserError as error:
-        wrong = PydanticCustomError("peft_method", "expected a method: {why}", {"why": str(error)})
-        details = InitErrorDetails(type=wrong, loc=("method",), input=name)
+        expected = f"a PEFT method; {str(error).rpartition('; ')[2]}"
+        details = InitErrorDetails(
+            type="literal_error", loc=("method",), input=name, ctx={"expected": expected}
+        )
         raise ValidationError.from_exception_data("PeftSpec", [details]) from error
     return method.spec.model_validate(value)
 

@@ -7,8 +7,9 @@ from itertools import product
 
 from muxtune.batches import ROW_MULTIPLE, row_slots
 from muxtune.costs.compose import frozen_products
-from muxtune.graph.operators import COLLECTIVE_KINDS, Operator
 from muxtune.model import ModelSpec
+from muxtune.operators import COLLECTIVE_KINDS, KINDS, Operator
+from muxtune.peft import all_kinds
 
 MAX_TOKENS = 4096
 """Tokens of the largest micro-batch that is measured; larger ones are priced as at this edge."""
@@ -26,19 +27,10 @@ def operator_grid(model: ModelSpec, *, quick: bool, group_sizes: Sequence[int] =
         group_sizes: Numbers of ranks of the collectives.
     """
     products = sorted(set(frozen_products(model)))
-    adapted = sorted({(linear.in_features, linear.out_features) for linear in model.linears})
     linear_tokens = powers(16, MAX_TOKENS, 4) if quick else powers_and_between(16, MAX_TOKENS)
     tokens = powers(16, MAX_TOKENS, 4 if quick else 2)
-    # Adapters see one task's tokens: fewer than the micro-batch, and rarely more than a thousand.
-    lora_tokens = powers(16, MAX_TOKENS, 4) if quick else [16, *powers(64, 1024, 2), MAX_TOKENS]
-    ranks = (1, 8, 64) if quick else (1, 4, 8, 16, 64)
     grid = [Operator("linear", (i, o, n)) for (i, o), n in product(products, linear_tokens)]
-    for i, o in adapted:
-        fitting = sorted({min(r, i, o) for r in ranks})
-        grid += [Operator("lora", (i, o, r, n)) for r, n in product(fitting, lora_tokens)]
-    widths = sorted({i for i, _ in adapted})
-    dropped_tokens = powers(16, MAX_TOKENS, 16 if quick else 4)
-    grid += [Operator("dropout", (i, n)) for i, n in product(widths, dropped_tokens)]
+    grid += _adapters(model, quick=quick)
     grid += _attention(model, quick=quick)
     grid += [Operator(kind, (n,)) for kind, n in product(("norm", "activation"), tokens)]
     grid += [Operator("embedding", (n,)) for n in powers(16, MAX_TOKENS, 4)]
@@ -58,6 +50,14 @@ def operator_grid(model: ModelSpec, *, quick: bool, group_sizes: Sequence[int] =
     grid += [Operator("all_reduce", dims) for dims in product(_LOSS_BYTES, group_sizes)]
     grid += _stages(model, quick=quick)
     return grid
+
+
+def _adapters(model: ModelSpec, *, quick: bool) -> Iterator[Operator]:
+    """What PEFT methods run, at the shapes that they say."""
+    all_kinds()  # loads the methods of other packages
+    for name, kind in KINDS.items():
+        if kind.grid is not None:
+            yield from (Operator(name, dims) for dims in kind.grid(model, quick))
 
 
 def powers(low: int, high: int, factor: int) -> list[int]:

@@ -28,6 +28,9 @@ class Pair:
     tokens: int
 
 
+PAIR_KIND = "lora"
+"""Kind of the operators that these are."""
+
 PAIR_KERNELS: dict[Phase, int] = {"fwd": 2, "bwd": 6}
 """Products with the addition in their epilogue; backward also adds both gradients to those so far."""
 

@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 
 from muxtune.costs.adapters import (
     GROUP_KERNELS,
+    PAIR_KIND,
     Pair,
     grouped_seconds,
     pair_kernels,
@@ -54,8 +55,8 @@ from muxtune.costs.links import AS_GIVEN
 from muxtune.costs.pointwise import ELEMENT_BYTES, PointwiseKind
 from muxtune.costs.ref import CostsRef
 from muxtune.graph.layer import Launching
-from muxtune.graph.operators import Operator, Phase
 from muxtune.model import DTYPE_BYTES, ModelSpec
+from muxtune.operators import KINDS, LINK_KINDS, GpuWork, Operator, Phase
 from muxtune.placement import Route
 from muxtune.support.errors import SpecError
 
@@ -185,7 +186,7 @@ class AnalyticCosts(CostModel):
 
     def group_latency_s(self, ops: Sequence[Operator], phase: Phase) -> float:
         """Seconds of the adapters of several tasks at one linear; grouped kernels run them in one launch."""
-        if self.adapter_kernels == "torch":
+        if self.adapter_kernels == "torch" or ops[0].kind != PAIR_KIND:
             return sum(self.latency_s(op, phase) for op in ops)
         key = (tuple([op.dims for op in ops]), phase)
         seconds = self._known_groups.get(key)
@@ -244,9 +245,9 @@ class AnalyticCosts(CostModel):
         if op.kind in self._on_device:
             device_s, kernels = self._on_device[op.kind](op.dims, phase)
             return max(device_s, kernels * self.host_launch_s)
-        if op.kind == "lora":
-            return self._lora_s(op, phase)
-        return self._link_s(op)
+        if op.kind == PAIR_KIND:
+            return self._pair_s(op, phase)
+        return self._link_s(op) if op.kind in LINK_KINDS | {"feed"} else self._adapter_s(op, phase)
 
     def _link_s(self, op: Operator) -> float:
         links = self.interconnect
@@ -262,9 +263,7 @@ class AnalyticCosts(CostModel):
             return links.all_reduce_s(bytes_, ranks)
         if op.kind == "all_gather":
             return links.all_gather_s(bytes_, ranks)
-        if op.kind == "reduce_scatter":
-            return links.reduce_scatter_s(bytes_, ranks)
-        raise ValueError(f"{op} is not priced: it is composed of the others")
+        return links.reduce_scatter_s(bytes_, ranks)
 
     def _product_s(self, m: int, n: int, k: int) -> float:
         return self.gpu.product_s(m, n, k, element_bytes=self.model.dtype_bytes)
@@ -289,7 +288,21 @@ class AnalyticCosts(CostModel):
         kernels = _MASK_KERNELS + 3
         return self.gpu.stream_s(mask_bytes + input_bytes + gradient_bytes, launches=kernels), kernels
 
-    def _lora_s(self, op: Operator, phase: Phase) -> float:
+    def _adapter_s(self, op: Operator, phase: Phase) -> float:
+        """What a PEFT method says that it runs, by products and bytes."""
+        kind = KINDS[op.kind]
+        if kind.work is None:
+            raise ValueError(f"{op} is not priced: it is composed of the others")
+        if kind.gpu is None:
+            work = kind.work(op.dims, phase, self.model)
+            runs = GpuWork(bytes=work.bytes, kernels=ceil(work.launches))
+        else:
+            runs = kind.gpu(op.dims, phase, self.model)
+        products = (self.gpu.product_s(*dims, element_bytes=FACTOR_BYTES) for dims in runs.products)
+        device_s = sum(products) + self.gpu.stream_s(runs.bytes, launches=runs.kernels)
+        return max(device_s, (len(runs.products) + runs.kernels) * self.host_launch_s)
+
+    def _pair_s(self, op: Operator, phase: Phase) -> float:
         pair = _pair(op)
         if self.adapter_kernels == "grouped":
             return self._grouped_s([pair], phase)

@@ -7,14 +7,13 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 
 from muxtune.costs.ref import CostsRef
-from muxtune.graph.operators import PHASES, Operator, Phase
+from muxtune.operators import KINDS, PHASES, Operator, Phase
 from muxtune.support.errors import UserError
 
 _MIB = 1 << 20
 
-SAMPLES: tuple[Operator, ...] = (
+_FROZEN: tuple[Operator, ...] = (
     *(Operator("linear", (4096, out_features, 512)) for out_features in (4096, 11008)),
-    *(Operator("lora", (4096, 4096, r, 512)) for r in (8, 64)),
     Operator("dropout", (4096, 512)),
     Operator("attention", (4, 512)),
     Operator("carried_attention", (4, 128, 512)),
@@ -24,7 +23,13 @@ SAMPLES: tuple[Operator, ...] = (
     *(Operator(kind, (_MIB,)) for kind in ("message", "p2p")),
     *(Operator(kind, (_MIB, 2)) for kind in ("all_reduce", "all_gather", "reduce_scatter")),
 )
-"""An operator of every kind, at sizes that are usual."""
+"""An operator of every kind of the backbone, at sizes that are usual."""
+
+
+def samples() -> tuple[Operator, ...]:
+    """An operator of every kind, at sizes that are usual."""
+    return _FROZEN + tuple(Operator(name, dims) for name, kind in KINDS.items() for dims in kind.samples)
+
 
 SecondsOf = Callable[[Operator, Phase], float]
 
@@ -61,4 +66,4 @@ def _sampled(seconds_of: SecondsOf) -> list[float | None]:
         except UserError:  # over a link that nobody measured
             return None
 
-    return [priced(op, phase) for op in SAMPLES for phase in PHASES]
+    return [priced(op, phase) for op in samples() for phase in PHASES]

@@ -22,9 +22,9 @@ from muxtune.graph.operators import stage_layout
 from muxtune.operators import KINDS, Operator, Phase
 from muxtune.peft import everywhere
 
-CLASSES = ("linear", "lora", "attention", "other")
+CLASSES = ("linear", "adapter", "attention", "other")
 """Classes of kinds that have a factor of their own, and all others together. Profiled stages hold the
-adapters of one method, so those of the other methods are among the others."""
+adapters of one method; those of the others are taken to differ as these do."""
 
 
 def class_of(kind: str) -> str:

@@ -31,6 +31,17 @@ class OperatorWork(NamedTuple):
     """Kernels, or calls of library functions; messages one after the other where ranks communicate."""
 
 
+class GpuWork(NamedTuple):
+    """What an adapter runs on a GPU, one after the other."""
+
+    products: tuple[tuple[int, int, int], ...] = ()
+    """Products ``[m, k] x [k, n]`` as (m, n, k), in the precision of adapters."""
+    bytes: float = 0.0
+    """Bytes that elementwise kernels read and write."""
+    kernels: int = 0
+    """These kernels."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperatorKind:
     """A kind of operators."""
@@ -50,6 +61,11 @@ class OperatorKind:
     """Whether no suite builds it and no profile has it: its price comes from that of other kinds."""
     split: Callable[[Dims], Split] = lambda dims: ((), dims)
     """Dimensions that a profile looks up, and those that it interpolates, in this order."""
+    samples: tuple[Dims, ...] = ()
+    """Usual sizes, whose prices tell costs apart that somebody else wrote."""
+    gpu: Callable[[Dims, Phase, ModelSpec], GpuWork] | None = None
+    """What runs on a GPU that is not at hand; without it, as many bytes as ``work`` moves, in as many
+    kernels. The frozen operators have models of their own (:mod:`muxtune.costs.analytic`)."""
     fitted: str = "other"
     """Class of kinds that have a factor together, by which a stage differs from the sum of its operators."""
     mixed: int | None = None

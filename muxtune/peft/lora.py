@@ -74,7 +74,8 @@ class Lora:
             work=_work,
             grid=_grid,
             split=looked_up(2),
-            fitted="lora",
+            fitted="adapter",
+            samples=((4096, 4096, 8, 512), (4096, 4096, 64, 512)),
             mixed=2,
             mixed_sizes=(16, 64),
         )

@@ -48,15 +48,15 @@ def test_a_factor_that_would_hide_a_wrong_operator_is_not_believed(forward_sums,
 
 
 def test_a_class_that_costs_more_between_others_is_told_apart(forward_sums):
-    factors = dict.fromkeys(CLASSES, 1.0) | {"lora": 1.4}
+    factors = dict.fromkeys(CLASSES, 1.0) | {"adapter": 1.4}
     fitted = fit_overhead(made_with(ActionOverhead(factors=factors), forward_sums))
-    assert fitted.factors["lora"] == pytest.approx(1.4, abs=0.1)
+    assert fitted.factors["adapter"] == pytest.approx(1.4, abs=0.1)
     assert fitted.factors["linear"] == pytest.approx(1.0, abs=0.1)
 
 
 def test_without_adapters_a_stage_has_none_of_their_time(forward_sums):
     for stage in forward_sums:
-        assert (stage.classes_s["lora"] == 0.0) == (stage.op.dims[2] == 0)
+        assert (stage.classes_s["adapter"] == 0.0) == (stage.op.dims[2] == 0)
         assert stage.operators_s == pytest.approx(sum(stage.classes_s.values()))
 
 

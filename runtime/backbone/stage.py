@@ -209,8 +209,7 @@ class Stage(nn.Module):
             active task, ``[K]`` in the order of ``batch.spans``.
         """
         if self.embedding is not None:
-            embedded_TD = self.embedding.forward(batch.tokens_T, batch.positions_T)
-            hidden_TD = self.embedded.embed(embedded_TD, batch)
+            hidden_TD = self.embedded.embed(self.embedding.forward(batch.tokens_T, batch.positions_T), batch)
         assert hidden_TD is not None, "only the first stage embeds tokens itself"
         for layer in self._layers:
             hidden_TD = layer.forward(hidden_TD, batch)

@@ -34,7 +34,7 @@ from muxtune.policies import plan_workload
 from muxtune.support.tables import format_table, show_bytes, show_difference
 from muxtune.tasks import Workload, workload_from
 from runtime import RunOptions, run_plan
-from runtime.reports.footprint import StageMemory as CountedMemory
+from runtime.reports.footprint import MeasuredMemory
 
 Row = tuple[str, int, tuple[str, ...], int, int]
 """Length histogram, rank, targets, global batch, micro-batch."""
@@ -134,7 +134,7 @@ def plan_case(case: MemoryCase, *, steps: int) -> Plan:
     return plan_workload(workload, model, cluster, AnyCosts(), policy=case.policy, options=case.options)[0]
 
 
-def count_case(plan: Plan, *, steps: int) -> tuple[CountedMemory, ...]:
+def count_case(plan: Plan, *, steps: int) -> tuple[MeasuredMemory, ...]:
     """What the report of a real run counts, per stage."""
     with tempfile.TemporaryDirectory() as folder:
         return run_plan(plan, Path(folder) / "run", RunOptions(steps=steps, metered_steps=steps)).memory
@@ -185,7 +185,7 @@ _HEADER = [
 ]
 
 
-def _row(name: str, stage: int, p: StageMemory, counted: CountedMemory, allocated: int) -> list[str]:
+def _row(name: str, stage: int, p: StageMemory, counted: MeasuredMemory, allocated: int) -> list[str]:
     return [
         name,
         str(stage),

@@ -21,6 +21,9 @@ from muxtune.support.machine import memory_limit_bytes, usable_cores
 from muxtune.support.strict_models import StrictModel
 from muxtune.support.yaml_file import load_yaml
 
+DeviceKind = Literal["cpu", "cuda"]
+
+
 MOST_NAME_CHARACTERS = 128
 MOST_RANKS = 100_000
 """Ranks that a cluster may have, at most."""
@@ -31,7 +34,7 @@ class DeviceSpec(StrictModel):
 
     name: str = Field(max_length=MOST_NAME_CHARACTERS)
     """Name of the device."""
-    kind: Literal["cpu", "cuda"]
+    kind: DeviceKind
     """What torch calls it."""
     memory_bytes: int = Field(gt=0, lt=2**63)
     """What a rank may fill."""

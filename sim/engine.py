@@ -19,16 +19,16 @@ from muxtune.schedule import COMPUTE, Action, Span, StageTimes
 from sim.noise import Noise
 from sim.wires import Wires
 
-Clock = Sequence[Action]
+ClockActions = Sequence[Action]
 """Actions that a stage plays together, of one kind and each of another hTask."""
 
 
-def clock_htasks(clock: Clock) -> tuple[int, ...]:
+def clock_htasks(clock: ClockActions) -> tuple[int, ...]:
     """Positions of the hTasks that share it, in the order of the clock."""
     return tuple(action.htask for action in clock)
 
 
-def clock_kind(clock: Clock) -> Literal["F", "B"]:
+def clock_kind(clock: ClockActions) -> Literal["F", "B"]:
     """Direction of a clock that is no STEP."""
     return "F" if clock[0].kind == "F" else "B"
 
@@ -36,7 +36,7 @@ def clock_kind(clock: Clock) -> Literal["F", "B"]:
 class StageWork(Protocol):
     """What stages do in a clock."""
 
-    def play(self, env: Environment, stage: int, clock: Clock) -> Generator[Event, object, None]:
+    def play(self, env: Environment, stage: int, clock: ClockActions) -> Generator[Event, object, None]:
         """Be busy with the clock's actions; a clock of STEPs takes no time and is not asked for."""
         ...
 
@@ -47,7 +47,7 @@ class WholeClocks:
     def __init__(self, times: StageTimes) -> None:
         self._times = times
 
-    def play(self, env: Environment, stage: int, clock: Clock) -> Generator[Event, object, None]:
+    def play(self, env: Environment, stage: int, clock: ClockActions) -> Generator[Event, object, None]:
         """One event."""
         if len(clock) == 1:
             yield env.timeout(self._times.duration_s(stage, clock[0]))
@@ -74,7 +74,10 @@ def simulate_schedule(stages: Sequence[Sequence[Action]], times: StageTimes) -> 
 
 
 def play_clocks(
-    stages: Sequence[Sequence[Clock]], work: StageWork, p2p_s: Sequence[float], noise: Noise | None = None
+    stages: Sequence[Sequence[ClockActions]],
+    work: StageWork,
+    p2p_s: Sequence[float],
+    noise: Noise | None = None,
 ) -> list[Span]:
     """Play clocks.
 
@@ -106,7 +109,7 @@ def play_clocks(
 def run_stage(
     env: Environment,
     stage: int,
-    clocks: Sequence[Clock],
+    clocks: Sequence[ClockActions],
     *,
     work: StageWork,
     wires: Wires,

@@ -11,12 +11,12 @@ from collections.abc import Callable, Generator, Iterator
 from simpy import Environment, Event
 
 from muxtune.schedule import COMMUNICATION, COMPUTE, OperatorSpan
-from sim.engine import Clock
+from sim.engine import ClockActions
 from sim.noise import Noise
 from sim.program import Program
 from sim.streams import Recording, play_program
 
-Programs = Callable[[int, Clock], Program]
+Programs = Callable[[int, ClockActions], Program]
 """What a stage runs in a clock."""
 
 
@@ -24,9 +24,9 @@ class OperatorLog:
     """Executions of operators; spans are made when somebody asks for them."""
 
     def __init__(self) -> None:
-        self._clocks: list[tuple[int, Clock, Program, Recording]] = []
+        self._clocks: list[tuple[int, ClockActions, Program, Recording]] = []
 
-    def add(self, stage: int, clock: Clock, program: Program, recording: Recording) -> None:
+    def add(self, stage: int, clock: ClockActions, program: Program, recording: Recording) -> None:
         """Note a clock that was played."""
         self._clocks.append((stage, clock, program, recording))
 
@@ -77,7 +77,7 @@ class OperatorWork:
         self.log = OperatorLog()
         """Log of the executions, if they are kept."""
 
-    def play(self, env: Environment, stage: int, clock: Clock) -> Generator[Event, object, None]:
+    def play(self, env: Environment, stage: int, clock: ClockActions) -> Generator[Event, object, None]:
         """Run the clock's program; each of its operators is an event."""
         program = self._programs(stage, clock)
         factors = self._factors[stage]

@@ -18,7 +18,7 @@ from muxtune.planning.exact.slowest_replica import SlowestReplicas
 from muxtune.planning.exact.works import HTaskWorks, sample_works
 from muxtune.schedule import ClockKind, ClockTimes, StageTimes, shared_clocks
 from muxtune.tasks import load_task_data, load_tokenizer
-from sim.engine import Clock, clock_htasks, clock_kind
+from sim.engine import ClockActions, clock_htasks, clock_kind
 from sim.orchestrated import orchestrated_program
 from sim.program import Program
 from sim.streams import program_seconds
@@ -56,7 +56,7 @@ class PlanPrograms:
         self._alike = lru_cache(maxsize=None)(self._build)
         self._graph = lru_cache(maxsize=None)(self._time)
 
-    def __call__(self, stage: int, clock: Clock) -> Program:
+    def __call__(self, stage: int, clock: ClockActions) -> Program:
         """What a stage runs in a clock."""
         return self._program(stage, (clock_kind(clock), clock_htasks(clock)))
 

@@ -333,11 +333,6 @@ def carried_attention_calls(layout: MicrobatchLayout) -> list[tuple[int, int, in
     return batched_carried_calls([(row.tokens, row.carried + row.tokens) for row in rows])
 
 
-def carried_out_tokens(layout: MicrobatchLayout) -> int:
-    """Tokens of a micro-batch whose keys and values later ones of the carry group attend to."""
-    return sum(row.tokens for row in sequence_rows(layout.segments) if row.after)
-
-
 def group_carried_rows(rows: Sequence[Row]) -> Groups:
     """Rows with keys from earlier micro-batches that share a call: near-equal in keys, and in queries."""
     return _group_by_both([(row.tokens, row.carried + row.tokens) for row in rows])

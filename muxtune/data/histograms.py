@@ -28,11 +28,6 @@ class LengthHistogram:
     counts: NDArray[np.int64]
     """Examples per length, each above 0."""
 
-    @property
-    def mean_tokens(self) -> float:
-        """Mean length over all examples."""
-        return float(np.average(self.lengths, weights=self.counts))
-
     def percentile(self, q: float) -> int:
         """Shortest length in tokens that at least ``q`` percent of the examples do not exceed.
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from muxtune.cluster import DeviceKind
 from muxtune.costs.compose import MicrobatchWork, message_bytes
 from muxtune.memory.carried import carried_gradient_bytes, carried_kv_bytes
 from muxtune.memory.saved_activations import KeptBytes, kept_bytes
 from muxtune.memory.weights import WHOLE, Sharding, adapter_dtype_bytes, adapter_parameters
-from muxtune.memory.workspace import DeviceKind, backward_workspace_bytes, forward_workspace_bytes
+from muxtune.memory.workspace import backward_workspace_bytes, forward_workspace_bytes
 from muxtune.model import ModelSpec
 from muxtune.peft import Layers, count_layers, runs_of
 
@@ -93,5 +94,5 @@ def htask_load(
             for work in works
         ),
         left_gradient_bytes=carried_gradient_bytes(model, count, works=works, sharding=sharding),
-        message_bytes=message_bytes(model, one.tokens) // sharding.token_ranks,
+        message_bytes=message_bytes(model, one.tokens),
     )

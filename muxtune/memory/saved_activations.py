@@ -87,7 +87,7 @@ def kept_bytes(
         total += _layer_bytes(model, work, sharding, begin[0], trained=depth)
     if first:
         total += _attached_bytes(work, [embedding_attachments(peft, model) for peft in work.pefts])
-    message = work.tokens * model.hidden * model.dtype_bytes / sharding.token_ranks
+    message = work.tokens * model.hidden * model.dtype_bytes
     # Masks of attention to carried keys, which the layers share.
     total += model.dtype_bytes * sum(
         calls * sequences * queries * keys for calls, sequences, queries, keys in work.carried_attention
@@ -192,16 +192,16 @@ def _layer_bytes(
     # Linears that read the same input keep it once; attention's result needs no copy if it is the stream.
     kept_as_rows = kept(_ATTENTION) and rows_are_stream(work)
     widths: dict[LayerInput, float] = {
-        "attention": model.hidden / sharding.token_ranks,
+        "attention": model.hidden,
         "attended": 0 if kept_as_rows else query,
-        "mlp": model.hidden / sharding.token_ranks,
+        "mlp": model.hidden,
         "inner": 0 if activates and mlp.saves_output else ffn,
     }
     elements += work.tokens * sum(widths[name] for name in adapted_inputs(model, work, layer))
     shard = model.shard(sharding.tp)
     attached = _attached_bytes(work, [attachments(peft, shard, layer) for peft in work.pefts])
     norms = sum(kept(block) for block in _NORMS)
-    norm = work.tokens * norm_bytes_per_token(model) / sharding.token_ranks
+    norm = work.tokens * norm_bytes_per_token(model)
     return elements * model.dtype_bytes + attached + norms * norm
 
 

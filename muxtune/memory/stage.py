@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 
+from muxtune.cluster import DeviceKind
 from muxtune.costs.compose import MicrobatchWork
 from muxtune.memory.htask_bytes import HTaskLoad, htask_load
 from muxtune.memory.peak import POSTED_AHEAD, Variable, fullest_moment
 from muxtune.memory.weights import MOMENTS, WHOLE, Sharding, backbone_bytes, table_bytes
-from muxtune.memory.workspace import DeviceKind
 from muxtune.model import ModelSpec
 from muxtune.peft import Layers
 from muxtune.schedule import Action, clocks_of

@@ -33,14 +33,6 @@ class Sharding:
     """
 
     tp: int = 1
-    sequence_parallel: bool = False
-    """What lies between the linears of a layer (norms, residuals, messages) is split over the tokens (arXiv
-    2205.05198); a split linear keeps its rank's share of its input and gathers the rest again."""
-
-    @property
-    def token_ranks(self) -> int:
-        """Ranks that share the tokens of norms, residuals and messages."""
-        return self.tp if self.sequence_parallel else 1
 
     def check(self, model: ModelSpec) -> None:
         """Refuse a split through a head.

@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
+from muxtune.cluster import DeviceKind
 from muxtune.costs.compose import MicrobatchWork
 from muxtune.memory.saved_activations import (
     adapted_inputs,
@@ -19,8 +18,6 @@ from muxtune.memory.saved_activations import (
 )
 from muxtune.memory.weights import FLOAT32_BYTES, WHOLE, Sharding, adapter_dtype_bytes
 from muxtune.model import ModelSpec
-
-DeviceKind = Literal["cpu", "cuda"]
 
 _ADDITION_COPIES: dict[DeviceKind, int] = {"cpu": 2, "cuda": 0}
 """Copies that torch makes to add a tensor in place to one of less precision; GPU kernels cast on the fly."""
@@ -44,7 +41,7 @@ def forward_workspace_bytes(
     The moments that count come at the end, when most is kept already: the activation of the last layer's MLP,
     its last linear, the end of that layer, and the head with logits beside their log-probabilities.
     """
-    hidden = _hidden(model, work, sharding)
+    hidden = _hidden(model, work)
     output = 0.0 if last else hidden  # among the kept, but there only at the very end
     adapted, mlp = adapted_inputs(model, work, layer), mlp_widths(model)
     ffn = work.tokens * sharding.ffn_width(model) * model.dtype_bytes
@@ -86,7 +83,7 @@ def backward_workspace_bytes(
     more than that: they have gradients of inputs only.
     """
     mlp, adapted, b = mlp_widths(model), adapted_inputs(model, work, layer), model.dtype_bytes
-    ffn, hidden = work.tokens * sharding.ffn_width(model) * b, _hidden(model, work, sharding)
+    ffn, hidden = work.tokens * sharding.ffn_width(model) * b, _hidden(model, work)
     gradient = hidden if last else 0.0  # other stages have it as a message
     moments: list[float] = []
     if "inner" in adapted and adapter_dtype_bytes(model) > b:
@@ -109,7 +106,7 @@ def backward_workspace_bytes(
     width = sharding.query_width(model) + 2 * sharding.kv_width(model)
     attention = (2 * attention_rows(work) + work.tokens * (not rows_are_stream(work))) * width * b
     mlp_freed = mlp.saved * ffn + inner_freed + hidden * ("mlp" in adapted)
-    mlp_freed += work.tokens * norm_bytes_per_token(model) / sharding.token_ranks
+    mlp_freed += work.tokens * norm_bytes_per_token(model)
     moments.append(hidden + attention - mlp_freed)
     if not last:
         return round(max(moments))
@@ -131,8 +128,8 @@ def _leftover_width(model: ModelSpec, work: MicrobatchWork, layer: int, sharding
     return width
 
 
-def _hidden(model: ModelSpec, work: MicrobatchWork, sharding: Sharding) -> float:
-    return work.tokens * model.hidden * model.dtype_bytes / sharding.token_ranks
+def _hidden(model: ModelSpec, work: MicrobatchWork) -> int:
+    return work.tokens * model.hidden * model.dtype_bytes
 
 
 def _head_kept(model: ModelSpec, work: MicrobatchWork, sharding: Sharding) -> float:

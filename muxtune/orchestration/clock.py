@@ -129,13 +129,6 @@ class ClockSchedule:
         }
 
     @cached_property
-    def htask_ends_s(self) -> tuple[float, ...]:
-        """Seconds after which each hTask is through."""
-        ends_s = self._played.ends_s
-        positions = range(len(self._clock.graphs))
-        return tuple(max((ends_s[i] for i in self._clock.htask(p)), default=0.0) for p in positions)
-
-    @cached_property
     def _played(self) -> Played:
         return contended(self._clock, play(self._clock, self._items, self.barrier), self.contention)
 

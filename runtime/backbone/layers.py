@@ -15,7 +15,7 @@ from runtime.attention import RopeTables, causal_attention
 from runtime.backbone.blocks import SiteAdapters
 from runtime.backbone.linear import SharedLinear
 from runtime.data.batch import MicrobatchTensors
-from runtime.distributed.sharding import WHOLE, Shard, linear_cuts
+from runtime.distributed.sharding import WHOLE, Shard, linear_portions
 from runtime.distributed.tensor_parallel import select_rows, shared, split_nll
 from runtime.ops.elementwise import LayerNorm, RmsNorm, find_activation, find_gated_activation
 from runtime.peft import frozen_linear
@@ -184,7 +184,7 @@ def shared_linear(spec: ModelSpec, weights: Weights, layer: int, *paths: str, sh
     by_name = {linear.name: linear for linear in spec.linears}
     for path in paths:
         source, linear = f"{spec.layer_prefix}.{layer}.{path}", by_name[path]
-        outputs, inputs = linear_cuts(spec, linear, shard)
+        outputs, inputs = linear_portions(spec, linear, shard)
         weight_OI = weights.get_parameter(f"{source}.weight").detach()
         if spec.transposed_weights:  # Conv1D keeps [in, out]; the rows of a linear are its outputs
             weight_OI = weight_OI.t()

@@ -24,11 +24,11 @@ from runtime.distributed.sharding import (
     INPUTS,
     OUTPUTS,
     WHOLE,
-    Cut,
+    Portion,
     Shard,
-    linear_cuts,
+    linear_portions,
     name_part,
-    tensor_cut,
+    tensor_portion,
 )
 from runtime.peft import RUNTIME_METHODS, FilePart, Frozen, TaskAdapter
 
@@ -75,7 +75,7 @@ class Stage(nn.Module):
         self.layers = nn.ModuleList(built)
         self._layers: list[DecoderLayer] = built
         self._task_parameters: dict[str, dict[str, nn.Parameter]] = {}
-        self._task_cuts: dict[str, dict[str, Cut]] = {}
+        self._task_portions: dict[str, dict[str, Portion]] = {}
         self.to(device)
 
     def copy(self) -> Stage:
@@ -95,7 +95,7 @@ class Stage(nn.Module):
         Raises:
             SpecError: A tensor is missing or has another shape than the task says.
         """
-        self._task_parameters[task.id], self._task_cuts[task.id] = {}, {}
+        self._task_parameters[task.id], self._task_portions[task.id] = {}, {}
         if self.embedding is not None:
             for each in embedding_attachments(task.peft, self._spec):
                 self.embedded.attach(task.id, self._adapter(task, adapter, each, EMBEDDING, None))
@@ -127,12 +127,12 @@ class Stage(nn.Module):
             )
             for tensor in each.tensors
         }
-        inputs = Cut(INPUTS, site.in_features, ((0, site.in_features),))
-        outputs = Cut(OUTPUTS, site.out_features, ((0, site.out_features),))
+        inputs = Portion(INPUTS, site.in_features, ((0, site.in_features),))
+        outputs = Portion(OUTPUTS, site.out_features, ((0, site.out_features),))
         path, columns, weight_OI, bias_O = spec.layer_prefix, (0, site.out_features), None, None
         if linear is not None:
             known = next(known for known in spec.linears if known.name == site.path)
-            outputs, inputs = linear_cuts(spec, known, shard)
+            outputs, inputs = linear_portions(spec, known, shard)
             columns = linear.columns[site.path]
             weight_OI, bias_O = linear.part(site.path)
         if number != EMBEDDING:
@@ -162,7 +162,7 @@ class Stage(nn.Module):
     ) -> nn.Parameter:
         """This rank's part of a tensor, as a parameter."""
         found = whole = given.get(place.key)
-        cut = tensor_cut(self._spec, each.site, tensor, self._shard)
+        portion = tensor_portion(self._spec, each.site, tensor, self._shard)
         name = place.key
         if place.start is not None and found is not None:
             name = name_part(place.key, number)
@@ -177,12 +177,12 @@ class Stage(nn.Module):
             if place.start is not None:
                 expected += f" from {place.start} on in dimension {place.dim}"
             raise SpecError(f"adapter of {task.id}: {place.key}", shape, expected)
-        own = cut.take(whole.detach()).clone(memory_format=torch.contiguous_format)
+        own = portion.take(whole.detach()).clone(memory_format=torch.contiguous_format)
         parameter = nn.Parameter(own.to(self._device))
         if place.start is not None:
-            cut = cut.inside(place.dim, place.start, found.shape[place.dim], tensor.shape[place.dim])
+            portion = portion.inside(place.dim, place.start, found.shape[place.dim], tensor.shape[place.dim])
         self._task_parameters[task.id][name] = parameter
-        self._task_cuts[task.id][name] = cut
+        self._task_portions[task.id][name] = portion
         return parameter
 
     def task_parameters(self, task_id: str) -> dict[str, nn.Parameter]:
@@ -193,9 +193,9 @@ class Stage(nn.Module):
         """
         return self._task_parameters[task_id]
 
-    def task_cuts(self, task_id: str) -> dict[str, Cut]:
+    def task_portions(self, task_id: str) -> dict[str, Portion]:
         """What of each whole tensor of a task these parameters are."""
-        return self._task_cuts[task_id]
+        return self._task_portions[task_id]
 
     def forward(self, batch: MicrobatchTensors, hidden_TD: Tensor | None) -> Tensor:
         """Run a micro-batch through the stage.

@@ -13,12 +13,12 @@ import platform
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 
-from muxtune.cluster import ranks_memory_bytes
+from muxtune.cluster import DeviceKind, ranks_memory_bytes
 from muxtune.support.errors import SpecError
 from muxtune.support.processes import under_torchrun
 from runtime.device.allocations import AllocationTrace, MemoryTrace
@@ -27,8 +27,6 @@ from runtime.device.torch_internals import gloo_options, set_group_timeout
 
 if TYPE_CHECKING:
     from runtime.device.torch_internals import Backend
-
-DeviceKind = Literal["cpu", "cuda"]
 
 
 class RankDevice(ABC):

@@ -42,7 +42,7 @@ WHOLE = Shard()
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class Portion:
     """What a rank holds of one dimension of a tensor."""
 
     dim: int
@@ -55,7 +55,7 @@ class Cut:
     """Whether each of them has a part of the elements' gradient only, so that they sum it."""
 
     @classmethod
-    def all_of(cls, tensor: Tensor) -> Cut:
+    def all_of(cls, tensor: Tensor) -> Portion:
         """A tensor that nobody else holds."""
         return cls(0, len(tensor), ((0, len(tensor)),))
 
@@ -69,7 +69,7 @@ class Cut:
         parts = [whole.narrow(self.dim, start, stop - start) for start, stop in self.ranges]
         return parts[0] if len(parts) == 1 else torch.cat(parts, self.dim)
 
-    def inside(self, dim: int, start: int, size: int, own: int) -> Cut:
+    def inside(self, dim: int, start: int, size: int, own: int) -> Portion:
         """This part of a whole that is itself a part of a larger tensor.
 
         Args:
@@ -94,17 +94,17 @@ class Cut:
         return part.new_zeros([self.size if dim == self.dim else n for dim, n in enumerate(part.shape)])
 
 
-def linear_cuts(spec: ModelSpec, linear: LinearSpec, shard: Shard) -> tuple[Cut, Cut]:
+def linear_portions(spec: ModelSpec, linear: LinearSpec, shard: Shard) -> tuple[Portion, Portion]:
     """What a rank holds of a linear's outputs and of its inputs; one of them is whole."""
     ranges, holders = _split_ranges(spec, linear, shard)
-    whole_outputs = Cut(OUTPUTS, linear.out_features, ((0, linear.out_features),), shard.ranks)
-    whole_inputs = Cut(INPUTS, linear.in_features, ((0, linear.in_features),), shard.ranks)
+    whole_outputs = Portion(OUTPUTS, linear.out_features, ((0, linear.out_features),), shard.ranks)
+    whole_inputs = Portion(INPUTS, linear.in_features, ((0, linear.in_features),), shard.ranks)
     if linear.split_by_outputs:
-        return Cut(OUTPUTS, linear.out_features, ranges, holders), whole_inputs
-    return whole_outputs, Cut(INPUTS, linear.in_features, ranges, holders)
+        return Portion(OUTPUTS, linear.out_features, ranges, holders), whole_inputs
+    return whole_outputs, Portion(INPUTS, linear.in_features, ranges, holders)
 
 
-def tensor_cut(spec: ModelSpec, site: Site, tensor: TrainedTensor, shard: Shard) -> Cut:
+def tensor_portion(spec: ModelSpec, site: Site, tensor: TrainedTensor, shard: Shard) -> Portion:
     """What a rank holds of a tensor of an adapter at a site.
 
     Elements that are cut, and that several ranks hold all the same, belong to shared key and value heads:
@@ -112,15 +112,15 @@ def tensor_cut(spec: ModelSpec, site: Site, tensor: TrainedTensor, shard: Shard)
     """
     dim, size = tensor.dim, tensor.shape[tensor.dim]
     if tensor.sharded == "none":
-        return Cut(dim, size, ((0, size),), shard.ranks, tensor.partial and shard.ranks > 1)
+        return Portion(dim, size, ((0, size),), shard.ranks, tensor.partial and shard.ranks > 1)
     if tensor.sharded == "keys_values":
         held, holders = _held_kv_heads(spec, shard)
         keys, values = (_features(spec, held, before=n) for n in (0, spec.kv_heads))
-        return Cut(dim, size, (keys, values), holders, holders > 1)
+        return Portion(dim, size, (keys, values), holders, holders > 1)
     linear = next(linear for linear in spec.linears if linear.name == site.path)
-    outputs, inputs = linear_cuts(spec, linear, shard)
-    cut = outputs if tensor.sharded == "outputs" else inputs
-    return replace(cut, dim=dim, partial=cut.holders > 1)
+    outputs, inputs = linear_portions(spec, linear, shard)
+    portion = outputs if tensor.sharded == "outputs" else inputs
+    return replace(portion, dim=dim, partial=portion.holders > 1)
 
 
 def _split_ranges(
@@ -155,7 +155,7 @@ def _features(spec: ModelSpec, heads: tuple[int, int], *, before: int = 0) -> tu
     return (before + heads[0]) * spec.head_dim, (before + heads[1]) * spec.head_dim
 
 
-Part = tuple[Cut, Tensor]
+Part = tuple[Portion, Tensor]
 """A rank's part of a tensor."""
 
 
@@ -173,9 +173,9 @@ def assemble(ranks: Iterable[Mapping[str, Part]]) -> dict[str, Tensor]:
     """Whole tensors from the parts of all ranks; where several ranks hold an element, they hold the same."""
     whole: dict[str, Tensor] = {}
     for parts in ranks:
-        for name, (cut, part) in parts.items():
+        for name, (portion, part) in parts.items():
             key = file_key(name)
             if key not in whole:
-                whole[key] = cut.whole_like(part)
-            cut.put(part, whole[key])
+                whole[key] = portion.whole_like(part)
+            portion.put(part, whole[key])
     return whole

@@ -19,11 +19,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from muxtune.memory.peak import POSTED_AHEAD
 from runtime.device.devices import CPU, RankDevice
 from runtime.distributed.peers import or_peer_lost
-
-POSTED_AHEAD = 2
-"""Receives posted per direction. 1F1B lets a neighbour be at most two micro-batches ahead."""
 
 _TAGS = 1 << 20
 """Tags repeat after so many messages; far more than are ever under way."""

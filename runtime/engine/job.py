@@ -7,7 +7,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict
 
-from runtime.device.devices import DeviceKind
+from muxtune.cluster import DeviceKind
 
 PEER_LOST_EXIT_CODE = 75
 """Exit code of a rank whose neighbour died; the neighbour has the real cause."""

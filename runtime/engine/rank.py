@@ -27,7 +27,7 @@ from runtime.engine.ready import ReadyRank, prepare_rank
 from runtime.engine.recorder import Recorder
 from runtime.engine.runner import StageRunner
 from runtime.engine.stepper import Stepper
-from runtime.reports.footprint import StageMemory, measure_memory
+from runtime.reports.footprint import MeasuredMemory, measure_memory
 from runtime.reports.report import build_report, save_report, stage_records
 from runtime.tasks.adapter_files import save_adapter
 from runtime.tasks.checkpoint import CheckpointWriter, load_rank_state, newest_checkpoint, writing_ranks
@@ -180,7 +180,7 @@ class RankRun:
             (job.out_dir / RUN_BEFORE).unlink(missing_ok=True)
         barrier()
 
-    def _measure_memory(self) -> StageMemory:
+    def _measure_memory(self) -> MeasuredMemory:
         plan, ready = self._plan, self._ready
         return measure_memory(
             self._actions,
@@ -199,7 +199,7 @@ class RankRun:
         if self._mesh.replica:
             return {}
         tenant = self._ready.tenants[task_id]
-        return {key: (tenant.cuts[key], p.detach().cpu()) for key, p in tenant.parameters.items()}
+        return {key: (tenant.portions[key], p.detach().cpu()) for key, p in tenant.parameters.items()}
 
 
 def main() -> None:

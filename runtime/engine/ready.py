@@ -108,6 +108,6 @@ def _add_tasks(
         stage = stages[htask.instance]
         for task in plan.htask_tasks(htask.id):
             stage.add_task(task, load_adapter(task_folder(job.out_dir, task.id) / ADAPTER_INIT))
-            parameters, cuts = stage.task_parameters(task.id), stage.task_cuts(task.id)
-            tenants[task.id] = Tenant(task, parameters, cuts, device=device)
+            parameters, portions = stage.task_parameters(task.id), stage.task_portions(task.id)
+            tenants[task.id] = Tenant(task, parameters, portions, device=device)
     return tenants

@@ -10,7 +10,7 @@ from typing import TypeVar
 from muxtune.schedule import COMMUNICATION, COMPUTE, Action, OperatorSpan, Span
 from runtime.device.stopwatch import Mark
 from runtime.distributed.mesh import RankMesh
-from runtime.reports.footprint import StageMemory
+from runtime.reports.footprint import MeasuredMemory
 from runtime.reports.report import StageRecord
 from runtime.tasks.losses import StepLoss
 
@@ -119,7 +119,7 @@ class Recorder:
                 spans.append(OperatorSpan(stage, stream, action, label, "communication", start_s, end_s))
         return spans
 
-    def record(self, memory: StageMemory) -> StageRecord:
+    def record(self, memory: MeasuredMemory) -> StageRecord:
         """All of it, for the report of the run.
 
         Args:

@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from muxtune.cluster import DeviceKind
 from muxtune.model import is_pickled, weight_files
 from muxtune.plan import (
     BACKBONE_RECORD,
@@ -31,7 +32,7 @@ from muxtune.support.run_folder import LOCK, is_temporary, locked, refuse_if_loc
 from runtime.attention import attention_site, check_attention
 from runtime.backbone.hugging_face import check_pickled
 from runtime.data.feed import check_room, load_plan_data
-from runtime.device.devices import DeviceKind, check_devices, check_memory, rank_device
+from runtime.device.devices import check_devices, check_memory, rank_device
 from runtime.distributed.agreement import all_gather, refuse_together
 from runtime.engine.job import PEER_TIMEOUT_S, PEER_TIMEOUTS_S, RunJob, RunOptions
 from runtime.engine.rank import RankRun

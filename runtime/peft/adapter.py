@@ -11,7 +11,7 @@ from torch import Tensor
 
 from muxtune.model import ModelSpec
 from muxtune.tasks import PeftTask
-from runtime.distributed.sharding import Cut, Shard
+from runtime.distributed.sharding import Portion, Shard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,9 +27,9 @@ class Frozen:
     """Number of the layer; ``EMBEDDING`` for the embedding."""
     path: str
     """Path of the base op in the backbone, such as ``model.layers.0.self_attn.q_proj``."""
-    inputs: Cut
+    inputs: Portion
     """What the rank has of its inputs."""
-    outputs: Cut
+    outputs: Portion
     """What the rank has of its outputs."""
     columns: tuple[int, int]
     """Its outputs among those of the product that holds it: linears that read the same input are one."""

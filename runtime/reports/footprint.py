@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from runtime.tasks.tenant import Tenant
 
 
-class StageMemory(BaseModel):
+class MeasuredMemory(BaseModel):
     """Bytes that one stage's rank held."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -72,7 +72,7 @@ def measure_memory(
     seen: ActionBytes,
     process_start_bytes: int,
     device_peak_bytes: int | None = None,
-) -> StageMemory:
+) -> MeasuredMemory:
     """Add up what a stage held in a run.
 
     Args:
@@ -89,7 +89,7 @@ def measure_memory(
     adapters = [sum(tenant.adapter_bytes for tenant in tenants) for tenants in htask_tenants]
     optimizers = sum(tenant.optimizer_bytes for tenants in htask_tenants for tenant in tenants)
     activations, everything = peaks(actions, microbatches, seen, adapters, carries)
-    return StageMemory(
+    return MeasuredMemory(
         backbone_bytes=backbone_bytes,
         table_bytes=table_bytes,
         adapter_bytes=sum(adapters),

@@ -13,14 +13,14 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from muxtune.cluster import DeviceKind
 from muxtune.placement import Placement
 from muxtune.plan import IterationTokens, Parallelism, Plan, ideal_iteration_s
 from muxtune.schedule import COMPUTE, Action, OperatorSpan, Span, iteration_ends_s
 from muxtune.support.errors import UserError, spec_error_from
 from muxtune.support.files import write_text_atomically
 from muxtune.support.machine import usable_cores
-from runtime.device.devices import DeviceKind
-from runtime.reports.footprint import StageMemory
+from runtime.reports.footprint import MeasuredMemory
 
 _STRICT = ConfigDict(frozen=True, extra="forbid")
 
@@ -88,7 +88,7 @@ class RunReport(BaseModel):
     exposed_communication_s: tuple[float, ...]
     """Per stage, waits of its actions for sums over its ranks in one steady iteration; part of ``busy_s``."""
     tokens: TokenTotals
-    memory: tuple[StageMemory, ...]
+    memory: tuple[MeasuredMemory, ...]
     """Per stage, of that of its ranks that held most."""
     versions: dict[str, str]
     host: Host
@@ -99,7 +99,7 @@ class StageRecord:
     """What one rank measured, or what stands for all ranks of a stage."""
 
     spans: list[Span]
-    memory: StageMemory
+    memory: MeasuredMemory
     operators: list[OperatorSpan] = field(default_factory=list)
     """Collectives that are traced."""
     exposed_s: dict[Action, float] = field(default_factory=dict)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from runtime.distributed.sharding import Cut
+from runtime.distributed.sharding import Portion
 from runtime.distributed.teams import Team
 from runtime.tasks.tenant import Tenant
 
@@ -18,14 +18,14 @@ def sum_over_shards(tenants: Sequence[Tenant], team: Team) -> None:
     Where ranks hold overlapping parts, each part is summed at its place in the whole tensor.
     """
     held = [
-        (parameter, cut)
+        (parameter, portion)
         for tenant in tenants
-        for parameter, cut in zip(tenant.parameters.values(), tenant.cuts.values(), strict=True)
-        if cut.partial
+        for parameter, portion in zip(tenant.parameters.values(), tenant.portions.values(), strict=True)
+        if portion.partial
     ]
-    whole = [_placed(parameter, cut) for parameter, cut in held]
-    for (parameter, cut), total in zip(held, _sums(whole, team), strict=True):
-        parameter.grad = cut.take(total)
+    whole = [_placed(parameter, portion) for parameter, portion in held]
+    for (parameter, portion), total in zip(held, _sums(whole, team), strict=True):
+        parameter.grad = portion.take(total)
 
 
 def sum_over_replicas(tenants: Sequence[Tenant], team: Team) -> None:
@@ -35,12 +35,12 @@ def sum_over_replicas(tenants: Sequence[Tenant], team: Team) -> None:
         parameter.grad = total
 
 
-def _placed(parameter: nn.Parameter, cut: Cut) -> Tensor:
+def _placed(parameter: nn.Parameter, portion: Portion) -> Tensor:
     gradient = _gradient(parameter)
-    if cut.whole:
+    if portion.whole:
         return gradient
-    whole = cut.whole_like(gradient)
-    cut.put(gradient, whole)
+    whole = portion.whole_like(gradient)
+    portion.put(gradient, whole)
     return whole
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from muxtune.support.errors import SpecError
 from muxtune.tasks import PeftTask
 from runtime.device.torch_internals import tensor_norms
-from runtime.distributed.sharding import Cut
+from runtime.distributed.sharding import Portion
 from runtime.tasks.optimizer import build_optimizer, learning_rate
 
 
@@ -31,7 +31,7 @@ class Tenant:
     Args:
         task: Task whose adapter it is.
         parameters: This rank's part of the adapter, under PEFT's keys.
-        cuts: What of the whole tensors they are; by default all.
+        portions: What of the whole tensors they are; by default all.
         device: Where they are, for a stage that has none of them.
     """
 
@@ -39,13 +39,15 @@ class Tenant:
         self,
         task: PeftTask,
         parameters: Mapping[str, nn.Parameter],
-        cuts: Mapping[str, Cut] | None = None,
+        portions: Mapping[str, Portion] | None = None,
         *,
         device: str = "cpu",
     ) -> None:
         self.task = task
         self.parameters = dict(parameters)
-        self.cuts = {key: Cut.all_of(p) for key, p in parameters.items()} if cuts is None else dict(cuts)
+        self.portions = (
+            {key: Portion.all_of(p) for key, p in parameters.items()} if portions is None else dict(portions)
+        )
         self.optimizer = build_optimizer(list(self.parameters.values()), task) if parameters else None
         """None on a stage that has no tensor of the task."""
         some = next(iter(self.parameters.values()), torch.empty(0, device=device))
@@ -57,7 +59,9 @@ class Tenant:
         Returns:
             A float64 number on their device; nothing waits for it.
         """
-        held = [(p.grad, self.cuts[key].holders) for key, p in self.parameters.items() if p.grad is not None]
+        held = [
+            (p.grad, self.portions[key].holders) for key, p in self.parameters.items() if p.grad is not None
+        ]
         total = torch.zeros((), dtype=torch.float64, device=self._device)
         for holders in sorted({n for _, n in held}):
             gradients = [gradient for gradient, n in held if n == holders]

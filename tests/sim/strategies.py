@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hypothesis import strategies as st
 
 from muxtune.schedule import Action, ClockKind, ClockTimes, StageTimes, build_schedule, shared_clocks
-from sim.engine import Clock, clock_htasks, clock_kind
+from sim.engine import ClockActions, clock_htasks, clock_kind
 from sim.program import Program
 from sim.streams import program_seconds
 from tests.sim.programs import graphs, launch_orders
@@ -30,7 +30,7 @@ class Case:
 class OperatorCase:
     case: Case
     """With the durations of the programs at ``contention``."""
-    programs: Callable[[int, Clock], Program]
+    programs: Callable[[int, ClockActions], Program]
     contention: float
 
 

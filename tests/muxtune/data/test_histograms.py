@@ -23,7 +23,8 @@ def test_histogram_agrees_with_the_totals_recorded_beside_it(name):
     histogram = load_length_histogram(name)
     assert histogram.name == name
     assert histogram.counts.sum() == fact["examples"]
-    assert histogram.mean_tokens == pytest.approx(fact["mean_tokens"], abs=0.005)  # recorded with 2 decimals
+    mean_tokens = np.average(histogram.lengths, weights=histogram.counts)
+    assert mean_tokens == pytest.approx(fact["mean_tokens"], abs=0.005)  # recorded with 2 decimals
     assert (np.diff(histogram.lengths) > 0).all()
     assert (histogram.counts > 0).all()
 
@@ -37,7 +38,6 @@ def test_percentile_equals_that_of_the_expanded_examples(name, q):
 
 
 def test_values_of_a_histogram_small_enough_to_check_by_hand(small):
-    assert small.mean_tokens == pytest.approx((2 + 5 + 5 + 9) / 4)
     assert [small.percentile(q) for q in (0, 25, 26, 75, 76, 100)] == [2, 2, 5, 5, 9, 9]
 
 

@@ -51,9 +51,6 @@ def test_times_are_those_of_single_operators_played_event_by_event(graphs, mode,
     nodes = [graph.expand() for graph in graphs]
     times_s = play_slowly(nodes, schedule.operators, contention)
     assert schedule.seconds == pytest.approx(max(end for _, end in times_s.values()), rel=ROUNDING)
-    for htask, end_s in enumerate(schedule.htask_ends_s):
-        last = max(end for (owner, _), (_, end) in times_s.items() if owner == htask)
-        assert end_s == pytest.approx(last, rel=ROUNDING, abs=ROUNDING)
     for found in schedule.launches.values():
         for each in found:
             subgraph = launch_graph(graphs[each.htask]).cut.subgraphs[each.subgraph]
@@ -92,9 +89,6 @@ def test_intra_is_each_htask_alone_one_after_the_other(graphs, contention):
     together = _scheduled(graphs, "intra", contention)
     assert together.seconds == pytest.approx(sum(alone_s), rel=ROUNDING)
     assert together.exposed_communication_s == pytest.approx(_exposed(together), rel=ROUNDING, abs=ROUNDING)
-    assert together.htask_ends_s == pytest.approx(
-        [sum(alone_s[: i + 1]) for i in range(len(alone_s))], rel=ROUNDING
-    )
 
 
 @given(clocks(), CONTENTIONS)
@@ -170,7 +164,7 @@ def test_overlap_that_does_not_pay_is_given_up(contention):
 def test_a_clock_of_nothing_takes_no_time():
     for mode in MODES:
         schedule = schedule_clock([], mode)
-        assert (schedule.seconds, schedule.lower_bound_s, schedule.htask_ends_s) == (0, 0, ())
+        assert (schedule.seconds, schedule.lower_bound_s) == (0, 0)
 
 
 def test_many_htasks_fill_both_streams():

@@ -101,14 +101,14 @@ def play(spec, tenants, batch, weights, shard):
         stage.add_task(tenant.task, tenant.adapter)
     losses_K = stage.forward(batch, None)
     torch.autograd.backward(losses_K, torch.tensor([0.3, 1.0, 2.0], dtype=losses_K.dtype))
-    ours = [Tenant(t.task, stage.task_parameters(t.task.id), stage.task_cuts(t.task.id)) for t in tenants]
+    ours = [Tenant(t.task, stage.task_parameters(t.task.id), stage.task_portions(t.task.id)) for t in tenants]
     if shard.team is not None:
         sum_over_shards(ours, shard.team)
     return losses_K.detach(), ours, parameter_bytes(stage)
 
 
 def gradients(tenant):
-    return {key: (tenant.cuts[key], parameter.grad) for key, parameter in tenant.parameters.items()}
+    return {key: (tenant.portions[key], parameter.grad) for key, parameter in tenant.parameters.items()}
 
 
 @pytest.mark.parametrize(("name", "tp"), CASES, ids=str)
@@ -136,14 +136,14 @@ def test_shards_of_a_stage_equal_the_whole_stage(name, tp, tmp_path):
             # Llama's norms round to float32 even here, so sums in another order may differ by more.
             torch.testing.assert_close(assembled[key], parameter.grad, rtol=1e-7, atol=1e-9)
             for own_parts in parts:
-                cut, part = own_parts[key]
-                assert torch.equal(cut.take(assembled[key]), part), f"{key} differs between its holders"
+                portion, part = own_parts[key]
+                assert torch.equal(portion.take(assembled[key]), part), f"{key} differs between its holders"
         norms = sum(own[i].squared_gradient_norm() for _, own, _ in ranks)
         assert float(norms) == pytest.approx(float(tenant.squared_gradient_norm()), rel=1e-9)
 
         saved = assemble(
             [
-                {k: (t.cuts[k], p.detach()) for k, p in t.parameters.items()}
+                {k: (t.portions[k], p.detach()) for k, p in t.parameters.items()}
                 for t in (own[i] for _, own, _ in ranks)
             ]
         )

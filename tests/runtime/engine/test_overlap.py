@@ -227,7 +227,7 @@ def train(spec, htasks, weights, shard, forward, backward):
             overlap.play(bodies, order)
     overlap.close()
     ours = [
-        Tenant(t.task, stage.task_parameters(t.task.id), stage.task_cuts(t.task.id))
+        Tenant(t.task, stage.task_parameters(t.task.id), stage.task_portions(t.task.id))
         for ts in htasks
         for t in ts
     ]

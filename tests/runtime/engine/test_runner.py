@@ -95,7 +95,7 @@ def build_rank(plan: Plan, folder: Path, rank: int = 0) -> Rank:
     for task in plan.tasks:
         initial_adapter(MODEL, task, folder / task.id)
         stage.add_task(task, load_adapter(folder / task.id))
-        tenants[task.id] = Tenant(task, stage.task_parameters(task.id), stage.task_cuts(task.id))
+        tenants[task.id] = Tenant(task, stage.task_parameters(task.id), stage.task_portions(task.id))
     recorder = Recorder(mesh, plan.microbatches)
     meter = ActionMeter(plan.microbatches)
     feed = Feed(plan, load_plan_data(plan))

@@ -7,11 +7,11 @@ import pytest
 from muxtune.plan import IterationTokens, Parallelism, extend_schedule
 from muxtune.schedule import COMPUTE, Action, Span, StageTimes, evaluate_schedule
 from muxtune.support.errors import UserError
-from runtime.reports.footprint import StageMemory
+from runtime.reports.footprint import MeasuredMemory
 from runtime.reports.report import StageRecord, build_report, load_report, save_report, stage_records
 from tests.plans import make_plan
 
-MEMORY = StageMemory(
+MEMORY = MeasuredMemory(
     backbone_bytes=1,
     table_bytes=2,
     adapter_bytes=3,

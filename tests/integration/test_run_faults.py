@@ -123,4 +123,4 @@ def test_no_rank_outlives_a_killed_parent(tmp_path, hf_dirs):
     finally:
         parent.kill()
         parent.wait()
-    wait_until(lambda: rank_pids(run_dir) == {}, timeout_s=20)
+    wait_until(lambda: rank_pids(run_dir) == {}, timeout_s=60)  # it may still be importing torch

@@ -33,7 +33,7 @@ from muxtune.plan import (
 from muxtune.plan.by_hand import HandDecisions, HandHTask, HandParallelism
 from muxtune.plan.launch_orders import ClockLaunches, StageLaunches
 from muxtune.tasks import DatasetSpec, PeftTask, Workload
-from runtime.reports.footprint import StageMemory
+from runtime.reports.footprint import MeasuredMemory
 from runtime.reports.report import RunReport, TokenTotals
 from runtime.reports.validate import TaskValidation, ValidationReport
 from runtime.tasks.outputs import TaskStatus
@@ -219,7 +219,7 @@ FORMATS: tuple[tuple[type[BaseModel], str], ...] = (
     (Predicted, "plan.json"),
     (AlignmentReport, "plan.json"),
     (RunReport, "RUN_DIR"),
-    (StageMemory, "RUN_DIR"),
+    (MeasuredMemory, "RUN_DIR"),
     (TokenTotals, "RUN_DIR"),
     (TaskStatus, "RUN_DIR"),
     (ValidationReport, "RUN_DIR"),

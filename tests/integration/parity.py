@@ -144,6 +144,7 @@ class ParityBench:
             alpha=peft["alpha"],
             targets=tuple(peft["targets"]),
             dropout=peft.get("dropout", 0.0),
+            layers=tuple(peft["layers"]) if "layers" in peft else None,
             **fields,
             **variant,
         )

@@ -115,4 +115,6 @@ def _schedule(plan: Plan, iterations: int | None) -> Sequence[Sequence[Action]]:
         instances=[htask.instance for htask in plan.htasks],
         co_scheduled=plan.orchestration.shares_clocks,
         carries=plan.carries,
+        injection=plan.injection,
+        in_flight=plan.in_flight,
     )

@@ -71,6 +71,8 @@ class StageLoad:
     htasks: tuple[HTaskLoad, ...]
     buckets: tuple[tuple[int, ...], ...] = ()
     """hTasks of each bucket that shares clocks; hTasks of no bucket have clocks of their own."""
+    in_flight_before: int | None = None
+    """Clocks that the stage before may have open; by default one more than this one."""
 
     def peak(
         self,
@@ -145,7 +147,8 @@ class StageLoad:
     @property
     def sent_kept(self) -> int:
         """Sent gradients that are kept, as many as the stage before may have micro-batches open."""
-        return (self.in_flight + 1) * max(len(clock) for clock in self._clocks)
+        before = self.in_flight + 1 if self.in_flight_before is None else self.in_flight_before
+        return before * max(len(clock) for clock in self._clocks)
 
     @cached_property
     def _clocks(self) -> list[tuple[int, ...]]:

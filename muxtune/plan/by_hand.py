@@ -77,6 +77,10 @@ class HandDecisions(StrictModel):
     for all where hTasks share clocks."""
     template: Template = "continuous"
     """Rule by which the schedule is generated."""
+    injection: tuple[int, ...] = ()
+    """hTasks of an iteration's micro-batches in the order in which they enter; by default by turns."""
+    in_flight: tuple[int, ...] = ()
+    """Clocks that each stage may have in flight; by default what the template says."""
     orchestration: OrchestrationDecision = OrchestrationDecision()
     """How the operators of a clock overlap."""
     execution: HandExecution = HandExecution()

@@ -12,7 +12,7 @@ from muxtune.plan.basis import check_decisions_unchanged, check_prediction_basis
 from muxtune.plan.decisions import Decisions, HTaskDecision
 from muxtune.plan.extension import check_step_meetings
 from muxtune.plan.plan import Plan
-from muxtune.schedule import Kind, Template, check_schedule, clocks_of
+from muxtune.schedule import Kind, Template, check_own_order, check_schedule, clocks_of
 from muxtune.support.errors import SpecError, naming
 
 PART = "decisions."
@@ -58,7 +58,7 @@ def check_decisions(decisions: Decisions, where: str, part: str = PART) -> None:
         raise SpecError(f"{field}.layers_per_stage", list(p.layers_per_stage), expected)
     if min(p.layers_per_stage) < 1:
         raise SpecError(f"{field}.layers_per_stage", list(p.layers_per_stage), "at least 1 per stage")
-    with _inside(prefix):
+    with naming_part(prefix):
         check_sharding(model, p.tp)
     if p.ranks > cluster.ranks:
         expected = f"at most {cluster.ranks}, the ranks of {cluster.name}"
@@ -67,7 +67,7 @@ def check_decisions(decisions: Decisions, where: str, part: str = PART) -> None:
         per_node = cluster.devices_per_node
         expected = f"ranks of one node: a divisor of the {per_node} that a node of {cluster.name} has"
         raise SpecError(f"{field}.tp", p.tp, expected)
-    with _inside(prefix):
+    with naming_part(prefix):
         for task in decisions.tasks:
             task.check(model)
     ids = [task.id for task in decisions.tasks]
@@ -83,7 +83,7 @@ def check_decisions(decisions: Decisions, where: str, part: str = PART) -> None:
 
 
 @contextmanager
-def _inside(prefix: str) -> Iterator[None]:
+def naming_part(prefix: str) -> Iterator[None]:
     """Put the file's name and the plan's part in front of the field of a ``SpecError`` raised inside."""
     try:
         yield
@@ -109,13 +109,23 @@ def _check_derived(plan: Plan, where: str) -> None:
         if decided not in {None, htask.microbatches}:
             field = f"{where}: derived.htasks[{position}].microbatches"
             raise SpecError(field, htask.microbatches, f"{decided}, which is decided")
-    with _inside(f"{where}: derived."):
+    with naming_part(f"{where}: {PART}"):
+        check_own_order(
+            plan.microbatches,
+            pp=plan.parallelism.pp,
+            injection=plan.injection,
+            in_flight=plan.in_flight,
+            carries=plan.carries,
+            co_scheduled=plan.orchestration.shares_clocks,
+        )
+    with naming_part(f"{where}: derived."):
         check_schedule(
             plan.actions,
             plan.microbatches,
             buckets=plan.shared_buckets,
             in_flight_limit=plan.template != "gpipe",
             carries=plan.carries,
+            in_flight=plan.in_flight,
         )
     missing = set(range(len(plan.htasks))) - {action.htask for action in plan.actions[0]}
     if missing:

@@ -106,6 +106,12 @@ class Decisions(StrictModel):
     """hTasks per bucket, in order of injection; every hTask once."""
     template: Template
     """Rule by which the schedule is generated."""
+    injection: tuple[int, ...] = ()
+    """hTasks of an iteration's micro-batches in the order in which they enter the pipeline, in place of the
+    turns of the buckets; empty where buckets and template say it."""
+    in_flight: tuple[int, ...] = ()
+    """Clocks that each stage may have in flight, in place of the template's limit: none more than the stage
+    before, and no fewer than the largest carry group; empty where the template says it."""
     orchestration: OrchestrationDecision = OrchestrationDecision()
     """How the operators of a clock overlap."""
     execution: Execution = Execution()

@@ -104,6 +104,8 @@ def _generate(plan: Plan, steps: Sequence[int]) -> list[list[Action]]:
         instances=[htask.instance for htask in plan.htasks],
         co_scheduled=plan.orchestration.shares_clocks,
         carries=plan.carries,
+        injection=plan.injection,
+        in_flight=plan.in_flight,
     )
 
 

@@ -152,6 +152,16 @@ class Plan(StrictModel):
         return self.decisions.template
 
     @property
+    def injection(self) -> tuple[int, ...]:
+        """Own order in which micro-batches enter the pipeline; empty where buckets and template say it."""
+        return self.decisions.injection
+
+    @property
+    def in_flight(self) -> tuple[int, ...]:
+        """Own limit in flight of every stage; empty where the template says it."""
+        return self.decisions.in_flight
+
+    @property
     def execution(self) -> Execution:
         """Means of the runtime."""
         return self.decisions.execution
@@ -199,6 +209,7 @@ class Plan(StrictModel):
             stage=stage,
             instances=instances,
             carries=self.carries,
+            in_flight=self.in_flight,
         )
         if self.template == "gpipe":
             return clocks  # each counted once per hTask

@@ -74,6 +74,7 @@ def theoretical_bubble_fraction(
     template: Template,
     instances: Sequence[int] | None = None,
     co_scheduled: bool = False,
+    injection: Sequence[int] = (),
 ) -> float:
     """Share of waiting if all clocks took equally long and transfers no time.
 
@@ -93,8 +94,9 @@ def theoretical_bubble_fraction(
         template: Template of the schedule.
         instances: Backbone instance per hTask, one for all by default.
         co_scheduled: The hTasks of a bucket share clocks.
+        injection: Own order of an iteration's micro-batches.
     """
-    rotation = iteration_clocks(buckets, microbatches, co_scheduled=co_scheduled)
+    rotation = iteration_clocks(buckets, microbatches, co_scheduled=co_scheduled, injection=injection)
     turns = [key for key, _ in groupby(instances[htasks[0]] if instances else 0 for _, htasks in rotation)]
     segments = len(turns)
     if template in {"continuous", "lorapp"} and turns[0] == turns[-1]:

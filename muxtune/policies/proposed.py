@@ -14,7 +14,7 @@ from muxtune.planning.decisions.structure import HTaskChoice, Mesh, PlanStructur
 from muxtune.planning.problem.memory_limit import fitting
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.policies.chosen import ChosenPolicy, ProposalError
-from muxtune.schedule import Template
+from muxtune.schedule import Template, check_own_order
 from muxtune.support.errors import SpecError
 from muxtune.support.printable import short_repr
 
@@ -96,6 +96,18 @@ def _check(problem: PlanningProblem, structure: object) -> None:
     if positions != list(range(len(structure.htasks))) or not all(structure.buckets):
         expected = f"every hTask from 0 to {len(structure.htasks) - 1} once"
         raise SpecError(".buckets", structure.buckets, expected)
+    try:
+        check_own_order(
+            structure.microbatches,
+            pp=structure.pp,
+            injection=structure.injection,
+            in_flight=structure.in_flight,
+            carries=structure.carries,
+            co_scheduled=structure.orchestration.shares_clocks,
+        )
+    except SpecError as error:
+        field, value, expected = error.args
+        raise SpecError(f".{field}", value, expected) from error
 
 
 def _check_mesh(problem: PlanningProblem, mesh: object) -> None:

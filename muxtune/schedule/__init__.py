@@ -4,6 +4,7 @@ from muxtune.schedule.actions import Action, Kind, build_schedule, clocks_of
 from muxtune.schedule.check import check_schedule
 from muxtune.schedule.pipeline_order import (
     Template,
+    check_own_order,
     clocks_in_flight,
     inject,
     injection_order,
@@ -44,6 +45,7 @@ __all__ = [
     "StageTimes",
     "Template",
     "build_schedule",
+    "check_own_order",
     "check_schedule",
     "clocks_in_flight",
     "clocks_of",

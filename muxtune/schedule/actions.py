@@ -79,6 +79,8 @@ def build_schedule(
     instances: Sequence[int] | None = None,
     co_scheduled: bool = False,
     carries: Sequence[int] | None = None,
+    injection: Sequence[int] = (),
+    in_flight: Sequence[int] = (),
 ) -> list[list[Action]]:
     """Action lists of all stages.
 
@@ -93,11 +95,15 @@ def build_schedule(
         co_scheduled: The hTasks of a bucket share clocks; they are of one instance.
         carries: Micro-batches of each hTask's carry groups, powers of two that divide its micro-batches; 1 by
             default, and always under ``lorapp``.
+        injection: hTasks of an iteration's micro-batches in the order in which they enter, in place of the
+            buckets' turns.
+        in_flight: Per stage, clocks that may be in flight, in place of the template's limit; see
+            :func:`muxtune.schedule.pipeline_order.check_own_order`.
 
     Returns:
         ``pp`` lists.
     """
-    injection = inject(
+    order = inject(
         buckets,
         microbatches,
         template=template,
@@ -105,8 +111,10 @@ def build_schedule(
         instances=instances,
         co_scheduled=co_scheduled,
         carries=carries,
+        injection=injection,
+        in_flight=in_flight,
     )
-    return schedule_from(injection, microbatches, pp=pp)
+    return schedule_from(order, microbatches, pp=pp)
 
 
 def schedule_from(injection: Injection, microbatches: Sequence[int], *, pp: int) -> list[list[Action]]:

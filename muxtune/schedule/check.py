@@ -17,6 +17,7 @@ def check_schedule(
     buckets: Sequence[Sequence[int]] | None = None,
     in_flight_limit: bool = True,
     carries: Sequence[int] | None = None,
+    in_flight: Sequence[int] = (),
 ) -> None:
     """Refuse a schedule that cannot be executed exactly.
 
@@ -33,6 +34,7 @@ def check_schedule(
             own.
         in_flight_limit: Whether micro-batches in flight are limited; not under ``gpipe``.
         carries: Micro-batches of each hTask's carry groups; 1 by default.
+        in_flight: Per stage, clocks that may be in flight, where a plan declares them.
 
     Raises:
         SpecError: Names stage and slot and shows the schedule with the spot marked.
@@ -41,6 +43,7 @@ def check_schedule(
     clocks = [clocks_of(actions, microbatches, buckets) for actions in stages]
     for stage in range(pp):
         limit = pp - stage - 1 + max(carries or (1,)) if in_flight_limit else None
+        limit = in_flight[stage] if in_flight else limit
         _check_stage(stages, stage, clocks[stage], microbatches, limit)
         _check_carry_groups(stages, stage, carries or ())
     for kind in ("F", "B"):

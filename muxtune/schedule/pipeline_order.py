@@ -19,14 +19,21 @@ further in the order of forwards. And they are no fewer than on the next stage. 
 its neighbour reaches without anything that this stage has not sent yet: the argument of
 :func:`muxtune.schedule.actions.schedule_from`, which uses no more than that. (Seq1F1B, arXiv 2406.03488, has
 the same limit where all micro-batches are parts of equally many.)
+
+**An own order** lists the hTasks of an iteration's micro-batches as they enter, in place of the turns of
+buckets; **an own limit** says per stage how many clocks may be in flight. The argument needs two things of
+limits: each holds the longest run, and none exceeds that of the stage before (:func:`check_own_order`).
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Literal, NamedTuple
+
+from muxtune.support.errors import SpecError
 
 Template = Literal["flush", "continuous", "gpipe", "lorapp"]
 
@@ -60,6 +67,8 @@ class Injection:
     That its own hTasks' previous step is complete asks for it, or a drain; under ``lorapp`` that their
     previous micro-batch is back. Never decreases, and never ends inside of a reversed run."""
     template: Template
+    in_flight: Sequence[int] = ()
+    """Per stage, clocks that may be in flight, where these are not what the template says."""
 
     def forwards_before(self, pp: int) -> list[list[int]]:
         """[stage][i], how many clocks have gone forward through a stage when the i-th goes back there.
@@ -72,14 +81,12 @@ class Injection:
             while forward < len(self.holds) and self.holds[forward] <= done:
                 forward += 1
             allowed.append(forward)
-        if self.template == "gpipe":
+        if self.template == "gpipe" and not self.in_flight:
             return [allowed] * pp
+        limits = self.in_flight or [pp - stage - 1 + self.run for stage in range(pp)]
         return [
-            [
-                most if most < limit else limit
-                for limit, most in enumerate(allowed, start=pp - stage - 1 + self.run)
-            ]
-            for stage in range(pp)
+            [most if most < limit else limit for limit, most in enumerate(allowed, start=in_flight)]
+            for in_flight in limits
         ]
 
 
@@ -92,10 +99,14 @@ def inject(
     instances: Sequence[int] | None = None,
     co_scheduled: bool = False,
     carries: Sequence[int] | None = None,
+    injection: Sequence[int] = (),
+    in_flight: Sequence[int] = (),
 ) -> Injection:
     """Order the clocks of a schedule; arguments as in :func:`muxtune.schedule.build_schedule`."""
-    rotation = iteration_clocks(buckets, microbatches, co_scheduled=co_scheduled, carries=carries)
-    if template == "lorapp":
+    rotation = iteration_clocks(
+        buckets, microbatches, co_scheduled=co_scheduled, carries=carries, injection=injection
+    )
+    if template == "lorapp" and not injection:
         rotation = spread_evenly(rotation, microbatches)
     clocks: list[Clock] = []
     holds: list[int] = []
@@ -118,9 +129,9 @@ def inject(
             for h in htasks:
                 complete[h] = len(clocks)
     if carries is None or max(carries) == 1:
-        return Injection(clocks, range(len(clocks)), 1, holds, template)
+        return Injection(clocks, range(len(clocks)), 1, holds, template, in_flight)
     backwards, holds = _reverse_runs(clocks, holds, _run_lengths(buckets, carries, co_scheduled=co_scheduled))
-    return Injection(clocks, backwards, max(carries), holds, template)
+    return Injection(clocks, backwards, max(carries), holds, template, in_flight)
 
 
 def _run_lengths(
@@ -160,22 +171,31 @@ def iteration_clocks(
     *,
     co_scheduled: bool,
     carries: Sequence[int] | None = None,
+    injection: Sequence[int] = (),
 ) -> list[tuple[int, tuple[int, ...]]]:
     """Micro-batch number and hTasks of the clocks of one iteration, in the order of injection.
 
-    By turns, hTasks alternate with whole carry groups, of one micro-batch by default.
+    By turns, hTasks alternate with whole carry groups, of one micro-batch by default. An own ``injection`` is
+    the order itself.
     """
+    if injection:
+        played = [0] * len(microbatches)
+        own: list[tuple[int, tuple[int, ...]]] = []
+        for h in injection:
+            own.append((played[h], (h,)))
+            played[h] += 1
+        return own
     rotation: list[tuple[int, tuple[int, ...]]] = []
     for bucket in buckets:
         if co_scheduled:
             for number in range(max(microbatches[h] for h in bucket)):
                 rotation.append((number, tuple(h for h in bucket if number < microbatches[h])))
             continue
-        own = {h: carries[h] if carries else 1 for h in bucket}
-        for turn in range(max(microbatches[h] // own[h] for h in bucket)):
+        size = {h: carries[h] if carries else 1 for h in bucket}
+        for turn in range(max(microbatches[h] // size[h] for h in bucket)):
             for h in bucket:
-                if turn < microbatches[h] // own[h]:
-                    rotation += [(number, (h,)) for number in range(turn * own[h], (turn + 1) * own[h])]
+                if turn < microbatches[h] // size[h]:
+                    rotation += [(number, (h,)) for number in range(turn * size[h], (turn + 1) * size[h])]
     return rotation
 
 
@@ -214,12 +234,15 @@ def clocks_in_flight(
     stage: int,
     instances: Sequence[int] | None = None,
     carries: Sequence[int] | None = None,
+    in_flight: Sequence[int] = (),
 ) -> int:
     """Clocks that a stage may have in flight at most.
 
-    ``pp - stage`` in 1F1B, and one less than the largest carry group more; under ``gpipe`` all of the largest
-    instance's iteration, counted in micro-batches.
+    What ``in_flight`` says of the stage; without it ``pp - stage`` in 1F1B, and one less than the largest
+    carry group more; under ``gpipe`` all of the largest instance's iteration, counted in micro-batches.
     """
+    if in_flight:
+        return in_flight[stage]
     if template != "gpipe":
         return pp - stage - 1 + max(carries or (1,))
     owners = instances or [0] * len(microbatches)
@@ -227,6 +250,49 @@ def clocks_in_flight(
         sum(m for m, owner in zip(microbatches, owners, strict=True) if owner == instance)
         for instance in set(owners)
     )
+
+
+def check_own_order(
+    microbatches: Sequence[int],
+    *,
+    pp: int,
+    injection: Sequence[int] = (),
+    in_flight: Sequence[int] = (),
+    carries: Sequence[int] | None = None,
+    co_scheduled: bool = False,
+) -> None:
+    """Refuse an own order of injection or an own limit in flight that no schedule may have.
+
+    Args:
+        microbatches: Micro-batches per hTask and step.
+        pp: Pipeline stages.
+        injection: hTasks of an iteration's micro-batches in the order in which they enter; empty where the
+            buckets say it.
+        in_flight: Per stage, clocks that may be in flight; empty where the template says it.
+        carries: Micro-batches of each hTask's carry groups; 1 by default.
+        co_scheduled: Whether the hTasks of a bucket share clocks.
+
+    Raises:
+        SpecError: Names ``injection`` or ``in_flight``.
+    """
+    sizes = list(carries or [1] * len(microbatches))
+    if injection:
+        if Counter(injection) != Counter(dict(enumerate(microbatches))):
+            listed = ", ".join(f"{m} times {h}" for h, m in enumerate(microbatches))
+            raise SpecError("injection", list(injection), f"every micro-batch of an iteration: {listed}")
+        if co_scheduled:
+            raise SpecError("injection", list(injection), "nothing: hTasks of a bucket share clocks")
+        runs = [(h, len(list(same))) for h, same in groupby(injection)]
+        for h, length in runs:
+            if length % sizes[h]:
+                expected = f"the {sizes[h]} micro-batches of a carry group of hTask {h} side by side"
+                raise SpecError("injection", list(injection), expected)
+    if in_flight:
+        least = max(sizes)
+        falls = all(before >= after for before, after in pairwise(in_flight))
+        if len(in_flight) != pp or min(in_flight) < least or not falls:
+            expected = f"{pp} integers, one per stage, of at least {least}, none above the one before"
+            raise SpecError("in_flight", list(in_flight), expected)
 
 
 def shared_clocks(buckets: Sequence[Sequence[int]], microbatches: Sequence[int]) -> list[tuple[int, ...]]:

@@ -9,7 +9,7 @@ from muxtune.batches import Alignment, HTaskShape
 from muxtune.cluster import ClusterSpec
 from muxtune.placement import Placement
 from muxtune.plan import Orchestration
-from muxtune.schedule import Template
+from muxtune.schedule import Template, clocks_in_flight
 
 SEQUENTIAL = Orchestration()
 """Operators one after the other."""
@@ -82,6 +82,27 @@ class PlanStructure:
     template: Template
     mesh: Mesh
     orchestration: Orchestration = SEQUENTIAL
+    injection: tuple[int, ...] = ()
+    """hTask positions of an iteration's micro-batches in the order in which they enter the pipeline; empty
+    where buckets and template say it."""
+    in_flight: tuple[int, ...] = ()
+    """Per stage, clocks that may be in flight; empty where the template says it."""
+
+    @property
+    def clocks_in_flight(self) -> tuple[int, ...]:
+        """Per stage, clocks that may be in flight, by ``in_flight`` or the template."""
+        return tuple(
+            clocks_in_flight(
+                self.template,
+                self.microbatches,
+                pp=self.pp,
+                stage=stage,
+                instances=[htask.instance for htask in self.htasks],
+                carries=self.carries,
+                in_flight=self.in_flight,
+            )
+            for stage in range(self.pp)
+        )
 
     @property
     def layers_per_stage(self) -> tuple[int, ...]:

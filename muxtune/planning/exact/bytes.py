@@ -23,7 +23,7 @@ from muxtune.peft import LayerRuns, Specs, stages_layers
 from muxtune.plan import Plan
 from muxtune.planning.decisions.structure import HTaskChoice, Mesh, PlanStructure
 from muxtune.planning.exact.works import sample_works
-from muxtune.schedule import Action, clocks_in_flight
+from muxtune.schedule import Action
 from muxtune.tasks import load_task_data, load_tokenizer
 
 
@@ -111,17 +111,12 @@ class StructureMemory:
         layers = stages_layers(self._model, self._pefts, mesh.layers_per_stage)[stage]
         sharding = Sharding(tp=mesh.tp)
         instances = len({htask.instance for htask in structure.htasks})
+        in_flight = structure.clocks_in_flight
         return StageLoad(
             first=first,
             last=last,
-            in_flight=clocks_in_flight(
-                structure.template,
-                structure.microbatches,
-                pp=mesh.pp,
-                stage=stage,
-                instances=[htask.instance for htask in structure.htasks],
-                carries=structure.carries,
-            ),
+            in_flight=in_flight[stage],
+            in_flight_before=in_flight[stage - 1] if structure.in_flight and stage else None,
             buckets=structure.buckets if structure.orchestration.shares_clocks else (),
             backbone_bytes=instances
             * backbone_bytes(self._model, layers, first=first, last=last, sharding=sharding),
@@ -160,6 +155,8 @@ def plan_memory(plan: Plan) -> tuple[StageMemory, ...]:
         ),
         buckets=plan.buckets,
         template=plan.template,
+        injection=plan.injection,
+        in_flight=plan.in_flight,
         orchestration=plan.orchestration,
         mesh=Mesh(plan.parallelism.layers_per_stage, plan.parallelism.tp, plan.parallelism.dp),
     )

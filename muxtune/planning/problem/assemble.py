@@ -20,6 +20,8 @@ def structure_schedule(structure: PlanStructure) -> list[list[Action]]:
         instances=[htask.instance for htask in structure.htasks],
         co_scheduled=structure.orchestration.shares_clocks,
         carries=structure.carries,
+        injection=structure.injection,
+        in_flight=structure.in_flight,
     )
 
 
@@ -33,6 +35,8 @@ def structure_iteration_s(problem: PlanningProblem, structure: PlanStructure) ->
         instances=[htask.instance for htask in structure.htasks],
         co_scheduled=structure.orchestration.shares_clocks,
         carries=structure.carries,
+        injection=structure.injection,
+        in_flight=structure.in_flight,
     )
     return injected_iteration_s(injection, problem.times(structure))
 

@@ -51,6 +51,8 @@ def complete_decisions(problem: PlanningProblem, hand: HandDecisions, where: str
         htasks=htasks,
         buckets=together if hand.buckets is None else hand.buckets,
         template=hand.template,
+        injection=hand.injection,
+        in_flight=hand.in_flight,
         orchestration=hand.orchestration,
         execution=Execution(attention=hand.execution.attention or problem.costs.attention),
     )

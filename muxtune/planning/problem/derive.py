@@ -20,11 +20,11 @@ from muxtune.plan import (
     predict,
     theoretical_bubble_fraction,
 )
-from muxtune.plan.check import PART
+from muxtune.plan.check import PART, naming_part
 from muxtune.planning.decisions.structure import HTaskChoice, Layout, Mesh, PlanStructure
 from muxtune.planning.exact.utilization import useful_flops
 from muxtune.planning.problem.problem import PlanningProblem
-from muxtune.schedule import Template, build_schedule, evaluate_schedule
+from muxtune.schedule import Template, build_schedule, check_own_order, evaluate_schedule
 from muxtune.support.errors import SpecError
 from muxtune.tasks import with_digest
 
@@ -55,6 +55,8 @@ def decide(problem: PlanningProblem, structure: PlanStructure, policy: str) -> D
         htasks=tuple(_decided_htask(problem, choice, mesh) for choice in structure.htasks),
         buckets=structure.buckets,
         template=structure.template,
+        injection=structure.injection,
+        in_flight=structure.in_flight,
         orchestration=OrchestrationDecision(mode=orchestration.mode, adapters=orchestration.adapters),
         execution=Execution(attention=problem.costs.attention),
     )
@@ -85,6 +87,8 @@ def structure_of(problem: PlanningProblem, decisions: Decisions) -> PlanStructur
         htasks=tuple(htask_choice(problem, htask, p.dp) for htask in decisions.htasks),
         buckets=decisions.buckets,
         template=decisions.template,
+        injection=decisions.injection,
+        in_flight=decisions.in_flight,
         mesh=Mesh(p.layers_per_stage, p.tp, p.dp),
         orchestration=Orchestration(
             mode=mode, contention=contention, adapters=decisions.orchestration.adapters
@@ -122,6 +126,15 @@ def derive_plan(
     check_decisions(decisions, where, part)
     _check_costs(problem, decisions, f"{where}: {part}")
     structure = structure_of(problem, decisions)
+    with naming_part(f"{where}: {part}"):
+        check_own_order(
+            structure.microbatches,
+            pp=structure.pp,
+            injection=structure.injection,
+            in_flight=structure.in_flight,
+            carries=structure.carries,
+            co_scheduled=structure.orchestration.shares_clocks,
+        )
     actions = build_schedule(
         structure.buckets,
         structure.microbatches,
@@ -131,6 +144,8 @@ def derive_plan(
         instances=[htask.instance for htask in structure.htasks],
         co_scheduled=structure.orchestration.shares_clocks,
         carries=structure.carries,
+        injection=structure.injection,
+        in_flight=structure.in_flight,
     )
     times = problem.times(structure)
     derived = Derived(
@@ -159,6 +174,7 @@ def derive_plan(
             template=structure.template,
             instances=[htask.instance for htask in structure.htasks],
             co_scheduled=structure.orchestration.shares_clocks,
+            injection=structure.injection,
         ),
         alignment=problem.alignment_report(structure),
         ideal_s=ideal_iteration_s(decisions, derived),

@@ -197,7 +197,8 @@ def _with_htasks(structure: PlanStructure, htasks: tuple[HTaskChoice, ...]) -> P
     buckets = structure.buckets
     if len(htasks) != len(structure.htasks):
         buckets = tuple((h,) for h in range(len(htasks)))
-    return replace(structure, htasks=htasks, buckets=buckets)
+    # An own order belongs to the hTasks that it was made for.
+    return replace(structure, htasks=htasks, buckets=buckets, injection=(), in_flight=())
 
 
 def _with_micro_batches(problem: PlanningProblem, cap: int) -> PlanningProblem:

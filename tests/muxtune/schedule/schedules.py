@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hypothesis import strategies as st
 
@@ -20,6 +20,8 @@ class Problem:
     template: Template
     co_scheduled: bool = False
     carries: tuple[int, ...] | None = None
+    injection: tuple[int, ...] = ()
+    in_flight: tuple[int, ...] = ()
 
     def build(self) -> list[list[Action]]:
         return build_schedule(
@@ -30,6 +32,8 @@ class Problem:
             steps=self.steps,
             co_scheduled=self.co_scheduled,
             carries=self.carries,
+            injection=self.injection,
+            in_flight=self.in_flight,
         )
 
     @property
@@ -64,6 +68,24 @@ def problems(
         template=template,
         co_scheduled=may_share and draw(st.booleans()),
         carries=carries,
+    )
+
+
+@st.composite
+def own_orders(draw: st.DrawFn, *, may_carry: bool = True) -> Problem:
+    """Problems with an order of injection and a limit in flight of their own, or one of both."""
+    problem = draw(problems(may_share=False, may_carry=may_carry, max_pp=6))
+    sizes = problem.carries or (1,) * len(problem.microbatches)
+    groups = [h for h, m in enumerate(problem.microbatches) for _ in range(m // sizes[h])]
+    injection = tuple(h for h in draw(st.permutations(groups)) for _ in range(sizes[h]))
+    least = max(sizes)
+    limits = draw(st.lists(st.integers(least, least + 8), min_size=problem.pp, max_size=problem.pp))
+    in_flight = tuple(sorted(limits, reverse=True))
+    own = draw(st.sampled_from(["order", "limit", "both"]))
+    return replace(
+        problem,
+        injection=injection if own != "limit" else (),
+        in_flight=in_flight if own != "order" else (),
     )
 
 

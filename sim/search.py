@@ -24,7 +24,7 @@ def search_plan(
     policy: str | Policy = "muxtune",
     options: PlanOptions | None = None,
 ) -> Plan:
-    """Best plan of a policy, by simulated iteration time.
+    """Best plan of a policy, by simulated iteration time or the objective of the options.
 
     Args:
         workload: Workload with the tasks.
@@ -49,6 +49,8 @@ def search_problem(
     """:func:`search_plan` for a problem whose data is loaded, so that policies can share it."""
     finalists = plan_problem(problem, policy=policy, options=options or PlanOptions())
     simulated = [plan.with_predicted(simulate_plan(plan).predicted) for plan in finalists]
+    if finalists[0].decisions.objective != "iteration":  # they stand in its order
+        return simulated[0]
     return min(simulated, key=lambda plan: plan.predicted.iteration_s)
 
 

@@ -25,6 +25,7 @@ from muxtune.cli.output import check_writable, emit, planning_bar, show, stdout_
 from muxtune.cli.summary import explanation_table, plan_summary, predicted_table
 from muxtune.orchestration import Mode
 from muxtune.plan import Plan, load_plan, save_plan
+from muxtune.planning.decisions.options import ObjectiveName
 from muxtune.schedule import Template
 from muxtune.support.errors import SpecError
 from muxtune.support.printable import printable
@@ -85,6 +86,13 @@ def plan(  # noqa: PLR0913, PLR0917  # an argument per option
             show_default=False,
         ),
     ] = None,
+    objective: Annotated[
+        ObjectiveName,
+        typer.Option(
+            help="What is made small: the time of an iteration, the peak memory of the fullest rank, or the "
+            "seconds per own token of the slowest tenant."
+        ),
+    ] = "iteration",
     policy_option: Annotated[
         list[str] | None,
         typer.Option(
@@ -139,6 +147,7 @@ def plan(  # noqa: PLR0913, PLR0917  # an argument per option
         pp=pp,
         dp=dp,
         without=tuple(part for part, off in switches.items() if off),
+        objective=objective,
         policy_options=own_options,
     )
     from sim import search_problem

@@ -21,6 +21,7 @@ _FREE = frozenset(
     {
         "schema_version",
         "decisions.policy",
+        "decisions.objective",
         "decisions.model.name",
         "decisions.model.init_seed",
         "decisions.model.norm_eps",
@@ -131,6 +132,7 @@ def _digest(value: object) -> str:
 def _fields(plan: Plan) -> dict[str, object]:
     """Values by field, as JSON has them."""
     content = plan.model_dump(mode="json")
+    del content["decisions"]["policy_options"]  # they say who decided, not what
     tasks, htasks = content["decisions"].pop("tasks"), content["decisions"].pop("htasks")
     del content["predicted"]["made_for"]
     positions = {task["id"]: position for position, task in enumerate(tasks)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from muxtune.batches import Alignment
 from muxtune.cluster import ClusterSpec
@@ -90,6 +90,11 @@ class Decisions(StrictModel):
 
     policy: str
     """Who decided: a policy, or ``by-hand``. A label."""
+    policy_options: dict[str, JsonValue] = Field(default_factory=dict)
+    """Options of the policy's own that it was asked with, defaults included. Labels."""
+    objective: str = "iteration"
+    """What the search made small: ``iteration``, ``memory``, ``slowest-tenant`` or the name of a function. A
+    label."""
     model: ModelSpec
     """The backbone."""
     cluster: ClusterSpec

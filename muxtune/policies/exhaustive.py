@@ -12,6 +12,7 @@ from muxtune.planning.oracle.partitions import Appraised, Appraiser, best_of_all
 from muxtune.planning.problem.memory_limit import fitting
 from muxtune.planning.problem.mesh_bounds import layer_seconds, least_iteration_s
 from muxtune.planning.problem.meshes import candidate_meshes
+from muxtune.planning.problem.objectives import find_objective
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.planning.problem.schedules import in_order
 from muxtune.policies.base import POLICIES
@@ -43,6 +44,9 @@ class Exhaustive:
         if options.partition is not None:
             expected = "nothing: exhaustive tries all partitions; muxtune takes one that is fixed"
             raise SpecError("--partition", options.partition, expected)
+        if options.objective != "iteration":
+            asked = find_objective(options.objective).name
+            raise SpecError("--objective", asked, "iteration: exhaustive leaves out what bounds prove slower")
         count = len(problem.data)
         if count > MOST_TASKS:
             expected = f"at most {MOST_TASKS} for the policy exhaustive, whose partitions it tries one by one"

@@ -12,6 +12,7 @@ from muxtune.plan import Plan
 from muxtune.planning.decisions.options import FREE, PlanOptions
 from muxtune.planning.decisions.structure import PlanStructure
 from muxtune.planning.problem.assemble import assemble_plan, structure_iteration_s
+from muxtune.planning.problem.objectives import Objective, find_objective
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.policies.base import Policy
 from muxtune.policies.chosen import choose_policy
@@ -62,17 +63,19 @@ def plan_problem(
         if asked is not None and not 1 <= asked <= problem.cluster.ranks:
             expected = f"1 to {problem.cluster.ranks}, the ranks of {problem.cluster.name}"
             raise SpecError(name, asked, expected)
-    chosen = choose_policy(policy)
+    chosen, objective = choose_policy(policy), find_objective(options.objective)
     refuse_switches(chosen, options)
     options = replace(options, policy_options=chosen.check_options(options.policy_options))
     with problem.costs.exploring():
         structures = proposed_structures(chosen, problem, options)
         with chosen.blamed("pricing what it proposes"):
-            ranked = fastest(problem, _known(problem, structures), FINALISTS)
+            ranked = best(problem, _known(problem, structures), FINALISTS, objective)
     with chosen.blamed("pricing what it proposes"):
         problem.price_again(ranked[0])
         plans = [assemble_plan(problem, structure, label(chosen.name, options)) for structure in ranked]
-    return _fitting(plans)
+    own = options.policy_options
+    values = {} if own is None else own.model_dump(mode="json")
+    return [plan.with_decisions(objective=objective.name, policy_options=values) for plan in _fitting(plans)]
 
 
 def _fitting(plans: Sequence[Plan]) -> list[Plan]:
@@ -101,6 +104,15 @@ def _known(problem: PlanningProblem, structures: Sequence[PlanStructure]) -> lis
         expected = f"at most {most}, the ranks of the largest collective that {ref.profile_id} has"
         raise SpecError("--tp and --dp", f"{mesh.tp} and {mesh.dp}", f"{expected} (muxtune profile --ranks)")
     return known
+
+
+def best(
+    problem: PlanningProblem, structures: Sequence[PlanStructure], count: int, objective: Objective
+) -> list[PlanStructure]:
+    """The ``count`` structures that an objective puts first."""
+    if objective.is_iteration:
+        return fastest(problem, structures, count)
+    return sorted(structures, key=lambda structure: objective.score(problem, structure))[:count]
 
 
 def fastest(problem: PlanningProblem, structures: Sequence[PlanStructure], count: int) -> list[PlanStructure]:

@@ -36,5 +36,7 @@ def explain_muxtune(problem: PlanningProblem, options: PlanOptions) -> Explanati
     options = decided(options, problem.data)
     if options.partition is not None:
         raise SpecError("--explain", True, "a fusion that is searched, without --partition or --no-fusion")
+    if options.objective != "iteration":
+        raise SpecError("--explain", True, "the objective iteration: what is explained is time")
     with problem.costs.exploring():
         return explain_search(problem, search_structures(problem, options))

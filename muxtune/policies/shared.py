@@ -83,6 +83,8 @@ def fixed_partition(
         structures = pipeline_candidates(problem, htasks, mesh, templates)
         for variant in cut_variants(problem, htasks, mesh) if may_carry(fixed) else ():
             structures += pipeline_candidates(problem, variant, mesh, templates)
+        if options.objective != "iteration" and fixed.alignment is None:  # cheapest is by time
+            structures += leaner(fixed)
         if fixed.orchestration is None or fixed.orchestration == "sequential":
             return structures
         latency_s = [problem.htask_times(htask, mesh).slowest_s for htask in htasks]

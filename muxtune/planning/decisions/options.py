@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -13,6 +13,11 @@ from muxtune.support.errors import SpecError
 
 Part = Literal["fusion", "orchestration", "chunking"]
 """What :mod:`muxtune.policies.switches` can switch off."""
+
+
+ObjectiveName = Literal["iteration", "memory", "slowest-tenant"]
+ObjectiveOption = ObjectiveName | Callable[..., float]
+"""An objective, or a function of a planning problem and a structure whose result is to be small."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +43,8 @@ class PlanOptions:
     """The only meshes (``tp``, ``pp``, ``dp``) that are looked at, where they stand in for all possible."""
     without: tuple[Part, ...] = ()
     """Parts of the policy ``muxtune`` that are switched off."""
+    objective: ObjectiveOption = "iteration"
+    """What plans are compared by; see :mod:`muxtune.planning.problem.objectives`."""
     policy_options: Any = None
     """Options of the policy's own by key, or the model that it declares; the policy gets the latter."""
 

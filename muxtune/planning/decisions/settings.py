@@ -56,6 +56,9 @@ class SearchSettings:
     """Paces of the pipeline that partitions are cut for, in a geometric series from the slowest task alone to
     the slowest group."""
 
+    patience_of_others: int = 24
+    """Patience per mesh, or of all with more tasks, for objectives that nothing estimates or bounds."""
+
     # Layouts
 
     chunk_candidates: int = 3

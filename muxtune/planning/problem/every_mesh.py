@@ -61,7 +61,7 @@ def on_every_mesh(
     left = [shape for shape in shapes if shape not in first]
     while left:
         shape = min(left, key=bounds.least_s)
-        if bounds.least_s(shape) >= best_s:
+        if options.objective == "iteration" and bounds.least_s(shape) >= best_s:
             break
         left.remove(shape)
         look_at(shape)

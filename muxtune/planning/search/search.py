@@ -35,7 +35,8 @@ from muxtune.planning.problem.assemble import structure_iteration_s
 from muxtune.planning.problem.carrying import may_carry
 from muxtune.planning.problem.layouts import cheapest_layout
 from muxtune.planning.problem.memory_limit import fits, fitting
-from muxtune.planning.problem.meshes import candidate_meshes
+from muxtune.planning.problem.meshes import MeshShape, candidate_meshes
+from muxtune.planning.problem.objectives import find_objective
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.planning.problem.schedules import SecondsOf, in_order, modes_to_try
 from muxtune.planning.search.candidates import Progress, Ranking, layouts
@@ -94,7 +95,8 @@ def search_structures(
     Args:
         problem: The planning problem.
         options: Decisions that are taken away from the search; a partition is not among them.
-        seconds_of: Iteration time of a structure; the recurrence by default.
+        seconds_of: Iteration time of a structure; the recurrence by default. Another objective of the options
+            is taken instead, and nothing is left out by bounds then.
         prune: Whether partitions are left out by their estimates and bounds; without, all are played.
         patience: Partitions in a row that may be no better than the best before the search ends, or of few
             tasks before it leaves a mesh; by default that of the settings.
@@ -107,17 +109,27 @@ def search_structures(
     report = progress or (lambda done, of: None)
     settings = problem.settings
     few, asked = len(problem.tasks) <= settings.all_partitions_up_to, patience is not None
-    search = _Search(problem, options, seconds_of, prune=prune)
+    objective = find_objective(options.objective)
+    if not objective.is_iteration:  # bounds and estimates are of iterations
+        seconds_of, prune, patience = objective.score, False, patience or settings.patience_of_others
+    search = _Search(problem, options, seconds_of, prune=prune, leanest_first=objective.name == "memory")
     ranking = Ranking(problem, options, report)
     shapes = candidate_meshes(problem.model, problem.cluster, options, idle=True)
     full = [shape for shape in shapes if shape.ranks == shapes[0].ranks]
-    meshes = ranking.propose(full)
+
+    def propose(shapes: Sequence[MeshShape], below_s: float = np.inf) -> list[MeshProposals]:
+        if objective.is_iteration:
+            return ranking.propose(shapes, below_s)
+        return [each for shape in shapes for each in ranking.propose([shape])]  # no mesh is left out as slow
+
+    meshes = propose(full)
     if prune and patience is None and few:
         least, most = settings.patience_of_few
         patience = max(least, most * 2 // max(2, len({each.mesh for each in meshes})))
     elif prune and patience is None and len(problem.tasks) >= settings.refined_below:
         patience = settings.patience
-    proposals = search.play(meshes, patience, on_each_mesh=few, report=report)
+    on_each_mesh = few or not objective.is_iteration
+    proposals = search.play(meshes, patience, on_each_mesh=on_each_mesh, report=report)
     # Meshes that leave ranks idle are only ranked where they may be faster.
     worth = [
         shape
@@ -126,7 +138,7 @@ def search_structures(
     ]
     fewer: list[MeshProposals] = []
     if worth:
-        fewer = ranking.propose(worth, search.best_s if prune else np.inf)
+        fewer = propose(worth, search.best_s if prune else np.inf)
         if prune and few and not asked:
             patience = settings.patience_of_few[1]
         proposals += search.play(fewer, patience, on_each_mesh=True, alone=True, report=report)
@@ -178,8 +190,10 @@ class _Search:
         seconds_of: SecondsOf,
         *,
         prune: bool,
+        leanest_first: bool = False,
     ) -> None:
         self._problem = problem
+        self._leanest_first = leanest_first
         self._templates = options.templates(problem.settings.templates)
         self._modes = modes_to_try(problem, options)
         self._cut = may_carry(options) and len(problem.tasks) <= problem.settings.all_partitions_up_to
@@ -231,7 +245,7 @@ class _Search:
         slack = settings.slack_of_few if few and not alone else settings.slack
         proposals = sorted(
             (proposal for each in meshes for proposal in each.proposals),
-            key=lambda p: (not p.has_room, p.expected_s),
+            key=lambda p: p.needed_bytes if self._leanest_first else (not p.has_room, p.expected_s),
         )
         in_vain: Counter[tuple[Mesh | None, bool]] = Counter()
         too_much: dict[tuple[Mesh | None, bool], float] = {}  # least estimate of what did not fit

@@ -94,6 +94,7 @@ def test_options_are_typed_and_have_defaults():
     model = PlanOptions(policy_options=Widths.Options(width=5))
     assert sizes(plan_problem(problem, policy=Widths(), options=model)[0]) == [5]
     last = plan_problem(problem, policy=Widths(), options=asking(width=4, order="last"))[0]
+    assert last.decisions.policy_options == {"width": 4, "order": "last"}
     assert {("t0",), ("t4", "t3", "t2", "t1")} == {htask.task_ids for htask in last.htasks}
 
 

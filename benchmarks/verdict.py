@@ -2,10 +2,15 @@
 
 Eight mixed tasks that do not clip, so that nothing of it would be needed otherwise, on llama-tiny, as four
 hTasks of two tasks. Counted on every rank, in steady iterations: gradient norms, their sum over shards, and
-telling, hearing and reading the verdict of all stages; waits for others included. What is planned is priced
-for A40s, which decides nothing here, and played by this machine's processors. Bar: 1 %.
+telling, hearing and reading the verdict of all stages.
 
-    python -m benchmarks.verdict [--steps 12]
+Two shares, each of one iteration and of the rank where it is largest. The processor's: what the rank's thread
+computes, over all that its process computes; other programs of the machine hardly change that. The wall
+clock's: with what the rank waits for others meanwhile, which it may have waited for anyway, at its next
+forward. Meshes are played in turns, so that a slow minute hits all of them, and the median of the rounds
+counts. What is planned is priced for A40s, which decides nothing here. Bar: 1 % of the processor's time.
+
+    python -m benchmarks.verdict [--steps 12] [--rounds 3]
 """
 
 from __future__ import annotations
@@ -16,9 +21,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import perf_counter, process_time, thread_time
+from typing import NamedTuple
 
 import runtime.launch.local
 from benchmarks.helpers.machine import machine_line
@@ -43,21 +50,42 @@ MESHES = ((1, 1, 1), (1, 2, 1), (2, 1, 1), (1, 1, 2))
 """tp, pp, dp."""
 
 
+class Shares(NamedTuple):
+    """Medians over steady iterations, of the rank where the verdict's share is largest."""
+
+    iteration_s: float
+    verdict_cpu_s: float
+    cpu: float
+    """Verdict over iteration, in processor time."""
+    wall: float
+    """Likewise in wall clock time, with waits."""
+
+
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--steps", type=int, default=12)
-    steps: int = parser.parse_args().steps
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    plans = {
+        f"tp {mesh[0]}, pp {mesh[1]}, dp {mesh[2]}, {template}": _plan(arguments.steps, mesh, template)
+        for mesh in MESHES
+        for template in TEMPLATES
+    }
+    found: dict[str, list[Shares]] = {name: [] for name in plans}
+    for _ in range(arguments.rounds):
+        for name, plan in plans.items():
+            found[name].append(_measure(plan))
     rows = []
-    for tp, pp, dp in MESHES:
-        for template in TEMPLATES:
-            iteration_s, verdict_s = _measure(_plan(steps, (tp, pp, dp), template))
-            share = verdict_s / iteration_s
-            name = f"tp {tp}, pp {pp}, dp {dp}, {template}"
-            rows.append([name, show_seconds(iteration_s), show_seconds(verdict_s), f"{share:.2%}"])
-            rows[-1].append("ok" if share <= BAR else "above the bar")
+    for name, rounds in found.items():
+        iteration_s, verdict_cpu_s, cpu, wall = (median(each) for each in zip(*rounds, strict=True))
+        low, high = min(each.cpu for each in rounds), max(each.cpu for each in rounds)
+        shares = [f"{cpu:.2%}", f"{low:.2%} to {high:.2%}", f"{wall:.2%}"]
+        is_low = "ok" if cpu <= BAR else "above the bar"
+        rows.append([name, show_seconds(iteration_s), show_seconds(verdict_cpu_s), *shares, is_low])
     print(machine_line())
-    print(format_table(["mesh", "iteration", "verdict, slowest rank", "share", f"bar {BAR:.0%}"], rows))
+    header = ["mesh", "iteration", "verdict, processor", "share", "rounds", "with waits", f"bar {BAR:.0%}"]
+    print(format_table(header, rows))
 
 
 def _plan(steps: int, mesh: tuple[int, int, int], template: Template) -> Plan:
@@ -75,17 +103,24 @@ def _plan(steps: int, mesh: tuple[int, int, int], template: Template) -> Plan:
     )
 
 
-def _measure(plan: Plan) -> tuple[float, float]:
-    """Median seconds of an iteration, and of the verdicts in it on the rank that has most of them."""
+def _measure(plan: Plan) -> Shares:
     with tempfile.TemporaryDirectory() as name:
         run_dir = Path(name) / "run"
         run_plan(plan, run_dir, RunOptions(device="cpu"))
         report = load_report(run_dir / "run.json")
         ranks = [json.loads(path.read_text()) for path in run_dir.glob("verdict-*.json")]
     assert len(ranks) == plan.parallelism.ranks
-    return report.median_iteration_s, max(
-        median(seconds[str(step)] for step in report.steady_steps) for seconds in ranks
-    )
+    iteration_s = report.median_iteration_s
+    shares = []
+    for rank in ranks:
+        steady = [rank[str(step)] for step in report.steady_steps]
+        cpu_s = median(each["cpu_s"] for each in steady)
+        wall_s = median(each["wall_s"] for each in steady)
+        begins_s = [rank[str(step)]["process_s"] for step in sorted(map(int, rank))]
+        # Steps of a continuous schedule overlap; from one to the next is an iteration all the same.
+        process_s = median(after - before for before, after in pairwise(begins_s))
+        shares.append(Shares(iteration_s, cpu_s, cpu_s / process_s, wall_s / iteration_s))
+    return max(shares, key=lambda each: each.cpu)
 
 
 def _start(job: RunJob, rank: int, meeting: Path, logs: Path) -> subprocess.Popen[bytes]:
@@ -104,21 +139,27 @@ def counting_rank() -> None:
     from runtime.engine.stepper import Stepper  # noqa: PLC0415
     from runtime.tasks.verdict import StepVerdict  # noqa: PLC0415
 
-    seconds: dict[int, float] = {}
+    seconds: dict[int, dict[str, float]] = {}
     find, finish = Stepper._verdict, RankRun._save_results
     parts = {name: getattr(StepVerdict, name) for name in ("tell", "pronounce")}
 
+    def count(step: int, begin: tuple[float, float]) -> None:
+        fresh = {"cpu_s": 0.0, "wall_s": 0.0, "process_s": process_time()}
+        counted = seconds.setdefault(step, fresh)
+        counted["wall_s"] += perf_counter() - begin[0]
+        counted["cpu_s"] += thread_time() - begin[1]
+
     def timed_find(self: Stepper, *arguments: object) -> StepVerdict:
-        begin = perf_counter()
+        begin = perf_counter(), thread_time()
         verdict = find(self, *arguments)  # type: ignore[arg-type]
-        seconds[verdict._step] = seconds.get(verdict._step, 0.0) + perf_counter() - begin
+        count(verdict._step, begin)
         return verdict
 
     def timed(name: str) -> Callable[[StepVerdict], None]:
         def call(self: StepVerdict) -> None:
-            begin = perf_counter()
+            begin = perf_counter(), thread_time()
             parts[name](self)
-            seconds[self._step] += perf_counter() - begin
+            count(self._step, begin)
 
         return call
 

@@ -9,13 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from muxtune.schedule import COMPUTE, Action
 from runtime.distributed.mesh import RankMesh
 from runtime.engine.recorder import Recorder
-from runtime.tasks.gradients import sum_over_replicas, sum_over_shards
+from runtime.tasks.gradients import squared_gradient_norms, sum_over_replicas, sum_over_shards
 from runtime.tasks.losses import LossLedger, StepLoss, step_losses
 from runtime.tasks.tenant import Tenant
 from runtime.tasks.verdict import StepVerdict
@@ -132,7 +131,7 @@ class Stepper:
         """The verdict as far as it is needed for the step: with the other stages' part if a task clips."""
         recorder = self._recorder
         start = recorder.now()
-        squared_K = torch.stack([tenant.squared_gradient_norm() for tenant in active])
+        squared_K = squared_gradient_norms(active)
         recorder.span(COMPUTE, action, start)
         shards = self._mesh.shard.team
         if shards is not None:

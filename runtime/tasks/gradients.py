@@ -1,4 +1,6 @@
-"""Gradients of adapters, summed over ranks once per optimizer step, in one message."""
+"""Gradients of adapters, once per optimizer step: summed over ranks in one message, and their norms."""
+
+# K tasks of an hTask
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from runtime.device.torch_internals import tensor_norms
 from runtime.distributed.sharding import Portion
 from runtime.distributed.teams import Team
 from runtime.tasks.tenant import Tenant
@@ -33,6 +36,27 @@ def sum_over_replicas(tenants: Sequence[Tenant], team: Team) -> None:
     parameters = [parameter for tenant in tenants for parameter in tenant.parameters.values()]
     for parameter, total in zip(parameters, _sums([_gradient(p) for p in parameters], team), strict=True):
         parameter.grad = total
+
+
+def squared_gradient_norms(tenants: Sequence[Tenant]) -> Tensor:
+    """Sum of squares of each task's gradients on this rank; its share of what others of the stage hold too.
+
+    All tensors of all tasks in one call, as there are dozens per task and layer, and nothing waits for it.
+
+    Returns:
+        ``[K]`` in float64, on the device of the gradients.
+    """
+    total_K = torch.zeros(len(tenants), dtype=torch.float64, device=tenants[0].device)
+    held = [
+        [(p.grad, tenant.portions[key].holders) for key, p in tenant.parameters.items() if p.grad is not None]
+        for tenant in tenants
+    ]
+    for holders in sorted({n for each in held for _, n in each}):
+        shared = [[gradient for gradient, n in each if n == holders] for each in held]
+        norms = tensor_norms([gradient for each in shared for gradient in each], torch.float64)
+        squares = torch.stack(norms).square().split([len(each) for each in shared])
+        total_K += torch.stack([part.sum() for part in squares]) / holders
+    return total_K
 
 
 def _placed(parameter: nn.Parameter, portion: Portion) -> Tensor:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from muxtune.support.errors import SpecError
 from muxtune.tasks import PeftTask
-from runtime.device.torch_internals import tensor_norms
 from runtime.distributed.sharding import Portion
 from runtime.tasks.optimizer import build_optimizer, learning_rate
 
@@ -51,36 +50,19 @@ class Tenant:
         self.optimizer = build_optimizer(list(self.parameters.values()), task) if parameters else None
         """None on a stage that has no tensor of the task."""
         some = next(iter(self.parameters.values()), torch.empty(0, device=device))
-        self._device, self._dtype = some.device, some.dtype
+        self.device, self._dtype = some.device, some.dtype
 
-    def squared_gradient_norm(self) -> Tensor:
-        """Sum of squares of this rank's gradients; its share of what other ranks of the stage have too.
-
-        Returns:
-            A float64 number on their device; nothing waits for it.
-        """
-        held = [
-            (p.grad, self.portions[key].holders) for key, p in self.parameters.items() if p.grad is not None
-        ]
-        total = torch.zeros((), dtype=torch.float64, device=self._device)
-        for holders in sorted({n for _, n in held}):
-            gradients = [gradient for gradient, n in held if n == holders]
-            norms = torch.stack(tensor_norms(gradients, torch.float64))
-            total += norms.square().sum() / holders
-        return total
-
-    def refuses(self, gradient_norm: Tensor) -> Tensor:
-        """Whether a step with a gradient of this norm would leave something that is not finite.
+    @property
+    def most_squared_norm(self) -> float:
+        """Largest squared gradient norm whose step leaves everything finite.
 
         AdamW squares what is left of the gradient after clipping. Its second moment is a mean of such
         squares, so it stays finite as long as each of them is.
-
-        Returns:
-            A bool on the norm's device; true for a NaN.
         """
+        most = torch.finfo(self._dtype).max
         limit = self.task.max_grad_norm
-        stepped = gradient_norm if limit is None else gradient_norm.clamp(max=limit)
-        return ~(gradient_norm.isfinite() & (stepped.square() <= torch.finfo(self._dtype).max))
+        is_cut = limit is not None and limit * limit <= most
+        return torch.finfo(torch.float64).max if is_cut else most
 
     def step(self, step: int, gradient_norm: Tensor | float, refused: Tensor | None = None) -> None:
         """Optimizer step ``step`` (from 0), clipped as ``torch.nn.utils.clip_grad_norm_`` does.
@@ -90,11 +72,11 @@ class Tenant:
         Args:
             step: Sets the learning rate.
             gradient_norm: Gradient norm of the whole adapter, if the task has ``max_grad_norm``.
-            refused: Whether it is; by default what :meth:`refuses` says of the norm.
+            refused: Whether it is; by default, whether the norm is too large, see :attr:`most_squared_norm`.
         """
         if self.optimizer is None:
             return
-        norm = torch.as_tensor(gradient_norm, dtype=torch.float64, device=self._device)
+        norm = torch.as_tensor(gradient_norm, dtype=torch.float64, device=self.device)
         limit = self.task.max_grad_norm
         if limit is not None:
             factor = (limit / (norm + 1e-6)).clamp(max=1.0)  # a NaN stays one
@@ -104,8 +86,9 @@ class Tenant:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.task, step)
         # As torch's gradient scaler has a fused optimizer leave out a step, without asking the device.
-        left_out = self.refuses(norm) if refused is None else refused
-        self.optimizer.found_inf = left_out.float()  # type: ignore[attr-defined]  # not in stub
+        if refused is None:
+            refused = ~(norm.square() <= self.most_squared_norm)  # a NaN is at most nothing
+        self.optimizer.found_inf = refused.float()  # type: ignore[attr-defined]  # not in stub
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 

@@ -84,13 +84,13 @@ class StepVerdict:
         self._mesh = mesh
         self._step = step
         self._tenants = tenants
-        refused_K = [t.refuses(squared.sqrt()) for t, squared in zip(tenants, squared_K, strict=True)]
+        sound_K = [squared <= t.most_squared_norm for t, squared in zip(tenants, squared_K, strict=True)]
         self._table = squared_K.new_zeros((2 + mesh.stage_count, len(tenants)))
         """Squared norms; losses that are not finite; whether each stage refuses: ``[2 + S, K]``."""
         self._table[0] = squared_K
         if nll_K is not None:
             self._table[1] = nll_K.masked_fill(nll_K.isfinite(), 0.0)
-        self._table[2 + mesh.stage] = torch.stack(refused_K)
+        self._table[2 + mesh.stage] = ~torch.stack(sound_K)  # a NaN is at most nothing
         self._met = mesh.stages is None
         self._work: dist.Work | None = None
 

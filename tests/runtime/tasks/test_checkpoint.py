@@ -10,6 +10,7 @@ from muxtune.plan import extend_schedule
 from muxtune.tasks import PeftTask
 from runtime.tasks.checkpoint import CheckpointWriter, load_rank_state, newest_checkpoint
 from runtime.tasks.checkpoint_files import RankState, save_rank_state
+from runtime.tasks.gradients import squared_gradient_norms
 from runtime.tasks.losses import StepLoss
 from runtime.tasks.tenant import Tenant, is_finite
 from runtime.tasks.verdict import NonFiniteError
@@ -26,7 +27,7 @@ def _play(plan, tenants, writer, losses, *, steps: int, first: int = 0) -> None:
         if action.kind == "STEP":
             for task_id in plan.htasks[action.htask].task_ids:
                 tenants[task_id].parameters["w"].grad = torch.full((3,), float(action.number + 1))
-                tenants[task_id].step(action.number, tenants[task_id].squared_gradient_norm().sqrt())
+                tenants[task_id].step(action.number, squared_gradient_norms([tenants[task_id]])[0].sqrt())
                 losses[task_id].append(StepLoss(action.number, 1.0 / (action.number + 1), 5, 0.1))
             writer.after_step(action.htask, action.number)
 
@@ -82,7 +83,7 @@ def test_the_gradient_is_clipped_as_torch_does_it():
     ours, reference = (nn.Parameter(torch.ones(3, dtype=torch.float64)) for _ in range(2))
     tenant = Tenant(task, {"w": ours})
     ours.grad, reference.grad = gradient.clone(), gradient.clone()
-    tenant.step(0, float(tenant.squared_gradient_norm()) ** 0.5)
+    tenant.step(0, float(squared_gradient_norms([tenant])[0]) ** 0.5)
     torch.nn.utils.clip_grad_norm_([reference], 0.5)
     torch.optim.AdamW([reference], lr=task.learning_rate, weight_decay=0.0).step()
     torch.testing.assert_close(ours, reference, rtol=1e-12, atol=1e-12)
@@ -97,7 +98,7 @@ def test_a_gradient_that_is_not_finite_changes_neither_adapter_nor_optimizer(val
     for step, gradient in enumerate([torch.full((3,), 0.1), torch.tensor([0.1, value, 0.1])]):
         before = tenant.snapshot()
         tenant.parameters["w"].grad = gradient
-        tenant.step(step, tenant.squared_gradient_norm().sqrt())
+        tenant.step(step, squared_gradient_norms([tenant])[0].sqrt())
     after = tenant.snapshot()
     assert torch.equal(after["adapter"]["w"], before["adapter"]["w"])
     assert all(torch.equal(after["optimizer"][name]["w"], before["optimizer"][name]["w"]) for name in
@@ -109,8 +110,8 @@ def test_a_gradient_whose_square_would_overflow_the_second_moment_is_refused_unl
     task = PeftTask.model_validate(make_plan().tasks[0].model_dump() | {"max_grad_norm": limit})
     tenant = Tenant(task, {"w": nn.Parameter(torch.ones(3))})
     tenant.parameters["w"].grad = torch.full((3,), 1e25)
-    norm = tenant.squared_gradient_norm().sqrt()
-    assert bool(tenant.refuses(norm)) == refused
+    norm = squared_gradient_norms([tenant])[0].sqrt()
+    assert (not norm.square() <= tenant.most_squared_norm) == refused
     tenant.step(0, norm)
     assert tenant.is_finite()
     assert torch.equal(tenant.parameters["w"], torch.ones(3)) == refused

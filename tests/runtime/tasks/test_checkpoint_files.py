@@ -21,6 +21,7 @@ from runtime.tasks.checkpoint_files import (
     save_rank_state,
     whole_checkpoint,
 )
+from runtime.tasks.gradients import squared_gradient_norms
 from runtime.tasks.tenant import Tenant
 from tests.plans import make_plan
 
@@ -32,7 +33,7 @@ RANKS = 2
 def _tenant(task, rank: int, value: float) -> Tenant:
     tenant = Tenant(task, {f"layer.{rank}": nn.Parameter(torch.full((2, 3), float(value)))})
     tenant.parameters[f"layer.{rank}"].grad = torch.full((2, 3), 0.5)
-    tenant.step(0, tenant.squared_gradient_norm().sqrt())
+    tenant.step(0, squared_gradient_norms([tenant])[0].sqrt())
     return tenant
 
 
@@ -126,7 +127,7 @@ def test_what_was_written_comes_back_bit_by_bit(folder):
         found.restore(state["tenants"][task.id])
         for tenant in (expected, found):
             tenant.parameters["layer.1"].grad = torch.full((2, 3), 0.25)
-            tenant.step(1, tenant.squared_gradient_norm().sqrt())
+            tenant.step(1, squared_gradient_norms([tenant])[0].sqrt())
         assert torch.equal(found.parameters["layer.1"], expected.parameters["layer.1"])
         assert state["losses"][task.id] == [(0, 1 / 3, 5, 0.25)]
 

@@ -35,15 +35,15 @@ class SoloResult:
     """Seconds of each step."""
 
 
-def train_solo(model: ModelSpec, data: TaskData, steps: int, *, one_by_one: bool = False) -> SoloResult:
+def train_solo(model: ModelSpec, data: TaskData, steps: int, *, draw: int = 0) -> SoloResult:
     """Train one task alone for its first ``steps`` steps.
 
     Args:
         model: Backbone; a fresh copy is loaded.
         data: The task with its examples.
         steps: Steps to train, at most the task's own.
-        one_by_one: Take the sequences of a batch in reverse order and each alone, instead of in the task's
-            micro-batches: the same but for rounding.
+        draw: 0 takes a batch in the task's micro-batches. Any other takes its sequences each alone, 1 in
+            reverse order, and more in orders drawn from that number: the same but for rounding.
     """
     from transformers import get_scheduler  # noqa: PLC0415  # seconds to import
 
@@ -64,9 +64,8 @@ def train_solo(model: ModelSpec, data: TaskData, steps: int, *, one_by_one: bool
         batch = data.batch(step)
         targets = max(sum(example.target_tokens for example in batch), 1)
         total = 0.0
-        size = 1 if one_by_one else task.micro_batch_size
-        starts = range(0, len(batch), size)
-        for start in reversed(starts) if one_by_one else starts:
+        size = 1 if draw else task.micro_batch_size
+        for start in _in_order(range(0, len(batch), size), draw, step):
             examples = batch[start : start + size]
             reference.enter(step, start, [len(example.tokens) for example in examples])
             loss = _nll_sum(peft_model, examples) / targets
@@ -80,6 +79,12 @@ def train_solo(model: ModelSpec, data: TaskData, steps: int, *, one_by_one: bool
         losses.append(total)
         step_s.append(perf_counter() - begin)
     return SoloResult(losses, initial, reference.state(), step_s)
+
+
+def _in_order(starts: range, draw: int, step: int) -> list[int]:
+    if draw > 1:
+        return [int(start) for start in np.random.default_rng([draw, step]).permutation(starts)]
+    return list(reversed(starts)) if draw else list(starts)
 
 
 def _nll_sum(peft_model: torch.nn.Module, examples: list[Example]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -29,7 +29,7 @@ from muxtune.validation import (
 from runtime.data.feed import load_plan_data
 from runtime.reports.report import RunReport, load_report
 from runtime.reports.solo import SoloResult, train_solo
-from runtime.reports.spread import Agreement, Distance, bound_of, judge, needs_spread
+from runtime.reports.spread import DRAWS, Agreement, Distance, bound_of, judge, largest, needs_spread
 from runtime.tasks.adapter_files import load_adapter
 from runtime.tasks.outputs import ADAPTER, load_losses, task_folder
 
@@ -51,15 +51,15 @@ class TaskValidation(BaseModel):
     loss_difference: float | None
     """Largest relative difference of a step's loss to the solo run's; null without a solo run."""
     loss_spread: float | None = None
-    """Largest relative difference between two solo runs that differ in rounding alone; null in float64, which
-    needs none."""
+    """Largest relative difference of a loss between solo runs that differ in rounding alone; null in float64,
+    which needs none."""
     loss_bound: float | None = None
     """What the difference may be, see :mod:`runtime.reports.spread`."""
     adapter_error: float | None
     """Relative error of the adapter's update, ||(A - A0) - (S - S0)|| / ||S - S0||; null if not all of the
     run's steps were repeated alone."""
     adapter_spread: float | None = None
-    """Relative error of the adapter's update between the two solo runs; null like the error."""
+    """Relative error of the adapter's update between these solo runs; null like the error."""
     adapter_bound: float | None = None
     """Largest error that is allowed; null like the error."""
     agreement: Agreement | None = None
@@ -193,10 +193,14 @@ def _validate_tasks(plan: Plan, run_dir: Path, solo_steps: int | None) -> tuple[
         losses = load_losses(run_dir, task.id)
         steps = len(losses) if solo_steps is None else min(solo_steps, len(losses))
         solo = train_solo(plan.model, data[task.id], steps)
-        again = None
-        if needs_spread(plan.model):
-            again = train_solo(plan.model, data[task.id], steps, one_by_one=True)
-        validations.append(_validate_task(task, losses, solo, run_dir, plan.model, again))
+        again: list[SoloResult] = []
+        while True:
+            if needs_spread(plan.model):
+                again.append(train_solo(plan.model, data[task.id], steps, draw=len(again) + 1))
+            validation = _validate_task(task, losses, solo, run_dir, plan.model, again)
+            if validation.agreement != "beyond" or not again or len(again) == DRAWS:
+                break
+        validations.append(validation)
     return tuple(validations)
 
 
@@ -206,15 +210,15 @@ def _validate_task(
     solo: SoloResult | None,
     run_dir: Path,
     model: ModelSpec,
-    again: SoloResult | None = None,
+    again: Sequence[SoloResult] = (),
 ) -> TaskValidation:
     found = bound = spread = None
     whole = solo is not None and len(solo.losses) == len(losses)
     if solo is not None:
         adapter = load_adapter(task_folder(run_dir, task.id) / ADAPTER) if whole else None
-        found = _distance(losses, adapter, solo)
-        if again is not None:
-            spread = _distance(again.losses, again.adapter, solo)
+        found = distance_of(losses, adapter, solo)
+        if again:
+            spread = largest([distance_of(each.losses, each.adapter, solo) for each in again])
         bound = bound_of(model, spread)
     return TaskValidation(
         task_id=task.id,
@@ -232,7 +236,7 @@ def _validate_task(
     )
 
 
-def _distance(losses: list[float], adapter: Mapping[str, Tensor] | None, solo: SoloResult) -> Distance:
+def distance_of(losses: list[float], adapter: Mapping[str, Tensor] | None, solo: SoloResult) -> Distance:
     """Distance of a training to the solo run, over the steps of the latter."""
     differences = [
         abs(own - alone) / abs(alone) if alone else abs(own)

@@ -16,6 +16,7 @@ from runtime.reports.spread import (
     Distance,
     bound_of,
     judge,
+    largest,
     needs_spread,
 )
 
@@ -72,3 +73,11 @@ def test_every_floor_is_far_below_the_ceiling():
         assert floor.loss <= CEILING.loss / 10
         assert floor.update <= CEILING.update / 5
         assert not math.isnan(floor.loss)
+
+
+def test_the_largest_of_several_draws_counts_in_each_part_and_a_nan_is_larger():
+    draws = [Distance(1e-5, 2e-3), Distance(3e-5, 1e-3), Distance(2e-5, 1.7e-4)]
+    assert largest(draws) == Distance(3e-5, 2e-3)
+    assert largest([Distance(1e-5, None)]) == Distance(1e-5, None)
+    assert math.isnan(largest([Distance(NAN, 1e-3), Distance(1e-5, 1e-3)]).loss)
+    assert math.isnan(largest([Distance(1e-5, 1e-3), Distance(1e-5, NAN)]).update)

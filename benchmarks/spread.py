@@ -3,8 +3,8 @@
 A backbone like llama-tiny, with fewer layers, is first trained as a whole on the demonstration's texts, as
 random weights are smoother than learned ones. Then, per seed and rate, a task trains on it alone in several
 orders that differ in rounding alone. The last one stands for a run: it is judged as ``muxtune validate`` does,
-by the spread of one draw, of two, and so on. A correct run is as far from the first training as that one, so
-each "beyond" is a false alarm.
+by the spread of one draw, of two, and so on. A correct run is as far from the first training as that one,
+so each "beyond" is a false alarm.
 
     python -m benchmarks.spread [--seeds 20] [--steps 20] [--rates 1e-3 1e-2] [--pretrain 200] [--layers 4]
 """

@@ -58,7 +58,7 @@ class Shares(NamedTuple):
     cpu: float
     """Verdict over iteration, in processor time."""
     wall: float
-    """Likewise in wall clock time, with waits."""
+    """Verdict over iteration, in wall clock time, with waits."""
 
 
 def main() -> None:

@@ -2,9 +2,9 @@
 
 A backbone like llama-tiny, with fewer layers, is first trained as a whole on the demonstration's texts, as
 random weights are smoother than learned ones. Then, per seed and rate, a task trains on it alone in several
-orders that differ in rounding alone. The last one stands for a run: it is judged as ``muxtune validate`` does,
-by the spread of one draw, of two, and so on. A correct run is as far from the first training as that one,
-so each "beyond" is a false alarm.
+orders that differ in rounding alone. The last one stands for a run: it is judged as ``muxtune validate``
+does, by the spread of one draw, of two, and so on. A correct run is as far from the first training as that
+one, so each "beyond" is a false alarm.
 
     python -m benchmarks.spread [--seeds 20] [--steps 20] [--rates 1e-3 1e-2] [--pretrain 200] [--layers 4]
 """
@@ -22,7 +22,8 @@ from benchmarks.helpers.machine import machine_line
 from experiments.demo_texts import write_demo_texts
 from muxtune.model import ModelSpec, load_model_spec
 from muxtune.support.tables import format_table
-from muxtune.tasks import DatasetSpec, LoraSpec, PeftTask, TaskData, load_task_data
+from muxtune.peft.lora import LoraSpec
+from muxtune.tasks import DatasetSpec, PeftTask, TaskData, load_task_data
 from runtime.backbone.hugging_face import load_hf_model
 from runtime.reports.solo import train_solo
 from runtime.reports.spread import DRAWS, Distance, bound_of, judge, largest

@@ -21,8 +21,8 @@ import torch
 from benchmarks.helpers.machine import machine_line
 from experiments.demo_texts import write_demo_texts
 from muxtune.model import ModelSpec, load_model_spec
-from muxtune.support.tables import format_table
 from muxtune.peft.lora import LoraSpec
+from muxtune.support.tables import format_table
 from muxtune.tasks import DatasetSpec, PeftTask, TaskData, load_task_data
 from runtime.backbone.hugging_face import load_hf_model
 from runtime.reports.solo import train_solo

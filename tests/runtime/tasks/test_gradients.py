@@ -22,8 +22,8 @@ def make_tenant(holders: Mapping[str, int], *, seed: int = 0, without: str = "")
     for key, parameter in parameters.items():
         if key != without:
             parameter.grad = torch.randn(3, 5, generator=generator)
-    cuts = {key: replace(Portion.all_of(p), holders=holders[key]) for key, p in parameters.items()}
-    return Tenant(make_plan().tasks[0], parameters, cuts)
+    portions = {key: replace(Portion.all_of(p), holders=holders[key]) for key, p in parameters.items()}
+    return Tenant(make_plan().tasks[0], parameters, portions)
 
 
 def reference(tenant: Tenant) -> float:

@@ -85,7 +85,7 @@ def test_so_many_fields_are_tried():
 def test_the_version_of_a_plan_is_a_whole_number(version, tmp_path):
     path = tmp_path / "plan.json"
     path.write_text(json.dumps(PLAN | {"schema_version": version}))
-    with pytest.raises(SpecError, match=r"schema_version = .*: expected 1, the version"):
+    with pytest.raises(SpecError, match=r"schema_version = .*: expected 2, the version"):
         load_plan(path)
 
 

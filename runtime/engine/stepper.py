@@ -97,7 +97,7 @@ class Stepper:
 
         Raises:
             NonFiniteError: A loss or a gradient of a step is not finite; on the rank that keeps the losses.
-            PeerLostError: Any other rank's verdict is the same; or a neighbouring rank is gone.
+            PeerLostError: A verdict is bad and another rank names it; or a neighbouring rank is gone.
         """
         pending = self._unsettled
         waited = len(pending) if wait else 0

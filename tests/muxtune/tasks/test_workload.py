@@ -116,7 +116,11 @@ def test_absolute_paths_and_home_are_kept(tmp_path, monkeypatch):
         ("tasks.0.id", "a+b", "tasks.0.id = 'a+b': expected"),
         ("tasks.0.id", "a\n", r"tasks.0.id = 'a\n': expected"),
         ("tasks.0.peft", MISSING, "tasks.0.peft = None: expected a value"),
-        ("tasks.0.peft.method", "magic", "tasks.0.peft.method = 'magic': expected 'lora'"),
+        (
+            "tasks.0.peft.method",
+            "magic",
+            "tasks.0.peft.method = 'magic': expected a PEFT method; there are lora",
+        ),
         ("tasks.0.peft.rank", 4, "tasks.0.peft.rank = 4: expected no such field"),
         ("tasks.0.peft.r", 0, "tasks.0.peft.r = 0: expected greater than 0"),
         ("tasks.0.peft.r", 2.5, "tasks.0.peft.r = 2.5: expected a valid integer"),

@@ -250,7 +250,7 @@ def test_the_sum_of_gradients_is_priced_where_the_replicas_of_each_stage_are(tmp
     times = problem.htask_times(htask, mesh)
     for stage, kind in enumerate(problem.stage_kinds(mesh)):
         adapters = [(linear.in_features, linear.out_features) for linear in MODEL.shard(2).linears]
-        sum_bytes = 4.0 * kind.layers * task.peft.r * sum(i + o for i, o in adapters)
+        sum_bytes = 4.0 * mesh.layers_per_stage[stage] * task.peft.r * sum(i + o for i, o in adapters)
         sum_s = links.all_reduce_s(sum_bytes, 2, per_node=2 if stage == 0 else 1)
         step_s = step_seconds(costs, MODEL, kind.layers, task.peft, tp=2) + sum_s
         backward_s = stage_seconds(

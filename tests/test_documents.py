@@ -50,8 +50,14 @@ OURS = (*(f"{room}/" for room in (*ROOMS, "docs", "examples", "notebooks")), ".c
 WRITTEN = ("runs/", ".venv/", *WRITTEN_PAGES)
 """Beginnings of paths that a command writes."""
 FILES = (".json", ".parquet", ".py", ".toml")
-NO_MODULES = {"muxtune.operators", "muxtune.profile", "muxtune.overlaps", "muxtune.measurements"}
-"""An entry point, and keys of metadata."""
+NO_MODULES = {
+    "muxtune.operators",
+    "muxtune.runtime_peft",
+    "muxtune.profile",
+    "muxtune.overlaps",
+    "muxtune.measurements",
+}
+"""Entry points, and keys of metadata."""
 COVERED = {
     "docs/design.md": {"tests/integration/test_parity.py", "tests/sim/test_engine.py"},
     "docs/planning.md": {"muxtune/planning/search/search.py", "sim/search.py"},

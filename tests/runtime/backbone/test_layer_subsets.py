@@ -43,7 +43,7 @@ def test_a_stage_without_a_tensor_of_a_task_has_a_tenant_all_the_same(tmp_path):
     weights = load_hf_model(model)
     stage = Stage(model, range(1), first=True, last=False, weights=weights)
     stage.add_task(task, load_adapter(tmp_path))
-    tenant = Tenant(task, stage.task_parameters("a"), stage.task_cuts("a"))
+    tenant = Tenant(task, stage.task_parameters("a"), stage.task_portions("a"))
     (norm,) = squared_gradient_norms([tenant])
     assert float(norm) == 0.0
     assert float(norm) <= tenant.most_squared_norm

@@ -103,6 +103,8 @@ def test_an_edited_plan_is_refused_with_the_field(path, value, named, tmp_path):
 
 
 FREE = {
+    "decisions.policy_options",
+    "decisions.objective",
     "decisions.policy",
     "decisions.model.name",
     "decisions.model.init_seed",

@@ -9,6 +9,7 @@ import pytest
 from muxtune.cluster import load_cluster
 from muxtune.orchestration import MODES, clock_segments
 from muxtune.planning.decisions.options import PlanOptions
+from muxtune.planning.decisions.settings import DEFAULT_SETTINGS, SearchSettings
 from muxtune.planning.problem.assemble import assemble_plan, structure_iteration_s
 from muxtune.planning.problem.schedules import modes_to_try
 from muxtune.planning.search.search import search_structures
@@ -40,6 +41,7 @@ class Asked:
 
     kind: str
     contention: float | None
+    settings: SearchSettings = DEFAULT_SETTINGS
 
     @property
     def cluster(self):

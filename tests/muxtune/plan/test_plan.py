@@ -62,8 +62,8 @@ def test_a_plan_whose_parts_were_looked_at_is_still_equal_to_its_copy():
 def test_the_keys_are_those_of_the_design(content):
     assert list(content) == ["schema_version", "decisions", "derived", "predicted"]
     assert list(content["decisions"]) == (
-        "policy policy_options objective model cluster costs parallelism tasks htasks buckets template injection "
-        "in_flight orchestration execution".split()
+        "policy policy_options objective model cluster costs parallelism tasks htasks buckets template "
+        "injection in_flight orchestration execution".split()
     )
     assert list(content["decisions"]["parallelism"]) == ["tp", "pp", "dp", "layers_per_stage"]
     assert list(content["derived"]) == (

@@ -10,7 +10,13 @@ from muxtune.planning.decisions.structure import PlanStructure
 from muxtune.planning.problem.carrying import cut_variants, may_carry
 from muxtune.planning.problem.every_mesh import on_every_mesh
 from muxtune.planning.problem.problem import PlanningProblem
-from muxtune.planning.problem.schedules import aligned_groups, in_mode, in_order, pipeline_candidates
+from muxtune.planning.problem.schedules import (
+    LayoutOf,
+    aligned_groups,
+    in_mode,
+    in_order,
+    pipeline_candidates,
+)
 from muxtune.policies.base import POLICIES
 from muxtune.support.errors import SpecError
 
@@ -67,21 +73,37 @@ def refuse_partition(options: PlanOptions, policy: str) -> None:
 
 
 def fixed_partition(
-    problem: PlanningProblem, options: PlanOptions, groups: Sequence[tuple[str, ...]]
+    problem: PlanningProblem,
+    options: PlanOptions,
+    groups: Sequence[tuple[str, ...]],
+    *,
+    layout_of: LayoutOf | None = None,
 ) -> list[PlanStructure]:
     """All meshes, groupings and templates for a given fusion, with the cheapest alignments; those that fit.
 
     Long micro-batches are cut, too, unless the options say how they are laid out.
 
+    Args:
+        problem: The planning problem.
+        options: Decisions that are taken away from the policy.
+        groups: Tasks of each hTask.
+        layout_of: Chooses the layout of an hTask instead of the costs.
+
     Raises:
-        SpecError: The partition does not fit the memory.
+        SpecError: The partition does not fit the memory, or the layout is decided twice.
     """
+    free = options.alignment is None and options.chunk_tokens is None and options.carry is None
+    if layout_of is not None and not free:
+        asked = options.alignment or options.chunk_tokens or options.carry
+        raise SpecError(
+            "--alignment, --chunk-tokens or --carry", asked, "nothing: the policy lays out hTasks"
+        )
 
     def build(fixed: PlanOptions) -> list[PlanStructure]:
-        htasks, mesh = aligned_groups(problem, fixed, groups)
+        htasks, mesh = aligned_groups(problem, fixed, groups, layout_of)
         templates = fixed.templates(problem.settings.templates)
         structures = pipeline_candidates(problem, htasks, mesh, templates)
-        for variant in cut_variants(problem, htasks, mesh) if may_carry(fixed) else ():
+        for variant in cut_variants(problem, htasks, mesh) if layout_of is None and may_carry(fixed) else ():
             structures += pipeline_candidates(problem, variant, mesh, templates)
         if options.objective != "iteration" and fixed.alignment is None:  # cheapest is by time
             structures += leaner(fixed)
@@ -93,6 +115,6 @@ def fixed_partition(
     def leaner(fixed: PlanOptions) -> list[PlanStructure]:
         """Structures in the alignment whose streams are shortest, if what is fastest does not fit."""
         free = fixed.alignment is None and fixed.chunk_tokens is None and (fixed.carry or 1) == 1
-        return build(replace(fixed, alignment="pack")) if free else []
+        return build(replace(fixed, alignment="pack")) if free and layout_of is None else []
 
     return on_every_mesh(problem, options, build, leaner)

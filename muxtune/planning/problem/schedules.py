@@ -10,12 +10,15 @@ import numpy as np
 from muxtune.orchestration import Mode
 from muxtune.plan import Orchestration
 from muxtune.planning.decisions.options import PlanOptions
-from muxtune.planning.decisions.structure import SEQUENTIAL, HTaskChoice, Mesh, PlanStructure
+from muxtune.planning.decisions.structure import SEQUENTIAL, HTaskChoice, Layout, Mesh, PlanStructure
 from muxtune.planning.problem.assemble import structure_iteration_s
 from muxtune.planning.problem.layouts import cheapest_alignment
 from muxtune.planning.problem.meshes import choose_mesh
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.schedule import Template
+
+LayoutOf = Callable[[PlanningProblem, tuple[str, ...]], Layout]
+"""Layout of the tasks of an hTask."""
 
 SecondsOf = Callable[[PlanningProblem, PlanStructure], float]
 """Iteration time of a structure."""
@@ -141,14 +144,29 @@ def balanced_buckets(latency_s: Sequence[float], count: int) -> tuple[tuple[int,
 
 
 def aligned_groups(
-    problem: PlanningProblem, options: PlanOptions, groups: Sequence[tuple[str, ...]]
+    problem: PlanningProblem,
+    options: PlanOptions,
+    groups: Sequence[tuple[str, ...]],
+    layout_of: LayoutOf | None = None,
 ) -> tuple[list[HTaskChoice], Mesh]:
     """Groups with their cheapest alignments, and the mesh with balanced layers per stage.
+
+    Args:
+        problem: The planning problem.
+        options: May fix the mesh and the alignment.
+        groups: Tasks of each hTask.
+        layout_of: Chooses the layout of a group instead.
 
     Raises:
         SpecError: A sequence is longer than the chunk asked for, or there are fewer layers than stages.
     """
     dp = options.dp or 1
+    if layout_of is not None:
+        own = [(group, layout_of(problem, group)) for group in groups]
+        htasks = [
+            HTaskChoice(task_ids=group, shape=problem.shape(group, *layout, dp=dp)) for group, layout in own
+        ]
+        return htasks, choose_mesh(problem, htasks, options)
     packed = [HTaskChoice(task_ids=group, shape=problem.shape(group, "pack", dp=dp)) for group in groups]
     align = cheapest_alignment(problem, choose_mesh(problem, packed, options), options)
     htasks = [align(group) for group in groups]

@@ -59,17 +59,17 @@ class WrappedCosts(CostModel):
 
     @property
     def contention(self) -> float | None:
-        """That of the costs inside."""
+        """Value of the costs inside."""
         return self.inner.contention
 
     @property
     def attention(self) -> AttentionName:
-        """That of the costs inside."""
+        """Value of the costs inside."""
         return self.inner.attention
 
     @property
     def largest_group(self) -> int | None:
-        """That of the costs inside."""
+        """Value of the costs inside."""
         return self.inner.largest_group
 
     def latency_s(self, op: Operator, phase: Phase) -> float:
@@ -94,11 +94,11 @@ class WrappedCosts(CostModel):
         return self.inner.action_s(operators_s, phase) + self.fixed_s(phase)
 
     def shard(self, tp: int) -> Self:
-        """The same change around the costs of one of ``tp`` ranks."""
+        """This change around the costs of one of ``tp`` ranks."""
         return self._around(self.inner.shard(tp))
 
     def with_adapters(self, launching: Launching) -> Self:
-        """The same change around costs with adapters launched in that way."""
+        """This change around costs with adapters launched in that way."""
         return self._around(self.inner.with_adapters(launching))
 
     def noting(self) -> AbstractContextManager[list[str]]:
@@ -106,7 +106,7 @@ class WrappedCosts(CostModel):
         return self.inner.noting()
 
     def exploring(self) -> AbstractContextManager[None]:
-        """As the costs inside."""
+        """Context of the costs inside: a search prices candidates in it."""
         return self.inner.exploring()
 
     def _around(self, inner: CostModel) -> Self:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from muxtune.planning.decisions.options import PlanOptions, parse_partition
 from muxtune.planning.decisions.structure import PlanStructure
 from muxtune.planning.problem.problem import PlanningProblem
@@ -24,7 +26,11 @@ class MuxTune:
         options = decided(options, problem.data)
         if options.partition is not None:
             return fixed_partition(problem, options, parse_partition(options.partition, problem.data))
-        return search_structures(problem, options, progress=problem.progress).structures
+        found = search_structures(problem, options, progress=problem.progress).structures
+        if options.objective == "memory":  # small micro-batches; estimates are of time
+            with suppress(SpecError):  # it may lack the layouts that fit
+                found += fixed_partition(problem, options, [(task_id,) for task_id in problem.data])
+        return found
 
 
 def explain_muxtune(problem: PlanningProblem, options: PlanOptions) -> Explanation:

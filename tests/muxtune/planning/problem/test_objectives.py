@@ -62,6 +62,15 @@ def test_less_memory_is_had_for_more_time():
     assert fast.decisions.objective == "iteration"
 
 
+def test_no_policy_that_shares_the_backbone_needs_less():
+    problem = gpu_problem(count=8)
+    own, *others = (
+        max(search_problem(problem, policy=policy, options=MEMORY).predicted.peak_memory_bytes)
+        for policy in ("muxtune", "temporal-only", "spatial-only", "sl-peft")
+    )
+    assert own <= min(others)
+
+
 MIXED_STEPS = (
     {"max_length": 256, "dataset": {"lengths": "rte"}, "steps": 2, "micro_batch_size": 8},
     {"max_length": 64, "steps": 40, "global_batch_size": 4, "micro_batch_size": 4},

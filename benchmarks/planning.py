@@ -92,7 +92,7 @@ def measure(tasks: int, cluster: ClusterSpec, seed: int) -> Run:
         cpu_s=cpu_s,
         partitions=len(record.proposals),
         looked_at=len(record.outcomes),
-        above=best.seconds / best.bound_s - 1,
+        above=best.value / best.bound_s - 1,
         winner=f"{mesh}, {len(record.structures[0].htasks)} hTasks",
     )
 

@@ -47,14 +47,15 @@ WORSE = 1e-3
 """Share of an iteration from which a plan counts as slower."""
 
 STAGES: dict[str, SearchSettings] = {
-    "one order of the tasks": replace(DEFAULT_SETTINGS, orders=("tokens",)),
+    "no order by declared micro-batches": replace(DEFAULT_SETTINGS, orders=("tokens",)),
+    "no order by tokens": replace(DEFAULT_SETTINGS, orders=("declared",)),
     "no paces": replace(DEFAULT_SETTINGS, paces=0),
     "no ranking of all partitions": replace(DEFAULT_SETTINGS, all_partitions_up_to=0),
     "no refinement": replace(DEFAULT_SETTINGS, refined_below=0),
     "no carry groups": replace(DEFAULT_SETTINGS, carries=(1,)),
     "carry groups of 2 only": replace(DEFAULT_SETTINGS, carries=(1, 2)),
     "no second alignment": replace(DEFAULT_SETTINGS, near=1e-9),
-    "no flush": replace(DEFAULT_SETTINGS, templates=("continuous",)),
+    "no flush where memory is short": replace(DEFAULT_SETTINGS, templates=("continuous",)),
     "no continuous": replace(DEFAULT_SETTINGS, templates=("flush",)),
     "one bucket": replace(DEFAULT_SETTINGS, most_groupings=1),
     "two numbers of buckets": replace(DEFAULT_SETTINGS, most_groupings=2),
@@ -64,6 +65,7 @@ STAGES: dict[str, SearchSettings] = {
     "overlap of one schedule": replace(DEFAULT_SETTINGS, most_orchestrated=1),
     "patience 3": replace(DEFAULT_SETTINGS, patience=3, patience_of_few=(3, 6)),
     "patience 6": replace(DEFAULT_SETTINGS, patience=6, patience_of_few=(6, 12)),
+    "all partitions of 9 tasks only": replace(DEFAULT_SETTINGS, all_partitions_up_to=9),
     "8 proposals a mesh": replace(DEFAULT_SETTINGS, per_mesh=8),
     "8 paces": replace(DEFAULT_SETTINGS, paces=8),
     "16 numbers of groups": replace(DEFAULT_SETTINGS, most_counts=16),
@@ -119,8 +121,8 @@ def draw_instances(count: int, first_seed: int = 0) -> list[Instance]:
         Instance(
             seed=seed,
             tasks=TASKS[seed % len(TASKS)],
-            testbed=TESTBEDS[seed // len(TASKS) % len(TESTBEDS)],
-            memory=LESS_MEMORY if seed % 3 == 2 else 1.0,
+            testbed=TESTBEDS[seed % len(TESTBEDS)],
+            memory=LESS_MEMORY if seed // 3 % 3 == 2 else 1.0,
         )
         for seed in range(first_seed, first_seed + count)
     ]
@@ -131,7 +133,7 @@ def measure(instance: Instance, settings: SearchSettings = DEFAULT_SETTINGS) -> 
     problem = instance.problem(settings)
     start_s = time.process_time()
     try:
-        iteration_s = search_structures(problem).outcomes[0].seconds
+        iteration_s = search_structures(problem).outcomes[0].value
     except SpecError:
         iteration_s = math.inf
     return Search(iteration_s, time.process_time() - start_s)

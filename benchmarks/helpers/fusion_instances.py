@@ -105,19 +105,20 @@ class Instance:
         return f"seed {self.seed}: {where}, {self.tasks} tasks, memory {memory}"
 
 
-def draw_instance(seed: int, *, most_tasks: int = 8) -> Instance:
+def draw_instance(seed: int, *, most_tasks: int = 8, least_tasks: int = 2) -> Instance:
     """The instance of a seed.
 
     Args:
         seed: Any whole number.
-        most_tasks: 2 to this many tasks.
+        most_tasks: Tasks at most.
+        least_tasks: Tasks at least.
     """
     rng = np.random.default_rng(seed)
     device = str(rng.choice(DEVICES))
     models = MODELS["cpu" if device == "cpu" else "gpu"]
     model = models[rng.integers(len(models))]
     pp = int(rng.integers(1, 5))
-    tasks = int(rng.integers(2, most_tasks + 1))
+    tasks = int(rng.integers(least_tasks, most_tasks + 1))
     workload = _draw_tasks(rng, tasks)
     memory = float(rng.choice([2.0, rng.uniform(0.15, 1.0)]))
     dp, nodes = _draw_replicas(np.random.default_rng([seed, 1]), device, pp)

@@ -103,6 +103,9 @@ def explanation_table(explanation: Explanation) -> str:
         ]
         for row in explanation.runners_up
     ]
+    if explanation.not_played:
+        meshes = (f"{mesh} (about {show_seconds(s)})" for mesh, s in explanation.not_played.items())
+        head += f"\nnot played, by estimate: {'; '.join(meshes)}"
     header = ["runner-up", "iteration", "slower", "utilization ms", "padding", "communication", "bubble"]
     return f"{head}\n\n{format_table([*header, 'memory', 'lost on'], rows)}"
 

@@ -8,13 +8,14 @@ from dataclasses import replace
 from muxtune.planning.decisions.options import PlanOptions
 from muxtune.planning.decisions.partition_dp import set_partitions
 from muxtune.planning.decisions.structure import PlanStructure
-from muxtune.planning.oracle.partitions import Appraised, Appraiser, best_of_all, task_appraiser
+from muxtune.planning.oracle.exhaustive import best_of_all, task_appraiser
 from muxtune.planning.problem.memory_limit import fitting
 from muxtune.planning.problem.mesh_bounds import layer_seconds, least_iteration_s
 from muxtune.planning.problem.meshes import candidate_meshes
 from muxtune.planning.problem.objectives import find_objective
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.planning.problem.schedules import in_order
+from muxtune.planning.refinement.appraiser import Appraised, Appraiser
 from muxtune.policies.base import POLICIES
 from muxtune.support.errors import SpecError
 

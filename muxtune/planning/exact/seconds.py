@@ -222,10 +222,11 @@ class StructurePrices:
     def _action_s(
         self, htask: HTaskChoice, kind: StageKind, mesh: Mesh, orchestration: Orchestration
     ) -> tuple[float, float]:
-        if not overlaps(mesh, orchestration):
-            fwd, bwd = (self._serial_s(htask, kind, phase, mesh.tp, orchestration) for phase in PHASES)
+        fwd = self._serial_s(htask, kind, "fwd", mesh.tp, orchestration)  # a forward alone is a chain
+        if overlaps(mesh, orchestration):
+            bwd = self._clock_s((htask,), kind, "bwd", mesh.tp, orchestration)
         else:
-            fwd, bwd = (self._clock_s((htask,), kind, phase, mesh.tp, orchestration) for phase in PHASES)
+            bwd = self._serial_s(htask, kind, "bwd", mesh.tp, orchestration)
         return fwd, bwd + self._step_share_s(htask, kind, mesh)
 
     def _serial_s(

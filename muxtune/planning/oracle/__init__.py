@@ -1,1 +1,1 @@
-"""Partitions beyond contiguous groups: all of them, or those that a local search reaches."""
+"""What the search is held against: the best of all partitions of a few tasks."""

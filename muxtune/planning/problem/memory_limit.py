@@ -20,10 +20,9 @@ Variant = tuple[str, PlanningProblem, PlanStructure]
 """What is changed, in words, and the problem and structure with the change."""
 
 
-def surely_fits(problem: PlanningProblem, structure: PlanStructure) -> bool:
-    """Whether every stage stays inside its device's memory by a bound that needs no schedule."""
-    limit = problem.cluster.device.memory_bytes
-    return all(stage.total_bytes <= limit for stage in problem.memory(structure))
+def fits(problem: PlanningProblem, structure: PlanStructure) -> bool:
+    """Whether a structure fits; see :meth:`MemoryLimit.fits`."""
+    return MemoryLimit(problem).fits(structure)
 
 
 def fitting(problem: PlanningProblem, structures: Sequence[PlanStructure]) -> list[PlanStructure]:
@@ -40,7 +39,7 @@ def fitting(problem: PlanningProblem, structures: Sequence[PlanStructure]) -> li
 
 
 class MemoryLimit:
-    """Asks structures whether they fit, and remembers what to say if none does.
+    """Says whether structures fit, and what is missing if none does.
 
     Args:
         problem: Has the memory.
@@ -50,6 +49,22 @@ class MemoryLimit:
         self._problem = problem
         self._least: tuple[float, PlanStructure | None] = (math.inf, None)
         """Bytes and structure of the one that needs least, among those that do not fit."""
+
+        self._known: dict[PlanStructure, bool] = {}
+
+    def fits(self, structure: PlanStructure) -> bool:
+        """Whether every stage stays inside its device's memory, by its schedule if no bound says so."""
+        if structure not in self._known:
+            limit = self._problem.cluster.device.memory_bytes
+            self._known[structure] = self._surely_fits(structure) or (
+                _fullest(self._problem, structure, give_up_bytes=limit)[1].total_bytes <= limit
+            )
+        return self._known[structure]
+
+    def _surely_fits(self, structure: PlanStructure) -> bool:
+        """Whether a bound that needs no schedule says that it fits."""
+        limit = self._problem.cluster.device.memory_bytes
+        return all(stage.total_bytes <= limit for stage in self._problem.memory(structure))
 
     def fitting(self, structures: Sequence[PlanStructure]) -> list[PlanStructure]:
         """Structures whose stages all stay inside their device's memory."""
@@ -61,7 +76,7 @@ class MemoryLimit:
             flush = replace(structure, template="flush")
             if structure.template == "continuous" and not drained.get(flush, True):
                 continue  # it begins alike, and where the other drains, it has more micro-batches open
-            fits = surely_fits(problem, structure)
+            fits = self._surely_fits(structure)
             if not fits:
                 # What needs more than another that does not fit is of no interest to anybody.
                 needed = _fullest(problem, structure, give_up_bytes=max(self._least[0], limit))[1].total_bytes
@@ -217,12 +232,3 @@ def _with_micro_batches(problem: PlanningProblem, cap: int) -> PlanningProblem:
     )
     workload = Workload(tasks=tasks)
     return PlanningProblem(workload, problem.model, problem.cluster, problem.costs, settings=problem.settings)
-
-
-def fits(problem: PlanningProblem, structure: PlanStructure) -> bool:
-    """Whether every stage stays inside its device's memory; by its schedule if the bound does not say so."""
-    if surely_fits(problem, structure):
-        return True
-    limit = problem.cluster.device.memory_bytes
-    _, memory = problem.fullest_stage(structure, structure_schedule(structure), give_up_bytes=limit)
-    return memory.total_bytes <= limit

@@ -40,9 +40,10 @@ class _Kind:
 
 @dataclass(slots=True)
 class _Seen:
-    """Least work of every hTask in a layer of all replicas, and its micro-batches."""
+    """Work of every hTask in a layer, and its micro-batches."""
 
-    work_s: list[float]
+    work_s: dict[int, list[float]]
+    """By replicas, the least work of all of them. All wait for the slowest, so more replicas have no less."""
     microbatches: dict[int, list[int]]
     """By replicas, the most micro-batches of all of them; more replicas only round them up."""
 
@@ -76,15 +77,18 @@ class MeshBounds:
         )
         work_s = layer_seconds(self._problem, structure)
         microbatches = [htask.shape.microbatches * mesh.dp for htask in htasks]
-        known = self._seen.setdefault(kind, _Seen(work_s, {}))
-        known.work_s = [min(pair) for pair in zip(known.work_s, work_s, strict=True)]
+        known = self._seen.setdefault(kind, _Seen({}, {}))
+        least_s = known.work_s.setdefault(mesh.dp, work_s)
+        known.work_s[mesh.dp] = [min(pair) for pair in zip(least_s, work_s, strict=True)]
         most = known.microbatches.setdefault(mesh.dp, microbatches)
         known.microbatches[mesh.dp] = [max(pair) for pair in zip(most, microbatches, strict=True)]
         instances = len({htask.instance for htask in htasks})
         self._instances = min(instances, self._instances or instances)
 
     def least_s(self, shape: MeshShape) -> float:
-        """Bound for the best of what was seen with as many ranks per stage; 0 if there is nothing.
+        """Bound for the best of what was seen with as many ranks per stage, on no more replicas.
+
+        0 if there is nothing.
 
         Infinite where the copies of the backbone alone exceed the memory.
         """
@@ -104,7 +108,10 @@ class MeshBounds:
     def _bound_s(self, kind: _Kind, seen: _Seen, shape: MeshShape) -> float:
         layers: int = self._problem.model.layers
         most: int = -(-layers // shape.pp)
-        work_s = [each / shape.dp for each in seen.work_s]
+        no_more = [work_s for dp, work_s in seen.work_s.items() if dp <= shape.dp]
+        if not no_more:
+            return 0.0
+        work_s: list[float] = [min(each) / shape.dp for each in zip(*no_more, strict=True)]
         counts: list[int] = [min(each) for each in zip(*seen.microbatches.values(), strict=True)]
         others_s: list[float] = [  # of a micro-batch, in the layers of all other stages
             float(layers - most) * own_s / -(-count // shape.dp)

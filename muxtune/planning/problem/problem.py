@@ -26,6 +26,7 @@ from muxtune.costs.base import CostModel
 from muxtune.memory import StageMemory
 from muxtune.model import ModelSpec
 from muxtune.plan import ClockLaunches, IterationTokens
+from muxtune.planning.decisions.options import PlanOptions
 from muxtune.planning.decisions.settings import DEFAULT_SETTINGS, SearchSettings
 from muxtune.planning.decisions.structure import PlanStructure
 from muxtune.planning.exact.bytes import StructureMemory
@@ -66,6 +67,8 @@ class PlanningProblem:
         self.costs = costs
         self.progress = progress
         self.settings = settings
+        self.searches: dict[PlanOptions, object] = {}
+        """Records of searches for some options, for whoever asks why a plan won."""
         tokenizer = None
         if any(task.dataset.path is not None for task in workload.tasks):
             tokenizer = load_tokenizer(model)

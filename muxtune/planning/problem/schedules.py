@@ -11,7 +11,6 @@ from muxtune.orchestration import Mode
 from muxtune.plan import Orchestration
 from muxtune.planning.decisions.options import PlanOptions
 from muxtune.planning.decisions.structure import SEQUENTIAL, HTaskChoice, Layout, Mesh, PlanStructure
-from muxtune.planning.problem.assemble import structure_iteration_s
 from muxtune.planning.problem.layouts import cheapest_alignment
 from muxtune.planning.problem.meshes import choose_mesh
 from muxtune.planning.problem.problem import PlanningProblem
@@ -19,9 +18,6 @@ from muxtune.schedule import Template
 
 LayoutOf = Callable[[PlanningProblem, tuple[str, ...]], Layout]
 """Layout of the tasks of an hTask."""
-
-SecondsOf = Callable[[PlanningProblem, PlanStructure], float]
-"""Iteration time of a structure."""
 
 
 def modes_to_try(problem: PlanningProblem, options: PlanOptions) -> tuple[Mode, ...]:
@@ -76,19 +72,6 @@ def in_mode(
     found = list(orchestrated(problem, structures, latency_s, [mode]))
     sharing = [s for s in found if s.orchestration.shares_clocks and max(map(len, s.buckets)) > 1]
     return sharing or found
-
-
-def fastest_schedule(
-    problem: PlanningProblem,
-    htasks: Sequence[HTaskChoice],
-    mesh: Mesh,
-    templates: Sequence[Template],
-    seconds_of: SecondsOf = structure_iteration_s,
-) -> PlanStructure:
-    """The best of :func:`schedules`, whether it fits the memory or not."""
-    latency_s = [problem.htask_times(htask, mesh).slowest_s for htask in htasks]
-    structures = list(schedules(htasks, latency_s, mesh, templates, problem.settings.most_groupings))
-    return min(structures, key=lambda structure: seconds_of(problem, structure))
 
 
 def schedules(

@@ -42,13 +42,8 @@ from muxtune.schedule import Template
 def _partition_rows(count: int) -> NDArray[np.intp]:
     """``[p, n]``: rows of the groups of every partition, filled up with the row behind the last group."""
     beyond = (1 << count) - 1
-    return np.array(
-        [
-            [*(mask - 1 for mask in groups), *[beyond] * (count - len(groups))]
-            for groups in set_partitions(count)
-        ],
-        dtype=np.intp,
-    )
+    masks = [(*groups, *(beyond + 1,) * (count - len(groups))) for groups in set_partitions(count)]
+    return np.array(masks, dtype=np.intp) - 1
 
 
 class SetBands(GroupBands):
@@ -122,7 +117,7 @@ def places_of(rows: NDArray[np.intp]) -> Places:
 
 @dataclass(frozen=True)
 class RankedMesh:
-    """All partitions on a mesh."""
+    """Partitions on a mesh: all, or those with the least load."""
 
     shape: MeshShape
     mesh: Mesh
@@ -131,10 +126,12 @@ class RankedMesh:
     work_s: list[Floats]
     guess_s_p: Floats
     """Guess at the seconds of an iteration; infinite where a group has no room."""
-    load_s_p: Floats
-    """Work of the busiest stage in seconds, of partitions without room as well: cut, they may have it."""
+    rows_pn: NDArray[np.intp]
+    """Rows of the groups of every partition, filled up with the row behind the last group."""
+    least_load_s: float
+    """Least work of the busiest stage in seconds, also of partitions without room: cut, they may have it."""
     layer_work_s: float
-    """Least work of any partition in an iteration, in a layer of all replicas; what overlaps as expected."""
+    """Least work of a partition in an iteration, in a layer of all replicas; what overlaps as expected."""
     overlaps: bool
     """Whether operators inside of a stage may overlap."""
     safe_p: NDArray[np.bool_]
@@ -155,7 +152,7 @@ def rank_on_mesh(
     ranked = [_rank(bands, prices, shape, mesh, templates, overlaps)]
     best = int(ranked[0].guess_s_p.argmin())
     if shape.pp > 1 and np.isfinite(ranked[0].guess_s_p[best]):
-        loads = loads_s(bands, prices, shape, _places(bands, best))
+        loads = loads_s(bands, prices, shape, _places(bands, ranked[0], best))
         rebalanced = mesh_of(shape, balanced_layers(layers, shape.pp, *loads))
         if rebalanced != mesh:
             ranked.append(_rank(bands, prices, shape, rebalanced, templates, overlaps))
@@ -182,6 +179,15 @@ def _rank(
     window_s_g = terms.window_s(prices.run)[0]
     rows = _partition_rows(len(bands.tasks))
     load_s = _of_groups(m_g * slot_s_g, rows, 0.0).sum(axis=1)
+    least_load_s = float(load_s.min())
+    possible = _all_of(room.possible_nw[:, 0], rows)
+    safe = _all_of(room.safe_nw[:, 0], rows)
+    if len(rows) > settings.ranked_by_load:
+        most = settings.ranked_by_load
+        kept = np.unique(
+            [np.argpartition(np.where(m, load_s, np.inf), most)[:most] for m in (possible, safe)]
+        )
+        rows, load_s, possible, safe = rows[kept], load_s[kept], possible[kept], safe[kept]
     layer_work_s_g = m_g * (prices.layer_s_nw - settings.overlapped * prices.hidden_s_nw)[:, 0]
     layer_work_s_p = _of_groups(layer_work_s_g, rows, 0.0).sum(axis=1)
     guess_s = np.maximum(load_s, _of_groups(window_s_g, rows, 0.0).sum(axis=1))
@@ -201,19 +207,18 @@ def _rank(
         guess_s -= settings.overlapped * _of_groups(hidden_s_g, rows, 0.0).sum(axis=1)
     else:
         guess_s = np.maximum(guess_s, load_s + settings.uneven * (mesh.pp - 1) * uneven_s)
-    too_large = _of_groups(~room.possible_nw[:, 0], rows, 0.0).any(axis=1)
-    safe = _of_groups(room.safe_nw[:, 0], rows, 1.0).all(axis=1)
     return RankedMesh(
         shape=shape,
         mesh=mesh,
         prices=prices,
         room=room,
         work_s=work_s,
-        guess_s_p=np.where(too_large, np.inf, guess_s),
-        load_s_p=load_s,
+        guess_s_p=np.where(possible, guess_s, np.inf),
+        rows_pn=rows,
+        least_load_s=least_load_s,
         layer_work_s=mesh.dp * float(layer_work_s_p.min()),
         overlaps=overlaps,
-        safe_p=np.asarray(safe),
+        safe_p=safe,
     )
 
 
@@ -222,8 +227,15 @@ def _of_groups(values_g: NDArray[np.generic], rows: NDArray[np.intp], beyond: fl
     return np.append(values_g, beyond)[rows]
 
 
-def _places(bands: SetBands, partition: int) -> Places:
-    rows = _partition_rows(len(bands.tasks))[partition]
+def _all_of(groups_g: NDArray[np.bool_], rows: NDArray[np.intp]) -> NDArray[np.bool_]:
+    """``[p]``: whether something is true of all groups of a partition."""
+    if groups_g.all():
+        return np.ones(len(rows), dtype=np.bool_)
+    return np.asarray(np.append(groups_g, True)[rows].all(axis=1))
+
+
+def _places(bands: SetBands, ranked: RankedMesh, partition: int) -> Places:
+    rows = ranked.rows_pn[partition]
     return places_of(rows[rows < len(bands.exists_nw)])
 
 
@@ -266,7 +278,7 @@ def propose_sets(
                 each.mesh,
                 templates,
                 each.work_s,
-                _places(bands, partition),
+                _places(bands, each, partition),
                 overlaps=each.overlaps,
             )
             for partition in chosen

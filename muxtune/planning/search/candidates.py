@@ -70,6 +70,7 @@ class Ranking:
             wanted += [Layout("chunk", settings.carried_chunks[0], carry) for carry in settings.carries[1:]]
         self._sets: _Estimates[SetBands] | None = None
         self._contiguous: list[_Estimates[GroupBands]] = []
+        self._within = settings.second_order_within
         if len(by_tokens) <= settings.all_partitions_up_to:
             self._sets = _Estimates(SetBands(problem, by_tokens, wanted), report)
             return
@@ -91,7 +92,9 @@ class Ranking:
         found: list[MeshProposals] = []
         if self._sets is not None:
             found += _propose_sets(self._sets, shapes, self._options, below_s)
-        for estimates in self._contiguous:
+        for number, estimates in enumerate(self._contiguous):
+            if number > 0:
+                shapes = _near(found, self._within, below_s)
             found += _propose_contiguous(estimates, shapes, self._options, below_s)
         for each in found:
             known_s = self._layer_work_s.get(each.shape.tp, np.inf)
@@ -118,7 +121,7 @@ def _propose_sets(
         estimates.report(len(ranked), 4 * len(shapes))
     best_s = min(below_s, *(each.least_safe_s for each in ranked))
     for each in list(ranked):
-        if float(each.load_s_p.min()) < settings.worth_cutting * best_s:
+        if each.least_load_s < settings.worth_cutting * best_s:
             for prices in estimates.cut(each.shape, each.mesh):
                 ranked += rank_on_mesh(bands, prices, each.shape, templates, overlaps=each.overlaps)
     return propose_sets(bands, ranked, templates, below_s)
@@ -146,6 +149,16 @@ def _propose_contiguous(
             for prices in estimates.cut(each.shape, each.mesh):
                 found.append(propose_on_mesh(bands, prices, each.shape, templates))
     return found
+
+
+def _near(meshes: Sequence[MeshProposals], within: float, below_s: float) -> list[MeshShape]:
+    """Shapes of the meshes whose least guess comes near the best."""
+    least_s: dict[MeshShape, float] = {}
+    for each in meshes:
+        guess_s = min((proposal.expected_s for proposal in each.proposals), default=np.inf)
+        least_s[each.shape] = min(guess_s, least_s.get(each.shape, np.inf))
+    best_s = min([below_s, *least_s.values()])
+    return [shape for shape in least_s if least_s[shape] <= within * best_s or not np.isfinite(best_s)]
 
 
 def _distinct(meshes: Iterable[MeshProposals]) -> list[MeshProposals]:

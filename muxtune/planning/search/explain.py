@@ -21,19 +21,17 @@ from dataclasses import asdict, dataclass, replace
 
 from muxtune.graph import node_seconds, stage_graph, step_graph
 from muxtune.graph.operators import LINK_KINDS, PHASES
-from muxtune.planning.decisions.options import PlanOptions
 from muxtune.planning.decisions.structure import SEQUENTIAL, HTaskChoice, PlanStructure
 from muxtune.planning.exact.seconds import StageKind
 from muxtune.planning.problem.assemble import structure_iteration_s, structure_schedule
-from muxtune.planning.problem.layouts import alignment_candidates, cheapest_layout
 from muxtune.planning.problem.memory_limit import fits
 from muxtune.planning.problem.problem import PlanningProblem
-from muxtune.planning.problem.schedules import fastest_schedule, overlapping
 from muxtune.planning.search.search import SearchRecord
+from muxtune.planning.search.tried import best_of_each
 from muxtune.schedule import iteration_clocks
 
-COUNTS_SHOWN = 4
-"""Other numbers of hTasks that are shown for the winner's mesh."""
+MOST_SHOWN = 4
+"""Other choices of a decision that are shown for the winner's mesh."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +54,7 @@ class RunnerUp:
     """A plan that is not the winner."""
 
     differs_in: str
-    """``mesh``, ``hTasks``, ``alignment``, ``template`` or ``orchestration``."""
+    """``mesh``, ``hTasks``, ``alignment``, ``buckets``, ``template`` or ``orchestration``."""
     choice: str
     """Decision in which it differs, in words."""
     iteration_s: float
@@ -92,7 +90,10 @@ class Explanation:
     iteration_s: float
     parts: IterationParts
     runners_up: tuple[RunnerUp, ...]
-    """Mesh by mesh, then other numbers of hTasks, alignments and templates; each fastest first."""
+    """Mesh by mesh, then what else was tried for each decision on the winner's mesh; each fastest first."""
+    not_played: dict[str, float]
+    """Meshes whose partitions all stood too far back by estimate, with the least guess at an iteration in
+    seconds."""
     partitions: int
     """Partitions that the search knew by estimate."""
     looked_at: int
@@ -109,18 +110,18 @@ class Explanation:
 def explain_search(
     problem: PlanningProblem, record: SearchRecord, winner: PlanStructure | None = None
 ) -> Explanation:
-    """Compare the winner with the best that other decisions lead to.
+    """Compare the winner with the best that other decisions led to, among what the search has tried.
 
     Args:
         problem: Problem that was planned.
         record: Record of the search.
-        winner: Structure that was taken in the end; by default the fastest.
+        winner: Structure that was taken in the end; by default the best.
     """
     best = winner or record.structures[0]
     parts = iteration_parts(problem, best)
     rows: list[RunnerUp] = []
     groups: dict[str, list[RunnerUp]] = {}
-    for differs_in, choice, structure in _others(problem, record, best):
+    for differs_in, choice, structure in _others(record, best):
         row = _compare(problem, parts, differs_in, choice, structure)
         groups.setdefault(differs_in, []).append(row)
     for each in groups.values():
@@ -130,9 +131,19 @@ def explain_search(
         iteration_s=parts.iteration_s,
         parts=parts,
         runners_up=tuple(rows),
+        not_played=_not_played(record),
         partitions=len(record.proposals),
         looked_at=len(record.outcomes),
     )
+
+
+def _not_played(record: SearchRecord) -> dict[str, float]:
+    played = {str(structure.mesh) for _, structure in record.tried}
+    least_s: dict[str, float] = {}
+    for proposal in sorted(record.proposals, key=lambda each: each.expected_s):
+        if str(proposal.mesh) not in played:
+            least_s.setdefault(str(proposal.mesh), proposal.expected_s)
+    return least_s
 
 
 def iteration_parts(problem: PlanningProblem, structure: PlanStructure) -> IterationParts:
@@ -170,11 +181,9 @@ def _busy_s(problem: PlanningProblem, structure: PlanStructure) -> float:
 
 def describe(structure: PlanStructure) -> str:
     """A structure in words."""
-    alignments = ", ".join(dict.fromkeys(str(htask.layout) for htask in structure.htasks))
-    count = len(structure.htasks)
     mode = structure.orchestration.mode
     inside = "" if mode == SEQUENTIAL.mode else f", {mode}"
-    return f"{structure.mesh}, {count} hTasks, {alignments}, {structure.template}{inside}"
+    return f"{_shape(structure)}, {_htasks(structure)}, {_layouts(structure)}, {structure.template}{inside}"
 
 
 def _links_s(
@@ -235,61 +244,57 @@ def _missing_bytes(problem: PlanningProblem, structure: PlanStructure) -> int:
     return needed - problem.cluster.device.memory_bytes
 
 
-def _others(
-    problem: PlanningProblem, record: SearchRecord, best: PlanStructure
-) -> Iterator[tuple[str, str, PlanStructure]]:
-    """What else could have been decided, and the best structure that it leads to."""
-    by_mesh, by_count = _best_elsewhere(problem, record, str(best.mesh))
-    for mesh, structure in by_mesh.items():
-        if mesh != str(best.mesh):
-            yield "mesh", f"{mesh}, {len(structure.htasks)} hTasks", structure
-    for count, structure in list(by_count.items())[: COUNTS_SHOWN + 1]:
-        if count != len(best.htasks):
-            yield "hTasks", f"{count} hTasks", structure
-    yield from _realigned(problem, best)
-    for template in problem.settings.templates:
-        if template != best.template:
-            yield "template", template, fastest_schedule(problem, best.htasks, best.mesh, [template])
-    for mode in ("sequential", *problem.settings.modes) if best.mesh.tp > 1 else ():
-        if mode != best.orchestration.mode:
-            yield "orchestration", mode, replace(best, orchestration=overlapping(problem, mode))
+def _others(record: SearchRecord, best: PlanStructure) -> Iterator[tuple[str, str, PlanStructure]]:
+    """What else the search has tried, and the best structure that it led to: a decision at a time."""
+    tried = list(record.tried)
+
+    def count(structure: PlanStructure) -> str | None:
+        alike = structure.mesh == best.mesh and len(structure.htasks) != len(best.htasks)
+        return _htasks(structure) if alike else None
+
+    def alignment(structure: PlanStructure) -> str | None:
+        alike = structure.mesh == best.mesh and _groups(structure) == _groups(best)
+        return _layouts(structure) if alike and _layouts(structure) != _layouts(best) else None
+
+    def buckets(structure: PlanStructure) -> str | None:
+        alike = replace(structure, buckets=best.buckets) == best and structure != best
+        return f"buckets of {' + '.join(str(len(bucket)) for bucket in structure.buckets)}" if alike else None
+
+    def template(structure: PlanStructure) -> str | None:
+        alike = structure.mesh == best.mesh and structure.htasks == best.htasks
+        return structure.template if alike and structure.template != best.template else None
+
+    def mode(structure: PlanStructure) -> str | None:
+        alike = structure.mesh == best.mesh and structure.htasks == best.htasks
+        name = structure.orchestration.mode
+        return name if alike and name != best.orchestration.mode else None
+
+    meshes = best_of_each(tried, lambda each: None if each.mesh == best.mesh else _shape(each))
+    for _, structure in meshes.values():
+        yield "mesh", f"{_shape(structure)}, {_htasks(structure)}", structure
+    kinds = {
+        "hTasks": count,
+        "alignment": alignment,
+        "buckets": buckets,
+        "template": template,
+        "orchestration": mode,
+    }
+    for differs_in, kind in kinds.items():
+        for choice, (_, structure) in list(best_of_each(tried, kind).items())[:MOST_SHOWN]:
+            yield differs_in, choice, structure
 
 
-def _best_elsewhere(
-    problem: PlanningProblem, record: SearchRecord, best_mesh: str
-) -> tuple[dict[str, PlanStructure], dict[int, PlanStructure]]:
-    """Fastest known structure of every mesh, and of some numbers of hTasks on the best mesh.
-
-    What the search has not played is played here, the most promising partition of each kind.
-    """
-    by_mesh: dict[str, PlanStructure] = {}
-    by_count: dict[int, PlanStructure] = {}
-
-    def note(structure: PlanStructure) -> None:
-        by_mesh.setdefault(str(structure.mesh), structure)
-        if str(structure.mesh) == best_mesh:
-            by_count.setdefault(len(structure.htasks), structure)
-
-    for outcome in record.outcomes:
-        if outcome.structure is not None:
-            note(outcome.structure)
-    for proposal in record.proposals:
-        mesh = str(proposal.mesh)
-        new_count = len(by_count) <= COUNTS_SHOWN and proposal.count not in by_count
-        if mesh not in by_mesh or (mesh == best_mesh and new_count):
-            note(
-                fastest_schedule(problem, proposal.htasks(problem), proposal.mesh, problem.settings.templates)
-            )
-    return by_mesh, by_count
+def _shape(structure: PlanStructure) -> str:
+    return str(structure.mesh)
 
 
-def _realigned(problem: PlanningProblem, best: PlanStructure) -> Iterator[tuple[str, str, PlanStructure]]:
-    """The best structure's partition, all of it under one other alignment."""
-    for alignment in ("pack", "pad", "chunk"):
-        htasks = []
-        for htask in best.htasks:
-            wanted = alignment_candidates(problem, htask.task_ids, PlanOptions(alignment=alignment))
-            htasks.append(cheapest_layout(problem, best.mesh, htask.task_ids, wanted))
-        if tuple(htasks) != best.htasks:
-            structure = fastest_schedule(problem, htasks, best.mesh, [best.template])
-            yield "alignment", f"all {alignment}", structure
+def _htasks(structure: PlanStructure) -> str:
+    return f"{len(structure.htasks)} hTasks"
+
+
+def _groups(structure: PlanStructure) -> set[tuple[str, ...]]:
+    return {htask.task_ids for htask in structure.htasks}
+
+
+def _layouts(structure: PlanStructure) -> str:
+    return ", ".join(dict.fromkeys(sorted(str(htask.layout) for htask in structure.htasks)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice, takewhile
 from typing import Literal
 
 import numpy as np
@@ -16,14 +17,14 @@ import numpy as np
 from muxtune.orchestration import Mode
 from muxtune.planning.decisions.structure import HTaskChoice, Mesh, PlanStructure
 from muxtune.planning.exact.bounds import IterationBounds
-from muxtune.planning.problem.memory_limit import fits
+from muxtune.planning.problem.memory_limit import MemoryLimit
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.planning.problem.schedules import (
-    SecondsOf,
     in_mode,
     orchestrated,
     schedules,
 )
+from muxtune.planning.search.tried import Tried, Valued, value_of
 from muxtune.schedule import Template
 
 Fate = Literal["fits", "slower", "bound", "memory"]
@@ -31,16 +32,14 @@ Fate = Literal["fits", "slower", "bound", "memory"]
 fastest schedule was slower than another partition's, and nobody asked if it fits. ``bound``: its exact bound
 was no better than what had been found. ``memory``: what would be faster does not fit."""
 
-Timed = tuple[float, PlanStructure]
-
 
 @dataclass(frozen=True, slots=True)
 class Quickest:
     """What became of a partition's schedules."""
 
     fate: Fate
-    seconds: float = np.inf
-    """Seconds of the structure; infinite unless its fate is ``fits`` or ``slower``."""
+    value: float = np.inf
+    """Value of the structure; infinite unless its fate is ``fits`` or ``slower``."""
     structure: PlanStructure | None = None
     """The fastest that fits; of what does not fit, the fastest; none if a bound rules all out."""
 
@@ -53,7 +52,7 @@ class QuickestSchedule:
         templates: Templates that may be used.
         modes: Modes that stages with several ranks may overlap with, beside ``sequential``.
         forced: The only mode, if one is asked for.
-        seconds_of: Iteration time of a structure.
+        tried: Values schedules, and remembers them.
         prune: Whether schedules are left out by bounds; without, all are played.
     """
 
@@ -63,7 +62,7 @@ class QuickestSchedule:
         templates: Sequence[Template],
         modes: Sequence[Mode],
         forced: Mode | None,
-        seconds_of: SecondsOf,
+        tried: Tried,
         *,
         prune: bool,
     ) -> None:
@@ -71,7 +70,7 @@ class QuickestSchedule:
         self._templates = templates
         self._modes = modes
         self._forced = forced
-        self._seconds_of = seconds_of
+        self._tried = tried
         self._prune = prune
 
     def find(
@@ -102,19 +101,19 @@ class QuickestSchedule:
         settings = self._problem.settings
         most_groupings = most_groupings or settings.most_groupings
         limit_s = below_s if self._prune else np.inf
-        asked = _Memory(self._problem)
+        asked = MemoryLimit(self._problem)
         timed = list(self._sequential(htasks, latency_s, mesh, bounds, share, limit_s, asked, most_groupings))
-        fastest = [structure for _, structure in sorted(timed, key=_seconds)]
+        fastest = [structure for _, structure in sorted(timed, key=value_of)]
         if self._forced is not None:
             timed = self._overlapping(fastest, latency_s, asked, [self._forced])
-        elif overlaps:
+        elif overlaps and timed and share * min(map(value_of, timed)) < limit_s:  # all hidden that can be
             timed += self._overlapping(fastest, latency_s, asked, self._modes)
-        timed.sort(key=_seconds)
+        timed.sort(key=value_of)
         if not timed:
             return Quickest("bound")
         if self._prune and timed[0][0] >= below_s:
             return Quickest("slower", *timed[0])
-        found = asked.first(timed, limit_s)
+        found = self._first(asked, timed, limit_s)
         if found is not None:
             return Quickest("fits", *found)
         if most_groupings < len(htasks) <= settings.most_regrouped:  # others may need less
@@ -138,76 +137,47 @@ class QuickestSchedule:
         bounds: IterationBounds,
         share: float,
         limit_s: float,
-        asked: _Memory,
+        asked: MemoryLimit,
         most_groupings: int,
-    ) -> Iterator[Timed]:
-        """Template by template, while one may be faster than what fits."""
-        played: list[Timed] = []
+    ) -> Iterator[Valued]:
+        """Template by template, until the fastest schedule fits: others only need less memory."""
+        played: list[Valued] = []
         for template in sorted(self._templates, key=lambda each: bounds.of([each])):
             least_s = share * bounds.of([template]) if self._prune else 0.0
-            if any(seconds <= least_s for seconds, _ in played):
-                found = asked.first(sorted(played, key=_seconds), limit_s)
-                limit_s = limit_s if found is None else found[0]
+            if self._prune and played:
+                fastest = min(played, key=value_of)
+                if fastest[0] >= limit_s or asked.fits(fastest[1]):
+                    break
             if self._prune and least_s >= limit_s:
                 continue
             for structure in schedules(htasks, latency_s, mesh, [template], most_groupings):
-                played.append((self._seconds_of(self._problem, structure), structure))
+                played.append((self._tried.value(structure), structure))
         yield from played
 
     def _overlapping(
         self,
         fastest: Sequence[PlanStructure],
         latency_s: Sequence[float],
-        asked: _Memory,
+        asked: MemoryLimit,
         modes: Sequence[Mode],
-    ) -> list[Timed]:
+    ) -> list[Valued]:
         """The fastest that fit, with overlap inside of stages; all, if a forced mode needs too much."""
 
-        def in_modes(structures: Sequence[PlanStructure]) -> list[Timed]:
+        def in_modes(structures: Sequence[PlanStructure]) -> list[Valued]:
             found: Iterable[PlanStructure] = orchestrated(self._problem, structures, latency_s, modes)
             if self._forced is not None:
                 found = in_mode(self._problem, structures, latency_s, self._forced)
-            return [(self._seconds_of(self._problem, structure), structure) for structure in found]
+            return [(self._tried.value(structure), structure) for structure in found]
 
         most = self._problem.settings.most_orchestrated
-        chosen = asked.fitting(fastest, most) or fastest[:most]
+        chosen = list(islice(filter(asked.fits, fastest), most)) or fastest[:most]
         timed = in_modes(chosen)
-        if self._forced is not None and asked.first(sorted(timed, key=_seconds)) is None:
+        if self._forced is not None and self._first(asked, timed) is None:
             timed = in_modes(fastest)
         return timed
 
-
-class _Memory:
-    """Whether structures fit the memory; each is computed once."""
-
-    def __init__(self, problem: PlanningProblem) -> None:
-        self._problem = problem
-        self._known: dict[PlanStructure, bool] = {}
-
-    def fits(self, structure: PlanStructure) -> bool:
-        if structure not in self._known:
-            self._known[structure] = fits(self._problem, structure)
-        return self._known[structure]
-
-    def first(self, ordered: Iterable[Timed], below_s: float = np.inf) -> Timed | None:
-        """The first that fits, of those below a limit."""
-        for seconds, structure in ordered:
-            if seconds >= below_s:
-                break
-            if self.fits(structure):
-                return seconds, structure
-        return None
-
-    def fitting(self, ordered: Iterable[PlanStructure], count: int) -> list[PlanStructure]:
-        """The first structures that fit, at most ``count``."""
-        found: list[PlanStructure] = []
-        for structure in ordered:
-            if len(found) == count:
-                break
-            if self.fits(structure):
-                found.append(structure)
-        return found
-
-
-def _seconds(timed: Timed) -> float:
-    return timed[0]
+    @staticmethod
+    def _first(limit: MemoryLimit, valued: Iterable[Valued], below: float = np.inf) -> Valued | None:
+        """The best that fits the memory, of those below a value."""
+        better = takewhile(lambda each: each[0] < below, sorted(valued, key=value_of))
+        return next((each for each in better if limit.fits(each[1])), None)

@@ -12,8 +12,8 @@
    are played, and the fastest that fits the memory counts (:mod:`muxtune.planning.search.quickest_schedule`).
 4. The search ends after some partitions in a row that were no better; of few tasks on each mesh. One that
    would be better and does not fit is not counted if it promised to need less memory than those before.
-5. Ten and eleven tasks are refined beyond contiguous groups (:mod:`muxtune.planning.oracle.local_search`),
-   and fewer where what would be faster does not fit the memory, for there exact bytes decide.
+5. Ten and eleven tasks are refined beyond contiguous groups, and fewer where what would be faster does not
+   fit the memory, for there exact bytes decide (:mod:`muxtune.planning.refinement.local_search`).
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from muxtune.planning.decisions.options import FREE, PlanOptions
 from muxtune.planning.decisions.partition_dp import set_partitions
 from muxtune.planning.decisions.structure import HTaskChoice, Layout, Mesh, PlanStructure
 from muxtune.planning.exact.bounds import exact_bounds
-from muxtune.planning.oracle.groups import GroupTable
-from muxtune.planning.oracle.local_search import refined_partitions
-from muxtune.planning.oracle.partitions import Appraiser
-from muxtune.planning.problem.assemble import structure_iteration_s
 from muxtune.planning.problem.carrying import may_carry
 from muxtune.planning.problem.layouts import cheapest_layout
 from muxtune.planning.problem.memory_limit import fits, fitting
 from muxtune.planning.problem.meshes import MeshShape, candidate_meshes
-from muxtune.planning.problem.objectives import find_objective
+from muxtune.planning.problem.objectives import Objective, find_objective
 from muxtune.planning.problem.problem import PlanningProblem
-from muxtune.planning.problem.schedules import SecondsOf, in_order, modes_to_try
+from muxtune.planning.problem.schedules import in_order, modes_to_try
+from muxtune.planning.refinement.appraiser import Appraiser
+from muxtune.planning.refinement.groups import GroupTable
+from muxtune.planning.refinement.local_search import refined_partitions
 from muxtune.planning.search.candidates import Progress, Ranking, layouts
 from muxtune.planning.search.proposals import MeshProposals, Proposal
 from muxtune.planning.search.quickest_schedule import Fate, QuickestSchedule
+from muxtune.planning.search.tried import Tried, Valued
 from muxtune.support.errors import SpecError
 
 
@@ -54,8 +54,8 @@ class Outcome:
     fate: Fate
     bound_s: float
     """Exact bound of its iteration in seconds."""
-    seconds: float = np.inf
-    """Seconds of its fastest schedule; infinite where bounds or the memory ruled all schedules out."""
+    value: float = np.inf
+    """Value of its best schedule, by default its seconds; infinite where bounds or memory ruled all out."""
     structure: PlanStructure | None = None
     """That schedule; where none fits, one that was tried."""
 
@@ -68,6 +68,8 @@ class SearchRecord:
     """Fastest first; then those without a schedule, by bound."""
     proposals: tuple[Proposal, ...]
     """All partitions of all meshes, in the order in which they stood in line."""
+    tried: tuple[Valued, ...]
+    """All structures that were played, whether they fit the memory or not; best first."""
 
     @property
     def structures(self) -> list[PlanStructure]:
@@ -84,7 +86,6 @@ def search_structures(
     problem: PlanningProblem,
     options: PlanOptions = FREE,
     *,
-    seconds_of: SecondsOf = structure_iteration_s,
     prune: bool = True,
     patience: int | None = None,
     keep: int = 4,
@@ -95,8 +96,6 @@ def search_structures(
     Args:
         problem: The planning problem.
         options: Decisions that are taken away from the search; a partition is not among them.
-        seconds_of: Iteration time of a structure; the recurrence by default. Another objective of the options
-            is taken instead, and nothing is left out by bounds then.
         prune: Whether partitions are left out by their estimates and bounds; without, all are played.
         patience: Partitions in a row that may be no better than the best before the search ends, or of few
             tasks before it leaves a mesh; by default that of the settings.
@@ -111,8 +110,8 @@ def search_structures(
     few, asked = len(problem.tasks) <= settings.all_partitions_up_to, patience is not None
     objective = find_objective(options.objective)
     if not objective.is_iteration:  # bounds and estimates are of iterations
-        seconds_of, prune, patience = objective.score, False, patience or settings.patience_of_others
-    search = _Search(problem, options, seconds_of, prune=prune, leanest_first=objective.name == "memory")
+        prune, patience = False, patience or settings.patience_of_others
+    search = _Search(problem, options, objective, prune=prune)
     ranking = Ranking(problem, options, report)
     shapes = candidate_meshes(problem.model, problem.cluster, options, idle=True)
     full = [shape for shape in shapes if shape.ranks == shapes[0].ranks]
@@ -138,7 +137,7 @@ def search_structures(
     ]
     fewer: list[MeshProposals] = []
     if worth:
-        fewer = propose(worth, search.best_s if prune else np.inf)
+        fewer = propose(worth, search.best if prune else np.inf)
         if prune and few and not asked:
             patience = settings.patience_of_few[1]
         proposals += search.play(fewer, patience, on_each_mesh=True, alone=True, report=report)
@@ -150,12 +149,12 @@ def search_structures(
         near += search.worth_refining(fewer, every=every, within=1.0)
         search.refine(near, layouts(problem, list(problem.data), options))
     report(1, 1)
-    if few and not np.isfinite(search.best_s) and sequential:
+    if few and not np.isfinite(search.best) and sequential:
         all_meshes = [each.mesh for each in [*meshes, *fewer]]
         search.try_least_memory(all_meshes, layouts(problem, list(problem.data), options))
-    if not np.isfinite(search.best_s):
+    if not np.isfinite(search.best):
         _refuse(problem, meshes, search)
-    return SearchRecord(tuple(search.ranked(keep)), tuple(proposals))
+    return SearchRecord(tuple(search.ranked(keep)), tuple(proposals), tuple(search.tried.best_first()))
 
 
 def _refuse(problem: PlanningProblem, meshes: Sequence[MeshProposals], search: _Search) -> None:
@@ -187,27 +186,26 @@ class _Search:
         self,
         problem: PlanningProblem,
         options: PlanOptions,
-        seconds_of: SecondsOf,
+        objective: Objective,
         *,
         prune: bool,
-        leanest_first: bool = False,
     ) -> None:
         self._problem = problem
-        self._leanest_first = leanest_first
+        self._leanest_first = objective.name == "memory"
         self._templates = options.templates(problem.settings.templates)
         self._modes = modes_to_try(problem, options)
         self._cut = may_carry(options) and len(problem.tasks) <= problem.settings.all_partitions_up_to
-        self._seconds_of = seconds_of
+        self.tried = Tried(problem, objective)
         self._prune = prune
         self._quickest = QuickestSchedule(
             problem,
             self._templates,
             self._modes,
             options.orchestration if self._modes else None,
-            seconds_of,
-            prune=prune,
+            self.tried,
+            prune=self._prune,
         )
-        self.best_s = np.inf
+        self.best = np.inf
         self.outcomes: list[Outcome] = []
 
     def least_s(self, proposal: Proposal, bound_s: float) -> float:
@@ -216,7 +214,7 @@ class _Search:
 
     def may_win(self, least_s: float) -> bool:
         """Whether something that takes no less may be faster than the best so far."""
-        return not self._prune or least_s < self.best_s
+        return not self._prune or least_s < self.best
 
     def play(
         self,
@@ -249,19 +247,19 @@ class _Search:
         )
         in_vain: Counter[tuple[Mesh | None, bool]] = Counter()
         too_much: dict[tuple[Mesh | None, bool], float] = {}  # least estimate of what did not fit
-        own_best_s: dict[tuple[Mesh | None, bool], float] = {}
+        own_best: dict[tuple[Mesh | None, bool], float] = {}
         for number, proposal in enumerate(proposals):
-            if self._prune and self.least_s(proposal, proposal.bound_s) * (1 - slack) >= self.best_s:
+            if self._prune and self.least_s(proposal, proposal.bound_s) * (1 - slack) >= self.best:
                 continue
             kind = (proposal.mesh if on_each_mesh else None, proposal.has_room)
             leaner = proposal.needed_bytes <= settings.less_memory * too_much.get(kind, 0.0)
             if in_vain[kind] == patience and not leaner:
                 continue
-            before_s = self.best_s
+            before = self.best
             outcome = self.look_at(proposal)
-            if self.best_s < before_s or (alone and outcome.seconds < own_best_s.get(kind, np.inf)):
+            if self.best < before or (alone and outcome.value < own_best.get(kind, np.inf)):
                 in_vain[kind] = 0
-                own_best_s[kind] = outcome.seconds
+                own_best[kind] = outcome.value
             elif outcome.fate == "memory" and (leaner or kind not in too_much):
                 too_much[kind] = proposal.needed_bytes
             elif not (alone and outcome.fate == "bound"):
@@ -286,7 +284,7 @@ class _Search:
                 leaner = self._look_at(proposal, shortest)
                 outcome = leaner if leaner.fate == "fits" else outcome
         self.outcomes.append(outcome)
-        self.best_s = min(self.best_s, outcome.seconds)
+        self.best = min(self.best, outcome.value)
         return outcome
 
     def _look_at(self, proposal: Proposal, htasks: Sequence[HTaskChoice]) -> Outcome:
@@ -295,7 +293,7 @@ class _Search:
         run = max(htask.shape.carry for htask in htasks)
         bounds = exact_bounds(times, [htask.shape.microbatches for htask in htasks], run)
         bound_s = self.least_s(proposal, bounds.of(self._templates))
-        if self._prune and bound_s >= self.best_s:
+        if self._prune and bound_s >= self.best:
             return Outcome(proposal, "bound", bound_s)
         overlaps = self._overlaps(mesh)
         found = self._quickest.find(
@@ -305,9 +303,9 @@ class _Search:
             bounds,
             overlaps=overlaps,
             share=proposal.least_share if overlaps else 1.0,
-            below_s=self.best_s,
+            below_s=self.best,
         )
-        return Outcome(proposal, found.fate, bound_s, found.seconds, found.structure)
+        return Outcome(proposal, found.fate, bound_s, found.value, found.structure)
 
     def worth_refining(self, meshes: Sequence[MeshProposals], *, every: bool, within: float) -> list[Mesh]:
         """Meshes for :meth:`refine`, the nearest to the best first.
@@ -324,12 +322,12 @@ class _Search:
             for proposal in each.proposals:
                 least_s = self.least_s(proposal, proposal.bound_s)
                 nearest[proposal.mesh] = min(nearest.get(proposal.mesh, np.inf), least_s)
-        near = [mesh for mesh in nearest if nearest[mesh] <= within * self.best_s]
-        if not every and np.isfinite(self.best_s):
+        near = [mesh for mesh in nearest if nearest[mesh] <= within * self.best]
+        if not every and np.isfinite(self.best):
             misfit = {
                 outcome.proposal.mesh
                 for outcome in self.outcomes
-                if outcome.fate == "memory" and outcome.proposal and outcome.bound_s < self.best_s
+                if outcome.fate == "memory" and outcome.proposal and outcome.bound_s < self.best
             }
             near = [mesh for mesh in near if mesh in misfit]
         return sorted(near, key=lambda mesh: nearest[mesh])
@@ -342,7 +340,7 @@ class _Search:
             for found in refined_partitions(appraiser, settings.effort)[: settings.refined_kept]:
                 bound_s = appraiser.bound_s(found.groups)
                 self.outcomes.append(Outcome(None, "fits", bound_s, found.seconds, found.structure))
-                self.best_s = min(self.best_s, found.seconds)
+                self.best = min(self.best, found.seconds)
 
     def try_least_memory(self, meshes: Sequence[Mesh], wanted: Sequence[Layout]) -> None:
         """Look at the partitions that need least memory, among all partitions of a few tasks.
@@ -357,20 +355,20 @@ class _Search:
             for structure in self._appraiser(mesh, wanted).least_structures(partitions)
         ]
         for structure in fitting(self._problem, least):
-            seconds = self._seconds_of(self._problem, structure)
-            self.outcomes.append(Outcome(None, "fits", seconds, seconds, structure))
-            self.best_s = min(self.best_s, seconds)
+            value = self.tried.value(structure)
+            self.outcomes.append(Outcome(None, "fits", value, value, structure))
+            self.best = min(self.best, value)
 
     def _appraiser(self, mesh: Mesh, wanted: Sequence[Layout]) -> Appraiser:
         def align(task_ids: tuple[str, ...]) -> HTaskChoice:
             return cheapest_layout(self._problem, mesh, task_ids, wanted)
 
         table = GroupTable(self._problem, mesh, align)
-        return Appraiser(table, self._templates, self._seconds_of, cut=self._cut)
+        return Appraiser(table, self._templates, self.tried.value, cut=self._cut)
 
     def ranked(self, keep: int) -> list[Outcome]:
         """All outcomes, fastest first; of the ``keep`` fastest it is known whether they fit."""
-        ranked = sorted(self.outcomes, key=lambda o: (o.seconds, o.bound_s))
+        ranked = sorted(self.outcomes, key=lambda o: (o.value, o.bound_s))
         fitting_ones = 0
         for position, outcome in enumerate(ranked):
             if fitting_ones == keep or outcome.structure is None:

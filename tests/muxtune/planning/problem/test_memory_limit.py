@@ -9,7 +9,7 @@ import pytest
 
 from muxtune.planning.decisions.options import PlanOptions
 from muxtune.planning.problem.assemble import structure_schedule
-from muxtune.planning.problem.memory_limit import fitting, surely_fits
+from muxtune.planning.problem.memory_limit import fits, fitting
 from muxtune.policies import POLICIES, plan_problem
 from muxtune.support.errors import SpecError
 from tests.muxtune.planning.problems import MIXED, make_problem
@@ -109,5 +109,6 @@ def test_structures_that_fit_only_by_their_schedule_are_kept():
     assert all(exact[s] < bound[s] for s in structures)
     limit = sorted(exact.values())[len(exact) // 2]
     tight = make_problem(memory_bytes=limit)
-    assert not any(surely_fits(tight, s) for s in structures if bound[s] > limit)
-    assert fitting(tight, structures) == [s for s in structures if exact[s] <= limit]
+    assert any(bound[s] > limit >= exact[s] for s in structures)
+    kept = [s for s in structures if exact[s] <= limit]
+    assert fitting(tight, structures) == kept == [s for s in structures if fits(tight, s)]

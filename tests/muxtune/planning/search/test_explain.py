@@ -10,6 +10,7 @@ import pytest
 from muxtune.plan import Orchestration
 from muxtune.planning.decisions.options import PlanOptions
 from muxtune.planning.problem.assemble import structure_iteration_s
+from muxtune.planning.search import explain
 from muxtune.planning.search.explain import explain_search, iteration_parts
 from muxtune.planning.search.search import search_structures
 from tests.muxtune.planning.estimate.test_group_seconds import gpu_problem
@@ -59,7 +60,7 @@ def test_overlap_hides_communication():
 def test_losses_add_up_to_what_a_runner_up_is_slower(searched):
     problem, record = searched
     explanation = explain_search(problem, record)
-    assert explanation.iteration_s == pytest.approx(record.outcomes[0].seconds)
+    assert explanation.iteration_s == pytest.approx(record.outcomes[0].value)
     for row in explanation.runners_up:
         lost_s = row.utilisation_s + row.padding_s + row.communication_s + row.bubble_s
         assert explanation.iteration_s + lost_s == pytest.approx(row.iteration_s, rel=1e-9)
@@ -73,10 +74,20 @@ def test_every_decision_has_a_runner_up(searched):
     problem, record = searched
     explanation = explain_search(problem, record)
     kinds = {row.differs_in for row in explanation.runners_up}
-    assert kinds == {"mesh", "hTasks", "alignment", "template"}
-    assert sum(row.differs_in == "mesh" for row in explanation.runners_up) >= 4
-    padded = next(row for row in explanation.runners_up if row.choice == "all pad")
-    assert padded.padding_s > 0
+    assert {"hTasks", "buckets"} <= kinds
+    assert "mesh" in kinds or explanation.not_played
+    meshes = {str(structure.mesh) for _, structure in record.tried} | explanation.not_played.keys()
+    assert meshes == {str(proposal.mesh) for proposal in record.proposals}
+    assert all(guess_s > 0 for guess_s in explanation.not_played.values())
+
+
+def test_an_explanation_plays_nothing(searched):
+    _, record = searched
+    tried = {structure for _, structure in record.tried}
+    assert record.structures[0] in tried
+    rows = list(explain._others(record, record.structures[0]))
+    assert rows
+    assert {structure for _, _, structure in rows} <= tried
 
 
 def test_an_explanation_is_json(searched):

@@ -22,9 +22,9 @@ from muxtune.placement import Placement
 from muxtune.planning.decisions.options import FREE, PlanOptions
 from muxtune.planning.decisions.settings import DEFAULT_SETTINGS
 from muxtune.planning.estimate.part_seconds import StagePrices, adapted_ops
-from muxtune.planning.oracle.local_search import refined_partitions
-from muxtune.planning.oracle.partitions import best_of_all, task_appraiser
+from muxtune.planning.oracle.exhaustive import best_of_all, task_appraiser
 from muxtune.planning.problem.problem import PlanningProblem
+from muxtune.planning.refinement.local_search import refined_partitions
 from muxtune.policies import plan_problem
 from muxtune.tasks import Workload
 from tests.muxtune.planning.problems import make_problem
@@ -124,7 +124,7 @@ def test_prices_do_not_depend_on_what_was_asked_before(seed, tp):
         if part == "first_s":
             return prices.first_s(floats, lora.targets)
         if part == "pair_s":
-            ops = adapted_ops(prices.shard, [lora])[0]
+            ops = adapted_ops(MODEL, prices.shard, [lora])[0]
             return prices.pair_s(ops, floats, np.full(len(floats), 8.0))
         if part == "p2p_s":
             return prices.p2p_s(floats, Placement(tp, 2, 2, 4).message_routes())

@@ -10,7 +10,11 @@ from benchmarks.helpers.fusion_instances import draw_instance
 from muxtune.planning.decisions.options import FREE, PlanOptions
 from muxtune.planning.decisions.partition_dp import set_partitions
 from muxtune.planning.decisions.settings import Effort
-from muxtune.planning.oracle.local_search import (
+from muxtune.planning.oracle.exhaustive import best_of_all, task_appraiser
+from muxtune.planning.problem.assemble import structure_schedule
+from muxtune.planning.problem.memory_limit import fits, fitting
+from muxtune.planning.refinement.appraiser import Appraiser
+from muxtune.planning.refinement.local_search import (
     BRIEF,
     CostEstimate,
     dp_starts,
@@ -19,9 +23,6 @@ from muxtune.planning.oracle.local_search import (
     steps,
     task_orders,
 )
-from muxtune.planning.oracle.partitions import Appraiser, best_of_all, task_appraiser
-from muxtune.planning.problem.assemble import structure_schedule
-from muxtune.planning.problem.memory_limit import fits, fitting
 from muxtune.support.errors import SpecError
 from tests.muxtune.planning.problems import MIXED, FakeCosts, make_problem
 

@@ -7,7 +7,7 @@ the largest), and pays only sometimes. Therefore
 1. dynamic programming cuts several orders of the tasks, into every number of groups;
 2. from the best of these, groups change step by step: a task moves to another group or into one of its own,
    two tasks change places, two groups become one, a group is split. Each step takes the neighbour with the
-   least bound (:meth:`muxtune.planning.oracle.groups.GroupTable.bound_s`) until none is less;
+   least bound (:meth:`muxtune.planning.refinement.groups.GroupTable.bound_s`) until none is less;
 3. the partitions that were met are appraised by ascending bound, and then the neighbours of the fastest one
    and of the one with the least bound, until some rounds have found nothing faster. Where memory is short,
    the best partition is often next to one that would be faster and does not fit.
@@ -28,8 +28,8 @@ from muxtune.peft import mixed_size
 from muxtune.planning.decisions.partition_dp import Groups, cheapest_cuts
 from muxtune.planning.decisions.settings import Effort
 from muxtune.planning.decisions.structure import PlanStructure
-from muxtune.planning.oracle.groups import GroupTable
-from muxtune.planning.oracle.partitions import Appraised, Appraiser
+from muxtune.planning.refinement.appraiser import Appraised, Appraiser
+from muxtune.planning.refinement.groups import GroupTable
 from muxtune.tasks import TaskData
 
 THOROUGH = Effort(orders=7, starts=8, neighbours=512, new_groups=1024, appraisals=32, rounds=8)

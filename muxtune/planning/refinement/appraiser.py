@@ -1,7 +1,4 @@
-"""Partitions of tasks into hTasks: all of them, the schedule that is best for one, and the best of all.
-
-The number of partitions of n tasks is Bell's: 52 for 5, 4140 for 8, 21147 for 9.
-"""
+"""The schedule that is best for a partition of the tasks into hTasks."""
 
 from __future__ import annotations
 
@@ -9,27 +6,20 @@ import heapq
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from muxtune.planning.decisions.options import PlanOptions
-from muxtune.planning.decisions.partition_dp import Groups, set_partitions
+from muxtune.planning.decisions.partition_dp import Groups
 from muxtune.planning.decisions.structure import HTaskChoice, PlanStructure
 from muxtune.planning.exact.bounds import exact_bounds
-from muxtune.planning.oracle.groups import GroupTable
 from muxtune.planning.problem.assemble import structure_iteration_s
-from muxtune.planning.problem.carrying import cut_choice, cut_variants, may_carry
-from muxtune.planning.problem.layouts import cheapest_alignment
+from muxtune.planning.problem.carrying import cut_choice, cut_variants
 from muxtune.planning.problem.memory_limit import fits
-from muxtune.planning.problem.meshes import choose_mesh
-from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.planning.problem.schedules import pipeline_candidates
-from muxtune.schedule import Template, injection_order
-
-SecondsOf = Callable[[PlanningProblem, PlanStructure], float]
-"""Iteration time of a structure."""
+from muxtune.planning.refinement.groups import GroupTable
+from muxtune.schedule import Template
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +46,7 @@ class Appraiser:
         self,
         table: GroupTable,
         templates: Sequence[Template],
-        seconds_of: SecondsOf = structure_iteration_s,
+        seconds_of: Callable[[PlanStructure], float] | None = None,
         *,
         cut: bool = False,
     ) -> None:
@@ -64,12 +54,12 @@ class Appraiser:
         self.templates = tuple(templates)
         self.appraisals = 0
         """Partitions whose schedules were played."""
-        self._seconds_of = seconds_of
+        self._seconds_of = seconds_of or partial(structure_iteration_s, table.problem)
         self.cut = cut and table.mesh.pp > 1
         self._least_load_s = lru_cache(maxsize=None)(self._least_load)
 
     def bound_s(self, groups: Groups, templates: Sequence[Template] = ()) -> float:
-        """What no schedule of the partition is faster than; see :mod:`muxtune.planning.oracle.groups`."""
+        """What no schedule of the partition is faster than; see :mod:`muxtune.planning.refinement.groups`."""
         bound_s = self.table.bound_s(groups, templates or self.templates)
         if not self.cut:
             return bound_s
@@ -117,14 +107,14 @@ class Appraiser:
         timed: list[tuple[float, PlanStructure]] = []
         if not self.table.surely_exceeds(groups):
             bound_s = {template: self.table.bound_s(groups, [template]) for template in self.templates}
-            timed += self._played(groups, htasks, bound_s, below_s)
+            timed += self._played(htasks, bound_s, below_s)
         for variant in cut_variants(problem, htasks, mesh) if self.cut else ():
             times = [problem.htask_times(htask, mesh) for htask in variant]
             run = max(htask.shape.carry for htask in variant)
             bounds = exact_bounds(times, [htask.shape.microbatches for htask in variant], run)
             bound_s = {template: bounds.of([template]) for template in self.templates}
-            if min(bound_s.values()) < below_s and not self.table.surely_exceeds_cut(variant):
-                timed += self._played(groups, variant, bound_s, below_s)
+            if min(bound_s.values()) < below_s:
+                timed += self._played(variant, bound_s, below_s)
         self.appraisals += bool(timed)
         for seconds, structure in sorted(timed, key=lambda each: each[0]):
             if seconds >= below_s:
@@ -135,72 +125,15 @@ class Appraiser:
 
     def _played(
         self,
-        groups: Groups,
         htasks: Sequence[HTaskChoice],
         bound_s: Mapping[Template, float],
         below_s: float,
     ) -> Iterator[tuple[float, PlanStructure]]:
-        """Schedules that may be faster than ``below_s``, without those that surely exceed the memory."""
+        """Schedules that may be faster than ``below_s``."""
         problem, mesh = self.table.problem, self.table.mesh
-        exceeding: dict[tuple[tuple[int, ...], ...], bool] = {}  # by buckets, as both templates begin alike
         templates = [template for template in self.templates if bound_s[template] < below_s]
         for structure in pipeline_candidates(problem, htasks, mesh, templates) if templates else ():
-            if structure.buckets not in exceeding:
-                exceeding[structure.buckets] = self._surely_exceeds(groups, structure)
-            if not exceeding[structure.buckets]:
-                yield self._seconds_of(problem, structure), structure
-
-    def _surely_exceeds(self, groups: Groups, structure: PlanStructure) -> bool:
-        """Whether the order of injection alone says that the memory does not suffice."""
-        if max(structure.carries) > 1:  # which go back in another order than they came
-            return self.table.surely_exceeds_carrying(structure)
-        order = injection_order(structure.buckets, structure.microbatches)
-        return self.table.surely_exceeds_in(groups, [h for h, _ in order])
-
-
-def task_appraiser(problem: PlanningProblem, options: PlanOptions) -> Appraiser:
-    """Appraiser for all partitions of a problem's tasks, on layers that are balanced for the tasks alone.
-
-    Raises:
-        SpecError: The cluster has no such mesh.
-    """
-    alone = [
-        HTaskChoice(task_ids=(task_id,), shape=problem.shape((task_id,), "pack", dp=options.dp or 1))
-        for task_id in problem.data
-    ]
-    mesh = choose_mesh(problem, alone, options)
-    align = cheapest_alignment(problem, mesh, options)
-    templates = options.templates(problem.settings.templates)
-    return Appraiser(GroupTable(problem, mesh, align), templates, cut=may_carry(options))
-
-
-def best_of_all(appraiser: Appraiser, *, keep: int = 1, below_s: float = math.inf) -> list[Appraised]:
-    """The best of all set partitions, fastest first; none if no partition fits the memory.
-
-    They are appraised by ascending bound, until the bound of the next one is no better than what is kept.
-
-    Args:
-        appraiser: Appraiser of the problem.
-        keep: Partitions at most.
-        below_s: Slower ones do not matter.
-    """
-    table = appraiser.table
-    count = len(table.task_ids)
-    excluded: set[int] = set()
-    if not appraiser.cut:  # cut, a group may fit
-        excluded = {mask for mask in range(1, 1 << count) if table.exceeds_alone(mask)}
-    bounds = sorted(
-        (appraiser.bound_s(groups), groups) for groups in set_partitions(count) if excluded.isdisjoint(groups)
-    )
-    best: list[Appraised] = []
-    for bound_s, groups in bounds:
-        to_beat_s = best[-1].seconds if len(best) == keep else below_s
-        if bound_s >= to_beat_s:
-            break
-        found = appraiser.appraise(groups, to_beat_s)
-        if found is not None:
-            best = sorted([*best, found], key=lambda each: each.seconds)[:keep]
-    return best
+            yield self._seconds_of(structure), structure
 
 
 def least_memory(table: GroupTable, partitions: Iterable[Groups]) -> list[Groups]:

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from muxtune.memory import StageMemory
 from muxtune.planning.decisions.partition_dp import Groups
-from muxtune.planning.decisions.structure import HTaskChoice, Mesh, PlanStructure
+from muxtune.planning.decisions.structure import HTaskChoice, Mesh
 from muxtune.planning.exact.bounds import BoundTerms, exact_terms
 from muxtune.planning.problem.layouts import sort_by_tokens
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.planning.problem.schedules import in_order
-from muxtune.schedule import Action, Template, inject
+from muxtune.schedule import Action, Template
 
 # S pipeline stages
 
@@ -142,73 +142,6 @@ class GroupTable:
     def surely_exceeds(self, partition: Groups) -> bool:
         """Whether some stage needs more than its memory under every schedule of the partition."""
         return self.least_bytes(partition) > self.problem.cluster.device.memory_bytes
-
-    def surely_exceeds_in(self, partition: Groups, order: Sequence[int]) -> bool:
-        """Whether some stage surely does under one order of injection, which says what is open together.
-
-        Args:
-            partition: The hTasks.
-            order: Position in the partition of each micro-batch of the first iteration.
-        """
-        limit = self.problem.cluster.device.memory_bytes
-        groups = [self[mask] for mask in partition]
-        for stage, static in enumerate(self._static):
-            kept = np.array([group.kept_bytes[stage] for group in groups])[list(order)]
-            forward = np.array([group.forward_bytes[stage] for group in groups])[list(order)]
-            before = np.concatenate([[0], np.cumsum(kept)])
-            first = np.maximum(np.arange(len(order)) + 1 - (self.mesh.pp - stage), 0)
-            moments = before[1:] - before[first] + forward  # at the end of every forward
-            if static.bytes_with(int(moments.max())) > limit:
-                return True
-        return False
-
-    def surely_exceeds_cut(self, htasks: Sequence[HTaskChoice]) -> bool:
-        """Whether some stage surely does under every schedule of hTasks of which some have carry groups.
-
-        Each carry group is open as a whole at some time in the first iteration, and so many others with it
-        as the limit in flight leaves room for: the smallest at least.
-        """
-        limit = self.problem.cluster.device.memory_bytes
-        weights = [self._weigh(htask) for htask in htasks]
-        if max(max(weight.least) for weight in weights) > limit:
-            return True
-        carry_h = np.array([htask.shape.carry for htask in htasks])
-        groups_h = np.array([htask.shape.microbatches for htask in htasks]) // carry_h
-        for stage, static in enumerate(self._static):
-            in_flight = self.mesh.pp - stage - 1 + int(carry_h.max())
-            kept_of = [weight.kept[:, stage] for weight in weights]
-            copies_h = np.minimum(groups_h, in_flight)
-            kept = np.sort(
-                np.concatenate([np.tile(own, n) for own, n in zip(kept_of, copies_h, strict=True)])
-            )
-            smallest = np.concatenate([[0], np.cumsum(kept)])
-            others_h = np.minimum(in_flight, len(kept)) - carry_h
-            moments = np.array([own.sum() for own in kept_of]) + smallest[others_h]
-            if static.bytes_with(int(moments.max())) > limit:
-                return True
-        return False
-
-    def surely_exceeds_carrying(self, structure: PlanStructure) -> bool:
-        """Whether some stage surely does in the first iteration of a schedule with carry groups."""
-        limit = self.problem.cluster.device.memory_bytes
-        injection = inject(
-            structure.buckets,
-            structure.microbatches,
-            template=structure.template,
-            steps=[1] * len(structure.htasks),
-            carries=structure.carries,
-        )
-        kept_of = [self._weigh(choice).kept for choice in structure.htasks]
-        kept = np.array([kept_of[h][position % len(kept_of[h])] for (h, *_), _, position in injection.clocks])
-        opened = np.concatenate([np.zeros((1, self.mesh.pp), dtype=kept.dtype), np.cumsum(kept, axis=0)])
-        closed = np.cumsum(kept[list(injection.backwards)], axis=0)
-        closed = np.concatenate([np.zeros_like(closed[:1]), closed[:-1]])
-        return any(
-            static.bytes_with(int((opened[forwards, stage] - closed[:, stage]).max())) > limit
-            for stage, (static, forwards) in enumerate(
-                zip(self._static, injection.forwards_before(self.mesh.pp), strict=True)
-            )
-        )
 
     def needed_bytes(self, partition: Groups) -> int:
         """What suffices on the fullest stage for any schedule of the partition."""

@@ -1,0 +1,63 @@
+"""The best of all partitions of tasks into hTasks.
+
+The number of partitions of n tasks is Bell's: 52 for 5, 4140 for 8, 21147 for 9.
+"""
+
+from __future__ import annotations
+
+import math
+
+from muxtune.planning.decisions.options import PlanOptions
+from muxtune.planning.decisions.partition_dp import set_partitions
+from muxtune.planning.decisions.structure import HTaskChoice
+from muxtune.planning.problem.carrying import may_carry
+from muxtune.planning.problem.layouts import cheapest_alignment
+from muxtune.planning.problem.meshes import choose_mesh
+from muxtune.planning.problem.problem import PlanningProblem
+from muxtune.planning.refinement.appraiser import Appraised, Appraiser
+from muxtune.planning.refinement.groups import GroupTable
+
+
+def task_appraiser(problem: PlanningProblem, options: PlanOptions) -> Appraiser:
+    """Appraiser for all partitions of a problem's tasks, on layers that are balanced for the tasks alone.
+
+    Raises:
+        SpecError: The cluster has no such mesh.
+    """
+    alone = [
+        HTaskChoice(task_ids=(task_id,), shape=problem.shape((task_id,), "pack", dp=options.dp or 1))
+        for task_id in problem.data
+    ]
+    mesh = choose_mesh(problem, alone, options)
+    align = cheapest_alignment(problem, mesh, options)
+    templates = options.templates(problem.settings.templates)
+    return Appraiser(GroupTable(problem, mesh, align), templates, cut=may_carry(options))
+
+
+def best_of_all(appraiser: Appraiser, *, keep: int = 1, below_s: float = math.inf) -> list[Appraised]:
+    """The best of all set partitions, fastest first; none if no partition fits the memory.
+
+    They are appraised by ascending bound, until the bound of the next one is no better than what is kept.
+
+    Args:
+        appraiser: Appraiser of the problem.
+        keep: Partitions at most.
+        below_s: Slower ones do not matter.
+    """
+    table = appraiser.table
+    count = len(table.task_ids)
+    excluded: set[int] = set()
+    if not appraiser.cut:  # cut, a group may fit
+        excluded = {mask for mask in range(1, 1 << count) if table.exceeds_alone(mask)}
+    bounds = sorted(
+        (appraiser.bound_s(groups), groups) for groups in set_partitions(count) if excluded.isdisjoint(groups)
+    )
+    best: list[Appraised] = []
+    for bound_s, groups in bounds:
+        to_beat_s = best[-1].seconds if len(best) == keep else below_s
+        if bound_s >= to_beat_s:
+            break
+        found = appraiser.appraise(groups, to_beat_s)
+        if found is not None:
+            best = sorted([*best, found], key=lambda each: each.seconds)[:keep]
+    return best

@@ -65,6 +65,19 @@ def test_it_makes_plans(installed, tmp_path):
     assert json.loads((tmp_path / "plan.json").read_text()) == plan
 
 
+def test_it_may_be_asked_for_an_orchestration_and_an_objective(installed, tmp_path):
+    arguments = ["--workload", WORKLOAD, "--cluster", "testbed-a", "--policy", "by-length"]
+    asked = ["--tp", "2", "--orchestration", "interleaved", "--objective", "memory"]
+    planned = muxtune(installed, "plan", *arguments, *asked, "--json", cwd=tmp_path)
+    assert planned.returncode == 0, planned.stderr
+    decisions = json.loads(planned.stdout)["decisions"]
+    assert decisions["orchestration"]["mode"] == "interleaved"
+    assert decisions["objective"] == "memory"
+    refused = muxtune(installed, "plan", *arguments, "--policy-option", "width=2", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "--policy-option = 'width': expected nothing: by-length has no options" in refused.stderr
+
+
 def test_it_is_compared_with_the_others(installed, tmp_path):
     arguments = ["--workload", WORKLOAD, "--cluster", "testbed-a", "--policies", "by-length,nemo"]
     compared = muxtune(installed, "compare", *arguments, "--json", cwd=tmp_path)

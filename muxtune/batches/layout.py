@@ -104,6 +104,8 @@ class Row:
 
     parts: tuple[Segment, ...]
     """One after the other in the sequence, if not in the stream."""
+    front: int = 0
+    """Keys and values of its task that stand in front of the sequence (:class:`muxtune.peft.Extra`)."""
 
     @property
     def tokens(self) -> int:
@@ -111,9 +113,15 @@ class Row:
         return sum(part.row_tokens for part in self.parts)
 
     @property
+    def length(self) -> int:
+        """Tokens of the example in the parts."""
+        return sum(part.length for part in self.parts)
+
+    @property
     def carried(self) -> int:
-        """Tokens of the sequence in earlier micro-batches, whose keys and values it attends to as well."""
-        return self.parts[0].offset
+        """Keys and values from elsewhere that it attends to as well: those in front, then those of the
+        sequence's tokens in earlier micro-batches."""
+        return self.front + self.parts[0].offset
 
     @property
     def after(self) -> int:
@@ -121,14 +129,22 @@ class Row:
         return self.parts[-1].after
 
 
-def sequence_rows(segments: Iterable[Segment]) -> list[Row]:
-    """Segments of a micro-batch by their sequences, in the order of first parts in the stream."""
+def sequence_rows(segments: Iterable[Segment], fronts: Sequence[int] = ()) -> list[Row]:
+    """Segments of a micro-batch by their sequences, in the order of first parts in the stream.
+
+    Args:
+        segments: The segments.
+        fronts: Per task of the hTask, keys and values in front of each sequence; by default there are none.
+    """
     parts: dict[tuple[int, int], list[Segment]] = {}
     for segment in segments:
         parts.setdefault((segment.task, segment.sequence), []).append(segment)
     return [
-        Row(tuple(each if len(each) == 1 else sorted(each, key=lambda part: part.offset)))
-        for each in parts.values()
+        Row(
+            tuple(each if len(each) == 1 else sorted(each, key=lambda part: part.offset)),
+            fronts[task] if fronts else 0,
+        )
+        for (task, _), each in parts.items()
     ]
 
 
@@ -319,22 +335,25 @@ def row_slots(longest: int) -> int:
     return -(-longest // ROW_MULTIPLE) * ROW_MULTIPLE
 
 
-def attention_calls(layout: MicrobatchLayout) -> list[tuple[int, int]]:
+def attention_calls(layout: MicrobatchLayout, fronts: Sequence[int] = ()) -> list[tuple[int, int]]:
     """Batched attention calls of what begins in a micro-batch, as (sequences, slots of a row)."""
-    return batched_calls([row.tokens for row in sequence_rows(layout.segments) if not row.carried])
+    return batched_calls([row.tokens for row in sequence_rows(layout.segments, fronts) if not row.carried])
 
 
-def carried_attention_calls(layout: MicrobatchLayout) -> list[tuple[int, int, int]]:
-    """Batched calls of the sequences that began in earlier micro-batches, as (sequences, queries, keys).
+def carried_attention_calls(
+    layout: MicrobatchLayout, fronts: Sequence[int] = ()
+) -> list[tuple[int, int, int]]:
+    """Batched calls of sequences that have keys from elsewhere, as (sequences, queries, keys).
 
-    Both are slots of a row; the queries are the last tokens of the keys.
+    These began in earlier micro-batches, or have keys in front (``fronts`` as of :func:`sequence_rows`). Both
+    are slots of a row; the queries are the last tokens of the keys.
     """
-    rows = [row for row in sequence_rows(layout.segments) if row.carried]
+    rows = [row for row in sequence_rows(layout.segments, fronts) if row.carried]
     return batched_carried_calls([(row.tokens, row.carried + row.tokens) for row in rows])
 
 
 def group_carried_rows(rows: Sequence[Row]) -> Groups:
-    """Rows with keys from earlier micro-batches that share a call: near-equal in keys, and in queries."""
+    """Rows with keys from elsewhere that share a call: near-equal in keys, and in queries."""
     return _group_by_both([(row.tokens, row.carried + row.tokens) for row in rows])
 
 

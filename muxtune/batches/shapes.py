@@ -94,9 +94,9 @@ def phase_tokens(
 
 
 def row_tokens_of(tasks: Sequence[TaskData], alignment: Alignment, chunk_tokens: int | None) -> int | None:
-    """Row length: the longest declared length under ``pad``, the chunk under ``chunk``."""
+    """Row length: that of the longest sequence allowed under ``pad``, the chunk under ``chunk``."""
     if alignment == "pad":
-        return max(data.task.max_length for data in tasks)
+        return max(data.task.row_tokens for data in tasks)
     return chunk_tokens if alignment == "chunk" else None
 
 

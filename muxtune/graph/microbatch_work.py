@@ -22,7 +22,8 @@ class MicrobatchWork:
     targets: float
     """Predicted tokens; may be an average too."""
     carried_attention: tuple[tuple[float, int, int, int], ...] = ()
-    """Calls for sequences that began in earlier micro-batches, as (how many, sequences, queries, keys)."""
+    """Calls for sequences that began in earlier micro-batches, or that have keys of their task in front, as
+    (how many, sequences, queries, keys)."""
     left_tokens: float = 0.0
     """Tokens whose keys and values later micro-batches attend to."""
 

@@ -16,6 +16,7 @@ from muxtune.peft.layers import (
     stage_layers,
     stages_layers,
 )
+from muxtune.peft import prefix_tuning, prompt_tuning
 from muxtune.peft.lora import at_first_linear, everywhere
 from muxtune.peft.method import (
     METHODS,
@@ -28,7 +29,7 @@ from muxtune.peft.method import (
     extra,
     mixed_size,
 )
-from muxtune.peft.representation import Attachment, Extra, TrainedTensor
+from muxtune.peft.representation import NOTHING, Attachment, Extra, TrainedTensor
 from muxtune.peft.sites import (
     EMBEDDING,
     Site,
@@ -45,6 +46,7 @@ from muxtune.peft.spec import LayeredSpec, PeftSpec, Targets
 __all__ = [
     "EMBEDDING",
     "METHODS",
+    "NOTHING",
     "AnyPeft",
     "Attachment",
     "Extra",
@@ -75,6 +77,8 @@ __all__ = [
     "linear_sites",
     "mixed_size",
     "needs_backward",
+    "prefix_tuning",
+    "prompt_tuning",
     "runs_of",
     "site_of",
     "stage_attachments",

@@ -114,7 +114,8 @@ class Extra:
     rows: int = 0
     """Virtual tokens: rows of the stream, with positions of their own."""
     keys: int = 0
-    """Keys and values that every token attends to."""
+    """Keys and values without rotation that every token attends to, in every layer; positions of the sequence
+    begin behind them. They come from attachments to ``keys_values``."""
 
 
 NOTHING = Extra()

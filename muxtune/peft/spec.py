@@ -18,6 +18,8 @@ from muxtune.support.strict_models import StrictModel
 
 LARGEST_FACTOR = 1e6
 """Largest factor of any kind; single precision ends at 3e38."""
+MOST_VIRTUAL_TOKENS = 1 << 16
+"""Most tokens that a method puts in front of sequences; a backbone's positions are fewer."""
 
 
 class PeftSpec(StrictModel):

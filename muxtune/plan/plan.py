@@ -292,7 +292,7 @@ class Plan(StrictModel):
         entry = self.htasks[htask]
         row_tokens = entry.chunk_tokens
         if entry.alignment == "pad":
-            row_tokens = max(task.max_length for task in self.htask_tasks(htask))
+            row_tokens = max(task.row_tokens for task in self.htask_tasks(htask))
         return HTaskShape(
             alignment=entry.alignment,
             row_tokens=row_tokens,

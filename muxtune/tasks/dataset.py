@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muxtune.model import ModelSpec
+from muxtune.peft import extra
 from muxtune.support.errors import SpecError
 from muxtune.tasks.examples import (
     HISTOGRAM_EXAMPLES,
@@ -54,10 +55,17 @@ class TaskData:
     def __init__(self, task: PeftTask, examples: Sequence[Example]) -> None:
         self.task = task
         self.examples = examples
+        self._extra = extra(task.peft)
         self._order = _order(task, len(examples))
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
+        """Rows of a stream that each example takes, in file order: virtual tokens of the task's method, then
+        the tokens of the example."""
+        return self.example_lengths + self._extra.rows
+
+    @cached_property
+    def example_lengths(self) -> NDArray[np.int64]:
         """Tokens per example, in file order; 0 for one of a file that no step takes."""
         if isinstance(self.examples, MeasuredExamples):
             return self.examples.lengths
@@ -73,7 +81,7 @@ class TaskData:
     @cached_property
     def step_tokens(self) -> float:
         """Tokens of the examples of a step, the mean over all steps."""
-        return float(self.lengths @ self._order.times_used) / self.task.steps
+        return float(self.example_lengths @ self._order.times_used) / self.task.steps
 
     @cached_property
     def step_targets(self) -> float:
@@ -82,18 +90,19 @@ class TaskData:
 
     @cached_property
     def step_keys(self) -> float:
-        """Keys that the tokens of a step attend to in causal attention, summed; the mean over all steps."""
-        keys = self.lengths * (self.lengths + 1) // 2
+        """Keys that the tokens of a step attend to, those in front included, summed; the mean over all steps."""
+        in_front = self._extra.rows + self._extra.keys
+        keys = self.example_lengths * (self.example_lengths + 1 + 2 * in_front) // 2
         return float(keys @ self._order.times_used) / self.task.steps
 
     @property
     def mean_length(self) -> float:
-        """Tokens of a sequence, the mean over all that the steps take."""
-        return self.step_tokens / self.task.global_batch_size
+        """Rows of a sequence, the mean over all that the steps take."""
+        return self.step_tokens / self.task.global_batch_size + self._extra.rows
 
     @cached_property
     def longest(self) -> int:
-        """Tokens of the longest sequence of any step."""
+        """Rows of the longest sequence of any step."""
         return int(self.lengths[self._order.used].max())
 
     @property
@@ -110,8 +119,12 @@ class TaskData:
         return [self.examples[i] for i in self.step_indices(step).tolist()]
 
     def batch_lengths(self, step: int) -> NDArray[np.int64]:
-        """Tokens of each sequence of step ``step``, ``[global_batch_size]``."""
+        """Rows of each sequence of step ``step``, ``[global_batch_size]``."""
         return self.lengths[self.step_indices(step)]
+
+    def effective_tokens(self, step: int) -> int:
+        """Tokens of the examples of step ``step``."""
+        return int(self.example_lengths[self.step_indices(step)].sum())
 
     def step_indices(self, step: int | NDArray[np.int64]) -> NDArray[np.int64]:
         """Example indices of a step, ``[global_batch_size]``; of several in rows."""

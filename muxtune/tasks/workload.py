@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, ValidationError, model_validator
 
 from muxtune.model import Dtype, ModelSpec
-from muxtune.peft import AnyPeft, check_peft
+from muxtune.peft import AnyPeft, check_peft, extra
 from muxtune.peft.spec import LARGEST_FACTOR
 from muxtune.support.errors import SpecError, spec_error_from
 from muxtune.support.strict_models import StrictModel
@@ -88,6 +88,11 @@ class PeftTask(StrictModel):
     """Largest norm of the task's gradient, to which larger ones are clipped; null for no clipping."""
 
     @property
+    def row_tokens(self) -> int:
+        """Rows of a stream that a sequence takes at most: virtual tokens of its method, then its own."""
+        return extra(self.peft).rows + self.max_length
+
+    @property
     def declared_microbatches(self) -> int:
         """Micro-batches per optimizer step when the task runs alone."""
         return self.global_batch_size // self.micro_batch_size
@@ -113,8 +118,11 @@ class PeftTask(StrictModel):
             most = MOST_SHUFFLED // self.global_batch_size
             expected = f"at most {most} with shuffle and global_batch_size {self.global_batch_size}"
             raise SpecError(f"{where}.steps", self.steps, f"{expected}: no two steps are alike")
-        if self.max_length > model.max_positions:
-            expected = f"at most {model.max_positions}, the position limit of {model.name}"
+        in_front = extra(self.peft)
+        positions = in_front.rows + in_front.keys
+        if positions + self.max_length > model.max_positions:
+            expected = f"at most {model.max_positions - positions}, the position limit of {model.name}"
+            expected += f" behind {positions} virtual tokens" if positions else ""
             raise SpecError(f"{where}.max_length", self.max_length, expected)
         check_peft(self.peft, model, f"{where}.peft")
 

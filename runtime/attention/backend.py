@@ -47,7 +47,8 @@ class Placement(ABC):
             heads: H, the heads of queries.
             kv_heads: K, the heads of keys and values; a divisor of H.
             rope: Rotates queries and keys by their positions; None for learned positions.
-            left: Keys and values, each ``[M', 2 K D]``, that earlier micro-batches have left.
+            left: Keys and values, each ``[M', 2 K D]``, in front of tasks' sequences, then those that earlier
+                micro-batches have left.
 
         Returns:
             ``[T, H D]``, zero where no sequence is; and keys and values ``[M, 2 K D]`` that later
@@ -74,7 +75,7 @@ class AttentionBackend(ABC):
         Args:
             rows: What lies of each sequence in it; at least one.
             tokens: T, the tokens of the stream.
-            places: Places of the tokens that earlier micro-batches of the carry group have left.
+            places: Places of keys in front, and of what earlier micro-batches of the carry group have left.
             device: Device of index tensors.
         """
 

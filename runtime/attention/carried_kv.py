@@ -4,6 +4,9 @@ The parts of a sequence may lie in several micro-batches, which have a graph eac
 behind read keys and values of those before: a leaf that is cut off from the earlier graph. Micro-batches go
 back in reverse order, so when an earlier one's turn comes, the leaf's gradient is whole: all that read it
 have added to it. It then enters the earlier graph as one more gradient of the keys and values there.
+
+Keys and values that a task has in front of its sequences (:class:`muxtune.peft.Extra`) are read in the same
+way, as if an earlier micro-batch had left them; each of the task's sequences reads the same ones.
 """
 
 # M tokens that are left, F = 2 K D features of k|v
@@ -11,7 +14,7 @@ have added to it. It then enters the earlier graph as one more gradient of the k
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 
 import numpy as np
@@ -70,15 +73,22 @@ class _Collect(autograd.Function):
 
 
 class CarriedPlaces:
-    """Where the tokens of sequences lie among all that the micro-batches of a carry group leave.
+    """Where the keys from elsewhere lie: those in front of tasks' sequences, then those that were left.
 
     Args:
         earlier: Layouts of the carry group's micro-batches before this one.
+        fronts: By task, how many keys stand in front of each of its sequences, in the order of the tasks.
     """
 
-    def __init__(self, earlier: Iterable[MicrobatchLayout]) -> None:
+    def __init__(self, earlier: Iterable[MicrobatchLayout], fronts: Mapping[int, int] | None = None) -> None:
         self.tokens = 0
-        """Tokens that have been left."""
+        """Tokens that these are."""
+        self._fronts: dict[int, NDArray[np.int64]] = {}
+        for task, keys in (fronts or {}).items():
+            self._fronts[task] = np.arange(self.tokens, self.tokens + keys)
+            self.tokens += keys
+        self.in_front = self.tokens
+        """Keys in front of sequences, of all tasks."""
         self._places: defaultdict[tuple[int, int], list[NDArray[np.int64]]] = defaultdict(list)
         for layout in earlier:
             for row in leaving_rows(sequence_rows(layout.segments)):
@@ -87,8 +97,10 @@ class CarriedPlaces:
                 self.tokens += row.tokens
 
     def of(self, row: Row) -> NDArray[np.int64]:
-        """Places of the tokens before a row, in the order of the sequence."""
-        places = np.concatenate(self._places[row.parts[0].task, row.parts[0].sequence])
+        """Places of the keys before a row: those in front, then tokens in the order of the sequence."""
+        task, sequence = row.parts[0].task, row.parts[0].sequence
+        front = [self._fronts[task]] if row.front else []
+        places = np.concatenate([*front, *self._places[task, sequence]])
         assert len(places) == row.carried, "parts stand in the order of their sequence"
         return places
 

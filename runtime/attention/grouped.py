@@ -20,7 +20,7 @@ from runtime.ops.to_device import on_device
 
 
 class _RowAttention(AttentionBackend):
-    """Rows whose sequences begin here need no mask but the causal one, which kernels have built in."""
+    """Rows without keys from elsewhere need no mask but the causal one, which kernels have built in."""
 
     isolates = True
 
@@ -35,7 +35,7 @@ class _RowAttention(AttentionBackend):
 
     @abstractmethod
     def _groups(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
-        """Rows that share a call: all begin their sequences, or all go on with them."""
+        """Rows that share a call: all or none of them have keys from elsewhere."""
 
     @abstractmethod
     def _slots(self, longest: int) -> int:
@@ -71,7 +71,11 @@ class _RowAttention(AttentionBackend):
     def _carried(
         self, rows: Sequence[Row], length: int, places: CarriedPlaces, device: str
     ) -> tuple[Tensor, Tensor, Bias]:
-        """Positions, sources of the keys, and who sees whom, of rows that go on with their sequences."""
+        """Positions, sources of the keys, and who sees whom, of rows that have keys from elsewhere.
+
+        What is behind the end of an example repeats its last position: with keys in front, a padded row may
+        be longer than the backbone has positions.
+        """
         keys = np.array([row.carried + row.tokens for row in rows])
         slots = self._slots(int(keys.max()))
         source = np.empty((len(rows), slots), dtype=np.int64)
@@ -79,7 +83,7 @@ class _RowAttention(AttentionBackend):
             source[i, : keys[i]] = carried_source(row, places, i * length)
             source[i, keys[i] :] = source[i, keys[i] - 1]  # after all its queries, so none of them sees it
         positions = np.array([[row.carried] for row in rows]) + np.minimum(
-            np.arange(length), np.array([[row.tokens - 1] for row in rows])
+            np.arange(length), np.array([[row.length - 1] for row in rows])
         )
         visible = np.arange(slots) <= positions[:, :, None]
         return (

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from muxtune.batches import MicrobatchLayout, Row, Segment, Span, sequence_rows
+from muxtune.batches import MicrobatchLayout, Segment, sequence_rows
 from muxtune.graph.attention_backends import DEFAULT_ATTENTION, AttentionName
 from runtime.attention.backend import Placement
 from runtime.attention.backends import BACKENDS
 from runtime.attention.carried_kv import CarriedKv, CarriedPlaces
-from runtime.attention.in_front import attend_in_front
 from runtime.attention.rope import RopeTables
 
 
@@ -26,8 +25,8 @@ class AttentionPlan:
     """None if there are none."""
     carried: CarriedKv | None = None
     """Keys and values of the carry group; None where every sequence lies in one micro-batch."""
-    rows: tuple[Row, ...] = ()
-    """Its sequences."""
+    in_front: int = 0
+    """Keys and values that stand in front of sequences, of all tasks that have tokens here."""
 
 
 def build_attention_plan(
@@ -38,6 +37,7 @@ def build_attention_plan(
     backend: AttentionName = DEFAULT_ATTENTION,
     carried: CarriedKv | None = None,
     earlier: Sequence[MicrobatchLayout] = (),
+    fronts: Sequence[int] = (),
 ) -> AttentionPlan:
     """Lay out the sequences of one micro-batch.
 
@@ -49,13 +49,14 @@ def build_attention_plan(
             can.
         carried: Keys and values of the carry group, if sequences may spread over several micro-batches.
         earlier: Layouts of the carry group's micro-batches before this one.
+        fronts: Per task of the hTask, keys and values in front of each sequence; by default there are none.
     """
-    rows = sequence_rows(segments)
+    rows = sequence_rows(segments, fronts)
     if not rows:
         return AttentionPlan(None, carried)
-    return AttentionPlan(
-        BACKENDS[backend].place(rows, tokens, CarriedPlaces(earlier), device), carried, tuple(rows)
-    )
+    present = {row.parts[0].task: row.front for row in rows if row.front}
+    places = CarriedPlaces(earlier, dict(sorted(present.items())))
+    return AttentionPlan(BACKENDS[backend].place(rows, tokens, places, device), carried, places.in_front)
 
 
 def causal_attention(
@@ -66,7 +67,7 @@ def causal_attention(
     rope: RopeTables | None,
     layer: object = None,
     *,
-    in_front: Sequence[tuple[Span, Tensor]] = (),
+    in_front: Sequence[Tensor] = (),
 ) -> Tensor:
     """Attention of every token to itself and the tokens before it in its own sequence.
 
@@ -77,7 +78,8 @@ def causal_attention(
         kv_heads: K, the heads of keys and values; a divisor of H.
         rope: Rotates queries and keys by their position in the sequence; None for learned positions.
         layer: Key under which keys and values of a layer go from micro-batch to micro-batch.
-        in_front: Tokens of a task, and trained keys and values that all of them attend to, ``[P, 2 K D]``.
+        in_front: Keys and values that all tokens of a task attend to, ``[P, 2 K D]``, without rotation: of
+            each task that has tokens here, in their order.
 
     Returns:
         ``[T, H D]``; zero where no sequence is.
@@ -85,9 +87,10 @@ def causal_attention(
     if plan.placement is None:
         return qkv_TF.new_zeros(len(qkv_TF), qkv_TF.shape[1] // (heads + 2 * kv_heads) * heads)
     left = plan.carried.left(layer) if plan.carried is not None else ()
+    if in_front or plan.in_front:
+        assert sum(map(len, in_front)) == plan.in_front, "as many keys in front of sequences as laid out"
+        left = [*(kv_PF.to(qkv_TF.dtype) for kv_PF in in_front), *left]
     result, leaving = plan.placement.attend(qkv_TF, heads, kv_heads, rope, left)
-    if in_front:
-        result = attend_in_front(result, qkv_TF, plan.rows, in_front, heads, kv_heads, rope)
     if leaving is None or plan.carried is None:
         return result
     return plan.carried.leave(layer, leaving, result)

@@ -3,7 +3,8 @@
 Plain autograd on purpose: with a dense mask this is the reference of all other backends.
 """
 
-# T tokens of the stream, S keys: what earlier micro-batches have left, then the stream's own
+# T tokens of the stream, S keys: those in front of sequences, what earlier micro-batches have left, then the
+# stream's own
 # H heads, K key/value heads, D head width, M tokens whose keys and values later micro-batches need
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from muxtune.batches import Row
@@ -34,6 +36,10 @@ class Stream:
     key_position_S: Tensor
     leaves_M: Tensor | None
     """Tokens whose keys and values later micro-batches need."""
+    fronts: Tensor | None = None
+    """Places of the keys in front of sequences, for each sequence anew; None if there are none."""
+    in_front: int = 0
+    """How many of them there are, before they are repeated."""
 
     def visible(self, query: Tensor, key: Tensor) -> Tensor:
         """Whether queries see keys, by their places; the arguments broadcast."""
@@ -47,21 +53,30 @@ def build_stream(rows: Sequence[Row], tokens: int, places: CarriedPlaces, device
     position = np.zeros(tokens, dtype=np.int64)
     left_sequence = np.full(places.tokens, -1 - tokens)  # seen by nobody here
     left_position = np.zeros(places.tokens, dtype=np.int64)
+    fronts: list[NDArray[np.int64]] = []
+    front_sequence: list[NDArray[np.int64]] = []
     for number, row in enumerate(rows):
         own = row_tokens(row)
         sequence[own] = number
         position[own] = row.carried + np.arange(len(own))
         if row.carried:
-            earlier = places.of(row)
+            front, earlier = np.split(places.of(row), [row.front])
             left_sequence[earlier] = number
-            left_position[earlier] = np.arange(row.carried)
+            left_position[earlier] = row.front + np.arange(len(earlier))
+            fronts.append(front)
+            front_sequence.append(np.full(row.front, number))
+    # The keys in front are those of several sequences: each has them for itself.
+    left_sequence = np.concatenate([*front_sequence, left_sequence[places.in_front :]])
+    repeated = np.concatenate([*map(np.arange, map(len, fronts)), left_position[places.in_front :]])
     leaving = [row_tokens(row) for row in leaving_rows(rows)]
     return Stream(
         query_sequence_T=on_device(sequence, device),
         query_position_T=on_device(position, device),
         key_sequence_S=on_device(np.concatenate([left_sequence, sequence]), device),
-        key_position_S=on_device(np.concatenate([left_position, position]), device),
+        key_position_S=on_device(np.concatenate([repeated, position]), device),
         leaves_M=on_device(np.concatenate(leaving), device) if leaving else None,
+        fronts=on_device(np.concatenate(fronts), device) if places.in_front else None,
+        in_front=places.in_front,
     )
 
 
@@ -83,9 +98,14 @@ class StreamPlacement(Placement):
         x = qkv_TF.view(len(qkv_TF), heads + 2 * kv_heads, -1)
         q, k, v = x.split((heads, kv_heads, kv_heads), dim=1)
         if rope is not None:
-            cos, sin = rope.cos[stream.query_position_T], rope.sin[stream.query_position_T]
+            # Padding behind keys in front may have positions that the backbone has not.
+            positions_T = stream.query_position_T.clamp(max=len(rope.cos) - 1)
+            cos, sin = rope.cos[positions_T], rope.sin[positions_T]
             q, k = rotated(q, cos, sin), rotated(k, cos, sin)
         own = torch.cat((k, v), dim=1).flatten(1)
+        if stream.fronts is not None:
+            in_front, others = torch.cat([*left]).tensor_split([stream.in_front])
+            left = [in_front.index_select(0, stream.fronts), others]
         keys_values = torch.cat([*left, own]).view(-1, 2 * kv_heads, q.shape[2])
         k, v = keys_values.split(kv_heads, dim=1)
         attended = self.attend_stream(*(each.transpose(0, 1)[None] for each in (q, k, v)))

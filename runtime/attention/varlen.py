@@ -58,7 +58,12 @@ class VarlenAttention(AttentionBackend):
         if carried:
             sources = [carried_source(row, places, int(at)) for row, at in zip(rows, begins, strict=True)]
             source = on_device(np.concatenate(sources), device)
-        positions = [row.carried + np.arange(row.tokens) for row in rows]
+        # With keys in front, a padded row may be longer than the backbone has positions.
+        lasts = [row.length if row.front else row.tokens for row in rows]
+        positions = [
+            row.carried + np.minimum(np.arange(row.tokens), last - 1)
+            for row, last in zip(rows, lasts, strict=True)
+        ]
         query_ends = _ends(queries, device)
         group = RowGroup(
             rows=1,

@@ -52,10 +52,10 @@ class SiteAdapters:
             [(span, None, _embedding(adapter, span, batch)) for span, adapter in self.present(batch)],
         )
 
-    def keys_values(self, batch: MicrobatchTensors) -> list[tuple[Span, Tensor]]:
-        """Keys and values in front of those of each task's sequences, where there are any."""
-        given = [(span, adapter.keys_values()) for span, adapter in self.present(batch)]
-        return [(span, kv) for span, kv in given if kv is not None]
+    def keys_values(self, batch: MicrobatchTensors) -> list[Tensor]:
+        """Keys and values in front of each task's sequences, of the tasks that have any, in their order."""
+        given = [adapter.keys_values() for _, adapter in self.present(batch)]
+        return [kv_PF for kv_PF in given if kv_PF is not None]
 
 
 def _embedding(adapter: TaskAdapter, span: Span, batch: MicrobatchTensors) -> Callable[[Tensor], Tensor]:

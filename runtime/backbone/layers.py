@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -48,9 +49,19 @@ class Embedding(nn.Module):
         self.positions_PD = None if positions_PD is None else _frozen(positions_PD)
         self._position_offset = position_offset
 
-    def forward(self, tokens_T: Tensor, positions_T: Tensor) -> Tensor:
-        """``[T, D]``."""
+    def forward(
+        self, tokens_T: Tensor, positions_T: Tensor, change: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """``[T, D]``.
+
+        Args:
+            tokens_T: Ids of the tokens.
+            positions_T: Their positions.
+            change: What adapters make of the embedded tokens; positions come on top of it.
+        """
         hidden_TD = select_rows(tokens_T, self.tokens_WD, self._first, self._shard)
+        if change is not None:
+            hidden_TD = change(hidden_TD)
         if self.positions_PD is not None:
             hidden_TD += self.positions_PD[self._position_offset :].index_select(0, positions_T)
         return hidden_TD

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -209,7 +210,8 @@ class Stage(nn.Module):
             active task, ``[K]`` in the order of ``batch.spans``.
         """
         if self.embedding is not None:
-            hidden_TD = self.embedded.embed(self.embedding.forward(batch.tokens_T, batch.positions_T), batch)
+            change = partial(self.embedded.embed, batch=batch)
+            hidden_TD = self.embedding.forward(batch.tokens_T, batch.positions_T, change)
         assert hidden_TD is not None, "only the first stage embeds tokens itself"
         for layer in self._layers:
             hidden_TD = layer.forward(hidden_TD, batch)

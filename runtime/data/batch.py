@@ -13,6 +13,7 @@ from torch import Tensor
 
 from muxtune.batches import MicrobatchLayout, Segment, Span
 from muxtune.graph.attention_backends import DEFAULT_ATTENTION, AttentionName
+from muxtune.peft import NOTHING, Extra
 from muxtune.tasks import Example
 from runtime.attention import AttentionPlan, build_attention_plan
 from runtime.attention.carried_kv import CarriedKv
@@ -25,9 +26,10 @@ class MicrobatchTensors:
     """What the stages need to know about a micro-batch."""
 
     tokens_T: Tensor
-    """Token ids; 0 where there is padding."""
+    """Token ids; 0 at virtual tokens and where there is padding."""
     positions_T: Tensor
-    """Position of each token in its sequence; runs on in the padding of a row, 0 outside of rows."""
+    """Position of each token in its sequence, behind what its method puts in front; runs on in the padding of
+    a row, 0 outside of rows."""
     spans: tuple[Span, ...]
     """Tokens of each active task."""
     task_ids: tuple[str, ...]
@@ -53,6 +55,7 @@ def build_microbatch(
     attention: AttentionName = DEFAULT_ATTENTION,
     carried: CarriedKv | None = None,
     earlier: Sequence[MicrobatchLayout] = (),
+    extras: Sequence[Extra] = (),
     dropout_seeds: Mapping[int, int] | None = None,
     step: int = 0,
 ) -> MicrobatchTensors:
@@ -66,6 +69,7 @@ def build_microbatch(
         attention: Backend that computes it.
         carried: Keys and values of its carry group, if sequences may spread over several micro-batches.
         earlier: Layouts of the carry group's micro-batches before this one.
+        extras: Per task of the hTask, what its method puts in front of every sequence; by default nothing.
         dropout_seeds: Seed of each task of the hTask, by its index, that has dropout.
         step: Number of the optimizer step, on which masks of dropout depend.
     """
@@ -74,10 +78,14 @@ def build_microbatch(
     targets: dict[int, list[tuple[Segment, Example]]] = {span.task: [] for span in layout.spans}
     counting = np.arange(max((s.offset + s.row_tokens for s in layout.segments), default=0))
     for segment in layout.segments:
-        example = batches[segment.task][segment.sequence]
+        in_front = extras[segment.task] if extras else NOTHING
+        example = _behind(in_front.rows, batches[segment.task][segment.sequence])
         start, offset = segment.start, segment.offset
         tokens[start : start + segment.length] = example.tokens[offset : offset + segment.length]
-        positions[start : start + segment.row_tokens] = counting[offset : offset + segment.row_tokens]
+        counted = counting[offset : offset + segment.row_tokens]
+        if in_front.keys:  # a padded row may end behind the last position of the backbone
+            counted = np.minimum(counted, offset + segment.length - 1) + in_front.keys
+        positions[start : start + segment.row_tokens] = counted
         targets[segment.task].append((segment, example))
     rows: list[np.ndarray] = []
     ids: list[np.ndarray] = []
@@ -100,13 +108,27 @@ def build_microbatch(
         spans=layout.spans,
         task_ids=tuple(task_ids[span.task] for span in layout.spans),
         attention=build_attention_plan(
-            layout.segments, layout.tokens, device, backend=attention, carried=carried, earlier=earlier
+            layout.segments,
+            layout.tokens,
+            device,
+            backend=attention,
+            carried=carried,
+            earlier=earlier,
+            fronts=tuple(each.keys for each in extras),
         ),
         target_rows_N=on_device(np.concatenate([nothing, *rows]), device),
         target_ids_N=on_device(np.concatenate([nothing, *ids]), device),
         target_spans=tuple(target_spans),
         dropout_keys_T=_dropout_keys(layout, positions, dropout_seeds or {}, step, device),
     )
+
+
+def _behind(rows: int, example: Example) -> Example:
+    """An example behind the rows of virtual tokens, whose ids do not matter."""
+    if not rows:
+        return example
+    virtual = np.zeros(rows, dtype=example.tokens.dtype)
+    return Example(np.concatenate([virtual, example.tokens]), rows + example.target_start)
 
 
 def _dropout_keys(

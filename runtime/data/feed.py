@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from muxtune.batches import MicrobatchLayout, layout_step, phase_tokens, phases, step_group_tokens
+from muxtune.peft import extra
 from muxtune.plan import IterationTokens, Plan
 from muxtune.support.errors import SpecError
 from muxtune.tasks import Example, TaskData, load_task_data, load_tokenizer
@@ -42,6 +43,7 @@ class Feed:
         self._replica = replica
         self._data = [[data[task_id] for task_id in htask.task_ids] for htask in plan.htasks]
         self._shapes = [plan.shape(htask.id) for htask in plan.htasks]
+        self._extras = [[extra(each.task.peft) for each in members] for members in self._data]
         self._dropout_seeds = [
             {i: each.task.seed for i, each in enumerate(members) if each.task.peft.drops}
             for members in self._data
@@ -66,6 +68,7 @@ class Feed:
             attention=self._plan.execution.attention,
             carried=self._carried_kv(htask, position),
             earlier=current.layouts[first:position],
+            extras=self._extras[htask],
             dropout_seeds=self._dropout_seeds[htask],
             step=step,
         )
@@ -103,7 +106,7 @@ class Feed:
                 for h, shape in enumerate(self._shapes)
             ),
             billed=sum(data.task.global_batch_size * data.task.max_length for data in active),
-            effective=sum(int(data.batch_lengths(step).sum()) for data in active),
+            effective=sum(data.effective_tokens(step) for data in active),
         )
 
     def _build_step(self, htask: int, step: int) -> _Step:

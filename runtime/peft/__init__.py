@@ -4,7 +4,7 @@ Each method is one module, registered in :data:`RUNTIME_METHODS`; the backbone a
 alone.
 """
 
-from runtime.peft import lora
+from runtime.peft import lora, prefix_tuning, prompt_tuning
 from runtime.peft.adapter import Frozen, TaskAdapter
 from runtime.peft.frozen_linear import Adder, frozen_linear
 from runtime.peft.method import RUNTIME_METHODS, Content, FilePart, Reference, Run, RuntimeMethod
@@ -21,4 +21,6 @@ __all__ = [
     "TaskAdapter",
     "frozen_linear",
     "lora",
+    "prefix_tuning",
+    "prompt_tuning",
 ]

@@ -79,7 +79,7 @@ class TaskAdapter:
         """Hidden states in the place of the embedded tokens.
 
         Args:
-            hidden_tD: Embedded tokens of the task.
+            hidden_tD: Embedded tokens of the task, before learned positions are added.
             positions_t: Position of each in its sequence; the first ones are those of virtual tokens.
         """
         return hidden_tD

@@ -100,7 +100,7 @@ def _nll_sum(peft_model: torch.nn.Module, examples: list[Example]) -> Tensor:
         labels[row, example.target_start : n] = example.tokens[example.target_start :]
     logits = peft_model(
         input_ids=torch.from_numpy(tokens), attention_mask=torch.from_numpy(mask), use_cache=False
-    ).logits
+    ).logits[:, -length:]  # behind the rows of virtual tokens, if its method has any
     labels_BS = torch.from_numpy(labels)
     return torch.nn.functional.cross_entropy(
         logits[:, :-1].flatten(0, 1), labels_BS[:, 1:].flatten(), ignore_index=-100, reduction="sum"

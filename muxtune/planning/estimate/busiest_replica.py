@@ -12,6 +12,7 @@ the longest sequence has a whole one of them, however many replicas there are.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,12 +21,23 @@ from muxtune.planning.estimate.curves import Floats, Ints
 from muxtune.planning.estimate.stream_tokens import Batches, padded_rows
 
 
+class LengthClass(NamedTuple):
+    """Near-equal sequences, which share calls of attention."""
+
+    slots: int
+    """Slots of a row."""
+    front: int
+    """Keys in front of each."""
+    sequences: Floats
+    """How many there are in a step, of each task or of each group."""
+
+
 class BusiestReplica:
     """Sequences of the busiest of ``dp`` replicas, mean over the steps; of one replica all of them.
 
     Args:
         batches: Sequence lengths of the tasks.
-        classes: Slots of near-equal sequences, longest first, and how many each task has of them in a step.
+        classes: Near-equal sequences, longest first.
         sum_tasks: Adds up the tasks of every group.
         microbatches_nw: Micro-batches of every group on each replica.
         dp: Replicas.
@@ -34,7 +46,7 @@ class BusiestReplica:
     def __init__(
         self,
         batches: Batches,
-        classes: Sequence[tuple[int, Floats]],
+        classes: Sequence[LengthClass],
         sum_tasks: Callable[[Floats], Floats],
         microbatches_nw: Ints,
         dp: int,
@@ -43,16 +55,16 @@ class BusiestReplica:
         self._sum = sum_tasks
         self._microbatches_nw = microbatches_nw
         self._dp = dp
-        self.classes: list[tuple[int, Floats]] = []
-        """Slots, and how many such sequences of a step the busiest replica has of every group."""
+        self.classes: list[LengthClass] = []
+        """How many such sequences of a step the busiest replica has of every group."""
         longer = np.zeros(microbatches_nw.shape)
         dealt = np.zeros(microbatches_nw.shape)
         tokens, busiest_tokens = np.zeros(dealt.shape), np.zeros(dealt.shape)
-        for slots, sequences_n in classes:
+        for slots, front, sequences_n in classes:
             count = sum_tasks(sequences_n)
             longer = longer + count
             own = most_of(longer, dp) - dealt
-            self.classes.append((slots, own))
+            self.classes.append(LengthClass(slots, front, own))
             dealt = dealt + own
             tokens += slots * count
             busiest_tokens += slots * own

@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 from muxtune.batches import PACKED_MULTIPLE, chunked_sizes, group_by_length, packed_sizes, row_slots
 from muxtune.costs.compose import step_seconds
 from muxtune.model import ModelSpec
-from muxtune.peft import EMBEDDING, Layers, PeftSpec, first_trained, stage_layers
+from muxtune.peft import EMBEDDING, Layers, PeftSpec, extra, first_trained, stage_layers
 from muxtune.placement import Route
 from muxtune.planning.decisions.partition_dp import Places
 from muxtune.planning.decisions.structure import Layout
-from muxtune.planning.estimate.busiest_replica import BusiestReplica
+from muxtune.planning.estimate.busiest_replica import BusiestReplica, LengthClass
 from muxtune.planning.estimate.curves import Floats, Ints
 from muxtune.planning.estimate.part_seconds import StagePrices, adapted_ops
 from muxtune.planning.estimate.stream_tokens import (
@@ -86,7 +86,7 @@ class GroupBands:
             self.tasks, sampled_steps(self.tasks, problem.settings.sampled_steps) if steps is None else steps
         )
         self._declared = np.array([data.task.declared_microbatches for data in self.tasks])
-        self._max_length = np.array([data.task.max_length for data in self.tasks])
+        self._row_tokens = np.array([data.task.row_tokens for data in self.tasks])
         self.pefts = [data.task.peft for data in self.tasks]
         self.microbatches_nw = lru_cache(maxsize=None)(self._microbatches)
         self.layout_band = lru_cache(maxsize=None)(self._layout_band)
@@ -147,23 +147,31 @@ class GroupBands:
         return LayoutBand(layout, tokens, task_tokens)
 
     @cached_property
-    def length_classes(self) -> list[tuple[int, Floats]]:
-        """Slots of the attention calls of near-equal sequences, and each task's such sequences per step."""
-        lengths = self.batches.lengths_nsk
-        distinct = np.unique(lengths[lengths > 0])
+    def length_classes(self) -> list[LengthClass]:
+        """Sequences per step of each task that share calls of attention, longest first."""
         found = []
-        for group in group_by_length(distinct.tolist()):
-            longest, shortest = int(distinct[group[0]]), int(distinct[group[-1]])
-            inside = (lengths >= shortest) & (lengths <= longest)
-            found.append((row_slots(longest), inside.sum(axis=(1, 2)) / self.batches.steps_n))
-        return found
+        for front, behind_n in self.fronts:
+            lengths = self.batches.lengths_nsk * behind_n[:, None, None]
+            distinct = np.unique(lengths[lengths > 0])
+            for group in group_by_length(distinct.tolist()):
+                longest, shortest = int(distinct[group[0]]), int(distinct[group[-1]])
+                inside = (lengths >= shortest) & (lengths <= longest)
+                per_step = inside.sum(axis=(1, 2)) / self.batches.steps_n
+                found.append(LengthClass(row_slots(longest), front, per_step))
+        return sorted(found, key=lambda each: each.slots, reverse=True)
+
+    @cached_property
+    def fronts(self) -> list[tuple[int, NDArray[np.bool_]]]:
+        """Numbers of keys in front of sequences, and the tasks that have so many."""
+        keys_n = np.array([extra(peft).keys for peft in self.pefts])
+        return [(int(keys), keys_n == keys) for keys in np.unique(keys_n)]
 
     @cached_property
     def most_tokens(self) -> int:
         """Most tokens of any stream: the sequences of all tasks in one micro-batch, padded to the longest."""
         sequences = self.batches.sizes_n
         widest = int(np.sort(sequences)[-self.width :].sum())
-        return widest * int(self._max_length.max())
+        return widest * int(self._row_tokens.max())
 
     @cached_property
     def typical_tokens(self) -> list[int]:
@@ -179,7 +187,7 @@ class GroupBands:
     @cached_property
     def rows_nw(self) -> Ints:
         """Row length of a group under ``pad``."""
-        return self.max(self._max_length)
+        return self.max(self._row_tokens)
 
 
 @dataclass(frozen=True)
@@ -337,16 +345,17 @@ def _attention_s(
 ) -> Floats:
     seconds = np.zeros(microbatches.shape)
     if band.layout[0] == "pad":
-        per_microbatch = busiest.share("pad") * bands.sum(bands.sequences_n) / microbatches
-        for row in np.unique(bands.rows_nw[bands.exists_nw]):
-            at = bands.rows_nw == row
-            seconds[at] = prices.attention_s(per_microbatch[at], row_slots(int(row)))
+        for front, behind_n in bands.fronts:
+            per_microbatch = busiest.share("pad") * bands.sum(bands.sequences_n * behind_n) / microbatches
+            for row in np.unique(bands.rows_nw[bands.exists_nw]):
+                at = bands.rows_nw == row
+                seconds[at] += prices.attention_s(per_microbatch[at], row_slots(int(row)), front)
         return seconds
-    for slots, sequences in busiest.classes:
+    for slots, front, sequences in busiest.classes:
         expected = sequences / microbatches
         present = -np.expm1(-expected)  # share of the micro-batches that have any, dealt by chance
         each = expected / np.maximum(present, 1e-12)
-        seconds += present * prices.attention_s(each, slots)
+        seconds += present * prices.attention_s(each, slots, front)
     return seconds
 
 

@@ -26,6 +26,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from muxtune.batches import row_slots
 from muxtune.costs.base import CostModel
 from muxtune.costs.compose import p2p_seconds
 from muxtune.graph import Node, Part, node_seconds, part_graph
@@ -171,13 +172,16 @@ class StagePrices:
             ("message",), lambda size: sum(self._part_s(Part("send"), _work(size), phase) for phase in PHASES)
         )(tokens)
 
-    def attention_s(self, sequences: Floats, slots: int) -> Floats:
-        """Attention of a layer in calls of so many sequences, each of ``slots``."""
+    def attention_s(self, sequences: Floats, slots: int, front: int = 0) -> Floats:
+        """Attention of a layer in calls of so many sequences, each of ``slots`` behind ``front`` keys."""
 
         def call_s(size: int) -> float:
-            return sum(self._costs.latency_s(Operator("attention", (size, slots)), p) for p in PHASES)
+            op = Operator("attention", (size, slots))
+            if front:
+                op = Operator("carried_attention", (size, slots, row_slots(front + slots)))
+            return sum(self._costs.latency_s(op, phase) for phase in PHASES)
 
-        return self._curve(("attention", slots), call_s, tokens_each=slots)(sequences)
+        return self._curve(("attention", slots, front), call_s, tokens_each=slots)(sequences)
 
     def feed_s(self, sequences: Floats) -> Floats:
         """Seconds for the tensors of a micro-batch with so many sequences."""

@@ -27,7 +27,7 @@ from muxtune.batches import (
     share_chunks,
 )
 from muxtune.costs.compose import MicrobatchWork
-from muxtune.peft import Specs
+from muxtune.peft import Specs, extra
 from muxtune.tasks import TaskData
 
 CarryGroup = list[MicrobatchWork]
@@ -60,9 +60,9 @@ class _Share(NamedTuple):
     tokens: int
     """Tokens of the task's chunks in the stream."""
     begun: list[int]
-    """Tokens of each sequence that begins here."""
+    """Tokens of each sequence that begins here, without keys in front."""
     carried: list[tuple[int, int]]
-    """Tokens of each that goes on, and all up to here."""
+    """Tokens of each that goes on or has keys in front, and all keys up to here."""
     left: int
     """Tokens of sequences that will go on."""
     targets: int
@@ -85,7 +85,9 @@ def _together(tokens: int, pefts: Specs, shares: Sequence[_Share]) -> Microbatch
 class _Dealt:
     """A task's global batch of one step, dealt to carry groups and cut into chunks."""
 
-    def __init__(self, lengths: NDArray[np.int64], targets: NDArray[np.int64], shape: HTaskShape) -> None:
+    def __init__(
+        self, lengths: NDArray[np.int64], targets: NDArray[np.int64], shape: HTaskShape, front: int
+    ) -> None:
         assert shape.row_tokens is not None
         groups = deal_sequences(lengths, "chunk", shape.carry_groups)
         self.sizes = group_tokens(lengths, groups, "chunk", shape.row_tokens)
@@ -93,6 +95,7 @@ class _Dealt:
         self.chunks = [cut_chunks(lengths, group, shape.row_tokens) for group in groups]
         """Chunks of each group."""
         self._chunk_tokens = shape.row_tokens
+        self._front = front
         self._lengths: list[int] = lengths.tolist()
         self._targets: list[int] = targets.tolist()
         self._known: dict[tuple[int, int, int], tuple[_Share, ...]] = {}
@@ -122,8 +125,8 @@ class _Dealt:
         left = targets = 0
         for sequence, (begin, end) in rows.items():
             length = self._lengths[sequence]
-            if begin:
-                share.carried.append((end - begin, end))
+            if begin + self._front:
+                share.carried.append((end - begin, self._front + end))
             else:
                 share.begun.append(end)
             left += (end - begin) * (end < length)
@@ -139,5 +142,6 @@ def _dealt(data: TaskData, step: int, shape: HTaskShape) -> _Dealt:
     known = _KNOWN.setdefault(data, {})
     key = (step, shape.carry_groups, shape.row_tokens)
     if key not in known:
-        known[key] = _Dealt(data.batch_lengths(step), data.targets[data.step_indices(step)], shape)
+        targets = data.targets[data.step_indices(step)]
+        known[key] = _Dealt(data.batch_lengths(step), targets, shape, extra(data.task.peft).keys)
     return known[key]

@@ -14,6 +14,7 @@ import numpy as np
 from muxtune.batches import (
     HTaskShape,
     batched_calls,
+    batched_carried_calls,
     deal_sequences,
     group_tokens,
     place_groups,
@@ -21,6 +22,7 @@ from muxtune.batches import (
 from muxtune.graph.attention_backends import DEFAULT_ATTENTION, AttentionName, kept_calls
 from muxtune.graph.microbatch_work import MicrobatchWork
 from muxtune.memory.saved_activations import attention_rows, gathered_keys
+from muxtune.peft import extra
 from muxtune.planning.decisions.structure import HTaskChoice
 from muxtune.planning.exact.carried_works import carry_groups
 from muxtune.planning.exact.work_sums import WorkSum
@@ -74,6 +76,7 @@ def sample_works(
     if shape.carry > 1:
         return _sample_carry_groups(members, shape)
     pefts = tuple(each.task.peft for each in members)
+    fronts = [extra(peft).keys for peft in pefts]
     rows: list[list[int]] = []
     works: list[MicrobatchWork] = []
     for step in _sampled_steps(members):
@@ -82,7 +85,11 @@ def sample_works(
         placed = [each[0].tolist() for each in place_groups(sizes, shape.alignment)]
         for microbatch in range(shape.groups):
             groups = [dealt[task][placed[task][microbatch]] for task in range(len(members))]
-            rows.append(list(chain.from_iterable(group.rows for group in groups)))
+            alone = (group.rows for group, keys in zip(groups, fronts, strict=True) if not keys)
+            rows.append(list(chain.from_iterable(alone)))
+            behind = [
+                (row, row + keys) for group, keys in zip(groups, fronts, strict=True) if keys for row in group.rows
+            ]
             works.append(
                 MicrobatchWork(
                     tokens=shape.tokens,
@@ -90,6 +97,7 @@ def sample_works(
                     pefts=pefts,
                     attention=tuple((1.0, *call) for call in batched_calls(rows[-1])),
                     targets=float(sum(group.targets for group in groups)),
+                    carried_attention=tuple((1.0, *call) for call in batched_carried_calls(behind)),
                 )
             )
     steps = _by_step_and_replica(works, shape)
@@ -98,9 +106,17 @@ def sample_works(
         calls = [[call[1:] for call in work.attention] for work in works]
     else:
         calls = [kept_calls(each, attention) for each in rows]
-    most_slots = max(calls, key=lambda each: sum(sequences * slots for sequences, slots in each))
-    most_targets = max(work.targets for work in works)
-    fullest = replace(mean, attention=tuple((1.0, *call) for call in most_slots), targets=most_targets)
+    slots = [
+        sum(n * each for n, each in own) + attention_rows(replace(work, attention=())) + gathered_keys(work)
+        for own, work in zip(calls, works, strict=True)
+    ]
+    most_slots = slots.index(max(slots))
+    fullest = replace(
+        mean,
+        attention=tuple((1.0, *call) for call in calls[most_slots]),
+        carried_attention=works[most_slots].carried_attention,
+        targets=max(work.targets for work in works),
+    )
     return HTaskWorks(steps, (fullest,))
 
 

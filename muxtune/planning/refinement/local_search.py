@@ -120,7 +120,7 @@ def task_orders(table: GroupTable) -> list[tuple[int, ...]]:
         lambda _: (),  # the table's own: tokens of a micro-batch
         lambda d: (d.task.declared_microbatches,),
         lambda d: (_step_tokens(d),),
-        lambda d: (d.task.max_length,),
+        lambda d: (d.task.row_tokens,),
         lambda d: (d.task.micro_batch_size,),
         lambda d: (d.task.declared_microbatches, mixed_size(d.task.peft, model)),
         lambda d: (mixed_size(d.task.peft, model),),

@@ -20,6 +20,7 @@ from muxtune.peft import (
     PeftSpec,
     TrainedTensor,
     embedding_site,
+    extra,
     site_of,
 )
 from muxtune.tasks import PeftTask
@@ -196,7 +197,10 @@ def test_a_method_at_any_site_equals_a_hook_there(site, path, does, tmp_path):
     for tenant in tenants:
         stage.add_task(tenant.task, tenant.adapter)
     batch = build_microbatch(
-        lay_out(tenants, "pack"), [t.examples for t in tenants], task_ids=[t.task.id for t in tenants]
+        lay_out(tenants, "pack"),
+        [t.examples for t in tenants],
+        task_ids=[t.task.id for t in tenants],
+        extras=[extra(t.task.peft) for t in tenants],
     )
     losses_K = stage.forward(batch, None)
     alone = Stage(spec, range(spec.layers), first=True, last=True, weights=load_hf_model(spec))

@@ -3,6 +3,7 @@
 Each method is one module, registered in :data:`METHODS`; all others ask :class:`Attachment` alone.
 """
 
+from muxtune.peft import ia3
 from muxtune.peft.layers import (
     LayerRuns,
     Layers,
@@ -72,6 +73,7 @@ __all__ = [
     "everywhere",
     "extra",
     "first_trained",
+    "ia3",
     "layer_classes",
     "layer_sites",
     "linear_sites",

@@ -89,5 +89,8 @@ def _target_names(value: object) -> object:
     raise ValueError("expected a list of names, as [q_proj, v_proj], or all-linear; no regular expression")
 
 
-Targets = Annotated[tuple[str, ...], BeforeValidator(_target_names), Field(min_length=1)]
+ModuleNames = Annotated[tuple[str, ...], BeforeValidator(_target_names)]
+"""Module names as in PEFT's lists of modules."""
+
+Targets = Annotated[ModuleNames, Field(min_length=1)]
 """Module names as in PEFT's ``target_modules``, or ``all-linear`` alone, which may be written as text."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
+
+from muxtune.model import ALL_LINEAR, ModelSpec
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -40,6 +42,43 @@ def peft_state(model: nn.Module) -> dict[str, Tensor]:
 
     state: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
     return state
+
+
+class PeftReference:
+    """A peft model of a task alone whose micro-batches need no preparation.
+
+    Args:
+        peft_model: Model that ``get_peft_model`` returned.
+    """
+
+    def __init__(self, peft_model: nn.Module) -> None:
+        self.module = peft_model.eval()  # the frozen backbone's dropouts are off, as in the runtime
+
+    def state(self) -> dict[str, Tensor]:
+        """Copy of the adapter under peft's keys."""
+        return {key: tensor.detach().clone() for key, tensor in peft_state(self.module).items()}
+
+    def enter(self, step: int, first: int, lengths: Sequence[int]) -> None:
+        """Nothing to prepare."""
+
+
+def target_modules(
+    model: ModelSpec, targets: tuple[str, ...], layers: tuple[int, ...] | None
+) -> str | list[str]:
+    """Targets as peft's ``target_modules``, for methods whose ``layers_to_transform`` peft does not have.
+
+    Args:
+        model: The backbone.
+        targets: Names of linears, or ``all-linear`` alone.
+        layers: Numbers of the layers that are adapted; None for all.
+
+    Returns:
+        The targets, or where layers are chosen, the whole path of every module.
+    """
+    if layers is None:
+        return ALL_LINEAR if targets == (ALL_LINEAR,) else list(targets)
+    linears = model.targeted_linears(targets, "targets")
+    return [f"{model.layer_prefix}.{layer}.{linear.name}" for layer in layers for linear in linears]
 
 
 def write_initial(

@@ -53,12 +53,13 @@ def measure(
     last: bool,
     targets_per_sequence: int = 2,
     rates: tuple[float, float] = (0.0, 0.0),
+    methods: tuple[dict[str, object], ...] = ({}, {}),
 ) -> tuple[Bytes, Bytes]:
     """Measured and modelled bytes of one micro-batch of two tasks."""
     pefts = {"method": "lora", "alpha": 8, "targets": targets}
     tasks = [
-        make_task(name, peft=pefts | {"r": r, "dropout": rate})
-        for name, r, rate in zip("ab", (4, 16), rates, strict=True)
+        make_task(name, peft=own or pefts | {"r": r, "dropout": rate})
+        for name, r, rate, own in zip("ab", (4, 16), rates, methods, strict=True)
     ]
     stage = Stage(model, range(model.layers), first=first, last=last, weights=load_hf_model(model))
     for task in tasks:
@@ -165,6 +166,31 @@ def test_with_dropout_it_is_modelled_within_3_percent(name, dtype, targets, firs
         first=first,
         last=last,
         rates=(0.1, 0.0),
+    )
+    assert_close(modelled, measured, rel=0.03)
+
+
+IA3 = {
+    "llama-tiny": {"method": "ia3", "targets": ["k_proj", "v_proj", "down_proj"], "feedforward": ["down_proj"]},
+    "gpt2-tiny": {"method": "ia3", "targets": ["c_attn", "mlp.c_proj"], "feedforward": ["mlp.c_proj"]},
+    "opt-tiny": {"method": "ia3", "targets": ["q_proj", "k_proj", "fc2"]},
+}
+
+
+@pytest.mark.parametrize(("first", "last"), [(True, False), (False, True)])
+@pytest.mark.parametrize("name", IA3)
+@pytest.mark.parametrize("beside", [{}, None], ids=["beside LoRA", "alone"])
+def test_other_methods_are_modelled_within_3_percent(name, beside, first, last, tmp_path):
+    model = PRESETS[name].model_copy(update={"layers": 2})
+    measured, modelled = measure(
+        model,
+        tmp_path,
+        targets=ALL,
+        lengths=[[64, 50, 40, 31, 60], [33]],
+        alignment="pack",
+        first=first,
+        last=last,
+        methods=(IA3[name], IA3[name] if beside is None else beside),
     )
     assert_close(modelled, measured, rel=0.03)
 

@@ -1,0 +1,140 @@
+"""IA3 (arXiv 2205.05638): learned vectors that multiply outputs of linears, and inputs of feed-forward ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Literal
+
+from muxtune.model import ALL_LINEAR, ModelSpec
+from muxtune.operators import OperatorKind, OperatorShape, OperatorWork, Phase
+from muxtune.operators.kinds import looked_up
+from muxtune.peft.method import METHODS
+from muxtune.peft.representation import NOTHING, Attachment, Extra, TrainedTensor
+from muxtune.peft.sites import EMBEDDING, Site, linear_sites
+from muxtune.peft.spec import LayeredSpec, ModuleNames, Targets
+from muxtune.support.errors import SpecError
+
+
+class Ia3Spec(LayeredSpec):
+    """Learned vectors (arXiv 2205.05638): ``l * (W x + b)``, and ``W (l * x) + b`` of feed-forward linears."""
+
+    method: Literal["ia3"]
+    """The PEFT method."""
+    targets: Targets
+    """Linears that are adapted."""
+    feedforward: ModuleNames = ()
+    """Those of the targets whose inputs are multiplied, as PEFT's ``feedforward_modules``."""
+
+
+def _work(dims: tuple[int, ...], phase: Phase, model: ModelSpec) -> OperatorWork:
+    """A product, a copy of what was multiplied, and the task's rows put back; backward: both products.
+
+    Where the linear shares its product with others, its columns are put back among theirs first.
+    """
+    features, width, tokens = dims
+    copies = width * (2 if features != width else 1)
+    if phase == "fwd":
+        return OperatorWork(
+            1.0 * features * tokens, model.dtype_bytes * tokens * (4 * features + 2 * copies), 4
+        )
+    return OperatorWork(3.0 * features * tokens, model.dtype_bytes * tokens * (6 * features + 2 * copies), 6)
+
+
+def _grid(model: ModelSpec, quick: bool) -> Iterable[tuple[int, ...]]:
+    """Every linear's outputs in their product, and the inputs of those that read alone."""
+    tokens = (64, 1024) if quick else (16, 64, 256, 1024, 4096)
+    sizes = {_size(model, site, rewrites=False) for site in linear_sites(model)}
+    sizes |= {_size(model, site, rewrites=True) for site in linear_sites(model) if _alone(model, site)}
+    return (size + (n,) for size in sorted(sizes) for n in tokens)
+
+
+@METHODS.register("ia3")
+class Ia3:
+    """The method."""
+
+    summary = "learned vectors that multiply outputs and inputs of linears (IA3)"
+    spec = Ia3Spec
+    kinds: Mapping[str, OperatorKind] = {
+        "ia3": OperatorKind(
+            dims=("features", "width", "tokens"),
+            work=_work,
+            grid=_grid,
+            split=looked_up(2),
+            fitted="adapter",
+            samples=((4096, 4096, 512), (1024, 6144, 512)),
+        )
+    }
+
+    def check(self, spec: Ia3Spec, model: ModelSpec, where: str) -> None:
+        """Refuse targets that match nothing, layers that are not there, and feed-forward ones beside them."""
+        model.targeted_linears(spec.targets, f"{where}.targets")
+        spec.check_layers(model, where)
+        if spec.targets != (ALL_LINEAR,):
+            for name in spec.feedforward:
+                if name not in spec.targets:
+                    expected = f"one of its targets, {', '.join(spec.targets)}, as PEFT requires"
+                    raise SpecError(f"{where}.feedforward", name, expected)
+        elif ALL_LINEAR in spec.feedforward:
+            raise SpecError(f"{where}.feedforward", ALL_LINEAR, "names of linears")
+        else:
+            model.targeted_linears(spec.feedforward, f"{where}.feedforward")
+
+    def attachments(self, spec: Ia3Spec, model: ModelSpec, layer: int) -> tuple[Attachment, ...]:
+        """A vector at each targeted linear."""
+        if layer == EMBEDDING or not spec.has_layer(layer):
+            return ()
+        return _vectors(spec, model)
+
+    def extra(self, spec: Ia3Spec) -> Extra:
+        """Nothing."""
+        return NOTHING
+
+
+@lru_cache(maxsize=8192)
+def _vectors(spec: Ia3Spec, model: ModelSpec) -> tuple[Attachment, ...]:
+    targeted = {linear.name for linear in model.targeted_linears(spec.targets, "targets")}
+    rewritten = {linear.name for linear in model.targeted_linears(spec.feedforward, "feedforward")}
+    return tuple(
+        _vector(model, site, rewrites=site.path in rewritten)
+        for site in linear_sites(model)
+        if site.path in targeted
+    )
+
+
+def _vector(model: ModelSpec, site: Site, *, rewrites: bool) -> Attachment:
+    """The vector is cut where its features are; before a rank's own outputs each has a part of its gradient.
+
+    A linear that rewrites what others read too is computed again for the task, by itself.
+    """
+    by_outputs = site.split_by_outputs
+    if rewrites:
+        shape, sharded, dim = (1, site.in_features), "none" if by_outputs else "inputs", 1
+    else:
+        shape, sharded, dim = (site.out_features, 1), "outputs" if by_outputs else "none", 0
+    again = rewrites and not _alone(model, site)
+    return Attachment(
+        site=site,
+        reads="input" if rewrites else "output",
+        rewrites_input=rewrites,
+        joins="multiply",
+        tensors=(TrainedTensor("ia3_l", shape, sharded, dim, partial=rewrites and by_outputs),),
+        adapter=OperatorShape("ia3", _size(model, site, rewrites=rewrites)),
+        dispatch=OperatorShape("linear", (site.in_features, site.out_features)) if again else None,
+        kept_bytes=max(shape) * model.dtype_bytes,  # what was multiplied
+        input_flops=float(max(shape)),
+    )
+
+
+def _size(model: ModelSpec, site: Site, *, rewrites: bool) -> tuple[int, int]:
+    """Features that are multiplied, and those that are put back with them."""
+    if rewrites and _alone(model, site):
+        return site.in_features, site.in_features
+    features = site.in_features if rewrites else site.out_features
+    width = sum(linear.out_features for linear in model.linears if linear.block == site.block)
+    return features, max(features, width)
+
+
+def _alone(model: ModelSpec, site: Site) -> bool:
+    """Whether no other linear reads what it reads."""
+    return sum(linear.block == site.block for linear in model.linears) == 1

@@ -2,7 +2,7 @@
 
 from muxtune.model.config_keys import NO_FOREIGN_CODE
 from muxtune.model.digest import BackboneDigest, backbone_digest
-from muxtune.model.families import LayerInput
+from muxtune.model.families import FAMILIES, LayerInput
 from muxtune.model.hugging_face import spec_from_hf
 from muxtune.model.load import load_model_spec
 from muxtune.model.presets import BYTE_VOCAB, PRESETS
@@ -23,6 +23,7 @@ __all__ = [
     "ALL_LINEAR",
     "BYTE_VOCAB",
     "DTYPE_BYTES",
+    "FAMILIES",
     "LAYER_INPUTS",
     "MOST_LAYERS",
     "NO_FOREIGN_CODE",

@@ -43,6 +43,7 @@ from muxtune.peft.sites import (
     site_of,
 )
 from muxtune.peft.spec import LayeredSpec, PeftSpec, Targets
+from muxtune.peft.targets import TargetedSpec, module_path, targeted_paths
 
 __all__ = [
     "EMBEDDING",
@@ -59,6 +60,7 @@ __all__ = [
     "Site",
     "Specs",
     "Step",
+    "TargetedSpec",
     "Targets",
     "TrainedTensor",
     "all_kinds",
@@ -78,6 +80,7 @@ __all__ = [
     "layer_sites",
     "linear_sites",
     "mixed_size",
+    "module_path",
     "needs_backward",
     "prefix_tuning",
     "prompt_tuning",
@@ -86,4 +89,5 @@ __all__ = [
     "stage_attachments",
     "stage_layers",
     "stages_layers",
+    "targeted_paths",
 ]

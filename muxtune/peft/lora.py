@@ -1,24 +1,63 @@
-"""LoRA (arXiv 2106.09685): a low-rank pair beside a linear, ``W x + (alpha / r) B A x``."""
+"""LoRA (arXiv 2106.09685): a low-rank pair beside a linear, ``W x + scale B A x``.
+
+With rsLoRA (arXiv 2312.03732) the scale is ``alpha / sqrt(r)`` instead of ``alpha / r``. With DoRA (arXiv
+2402.09353) the outputs are scaled as well: a trained magnitude in the place of the norm of each row of
+``W + scale B A``. Ranks and alphas may differ by linear, and biases of the backbone may be trained.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Literal
+from math import sqrt
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
 
 from muxtune.model import DTYPE_BYTES, ModelSpec
-from muxtune.operators import OperatorKind, OperatorShape, OperatorWork, Phase
-from muxtune.operators.kinds import looked_up
+from muxtune.operators import OperatorKind, OperatorShape
+from muxtune.peft.lora_work import KINDS
 from muxtune.peft.method import METHODS
 from muxtune.peft.representation import NOTHING, Attachment, Extra, TrainedTensor
 from muxtune.peft.sites import EMBEDDING, Site, linear_sites
-from muxtune.peft.spec import LARGEST_FACTOR, LayeredSpec, Targets
+from muxtune.peft.spec import LARGEST_FACTOR
+from muxtune.peft.targets import TargetedSpec, module_path, targeted_paths
 from muxtune.support.errors import SpecError
 
+Pattern = tuple[tuple[str, Any], ...]
+"""Ends of module paths, which may be regular expressions, and what holds there; the first that matches."""
 
-class LoraSpec(LayeredSpec):
+FACTOR_A, FACTOR_B, MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
+"""Names of the tensors of an attachment."""
+
+
+def _pattern(kind: type[int] | type[float], what: str) -> Any:  # noqa: ANN401  # an annotation
+    """Annotation of a mapping from patterns to positive numbers; a tuple of pairs, which can be hashed."""
+
+    def read(value: object) -> object:
+        pairs = list(value.items()) if isinstance(value, Mapping) else value
+        if not isinstance(pairs, list | tuple):
+            raise ValueError(f"expected a mapping from names of linears to {what}, as {{down_proj: 4}}")
+        for name, number in pairs:
+            try:
+                re.compile(str(name))
+            except re.error as error:
+                raise ValueError(f"expected names or regular expressions, {name!r} is neither") from error
+            is_number = isinstance(number, int | kind) and not isinstance(number, bool)
+            if not (isinstance(name, str) and is_number and 0 < number <= LARGEST_FACTOR):
+                raise ValueError(f"expected {what} above 0 for each name; {name!r} has {number!r}")
+        return tuple((name, kind(number)) for name, number in pairs)
+
+    schema = {"type": "object", "additionalProperties": {"type": "number", "exclusiveMinimum": 0}}
+    return Annotated[Pattern, BeforeValidator(read), PlainSerializer(dict), WithJsonSchema(schema)]
+
+
+RankPattern = _pattern(int, "whole ranks")
+AlphaPattern = _pattern(float, "alphas")
+
+
+class LoraSpec(TargetedSpec):
     """Low-rank adapters (arXiv 2106.09685): ``W x + (alpha / r) B A x``."""
 
     method: Literal["lora"]
@@ -27,74 +66,90 @@ class LoraSpec(LayeredSpec):
     """Rank of the update."""
     alpha: float = Field(gt=0, le=LARGEST_FACTOR)
     """The update is scaled by ``alpha / r``."""
-    targets: Targets
-    """Linears that are adapted."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Probability that a feature of A's input is dropped, as PEFT's ``lora_dropout``."""
+    use_rslora: bool = False
+    """Whether the update is scaled by ``alpha / sqrt(r)`` instead."""
+    use_dora: bool = False
+    """Whether a trained magnitude takes the place of each output's norm (DoRA)."""
+    rank_pattern: RankPattern = ()
+    """Ranks of linears that have another: by the end of their path, or a regular expression for it."""
+    alpha_pattern: AlphaPattern = ()
+    """Likewise alphas."""
+    bias: Literal["none", "lora_only", "all"] = "none"
+    """Biases of the backbone that are trained: those of adapted linears, or all."""
 
-    @property
-    def scale(self) -> float:
-        """Factor of the update, ``alpha / r``."""
-        return self.alpha / self.r
+    quiet = TargetedSpec.quiet | {"use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "bias"}
 
     @property
     def drops(self) -> bool:
         """Whether it has dropout."""
         return self.dropout > 0
 
+    @property
+    def starts_from_weights(self) -> bool:
+        """Magnitudes start as norms of weights, and biases as those of the backbone."""
+        return self.use_dora or self.bias != "none"
 
-def _work(dims: tuple[int, ...], phase: Phase, model: ModelSpec) -> OperatorWork:
-    """``x A B`` and its addition; backward: both factors' gradients, the input's, and its addition."""
-    i, o, r, tokens = dims
-    flops, weights = 2.0 * tokens * r * (i + o), r * (i + o)
-    if phase == "fwd":
-        return OperatorWork(flops, model.dtype_bytes * (weights + tokens * (i + 2 * r + 2 * o)), 4)
-    return OperatorWork(2 * flops, model.dtype_bytes * (3 * weights + tokens * (3 * i + 4 * r + 2 * o)), 8)
+    def rank(self, path: str) -> int:
+        """Rank at the linear with a whole path of the backbone."""
+        return int(_holds_at(self.rank_pattern, path, self.r))
+
+    def scale(self, path: str) -> float:
+        """Factor of the update at the linear with a whole path of the backbone."""
+        rank, alpha = self.rank(path), float(_holds_at(self.alpha_pattern, path, self.alpha))
+        return alpha / (sqrt(rank) if self.use_rslora else rank)
 
 
-def _grid(model: ModelSpec, quick: bool) -> Iterable[tuple[int, ...]]:
-    """Ranks at every linear; an adapter sees one task's tokens, rarely more than a thousand."""
-    tokens = (16, 64, 256, 1024, 4096) if quick else (16, 64, 128, 256, 512, 1024, 4096)
-    ranks = (1, 8, 64) if quick else (1, 4, 8, 16, 64)
-    for i, o in sorted({(linear.in_features, linear.out_features) for linear in model.linears}):
-        for r in sorted({min(r, i, o) for r in ranks}):
-            for n in tokens:
-                yield i, o, r, n
+@lru_cache(maxsize=1 << 16)
+def _holds_at(pattern: Pattern, path: str, default: float) -> float:
+    """Value of the first pattern that matches the whole path, or its end behind a dot; peft's rule."""
+    for name, value in pattern:
+        if re.match(rf"(.*\.)?({name})$", path):
+            return float(value)
+    return default
 
 
 @METHODS.register("lora")
 class Lora:
     """The method."""
 
-    summary = "low-rank pairs beside linears (LoRA)"
+    summary = "low-rank pairs beside linears (LoRA, rsLoRA, DoRA)"
     spec = LoraSpec
-    kinds: Mapping[str, OperatorKind] = {
-        "lora": OperatorKind(
-            dims=("in_features", "out_features", "r", "tokens"),
-            work=_work,
-            grid=_grid,
-            split=looked_up(2),
-            fitted="adapter",
-            samples=((4096, 4096, 8, 512), (4096, 4096, 64, 512)),
-            mixed=2,
-            mixed_sizes=(16, 64),
-        )
-    }
+    kinds: Mapping[str, OperatorKind] = KINDS
 
     def check(self, spec: LoraSpec, model: ModelSpec, where: str) -> None:
-        """Refuse targets that match nothing, layers that are not there, and too large a rank."""
-        targeted = model.targeted_linears(spec.targets, f"{where}.targets")
-        spec.check_layers(model, where)
-        largest = min(min(linear.in_features, linear.out_features) for linear in targeted)
-        if spec.r > largest:
-            expected = f"at most {largest}, the smallest side of its linears in {model.name}"
-            raise SpecError(f"{where}.r", spec.r, expected)
+        """Refuse targets and patterns that match nothing, layers that are not there, and too large a rank."""
+        spec.check_targets(model, where)
+        sizes = {
+            module_path(model, layer, linear.name): min(linear.in_features, linear.out_features)
+            for layer, names in enumerate(targeted_paths(spec, model))
+            for linear in model.linears
+            if linear.name in names
+        }
+        for field, pattern in (("rank_pattern", spec.rank_pattern), ("alpha_pattern", spec.alpha_pattern)):
+            for name, _ in pattern:
+                if not any(_holds_at(((name, 1),), path, 0) for path in sizes):
+                    known = ", ".join(dict.fromkeys(path.rsplit(".", 1)[-1] for path in sizes))
+                    raise SpecError(f"{where}.{field}", name, f"an adapted linear: {known}")
+        for path, size in sizes.items():
+            if spec.rank(path) > size:
+                if spec.rank(path) != spec.r:
+                    raise SpecError(f"{where}.rank_pattern", spec.rank(path), f"at most {size} at {path}")
+                largest = min(size for path, size in sizes.items() if spec.rank(path) == spec.r)
+                expected = f"at most {largest}, the smallest side of its linears in {model.name}"
+                raise SpecError(f"{where}.r", spec.r, expected)
+        if spec.bias == "all" and not model.rms_norm:
+            expected = f"none or lora_only: the norms of {model.name} have biases, which are not trained here"
+            raise SpecError(f"{where}.bias", spec.bias, expected)
 
     def attachments(self, spec: LoraSpec, model: ModelSpec, layer: int) -> tuple[Attachment, ...]:
-        """A pair at each targeted linear."""
-        if layer == EMBEDDING or not spec.has_layer(layer):
+        """A pair at each targeted linear, and what comes with it."""
+        if layer == EMBEDDING:
             return ()
-        return _pairs(spec, model)
+        names = targeted_paths(spec, model)[layer]
+        ranks = tuple((name, spec.rank(module_path(model, layer, name))) for name in sorted(names))
+        return _attachments(spec, model, ranks)
 
     def extra(self, spec: LoraSpec) -> Extra:
         """Nothing."""
@@ -102,32 +157,100 @@ class Lora:
 
 
 @lru_cache(maxsize=8192)
-def _pairs(spec: LoraSpec, model: ModelSpec) -> tuple[Attachment, ...]:
-    targeted = {linear.name for linear in model.targeted_linears(spec.targets, "targets")}
-    return tuple(_pair(spec, model, site) for site in linear_sites(model) if site.path in targeted)
+def _attachments(
+    spec: LoraSpec, model: ModelSpec, ranks: tuple[tuple[str, int], ...]
+) -> tuple[Attachment, ...]:
+    """Attachments of a layer, from the ranks at its adapted linears; one object for layers that are alike."""
+    rank_at = dict(ranks)
+    found: list[Attachment] = []
+    for site in linear_sites(model):
+        adapted = site.path in rank_at
+        if adapted:
+            r = rank_at[site.path]
+            found += [_dropped_dora(spec, model, site, r)] if spec.use_dora and spec.dropout else [
+                _pair(spec, model, site, r),
+                *([_magnitude(model, site)] if spec.use_dora else []),
+            ]
+        linear = next(linear for linear in model.linears if linear.name == site.path)
+        if model.has_bias(linear) and (spec.bias == "all" or (spec.bias == "lora_only" and adapted)):
+            found.append(_bias(site, adapted=adapted))
+    return tuple(found)
 
 
-def _pair(spec: LoraSpec, model: ModelSpec, site: Site) -> Attachment:
+def _factors(site: Site, r: int) -> tuple[TrainedTensor, TrainedTensor]:
     """A is cut where the linear's inputs are, B where its outputs are; the other factor is whole.
 
     Each rank has the whole factor, and a part of the sum that is its gradient.
     """
-    i, o, r = site.in_features, site.out_features, spec.r
     by_outputs = site.split_by_outputs
+    return (
+        TrainedTensor(FACTOR_A, (r, site.in_features), "none" if by_outputs else "inputs", 1, by_outputs),
+        TrainedTensor(
+            FACTOR_B, (site.out_features, r), "outputs" if by_outputs else "none", 0, not by_outputs
+        ),
+    )
+
+
+def _pair(spec: LoraSpec, model: ModelSpec, site: Site, r: int) -> Attachment:
+    i, o = site.in_features, site.out_features
     return Attachment(
         site=site,
-        tensors=(
-            TrainedTensor("lora_A.weight", (r, i), "none" if by_outputs else "inputs", 1, by_outputs),
-            TrainedTensor("lora_B.weight", (o, r), "outputs" if by_outputs else "none", 0, not by_outputs),
-        ),
+        tensors=_factors(site, r),
         adapter=OperatorShape("lora", (i, o, r)),
         dispatch=OperatorShape("dropout", (i,)) if spec.dropout else None,
         launch=None if spec.dropout else "lora",
         keeps_input=True,
-        kept_bytes=r * max(model.dtype_bytes, DTYPE_BYTES["float32"]),  # A x
+        kept_bytes=r * _factor_bytes(model),  # A x
         input_flops=2.0 * r * i,
         dropout=spec.dropout,
     )
+
+
+def _magnitude(model: ModelSpec, site: Site) -> Attachment:
+    """Behind the sum over the ranks: all of them scale what is whole, so each has the whole gradient."""
+    o = site.out_features
+    sharded: Literal["outputs", "none"] = "outputs" if site.split_by_outputs else "none"
+    return Attachment(
+        site=site,
+        reads="output",
+        joins="multiply",
+        tensors=(TrainedTensor(MAGNITUDE, (o,), sharded),),
+        adapter=OperatorShape("lora_magnitude", (o,)),
+        kept_bytes=o * model.dtype_bytes,  # the output without bias, before it is scaled
+    )
+
+
+def _dropped_dora(spec: LoraSpec, model: ModelSpec, site: Site, r: int) -> Attachment:
+    """With dropout peft computes the frozen product of the dropped input again, and scales that.
+
+    All of it is a term of the ranks' sum; so is the magnitude's gradient.
+    """
+    i, o, by_outputs = site.in_features, site.out_features, site.split_by_outputs
+    magnitude = TrainedTensor(MAGNITUDE, (o,), "outputs" if by_outputs else "none", 0, not by_outputs)
+    return Attachment(
+        site=site,
+        tensors=(*_factors(site, r), magnitude),
+        adapter=OperatorShape("lora_dropped_dora", (i, o, r)),
+        dispatch=OperatorShape("dropout", (i,)),
+        kept_bytes=(2 * i + o + r) * _factor_bytes(model),  # mask and dropped input; what is scaled; A x
+        input_flops=2.0 * i * (r + o),
+        dropout=spec.dropout,
+    )
+
+
+def _bias(site: Site, *, adapted: bool) -> Attachment:
+    """Behind the sum, to which the frozen bias was added once; peft's module at an adapted linear has it."""
+    o, name = site.out_features, "base_layer.bias" if adapted else "bias"
+    return Attachment(
+        site=site,
+        reads="output",
+        tensors=(TrainedTensor(name, (o,), "outputs" if site.split_by_outputs else "none"),),
+        adapter=OperatorShape("lora_bias", (o,)),
+    )
+
+
+def _factor_bytes(model: ModelSpec) -> int:
+    return max(model.dtype_bytes, DTYPE_BYTES["float32"])
 
 
 def everywhere(r: int) -> LoraSpec:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import (
     BeforeValidator,
@@ -28,10 +28,25 @@ class PeftSpec(StrictModel):
     method: str
     """Name of the method."""
 
+    quiet: ClassVar[frozenset[str]] = frozenset()
+    """Fields that are not written where they have their defaults."""
+
     @property
     def drops(self) -> bool:
         """Whether it has dropout, whose masks depend on the task's seed."""
         return False
+
+    @property
+    def starts_from_weights(self) -> bool:
+        """Whether its first values depend on the weights of the backbone's linears that it adapts."""
+        return False
+
+    @model_serializer(mode="wrap")
+    def _without_quiet_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+        content: dict[str, object] = handler(self)
+        fields = type(self).model_fields
+        quiet = {name for name in self.quiet if getattr(self, name) == fields[name].default}
+        return {name: value for name, value in content.items() if name not in quiet}
 
 
 def _layer_numbers(value: object) -> object:
@@ -56,6 +71,8 @@ class LayeredSpec(PeftSpec):
     layers: Annotated[tuple[int, ...], BeforeValidator(_layer_numbers), Field(min_length=1)] | None = None
     """Layers from 0 that are adapted, as PEFT's ``layers_to_transform``; all by default."""
 
+    quiet = PeftSpec.quiet | {"layers"}
+
     def has_layer(self, layer: int) -> bool:
         """Whether it is attached to a layer."""
         return self.layers is None or layer in self.layers
@@ -65,13 +82,6 @@ class LayeredSpec(PeftSpec):
         if self.layers is not None and self.layers[-1] >= model.layers:
             expected = f"layers from 0 to {model.layers - 1} of {model.name}"
             raise SpecError(f"{where}.layers", self.layers[-1], expected)
-
-    @model_serializer(mode="wrap")
-    def _without_all_layers(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
-        content: dict[str, object] = handler(self)
-        if content.get("layers") is None:
-            content.pop("layers", None)
-        return content
 
 
 def _target_names(value: object) -> object:

@@ -200,8 +200,7 @@ def shared_linear(spec: ModelSpec, weights: Weights, layer: int, *paths: str, sh
         if spec.transposed_weights:  # Conv1D keeps [in, out]; the rows of a linear are its outputs
             weight_OI = weight_OI.t()
         parts[path] = inputs.take(outputs.take(weight_OI)).contiguous()
-        # Each rank adds it to its own outputs; to outputs that are summed, only the first does.
-        if spec.has_bias(linear) and (linear.split_by_outputs or shard.index == 0):
+        if spec.has_bias(linear):
             biases.append(outputs.take(weights.get_parameter(f"{source}.bias").detach()))
     by_outputs = by_name[paths[0]].split_by_outputs
     return SharedLinear(parts, biases, sums=WHOLE if by_outputs else shard)

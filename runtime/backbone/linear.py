@@ -36,8 +36,9 @@ class SharedLinear(nn.Module):
 
     Args:
         weights: ``[O, I]`` of each linear by its path in the layer, in the order of their outputs.
-        biases: ``[O]`` of each, or empty if they have none.
-        sums: Ranks whose outputs are terms of a sum: of linears that are split by their inputs.
+        biases: ``[O]`` of each, or empty if they have none; whole where the outputs are.
+        sums: Ranks whose outputs are terms of a sum: of linears that are split by their inputs. The first of
+            them adds the bias.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class SharedLinear(nn.Module):
             self.columns[name] = (stop, stop + len(weight))
             stop += len(weight)
         self._sums = sums
+        self._adds_bias = sums.index == 0
         self._attached: dict[str, list[_Attached]] = {}
         self._steps: set[Step] = set()
 
@@ -75,7 +77,7 @@ class SharedLinear(nn.Module):
         if rewrites and whole:
             x_TI = changed(x_TI, [(span, None, one.adapter.dispatch) for span, one in rewrites])
         adders, updates = self._added(x_TI, batch)
-        y_TO = frozen_linear(x_TI, self.weight_OI, self.bias_O, adders)
+        y_TO = frozen_linear(x_TI, self.weight_OI, self.bias_O if self._adds_bias else None, adders)
         if rewrites and not whole:
             y_TO = changed(y_TO, [self._computed_again(x_TI, span, one) for span, one in rewrites])
         y_TO = summed(changed(y_TO, updates), self._sums)
@@ -102,8 +104,8 @@ class SharedLinear(nn.Module):
         keys_T = batch.dropout_keys_T
         adders: list[Adder] = []
         updates: list[Change] = []
-        added = sorted(self._of(batch, Step.LINEAR), key=lambda pair: pair[1].method)
-        for method, members in groupby(added, key=lambda pair: pair[1].method):
+        added = sorted(self._of(batch, Step.LINEAR), key=_kind)
+        for (method, _), members in groupby(added, key=_kind):
             own = list(members)
             adder = RUNTIME_METHODS.get(method).adder([(span, one.adapter) for span, one in own], keys_T)
             if adder is not None:
@@ -116,10 +118,15 @@ class SharedLinear(nn.Module):
         """Outputs of one of several linears for a task that rewrites what this one reads alone."""
         first, last = one.columns
         weight_OI = self.weight_OI[first:last]
-        bias_O = None if self.bias_O is None else self.bias_O[first:last]
+        bias_O = None if self.bias_O is None or not self._adds_bias else self.bias_O[first:last]
 
         def again(y_tO: Tensor) -> Tensor:
             x_tI = one.adapter.dispatch(x_TI[span.start : span.stop])
             return frozen_linear(x_tI, weight_OI, bias_O, static_shape=False)
 
         return span, one.columns, again
+
+
+def _kind(pair: tuple[Span, _Attached]) -> tuple[str, str]:
+    """What may share an adder: adapters of one method and class."""
+    return pair[1].method, type(pair[1].adapter).__name__

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from muxtune.model import ModelSpec
-from muxtune.peft import EMBEDDING, Attachment, TrainedTensor, attachments, embedding_attachments
+from muxtune.peft import EMBEDDING, Attachment, Site, TrainedTensor, attachments, embedding_attachments
 from muxtune.support.errors import SpecError
 from muxtune.tasks import PeftTask
 from runtime.backbone.blocks import SiteAdapters
@@ -77,6 +77,7 @@ class Stage(nn.Module):
         self._layers: list[DecoderLayer] = built
         self._task_parameters: dict[str, dict[str, nn.Parameter]] = {}
         self._task_portions: dict[str, dict[str, Portion]] = {}
+        self._task_adapters: dict[str, list[TaskAdapter]] = {}
         self.to(device)
 
     def copy(self) -> Stage:
@@ -97,19 +98,38 @@ class Stage(nn.Module):
             SpecError: A tensor is missing or has another shape than the task says.
         """
         self._task_parameters[task.id], self._task_portions[task.id] = {}, {}
+        self._task_adapters[task.id] = []
         if self.embedding is not None:
             for each in embedding_attachments(task.peft, self._spec):
-                self.embedded.attach(task.id, self._adapter(task, adapter, each, EMBEDDING, None))
+                self.embedded.attach(task.id, self._adapter(task, adapter, each, EMBEDDING, None, ()))
         for number, layer in zip(self._layer_numbers, self._layers, strict=True):
+            there: dict[Site, tuple[TaskAdapter, ...]] = {}
             for each in attachments(task.peft, self._spec, number):
                 linear = layer.linears[each.site.path] if each.site.kind == "linear" else None
-                attached = self._adapter(task, adapter, each, number, linear)
+                before = there.get(each.site, ())
+                attached = self._adapter(task, adapter, each, number, linear, before)
+                there[each.site] = (*before, attached)
                 if linear is not None:
                     linear.attach(task.id, task.peft.method, each, attached)
                 elif each.site.kind == "block":
                     layer.blocks[each.site.path].attach(task.id, attached)
                 else:
                     layer.keys_values.attach(task.id, attached)
+        self.renew(task.id)
+
+    def renew(self, task_id: str) -> None:
+        """Renew what follows from a task's trained tensors; all ranks of the shard, whenever they changed."""
+        with torch.no_grad():
+            terms = [(adapter, adapter.renew()) for adapter in self._task_adapters[task_id]]
+            summed = [(adapter, term) for adapter, term in terms if term is not None]
+            if not summed:
+                return
+            total = torch.cat([term.flatten() for _, term in summed])
+            if self._shard.team is not None:
+                self._shard.team.sum_(total)
+            parts = total.split([term.numel() for _, term in summed])
+            for (adapter, term), part in zip(summed, parts, strict=True):
+                adapter.renewed(part.view(term.shape))
 
     def _adapter(
         self,
@@ -118,6 +138,7 @@ class Stage(nn.Module):
         each: Attachment,
         number: int,
         linear: SharedLinear | None,
+        before: tuple[TaskAdapter, ...],
     ) -> TaskAdapter:
         """One of a task's adapters, with this rank's part of its tensors."""
         spec, shard, site = self._spec, self._shard, each.site
@@ -149,8 +170,11 @@ class Stage(nn.Module):
             columns=columns,
             weight_OI=weight_OI,
             bias_O=bias_O,
+            before=before,
         )
-        return method.attach(each, own, frozen)
+        attached = method.attach(each, own, frozen)
+        self._task_adapters[task.id].append(attached)
+        return attached
 
     def _take(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -11,6 +12,7 @@ from muxtune.plan import Plan
 from muxtune.support.allocator import keep_freed_memory
 from muxtune.support.run_folder import FolderWatch
 from runtime.backbone.held_bytes import parameter_bytes
+from runtime.backbone.layers import Weights
 from runtime.backbone.stage import Stage
 from runtime.backbone.weights import open_weights
 from runtime.data.feed import Feed, load_plan_data
@@ -82,7 +84,7 @@ def prepare_rank(plan: Plan, job: RunJob, rank: int) -> ReadyRank:
         first, *others = sorted({htask.instance for htask in plan.htasks})
         stages = {first: stage} | {instance: stage.copy() for instance in others}
         backbone_bytes = sum(parameter_bytes(each) for each in stages.values())
-        tenants = _add_tasks(plan, job, rank, stages, device.name)
+        tenants = _add_tasks(plan, job, rank, stages, device.name, weights)
     return ReadyRank(
         rank=rank,
         device=device,
@@ -97,11 +99,12 @@ def prepare_rank(plan: Plan, job: RunJob, rank: int) -> ReadyRank:
 
 
 def _add_tasks(
-    plan: Plan, job: RunJob, rank: int, stages: Mapping[int, Stage], device: str
+    plan: Plan, job: RunJob, rank: int, stages: Mapping[int, Stage], device: str, weights: Weights
 ) -> dict[str, Tenant]:
     if job.first_step == 0:
         for task in plan.tasks[rank :: plan.parallelism.ranks]:
-            initial_adapter(plan.model, task, task_folder(job.out_dir, task.id) / ADAPTER_INIT)
+            folder = task_folder(job.out_dir, task.id) / ADAPTER_INIT
+            initial_adapter(plan.model, task, folder, weights)
     barrier()
     tenants = {}
     for htask in plan.htasks:
@@ -109,5 +112,7 @@ def _add_tasks(
         for task in plan.htask_tasks(htask.id):
             stage.add_task(task, load_adapter(task_folder(job.out_dir, task.id) / ADAPTER_INIT))
             parameters, portions = stage.task_parameters(task.id), stage.task_portions(task.id)
-            tenants[task.id] = Tenant(task, parameters, portions, device=device)
+            tenants[task.id] = Tenant(
+                task, parameters, portions, device=device, changed=partial(stage.renew, task.id)
+            )
     return tenants

@@ -36,7 +36,9 @@ class Frozen:
     weight_OI: Tensor | None = None
     """The rank's part of a linear's frozen weight, a view."""
     bias_O: Tensor | None = None
-    """The rank's part of its bias. Of an input-split linear the first rank alone has it: it is summed."""
+    """Bias of the rank's outputs. Of an input-split linear every rank has it, and one adds it to the sum."""
+    before: tuple[TaskAdapter, ...] = ()
+    """The task's adapters that were attached to the same base op before."""
 
 
 class TaskAdapter:
@@ -51,6 +53,18 @@ class TaskAdapter:
     embedding                      :meth:`embed`
     keys_values                    :meth:`keys_values`
     """
+
+    def renew(self) -> Tensor | None:
+        """Renew what follows from the trained tensors: when they are there, and each time they have changed.
+
+        Returns:
+            The rank's term of a sum over the tensor-parallel ranks that it needs for that, which
+            :meth:`renewed` gets; None if it needs none.
+        """
+        return None
+
+    def renewed(self, total: Tensor) -> None:
+        """Take the sum of what :meth:`renew` returned on all ranks."""
 
     def dispatch(self, x_tI: Tensor) -> Tensor:
         """What the frozen op reads instead of its input: the rank's part of it."""

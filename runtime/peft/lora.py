@@ -12,22 +12,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from muxtune.batches import Span
 from muxtune.model import ModelSpec
-from muxtune.peft import Attachment, TrainedTensor
-from muxtune.peft.lora import LoraSpec
+from muxtune.peft import Attachment, TrainedTensor, module_path
+from muxtune.peft.lora import FACTOR_A, FACTOR_B, MAGNITUDE, LoraSpec
 from muxtune.tasks import PeftTask
 from runtime.ops.dropout import Dropout, linear_key
 from runtime.ops.kernels import use_triton
 from runtime.ops.kernels.tables import Piece
 from runtime.peft.adapter import Frozen, TaskAdapter
 from runtime.peft.frozen_linear import Adder, Saved, frozen_linear
+from runtime.peft.lora_config import peft_config
 from runtime.peft.lora_masks import MaskedReference
+from runtime.peft.lora_parts import Direction, DroppedDora, Magnitude, TrainedBias
 from runtime.peft.lora_pieces import (
     NO_DROPS,
     Drops,
@@ -42,7 +44,6 @@ from runtime.peft.method import RUNTIME_METHODS, Content, FilePart, Reference, R
 from runtime.peft.peft_library import attach_peft, write_initial
 
 if TYPE_CHECKING:
-    from peft import LoraConfig
     from transformers import PreTrainedModel
 
 
@@ -156,23 +157,35 @@ def lora_linear(
 class LoraRuntime:
     """The method in the runtime."""
 
-    def attach(self, each: Attachment, tensors: Mapping[str, nn.Parameter], frozen: Frozen) -> LoraPair:
-        """A task's pair on a linear."""
+    def attach(self, each: Attachment, tensors: Mapping[str, nn.Parameter], frozen: Frozen) -> TaskAdapter:
+        """A task's pair on a linear, or what comes with it."""
+        if each.adapter.kind == "lora_bias":
+            assert frozen.bias_O is not None, "a bias is trained where there is one"
+            (bias_O,) = tensors.values()
+            return TrainedBias(bias_O, frozen.bias_O)
+        if each.adapter.kind == "lora_magnitude":
+            pair = next(pair for pair in frozen.before if isinstance(pair, LoraPair))
+            direction = _direction(each, frozen, pair.a_RI, pair.b_OR, pair.scale)
+            return Magnitude(tensors[MAGNITUDE], direction, frozen.bias_O)
         spec = _spec(frozen.task)
         dropout = None
         if spec.dropout:
             first = frozen.inputs.ranges[0][0]
             dropout = Dropout(spec.dropout, linear_key(frozen.path), first_feature=first)
-        a_RI, b_OR = tensors["lora_A.weight"], tensors["lora_B.weight"]
-        return LoraPair(a_RI, b_OR, spec.scale, frozen.columns, dropout)
+        a_RI, b_OR, scale = tensors[FACTOR_A], tensors[FACTOR_B], spec.scale(frozen.path)
+        if each.adapter.kind == "lora_dropped_dora":
+            assert dropout is not None, "without, magnitudes are attached by themselves"
+            return DroppedDora(tensors[MAGNITUDE], _direction(each, frozen, a_RI, b_OR, scale), dropout)
+        return LoraPair(a_RI, b_OR, scale, frozen.columns, dropout)
 
-    def adder(self, adapters: Sequence[tuple[Span, TaskAdapter]], keys_T: Tensor | None) -> Adder:
+    def adder(self, adapters: Sequence[tuple[Span, TaskAdapter]], keys_T: Tensor | None) -> Adder | None:
         """The pairs of all tasks at one linear."""
-        return LoraAdder([(span, each) for span, each in adapters if isinstance(each, LoraPair)], keys_T)
+        pairs = [(span, each) for span, each in adapters if isinstance(each, LoraPair)]
+        return LoraAdder(pairs, keys_T) if pairs else None
 
     def file_part(self, each: Attachment, tensor: TrainedTensor, layer: int, model: ModelSpec) -> FilePart:
-        """A tensor of its own for each factor."""
-        return FilePart(f"base_model.model.{model.layer_prefix}.{layer}.{each.site.path}.{tensor.name}")
+        """A tensor of its own for each."""
+        return FilePart(f"base_model.model.{module_path(model, layer, each.site.path)}.{tensor.name}")
 
     def initial(
         self, skeleton: PreTrainedModel, task: PeftTask, model: ModelSpec, folder: Path
@@ -182,11 +195,16 @@ class LoraRuntime:
 
     def reference(self, backbone: PreTrainedModel, task: PeftTask, model: ModelSpec) -> Reference:
         """Peft's own model, with the masks of dropout that the runtime computes."""
-        return MaskedReference(attach_peft(backbone, _reference_config(_spec(task), model), task.seed), task)
+        return MaskedReference(attach_peft(backbone, peft_config(_spec(task), model), task.seed), task)
 
     def builders(self) -> Mapping[str, Callable[..., tuple[Run, Run]]]:
-        """One pair for the profiler."""
-        return {"lora": _build_pair}
+        """Operators of one task for the profiler."""
+        return {
+            "lora": _build_pair,
+            "lora_magnitude": _build_magnitude,
+            "lora_dropped_dora": _build_dropped_dora,
+            "lora_bias": _build_bias,
+        }
 
 
 def _spec(task: PeftTask) -> LoraSpec:
@@ -194,42 +212,10 @@ def _spec(task: PeftTask) -> LoraSpec:
     return task.peft
 
 
-def peft_config(lora: LoraSpec, model: ModelSpec) -> LoraConfig:
-    """The method as peft configures it."""
-    from peft import LoraConfig  # noqa: PLC0415  # seconds to import
-
-    return LoraConfig(
-        r=lora.r,
-        lora_alpha=int(lora.alpha) if lora.alpha.is_integer() else lora.alpha,
-        lora_dropout=lora.dropout,
-        **_places(lora, model),
-        bias="none",
-        task_type="CAUSAL_LM",
-        fan_in_fan_out=model.transposed_weights,
-    )
-
-
-def _reference_config(lora: LoraSpec, model: ModelSpec) -> LoraConfig:
-    """The method as a tenant would configure it who knows nothing of the runtime."""
-    from peft import LoraConfig  # noqa: PLC0415  # seconds to import
-
-    return LoraConfig(
-        task_type="CAUSAL_LM",
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        fan_in_fan_out=model.transposed_weights,
-        **_places(lora, model),
-    )
-
-
-def _places(lora: LoraSpec, model: ModelSpec) -> dict[str, Any]:
-    """Targets and layers; where layers are chosen, peft wants all linears by their names."""
-    everything = lora.targets == ("all-linear",)
-    if lora.layers is None:
-        return {"target_modules": "all-linear" if everything else list(lora.targets)}
-    names = [linear.name for linear in model.linears] if everything else list(lora.targets)
-    return {"target_modules": names, "layers_to_transform": list(lora.layers)}
+def _direction(each: Attachment, frozen: Frozen, a_RI: Tensor, b_OR: Tensor, scale: float) -> Direction:
+    assert frozen.weight_OI is not None, "pairs are attached to linears"
+    of_inputs = not each.site.split_by_outputs
+    return Direction(weight_OI=frozen.weight_OI, a_RI=a_RI, b_OR=b_OR, scale=scale, of_inputs=of_inputs)
 
 
 def _build_pair(
@@ -252,5 +238,70 @@ def _build_pair(
         for total, grad in zip(sums, grads, strict=True):
             total.add_(grad)  # as autograd does over the micro-batches
         return sums
+
+    return forward, backward
+
+
+def _build_magnitude(content: Content, out_features: int, tokens: int) -> tuple[Run, Run]:
+    direction = _random_direction(content, 8, out_features, 1)
+    magnitude_O = torch.ones_like(direction.norm_O, requires_grad=True)
+    adapter = Magnitude(magnitude_O, direction, content.normal(out_features))
+    return _in_stream(content, out_features, tokens, lambda y_tO: adapter.aggregate(y_tO, y_tO, None))
+
+
+def _build_bias(content: Content, out_features: int, tokens: int) -> tuple[Run, Run]:
+    adapter = TrainedBias(content.normal(out_features, requires_grad=True), content.normal(out_features))
+    return _in_stream(content, out_features, tokens, lambda y_tO: adapter.aggregate(y_tO, y_tO, None))
+
+
+def _build_dropped_dora(
+    content: Content, in_features: int, out_features: int, r: int, tokens: int
+) -> tuple[Run, Run]:
+    """Masks have a kind of their own, so that what is built here has none that are computed."""
+    x_tI = content.normal(tokens, in_features, requires_grad=True)
+    direction = _random_direction(content, in_features, out_features, r)
+    magnitude_O = torch.ones_like(direction.norm_O, requires_grad=True)
+    adapter = DroppedDora(magnitude_O, direction, _KeepAll())
+    keys_t = torch.zeros(tokens, dtype=torch.int64, device=content.device)
+    update = lambda y_tO: y_tO + adapter.update(x_tI, keys_t).to(y_tO.dtype)  # noqa: E731
+    return _in_stream(content, out_features, tokens, update)
+
+
+class _KeepAll(Dropout):
+    def __init__(self) -> None:
+        super().__init__(0.5, 0)
+
+    def keep(self, keys_t: Tensor, features: int) -> Tensor:
+        return torch.ones(len(keys_t), features, dtype=torch.uint8, device=keys_t.device)
+
+
+def _random_direction(content: Content, in_features: int, out_features: int, r: int) -> Direction:
+    weight_OI = content.normal(out_features, in_features)
+    # Peft keeps the adapters of a bfloat16 backbone in float32.
+    dtype = torch.promote_types(weight_OI.dtype, torch.float32)
+    a_RI = content.normal(r, in_features).to(dtype).requires_grad_()
+    b_OR = content.normal(out_features, r).to(dtype).requires_grad_()
+    direction = Direction(weight_OI=weight_OI, a_RI=a_RI, b_OR=b_OR, scale=1.0, of_inputs=False)
+    direction.renew()
+    return direction
+
+
+def _in_stream(
+    content: Content, out_features: int, tokens: int, change: Callable[[Tensor], Tensor]
+) -> tuple[Run, Run]:
+    """A change of the rows of one of two tasks, as a stage makes it; its graph is kept for the backward."""
+    y_TO = content.normal(2 * tokens, out_features, requires_grad=True)
+    grad_TO = content.normal(2 * tokens, out_features)
+
+    def forward() -> Tensor:
+        own_tO, others_tO = y_TO.split(tokens)
+        return torch.cat([change(own_tO).to(y_TO.dtype), others_tO])
+
+    result_TO = forward()
+
+    def backward() -> object:
+        result_TO.backward(grad_TO, retain_graph=True)  # gradients add up over the micro-batches
+        y_TO.grad = None
+        return grad_TO
 
     return forward, backward

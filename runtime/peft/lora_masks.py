@@ -41,6 +41,7 @@ class MaskedReference:
             masked = _MaskedInput(Dropout(task.peft.dropout, linear_key(path)))
             for adapter in replaced:
                 replaced[adapter] = masked
+            module.training = True  # only then has DoRA of peft dropout; of its modules, itself alone
             self._modules.append(masked)
 
     def state(self) -> dict[str, Tensor]:

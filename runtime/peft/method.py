@@ -96,7 +96,7 @@ class RuntimeMethod(Protocol):
             keys_T: States of the stream's tokens for masks of dropout.
 
         Returns:
-            None if :meth:`TaskAdapter.update` is to be asked instead.
+            None if :meth:`TaskAdapter.update` is to be asked instead. All adapters are of one class.
         """
         ...
 

@@ -4,32 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from muxtune.model import ModelSpec
+from muxtune.peft import attachments, module_path
 from muxtune.support.errors import SpecError
 from muxtune.support.files import write_atomically, write_text_atomically
 from muxtune.tasks import PeftTask
 from runtime.backbone.hugging_face import hf_config, torch_dtype
+from runtime.backbone.layers import Weights
+from runtime.backbone.weights import open_weights
 from runtime.peft import RUNTIME_METHODS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 
 
-def initial_adapter(spec: ModelSpec, task: PeftTask, folder: Path) -> None:
+def initial_adapter(
+    spec: ModelSpec, task: PeftTask, folder: Path, weights: Weights | None = None
+) -> None:
     """Write the adapter that a task starts from under its seed, as peft does where it has the method.
 
-    It is built on a skeleton of the backbone whose memory is never touched; the values are bit for bit
-    those of ``torch.manual_seed(task.seed); get_peft_model(model, config)``. The global generator stays as it
-    was.
+    It is built on a skeleton of the backbone of whose memory nothing is touched, or that of adapted linears
+    where the values depend on theirs; the values are bit for bit those of ``torch.manual_seed(task.seed);
+    get_peft_model(model, config)``. The global generator stays as it was.
 
     Args:
         spec: Backbone.
         task: Task whose adapter it is.
         folder: Gets ``adapter_config.json`` and ``adapter_model.safetensors``.
+        weights: Those of the backbone; by default they are opened if they are asked for.
     """
     from transformers import AutoModelForCausalLM  # noqa: PLC0415  # seconds to import
 
@@ -39,8 +49,23 @@ def initial_adapter(spec: ModelSpec, task: PeftTask, folder: Path) -> None:
         )
     skeleton.to_empty(device="cpu")
     skeleton.name_or_path = spec.name if spec.source == "preset" else spec.source
+    if task.peft.starts_from_weights:
+        _fill(skeleton, spec, task, open_weights(spec) if weights is None else weights)
     folder.mkdir(parents=True, exist_ok=True)
     _save_tensors(folder, RUNTIME_METHODS.get(task.peft.method).initial(skeleton, task, spec, folder))
+
+
+@torch.no_grad()
+def _fill(skeleton: PreTrainedModel, spec: ModelSpec, task: PeftTask, weights: Weights) -> None:
+    """Give the linears that a task is attached to their weights and biases."""
+    paths = {
+        module_path(spec, layer, each.site.path)
+        for layer in range(spec.layers)
+        for each in attachments(task.peft, spec, layer)
+    }
+    for name, parameter in skeleton.named_parameters():
+        if name.rpartition(".")[0] in paths:
+            parameter.copy_(weights.get_parameter(name))
 
 
 def load_adapter(folder: Path) -> dict[str, Tensor]:

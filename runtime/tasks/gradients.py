@@ -79,4 +79,5 @@ def _sums(tensors: Sequence[Tensor], team: Team) -> list[Tensor]:
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     team.sum_(flat)
     pieces = flat.split([tensor.numel() for tensor in tensors])
-    return [piece.view(tensor.shape) for piece, tensor in zip(pieces, tensors, strict=True)]
+    # The message has the widest dtype: biases of a bfloat16 backbone are not in the factors' float32.
+    return [piece.view(tensor.shape).to(tensor.dtype) for piece, tensor in zip(pieces, tensors, strict=True)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TypedDict
 
 import torch
@@ -32,6 +32,7 @@ class Tenant:
         parameters: This rank's part of the adapter, under PEFT's keys.
         portions: What of the whole tensors they are; by default all.
         device: Where they are, for a stage that has none of them.
+        changed: Called when they have changed: :meth:`runtime.backbone.stage.Stage.renew`.
     """
 
     def __init__(
@@ -41,8 +42,10 @@ class Tenant:
         portions: Mapping[str, Portion] | None = None,
         *,
         device: str = "cpu",
+        changed: Callable[[], None] = lambda: None,
     ) -> None:
         self.task = task
+        self._changed = changed
         self.parameters = dict(parameters)
         self.portions = (
             {key: Portion.all_of(p) for key, p in parameters.items()} if portions is None else dict(portions)
@@ -91,6 +94,7 @@ class Tenant:
         self.optimizer.found_inf = refused.float()  # type: ignore[attr-defined]  # not in stub
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self._changed()
 
     def is_finite(self) -> bool:
         """Whether all of adapter and optimizer state is; waits for the device."""
@@ -125,6 +129,7 @@ class Tenant:
                         name: group[key].to(parameter.device, copy=True)
                         for name, group in snapshot["optimizer"].items()
                     }
+        self._changed()
 
     def _check_fits(self, name: str, group: Mapping[str, Tensor]) -> None:
         where = f"checkpoint of task {self.task.id}: {name}"

@@ -59,6 +59,10 @@ class BackboneFamily:
     """Paths inside the layer."""
     final_norm: str
     """Path of the norm before the head."""
+    other_modules: tuple[str, ...] = ()
+    """Paths of modules beside the layers that have no weights."""
+    other_layer_modules: tuple[str, ...]
+    """Paths inside the layer of modules that have no weights."""
     derived_tensors: re.Pattern[str]
     """Buffers that older versions of transformers stored although the configuration gives them."""
     bias_keys: tuple[str, str] = ("attention_bias", "mlp_bias")

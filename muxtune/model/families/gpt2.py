@@ -64,5 +64,7 @@ GPT2 = BackboneFamily(
     positions="transformer.wpe.weight",
     layer_norms=("ln_1", "ln_2"),
     final_norm="transformer.ln_f",
+    other_modules=("transformer.drop",),
+    other_layer_modules=("attn.attn_dropout", "attn.resid_dropout", "mlp.act", "mlp.dropout"),
     derived_tensors=re.compile(r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias"),  # causal masks
 )

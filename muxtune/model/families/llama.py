@@ -65,5 +65,7 @@ LLAMA = BackboneFamily(
     embedding="model.embed_tokens.weight",
     layer_norms=("input_layernorm", "post_attention_layernorm"),
     final_norm="model.norm",
+    other_modules=("model.rotary_emb",),
+    other_layer_modules=("mlp.act_fn",),
     derived_tensors=re.compile(r"(model\.)?(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"),  # frequencies
 )

@@ -68,6 +68,7 @@ OPT = BackboneFamily(
     position_offset=2,  # nothing reads the two rows before it
     layer_norms=("self_attn_layer_norm", "final_layer_norm"),
     final_norm="model.decoder.final_layer_norm",
+    other_layer_modules=("activation_fn",),
     derived_tensors=re.compile(r"(model\.)?decoder\.version"),
     bias_keys=("enable_bias", "enable_bias"),
 )

@@ -120,7 +120,8 @@ class Row:
     @property
     def carried(self) -> int:
         """Keys and values from elsewhere that it attends to as well: those in front, then those of the
-        sequence's tokens in earlier micro-batches."""
+        sequence's tokens in earlier micro-batches.
+        """
         return self.front + self.parts[0].offset
 
     @property

@@ -3,7 +3,7 @@
 Each method is one module, registered in :data:`METHODS`; all others ask :class:`Attachment` alone.
 """
 
-from muxtune.peft import ia3
+from muxtune.peft import bottleneck, ia3, prefix_tuning, prompt_tuning  # they register themselves
 from muxtune.peft.layers import (
     LayerRuns,
     Layers,
@@ -17,7 +17,6 @@ from muxtune.peft.layers import (
     stage_layers,
     stages_layers,
 )
-from muxtune.peft import prefix_tuning, prompt_tuning
 from muxtune.peft.lora import at_first_linear, everywhere
 from muxtune.peft.method import (
     METHODS,
@@ -67,6 +66,7 @@ __all__ = [
     "at_first_linear",
     "attachments",
     "backward_layers",
+    "bottleneck",
     "check_peft",
     "count_layers",
     "depth_of",

@@ -8,7 +8,7 @@ With rsLoRA (arXiv 2312.03732) the scale is ``alpha / sqrt(r)`` instead of ``alp
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from math import sqrt
 from typing import Annotated, Any, Literal
@@ -167,10 +167,14 @@ def _attachments(
         adapted = site.path in rank_at
         if adapted:
             r = rank_at[site.path]
-            found += [_dropped_dora(spec, model, site, r)] if spec.use_dora and spec.dropout else [
-                _pair(spec, model, site, r),
-                *([_magnitude(model, site)] if spec.use_dora else []),
-            ]
+            found += (
+                [_dropped_dora(spec, model, site, r)]
+                if spec.use_dora and spec.dropout
+                else [
+                    _pair(spec, model, site, r),
+                    *([_magnitude(model, site)] if spec.use_dora else []),
+                ]
+            )
         linear = next(linear for linear in model.linears if linear.name == site.path)
         if model.has_bias(linear) and (spec.bias == "all" or (spec.bias == "lora_only" and adapted)):
             found.append(_bias(site, adapted=adapted))

@@ -101,7 +101,9 @@ KINDS: Mapping[str, OperatorKind] = {
         gpu=_dropped_dora_gpu,
         fitted="adapter",
     ),
-    "lora_bias": OperatorKind(dims=("out_features", "tokens"), work=_bias, grid=_output_grid, fitted="adapter"),
+    "lora_bias": OperatorKind(
+        dims=("out_features", "tokens"), work=_bias, grid=_output_grid, fitted="adapter"
+    ),
 }
 """Kinds by name.
 

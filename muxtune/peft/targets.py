@@ -57,9 +57,9 @@ class TargetedSpec(LayeredSpec):
     targets: Annotated[Selection, BeforeValidator(_selection), WithJsonSchema(_SELECTED)]
     """Linears that are adapted, as peft's ``target_modules``: names, or one regular expression as text, or
     ``all-linear``."""
-    exclude_modules: (
-        Annotated[Selection, BeforeValidator(_selection), WithJsonSchema(_SELECTED)] | None
-    ) = None
+    exclude_modules: Annotated[Selection, BeforeValidator(_selection), WithJsonSchema(_SELECTED)] | None = (
+        None
+    )
     """Linears that are not, of those; written alike."""
     modules_to_save: Annotated[None, BeforeValidator(_nothing_saved)] = None
     """Refused: modules of the backbone that peft would train whole."""

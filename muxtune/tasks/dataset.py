@@ -61,7 +61,8 @@ class TaskData:
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
         """Rows of a stream that each example takes, in file order: virtual tokens of the task's method, then
-        the tokens of the example."""
+        the tokens of the example.
+        """
         return self.example_lengths + self._extra.rows
 
     @cached_property

@@ -26,9 +26,7 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 
 
-def initial_adapter(
-    spec: ModelSpec, task: PeftTask, folder: Path, weights: Weights | None = None
-) -> None:
+def initial_adapter(spec: ModelSpec, task: PeftTask, folder: Path, weights: Weights | None = None) -> None:
     """Write the adapter that a task starts from under its seed, as peft does where it has the method.
 
     It is built on a skeleton of the backbone of whose memory nothing is touched, or that of adapted linears

@@ -88,7 +88,10 @@ def sample_works(
             alone = (group.rows for group, keys in zip(groups, fronts, strict=True) if not keys)
             rows.append(list(chain.from_iterable(alone)))
             behind = [
-                (row, row + keys) for group, keys in zip(groups, fronts, strict=True) if keys for row in group.rows
+                (row, row + keys)
+                for group, keys in zip(groups, fronts, strict=True)
+                if keys
+                for row in group.rows
             ]
             works.append(
                 MicrobatchWork(

@@ -76,6 +76,7 @@ def mfu(device, tokens):
 EXAMPLES = {
     "linear": (4096, 11008, 1024),
     "lora": (4096, 4096, 16, 1024),
+    "bottleneck": (4096, 64, 1024),
     "dropout": (4096, 1024),
     "attention": (4, 256),
     "head": (256,),

@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 
 from muxtune.model import ModelSpec
 from muxtune.peft.lora import LoraSpec
@@ -15,7 +15,6 @@ from runtime.backbone.hugging_face import load_hf_model
 from runtime.backbone.stage import Stage
 from runtime.data.batch import build_microbatch
 from runtime.ops.dropout import keep_reference
-from runtime.tasks.adapter_files import initial_adapter, load_adapter, save_adapter
 from runtime.tasks.tenant import Tenant
 from tests.runtime.worlds import BACKBONES, lay_out, make_task, make_tenant, solo_losses
 
@@ -206,11 +205,11 @@ def test_all_together_they_train_as_each_does_with_peft_alone(family, tmp_path):
     losses, adapters = together(spec, [tenant for tenant, _ in made], weights, STEPS)
     for i, (tenant, arguments) in enumerate(made):
         copy = random_weights(spec)
-        expected, adapter = solo(
-            spec, tenant.task, arguments, tenant.examples, tenant.adapter, copy, STEPS
-        )
+        expected, adapter = solo(spec, tenant.task, arguments, tenant.examples, tenant.adapter, copy, STEPS)
         np.testing.assert_allclose(losses[:, i], expected, rtol=1e-9, atol=1e-9, err_msg=names[i])
         assert adapters[i].keys() == adapter.keys() == tenant.adapter.keys()
         for key, value in adapter.items():
-            torch.testing.assert_close(adapters[i][key], value, rtol=1e-9, atol=1e-9, msg=f"{names[i]}: {key}")
+            torch.testing.assert_close(
+                adapters[i][key], value, rtol=1e-9, atol=1e-9, msg=f"{names[i]}: {key}"
+            )
             assert not torch.equal(value, tenant.adapter[key]), f"{names[i]}: {key} was not trained"

@@ -54,13 +54,16 @@ def measure(
     targets_per_sequence: int = 2,
     rates: tuple[float, float] = (0.0, 0.0),
     methods: tuple[dict[str, object], ...] = ({}, {}),
+    other: dict[str, object] | None = None,
 ) -> tuple[Bytes, Bytes]:
-    """Measured and modelled bytes of one micro-batch of two tasks."""
+    """Measured and modelled bytes of one micro-batch of two tasks; ``other`` is the first one's method."""
     pefts = {"method": "lora", "alpha": 8, "targets": targets}
     tasks = [
         make_task(name, peft=own or pefts | {"r": r, "dropout": rate})
         for name, r, rate, own in zip("ab", (4, 16), rates, methods, strict=True)
     ]
+    if other is not None:
+        tasks[0] = make_task("a", peft=other)
     stage = Stage(model, range(model.layers), first=first, last=last, weights=load_hf_model(model))
     for task in tasks:
         initial_adapter(model, task, tmp_path / task.id)
@@ -171,7 +174,11 @@ def test_with_dropout_it_is_modelled_within_3_percent(name, dtype, targets, firs
 
 
 IA3 = {
-    "llama-tiny": {"method": "ia3", "targets": ["k_proj", "v_proj", "down_proj"], "feedforward": ["down_proj"]},
+    "llama-tiny": {
+        "method": "ia3",
+        "targets": ["k_proj", "v_proj", "down_proj"],
+        "feedforward": ["down_proj"],
+    },
     "gpt2-tiny": {"method": "ia3", "targets": ["c_attn", "mlp.c_proj"], "feedforward": ["mlp.c_proj"]},
     "opt-tiny": {"method": "ia3", "targets": ["q_proj", "k_proj", "fc2"]},
 }
@@ -219,3 +226,33 @@ def test_many_targets_of_a_large_vocabulary_are_modelled_within_2_percent(name, 
         targets_per_sequence=30,
     )
     assert_close(modelled, measured, rel=0.02)
+
+
+BOTTLENECKS = [
+    {"size": 16},
+    {"size": 8, "blocks": ["mlp"]},
+    {"size": 16, "placement": "parallel"},
+    {"size": 8, "placement": "parallel", "blocks": ["attention"], "layers": [1]},
+]
+
+
+@pytest.mark.parametrize(("first", "last"), [(True, False), (False, True)])
+@pytest.mark.parametrize("fields", BOTTLENECKS, ids=str)
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("llama-tiny", "float32"), ("gpt2-tiny", "float32"), ("llama-tiny", "bfloat16")]
+)
+def test_bottlenecks_beside_lora_are_modelled_within_3_percent(name, dtype, fields, first, last, tmp_path):
+    model = PRESETS[name].model_copy(update={"layers": 2, "dtype": dtype})
+    measured, modelled = measure(
+        model,
+        tmp_path,
+        targets=("q_proj",) if name == "llama-tiny" else ("c_attn",),
+        lengths=[[40, 31, 17, 33], [64, 50, 12]],
+        alignment="pack",
+        first=first,
+        last=last,
+        other={"method": "bottleneck", **fields},
+    )
+    # Beside a bfloat16 backbone the norms and LoRA are modelled that coarsely, whatever stands beside them.
+    assert modelled.saved == pytest.approx(measured.saved, rel=0.002 if dtype == "float32" else 0.01)
+    assert_close(modelled, measured, rel=0.03)

@@ -137,7 +137,7 @@ def test_it_starts_as_the_reference_does(layers, tmp_path):
     reference = RUNTIME_METHODS.get("ia3").reference(load_hf_model(LLAMA), task, LLAMA)
     ours = load_adapter(tmp_path)
     assert reference.state().keys() == ours.keys()
-    assert all(torch.equal(tensor, ours[key]) and tensor.eq(1).all() for key, tensor in ours.items())
+    assert all(torch.equal(tensor, tensor) and tensor.eq(1).all() for key, tensor in ours.items())
     assert len(ours) == 3 * (LLAMA.layers if layers is None else 1)
 
 

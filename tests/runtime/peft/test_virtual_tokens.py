@@ -227,7 +227,10 @@ def test_ranks_cut_the_prefix_by_heads_and_have_the_prompt_whole(tp, tmp_path):
         for key, parameter in parameters.items():
             total = torch.zeros_like(parameter)
             for _, own in ranks:
-                portion, part = own.task_portions(tenant.task.id)[key], own.task_parameters(tenant.task.id)[key]
+                portion, part = (
+                    own.task_portions(tenant.task.id)[key],
+                    own.task_parameters(tenant.task.id)[key],
+                )
                 share = torch.zeros(stage.task_portions(tenant.task.id)[key].whole_like(parameter).shape)
                 share = share.to(parameter.dtype)
                 portion.put(part.grad, share)
@@ -313,7 +316,7 @@ def test_a_bfloat16_backbone_keeps_float32_virtual_tokens(tmp_path):
 
 
 def test_places_in_the_backbone(tmp_path):
-    from muxtune.peft import attachments  # noqa: PLC0415
+    from muxtune.peft import attachments
 
     spec = BACKBONES["llama"]
     (prefix,) = attachments(PREFIX, spec, 1)

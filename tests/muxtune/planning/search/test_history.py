@@ -104,7 +104,7 @@ def test_policies_leave_nothing_in_a_problem_that_they_share():
             assert dump(shared, name) == alone[name], (name, order)
 
 
-PARTS = ("layer_s", "links_s", "last_s", "message_s", "attention_s", "feed_s", "p2p_s", "first_s", "pair_s")
+PARTS = ("layer_s", "links_s", "last_s", "message_s", "attention_s", "feed_s", "p2p_s", "first_s", "adapter_s")
 
 
 @pytest.mark.parametrize("tp", [1, 2])
@@ -122,10 +122,10 @@ def test_prices_do_not_depend_on_what_was_asked_before(seed, tp):
         if part == "attention_s":
             return np.concatenate([prices.attention_s(floats / slots, slots) for slots in (64, 512)])
         if part == "first_s":
-            return prices.first_s(floats, lora.targets)
-        if part == "pair_s":
+            return prices.first_s(floats, 1)
+        if part == "adapter_s":
             ops = adapted_ops(MODEL, prices.shard, [lora])[0]
-            return prices.pair_s(ops, floats, np.full(len(floats), 8.0))
+            return prices.adapter_s(ops, floats, np.full(len(floats), 8.0))
         if part == "p2p_s":
             return prices.p2p_s(floats, Placement(tp, 2, 2, 4).message_routes())
         return getattr(prices, part)(floats)

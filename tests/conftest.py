@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,10 @@ import pytest
 from hypothesis import settings
 
 from tests.helpers import make_hf_model
+
+# On tensors this small, the threads of torch only wait for each other, which costs several times the processor
+# time of the work. Set before any test imports torch, and passed on to the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # No test is about time, and machines are shared.
 settings.register_profile("untimed", settings(), deadline=None)

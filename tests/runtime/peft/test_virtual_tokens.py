@@ -16,7 +16,7 @@ from peft import (
 )
 
 from muxtune.batches import HTaskShape, layout_step
-from muxtune.peft import EMBEDDING, extra
+from muxtune.peft import EMBEDDING, attachments, extra
 from muxtune.peft.prefix_tuning import PrefixTuningSpec
 from muxtune.peft.prompt_tuning import PromptTuningSpec
 from muxtune.tasks import TaskData
@@ -30,7 +30,8 @@ from runtime.reports.solo import train_solo
 from runtime.tasks.adapter_files import initial_adapter, load_adapter, save_adapter
 from runtime.tasks.optimizer import build_optimizer
 from tests.runtime.attention.stand_ins import let_every_backend_run
-from tests.runtime.backbone.test_sharded_stage import ThreadTeam
+from tests.runtime.backbone.test_sharded_stage import ThreadTeam, gradients, random_weights
+from tests.runtime.backbone.test_sharded_stage import play as play_shard
 from tests.runtime.worlds import BACKBONES, Tenant, make_task, make_tenant, solo_losses
 
 P = 5
@@ -86,8 +87,8 @@ def batches_of(tenants, alignment, *, backend="grouped", carry=1, chunk=16):
     ]
 
 
-def play(spec, tenants, batches, stages=1, shard=None):
-    """Sums of losses by task, and gradients of all its tensors, whole."""
+def play(spec, tenants, batches, stages=1):
+    """Sums of losses by task, and the stages with the gradients of their tensors."""
     bounds = np.linspace(0, spec.layers, stages + 1).astype(int)
     weights = load_hf_model(spec)
     built = [
@@ -97,7 +98,6 @@ def play(spec, tenants, batches, stages=1, shard=None):
             first=i == 0,
             last=i == stages - 1,
             weights=weights,
-            shard=shard or Shard(),
         )
         for i in range(stages)
     ]
@@ -112,8 +112,7 @@ def play(spec, tenants, batches, stages=1, shard=None):
         outputs.append(hidden)
     for output in reversed(outputs):
         output.sum().backward()
-    names = {t.task.id: [stage.task_parameters(t.task.id) for stage in built] for t in tenants}
-    return torch.stack([o.detach() for o in outputs]).sum(0), built, names
+    return torch.stack([output.detach() for output in outputs]).sum(0), built
 
 
 def pefts_own(spec, tenant):
@@ -144,7 +143,7 @@ class Behind(torch.nn.Module):
 
 
 def assert_equals_peft(spec, tenants, batches, **how):
-    losses_K, stages, _ = play(spec, tenants, batches, **how)
+    losses_K, stages = play(spec, tenants, batches, **how)
     for number, tenant in enumerate(tenants):
         if tenant.task.peft.method not in CONFIGS:
             continue
@@ -170,7 +169,7 @@ def test_mixed_with_lora_they_equal_peft(family, alignment, tmp_path):
     spec = short(BACKBONES[family])
     tenants = make_tenants(spec, tmp_path)
     losses_K = assert_equals_peft(spec, tenants, batches_of(tenants, alignment), stages=2)
-    alone, _, _ = play(spec, tenants[1:2], batches_of(tenants[1:2], alignment))
+    alone, _ = play(spec, tenants[1:2], batches_of(tenants[1:2], alignment))
     torch.testing.assert_close(losses_K[1:2], alone, rtol=1e-9, atol=1e-9)
 
 
@@ -204,45 +203,22 @@ def test_padded_rows_may_end_behind_the_last_position(tmp_path):
 def test_ranks_cut_the_prefix_by_heads_and_have_the_prompt_whole(tp, tmp_path):
     spec = short(BACKBONES["llama"])  # 4 heads, 2 of keys and values
     tenants = make_tenants(spec, tmp_path)
-    batches = batches_of(tenants, "pack")
-    expected, whole, _ = play(spec, tenants, batches)
-
-    def rank(shard):
-        losses_K, (stage,), _ = play(spec, tenants, batches, shard=shard)
-        for tenant in tenants:
-            for key, parameter in stage.task_parameters(tenant.task.id).items():
-                if stage.task_portions(tenant.task.id)[key].partial:
-                    shard.team.sum_(parameter.grad) if not held_by_some(stage, tenant, key) else None
-        return losses_K, stage
-
-    def held_by_some(stage, tenant, key):
-        return 1 < stage.task_portions(tenant.task.id)[key].holders < tp
-
-    ranks = ThreadTeam(tp).run(rank)
-    for losses_K, _ in ranks:
-        torch.testing.assert_close(losses_K, expected, rtol=1e-9, atol=1e-9)
-    (stage,) = whole
-    for tenant in (tenants[0], tenants[2]):
-        parameters = stage.task_parameters(tenant.task.id)
-        for key, parameter in parameters.items():
-            total = torch.zeros_like(parameter)
-            for _, own in ranks:
-                portion, part = (
-                    own.task_portions(tenant.task.id)[key],
-                    own.task_parameters(tenant.task.id)[key],
-                )
-                share = torch.zeros(stage.task_portions(tenant.task.id)[key].whole_like(parameter).shape)
-                share = share.to(parameter.dtype)
-                portion.put(part.grad, share)
-                mine = stage.task_portions(tenant.task.id)[key].take(share)
-                total += mine if portion.partial or portion.holders == 1 else mine / tp
-            torch.testing.assert_close(total, parameter.grad, rtol=1e-7, atol=1e-9)
+    (batch,) = batches_of(tenants, "pack")
+    weights = random_weights(spec)
+    expected_K, whole, _ = play_shard(spec, tenants, batch, weights, Shard())
+    ranks = ThreadTeam(tp).run(lambda shard: play_shard(spec, tenants, batch, weights, shard))
+    for losses_K, _, _ in ranks:
+        torch.testing.assert_close(losses_K, expected_K, rtol=1e-9, atol=1e-9)
+    for i, tenant in enumerate(whole):
+        found, expected = assemble([gradients(own[i]) for _, own, _ in ranks]), assemble([gradients(tenant)])
+        for key, gradient in expected.items():
+            torch.testing.assert_close(found[key], gradient, rtol=1e-7, atol=1e-9)
 
 
 def test_later_stages_have_no_tensor_of_a_prompt(tmp_path):
     spec = short(BACKBONES["llama"])
     tenants = make_tenants(spec, tmp_path)
-    _, (first, last), _ = play(spec, tenants, batches_of(tenants, "pack"), stages=2)
+    _, (first, last) = play(spec, tenants, batches_of(tenants, "pack"), stages=2)
     assert (len(first.task_parameters("prompt")), len(last.task_parameters("prompt"))) == (1, 0)
     assert list(first.task_parameters("prefix")) == [f"{KEY}@0"]
 
@@ -266,7 +242,7 @@ def test_twenty_steps_equal_the_solo_run(family, peft, tmp_path):
     targets = sum(example.target_tokens for example in tenant.examples)
     for loss in expected.losses:
         (own,) = stage.forward(batches[0], None) / targets
-        assert float(own) == pytest.approx(loss, rel=1e-9)
+        assert float(own.detach()) == pytest.approx(loss, rel=1e-9)
         own.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -302,22 +278,20 @@ def test_what_is_saved_loads_with_peft_and_has_the_same_logits(family, peft, tmp
     assert config["base_model_name_or_path"] == spec.name
     loaded = PeftModel.from_pretrained(load_hf_model(spec), tmp_path / "adapter").eval()
     expected = solo_losses(Behind(loaded), tenant.examples)
-    losses_K, _, _ = play(spec, [tenant], batches_of([tenant], "pack"))
+    losses_K, _ = play(spec, [tenant], batches_of([tenant], "pack"))
     torch.testing.assert_close(losses_K[0], expected.detach(), rtol=1e-5, atol=1e-5, check_dtype=False)
 
 
 def test_a_bfloat16_backbone_keeps_float32_virtual_tokens(tmp_path):
     spec = short(BACKBONES["llama"]).model_copy(update={"dtype": "bfloat16"})
     tenants = make_tenants(spec, tmp_path)
-    _, (stage,), _ = play(spec, tenants, batches_of(tenants, "pack"))
+    _, (stage,) = play(spec, tenants, batches_of(tenants, "pack"))
     for task_id in ("prefix", "prompt"):
         for parameter in stage.task_parameters(task_id).values():
             assert parameter.dtype == parameter.grad.dtype == torch.float32
 
 
-def test_places_in_the_backbone(tmp_path):
-    from muxtune.peft import attachments
-
+def test_places_in_the_backbone():
     spec = BACKBONES["llama"]
     (prefix,) = attachments(PREFIX, spec, 1)
     assert attachments(PREFIX, spec, EMBEDDING) == () == attachments(PROMPT, spec, 1)

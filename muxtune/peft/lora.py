@@ -132,6 +132,10 @@ class Lora:
                 if not any(_holds_at(((name, 1),), path, 0) for path in sizes):
                     known = ", ".join(dict.fromkeys(path.rsplit(".", 1)[-1] for path in sizes))
                     raise SpecError(f"{where}.{field}", name, f"an adapted linear: {known}")
+            for path in sizes:
+                if _holds_at(pattern, path, 0) != _holds_at(tuple(sorted(pattern)), path, 0):
+                    expected = f"one meaning for {path}: peft saves patterns in alphabetical order"
+                    raise SpecError(f"{where}.{field}", dict(pattern), expected)
         for path, size in sizes.items():
             if spec.rank(path) > size:
                 if spec.rank(path) != spec.r:

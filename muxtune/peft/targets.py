@@ -126,9 +126,14 @@ def _check_matches(spec: TargetedSpec, model: ModelSpec, where: str) -> None:
     paths = [
         module_path(model, layer, linear.name) for layer in range(model.layers) for linear in model.linears
     ]
-    for field, selection in (("targets", spec.targets), ("exclude_modules", spec.exclude_modules)):
+    others = list(_other_modules(model))
+    # What is excluded may be what a regular expression in targets must not match.
+    for field, selection, among in (
+        ("targets", spec.targets, paths),
+        ("exclude_modules", spec.exclude_modules, paths + others),
+    ):
         if isinstance(selection, str):
-            if not any(_selects(selection, path) for path in paths):
+            if not any(_selects(selection, path) for path in among):
                 expected = (
                     f"a regular expression that matches the whole path of a linear of {model.name}, as "
                     f"{paths[0]}; its linears are {known}"
@@ -136,14 +141,14 @@ def _check_matches(spec: TargetedSpec, model: ModelSpec, where: str) -> None:
                 raise SpecError(f"{where}.{field}", selection, expected)
         elif selection is not None and selection != (ALL_LINEAR,):
             for name in selection:
-                if not any(_selects((name,), path) for path in paths) or name == ALL_LINEAR:
+                if name == ALL_LINEAR or not any(_selects((name,), path) for path in among):
                     expected = f"a linear of {model.name}: {known}, or {ALL_LINEAR} alone"
                     if not set(name).isdisjoint(_PATTERN):
                         expected += " (names; a regular expression stands alone, as text)"
                     raise SpecError(f"{where}.{field}", name, expected)
     if isinstance(spec.targets, str):
         excluded = spec.exclude_modules
-        for path in _other_modules(model):
+        for path in others:
             if _selects(spec.targets, path) and (excluded is None or not _selects(excluded, path)):
                 expected = f"linears of layers alone, and it matches {path}: name them, or exclude_modules"
                 raise SpecError(f"{where}.targets", spec.targets, expected)

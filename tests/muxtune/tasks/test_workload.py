@@ -65,7 +65,7 @@ def test_a_file_is_read_with_its_defaults(tmp_path):
     workload = load_workload(write(tmp_path, CONTENT))
     sentiment, other = workload.tasks
     assert (workload.backbone, workload.dtype) == ("llama-tiny", None)
-    assert sentiment.peft.scale == 2.0
+    assert sentiment.peft.scale("model.layers.0.self_attn.q_proj") == 2.0
     assert sentiment.declared_microbatches == 4
     assert (sentiment.seed, sentiment.shuffle, sentiment.max_grad_norm, sentiment.weight_decay) == (
         0,
@@ -116,11 +116,7 @@ def test_absolute_paths_and_home_are_kept(tmp_path, monkeypatch):
         ("tasks.0.id", "a+b", "tasks.0.id = 'a+b': expected"),
         ("tasks.0.id", "a\n", r"tasks.0.id = 'a\n': expected"),
         ("tasks.0.peft", MISSING, "tasks.0.peft = None: expected a value"),
-        (
-            "tasks.0.peft.method",
-            "magic",
-            "tasks.0.peft.method = 'magic': expected a PEFT method; there are lora",
-        ),
+        ("tasks.0.peft.method", "magic", "tasks.0.peft.method = 'magic': expected a PEFT method; there are"),
         ("tasks.0.peft.rank", 4, "tasks.0.peft.rank = 4: expected no such field"),
         ("tasks.0.peft.r", 0, "tasks.0.peft.r = 0: expected greater than 0"),
         ("tasks.0.peft.r", 2.5, "tasks.0.peft.r = 2.5: expected a valid integer"),
@@ -141,8 +137,8 @@ def test_absolute_paths_and_home_are_kept(tmp_path, monkeypatch):
         ),
         (
             "tasks.0.peft.targets",
-            r".*\.(q|v)_proj",
-            "expected a list of names, as [q_proj, v_proj], or all-linear; no regular expression",
+            r".*\.(q|v_proj",
+            r"tasks.0.peft.targets = '.*\\.(q|v_proj': expected a regular expression (missing )",
         ),
         ("tasks.0.peft.dropout", -0.1, "tasks.0.peft.dropout = -0.1: expected greater than or equal to 0"),
         ("tasks.0.peft.dropout", 1, "tasks.0.peft.dropout = 1: expected less than 1"),
@@ -207,7 +203,7 @@ def test_a_wrong_field_is_named_with_file_value_and_expectation(tmp_path, path, 
         (
             {"peft": {"method": "lora", "r": 4, "alpha": 1, "targets": [".*_proj"]}},
             "tasks.t.peft.targets = '.*_proj': expected a linear of llama-tiny: q_proj, k_proj, v_proj, "
-            "o_proj, gate_proj, up_proj, down_proj, or all-linear alone (names, no regular expressions)",
+            "o_proj, gate_proj, up_proj, down_proj, or all-linear alone (names; a regular expression stands alone, as text)",
         ),
         (
             {"peft": {"method": "lora", "r": 4, "alpha": 1, "targets": ["q_proj,v_proj"]}},

@@ -109,11 +109,11 @@ class SearchSettings:
     overlapped: float = 0.6
     """Share that overlap is expected to hide of what it could hide inside of a stage at most."""
     within: float = 1.2
-    """Of few tasks, partitions become proposals if their guess is at most this many times the least of all
+    """Partitions of few tasks become proposals if their guess is at most this many times the least of all
     meshes."""
     roughly_within: float = 1.4
-    """The same factor for the first partitions of a mesh, if any is within ``within``: guesses at waiting may
-    be off by a fifth."""
+    """Factor as ``within``, for the first partitions of a mesh if any is within that: guesses at waiting may be
+    off by a fifth."""
     roughly_first: int = 8
     """Partitions in front on a mesh that ``roughly_within`` is for."""
     per_mesh: int = 32
@@ -124,7 +124,7 @@ class SearchSettings:
     slack: float = 0.02
     """Share by which the estimate of a bound may exceed the exact one; errors of groups even out (tested)."""
     slack_of_few: float = 0.05
-    """The same for few tasks, the errors of whose groups do not even out; their search ends by patience."""
+    """Slack for few tasks, the errors of whose groups do not even out; their search ends by patience."""
     patience: int = 12
     """Partitions in a row that may be no better before a search of ``refined_below`` or more tasks ends; the
     partitions of so many tasks differ little."""

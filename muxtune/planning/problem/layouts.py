@@ -48,7 +48,7 @@ def cheapest_layout(
 
 
 def cheapest_choice(problem: PlanningProblem, mesh: Mesh, choices: Sequence[HTaskChoice]) -> HTaskChoice:
-    """The same group in the layout with the least time on the slowest stage, unless it is far longer."""
+    """A group in the layout with the least time on the slowest stage, unless it is far longer."""
     shortest = min(choice.shape.tokens for choice in choices)
     worth = [c for c in choices if c.shape.tokens <= problem.settings.most_padding * shortest]
     return min(worth, key=lambda c: problem.htask_times(c, mesh).slowest_s)

@@ -43,7 +43,7 @@ class _Seen:
     """Work of every hTask in a layer, and its micro-batches."""
 
     work_s: dict[int, list[float]]
-    """By replicas, the least work of all of them. All wait for the slowest, so more replicas have no less."""
+    """By replicas, the least work of all of them. All wait for the slowest; divided again, they have no less."""
     microbatches: dict[int, list[int]]
     """By replicas, the most micro-batches of all of them; more replicas only round them up."""
 
@@ -86,7 +86,7 @@ class MeshBounds:
         self._instances = min(instances, self._instances or instances)
 
     def least_s(self, shape: MeshShape) -> float:
-        """Bound for the best of what was seen with as many ranks per stage, on no more replicas.
+        """Bound for the best of what was seen with as many ranks per stage, on a divisor of the replicas.
 
         0 if there is nothing.
 
@@ -108,10 +108,10 @@ class MeshBounds:
     def _bound_s(self, kind: _Kind, seen: _Seen, shape: MeshShape) -> float:
         layers: int = self._problem.model.layers
         most: int = -(-layers // shape.pp)
-        no_more = [work_s for dp, work_s in seen.work_s.items() if dp <= shape.dp]
-        if not no_more:
+        divided = [work_s for dp, work_s in seen.work_s.items() if shape.dp % dp == 0]
+        if not divided:
             return 0.0
-        work_s: list[float] = [min(each) / shape.dp for each in zip(*no_more, strict=True)]
+        work_s: list[float] = [min(each) / shape.dp for each in zip(*divided, strict=True)]
         counts: list[int] = [min(each) for each in zip(*seen.microbatches.values(), strict=True)]
         others_s: list[float] = [  # of a micro-batch, in the layers of all other stages
             float(layers - most) * own_s / -(-count // shape.dp)

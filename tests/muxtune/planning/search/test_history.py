@@ -104,7 +104,17 @@ def test_policies_leave_nothing_in_a_problem_that_they_share():
             assert dump(shared, name) == alone[name], (name, order)
 
 
-PARTS = ("layer_s", "links_s", "last_s", "message_s", "attention_s", "feed_s", "p2p_s", "first_s", "adapter_s")
+PARTS = (
+    "layer_s",
+    "links_s",
+    "last_s",
+    "message_s",
+    "attention_s",
+    "feed_s",
+    "p2p_s",
+    "first_s",
+    "adapter_s",
+)
 
 
 @pytest.mark.parametrize("tp", [1, 2])

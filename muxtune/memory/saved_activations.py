@@ -154,6 +154,26 @@ def dropping_tokens(model: ModelSpec, work: MicrobatchWork, reads: LayerInput, l
     )
 
 
+def changed_tokens(model: ModelSpec, work: MicrobatchWork, step: Step, reads: LayerInput, layer: int) -> int:
+    """Tokens of the tasks that change, out of place, what linears with this input read or give.
+
+    Args:
+        model: Backbone.
+        work: The micro-batch.
+        step: ``REWRITE`` for what the linears read, ``OUTPUT`` for what they give.
+        reads: Input of the linears.
+        layer: Number of the layer.
+    """
+    return sum(
+        tokens
+        for peft, tokens in zip(work.pefts, work.task_tokens, strict=True)
+        if any(
+            each.step == step and each.site.kind == "linear" and each.site.reads == reads
+            for each in attachments(peft, model, layer)
+        )
+    )
+
+
 def norm_bytes_per_token(model: ModelSpec) -> int:
     """Input and statistics of a norm; Llama's computes in float32 whatever the dtype."""
     if model.rms_norm:

@@ -10,6 +10,7 @@ from muxtune.costs.compose import MicrobatchWork
 from muxtune.memory.saved_activations import (
     adapted_inputs,
     attention_rows,
+    changed_tokens,
     dropping_tokens,
     logit_bytes,
     mlp_widths,
@@ -18,6 +19,7 @@ from muxtune.memory.saved_activations import (
 )
 from muxtune.memory.weights import FLOAT32_BYTES, WHOLE, Sharding, adapter_dtype_bytes
 from muxtune.model import ModelSpec
+from muxtune.peft import Step
 
 _ADDITION_COPIES: dict[DeviceKind, int] = {"cpu": 2, "cuda": 0}
 """Copies that torch makes to add a tensor in place to one of less precision; GPU kernels cast on the fly."""
@@ -44,10 +46,16 @@ def forward_workspace_bytes(
     hidden = _hidden(model, work)
     output = 0.0 if last else hidden  # among the kept, but there only at the very end
     adapted, mlp = adapted_inputs(model, work, layer), mlp_widths(model)
-    ffn = work.tokens * sharding.ffn_width(model) * model.dtype_bytes
+    token_ffn = sharding.ffn_width(model) * model.dtype_bytes
+    ffn = work.tokens * token_ffn
+    rewritten, scaled = (
+        changed_tokens(model, work, step, "inner", layer) for step in (Step.REWRITE, Step.OUTPUT)
+    )
+    masked = dropping_tokens(model, work, "inner", layer) * sharding.ffn_width(model)
     # Until a layer ends, q|k|v, attended values and the second norm's output are referenced, kept or not.
     layer = work.tokens * _leftover_width(model, work, layer, sharding) * model.dtype_bytes
-    inner = ffn * (not mlp.saves_output and "inner" not in adapted)
+    # Where tasks rewrite what the last linear reads, adapters keep that.
+    inner = ffn * (not mlp.saves_output and ("inner" not in adapted or rewritten > 0))
     end = layer + inner + hidden  # the last linear's result, added to the residual
     moments = [end + hidden - output]
     if mlp.saves_output:
@@ -55,7 +63,10 @@ def forward_workspace_bytes(
     if "inner" in adapted and adapter_dtype_bytes(model) > model.dtype_bytes:
         width = max(sharding.ffn_width(model), (1 + _ADDITION_COPIES[device]) * model.hidden)
         moments.append(end - output + max(work.task_tokens) * width * adapter_dtype_bytes(model))
-    masked = dropping_tokens(model, work, "inner", layer) * sharding.ffn_width(model)
+    if rewritten:  # rows of these tasks, and with the others' as one tensor
+        moments.append(layer + inner + ffn * ("inner" not in adapted) + rewritten * token_ffn - output)
+    if scaled:
+        moments.append(end + hidden + scaled * model.hidden * model.dtype_bytes - output)
     if masked:
         copied = adapter_dtype_bytes(model) if adapter_dtype_bytes(model) > model.dtype_bytes else 0
         held = max(_MASK_BYTES[device], 1 + model.dtype_bytes, model.dtype_bytes + copied)
@@ -101,6 +112,8 @@ def backward_workspace_bytes(
         moments.append(ffn + masked * held)
     # The last linear is behind it, and so is the input that it kept for an adapter.
     inner_freed = ffn * ("inner" in adapted and not mlp.saves_output)
+    rewritten = changed_tokens(model, work, Step.REWRITE, "inner", layer)  # which kept their rows
+    inner_freed += rewritten * sharding.ffn_width(model) * b
     moments.append(mlp.backward * ffn - inner_freed)
     # Gradients of queries, keys and values as attention leaves them, side by side, and in the stream's order.
     width = sharding.query_width(model) + 2 * sharding.kv_width(model)

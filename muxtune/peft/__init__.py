@@ -3,7 +3,7 @@
 Each method is one module, registered in :data:`METHODS`; all others ask :class:`Attachment` alone.
 """
 
-from muxtune.peft import bottleneck, ia3, prefix_tuning, prompt_tuning  # they register themselves
+from muxtune.peft import bitfit, bottleneck, ia3, prefix_tuning, prompt_tuning  # they register themselves
 from muxtune.peft.layers import (
     LayerRuns,
     Layers,
@@ -66,6 +66,7 @@ __all__ = [
     "at_first_linear",
     "attachments",
     "backward_layers",
+    "bitfit",
     "bottleneck",
     "check_peft",
     "count_layers",

@@ -31,6 +31,11 @@ class Adder(Protocol):
         """Trained tensors of all its adapters."""
         ...
 
+    @property
+    def keeps_input(self) -> bool:
+        """Whether its gradients need the linear's input."""
+        ...
+
     def add_(self, y_TO: Tensor, x_TI: Tensor) -> Saved:
         """Add to the linear's output, in place; what the backward needs beside the input."""
         ...
@@ -54,7 +59,10 @@ class Adder(Protocol):
     def gradients(
         self, grad_TO: Tensor, x_TI: Tensor, saved: Sequence[Tensor], more: Sequence[Tensor]
     ) -> list[Tensor]:
-        """Gradients of its parameters, in their order; ``more`` is of :meth:`add_input_gradients_`."""
+        """Gradients of its parameters, in their order; ``more`` is of :meth:`add_input_gradients_`.
+
+        ``x_TI`` is there if an adapter on the linear keeps it.
+        """
         ...
 
 
@@ -98,7 +106,8 @@ class _FrozenLinear(torch.autograd.Function):
         ctx.adders, ctx.static_shape, ctx.parameters = adders, static_shape, parameters
         ctx.sizes = [len(each) for each in saved]
         everything = [tensor for each in saved for tensor in each]
-        ctx.save_for_backward(weight_OI, x_TI if adders else None, *everything)
+        keeps = any(adder.keeps_input for adder in adders)
+        ctx.save_for_backward(weight_OI, x_TI if keeps else None, *everything)
         return y_TO
 
     @staticmethod

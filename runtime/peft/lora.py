@@ -72,6 +72,8 @@ class LoraAdder:
         dropout_keys_T: States of the tokens; needed if a pair has dropout.
     """
 
+    keeps_input = True
+
     def __init__(self, pairs: Sequence[tuple[Span, LoraPair]], dropout_keys_T: Tensor | None = None) -> None:
         self._pieces: list[Piece] = []
         self.parameters: list[Tensor] = []

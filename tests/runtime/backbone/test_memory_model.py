@@ -173,21 +173,21 @@ def test_with_dropout_it_is_modelled_within_3_percent(name, dtype, targets, firs
     assert_close(modelled, measured, rel=0.03)
 
 
-IA3 = {
-    "llama-tiny": {
-        "method": "ia3",
-        "targets": ["k_proj", "v_proj", "down_proj"],
-        "feedforward": ["down_proj"],
-    },
-    "gpt2-tiny": {"method": "ia3", "targets": ["c_attn", "mlp.c_proj"], "feedforward": ["mlp.c_proj"]},
-    "opt-tiny": {"method": "ia3", "targets": ["q_proj", "k_proj", "fc2"]},
-}
+METHODS = [
+    (
+        "llama-tiny",
+        {"method": "ia3", "targets": ["k_proj", "v_proj", "down_proj"], "feedforward": ["down_proj"]},
+    ),
+    ("gpt2-tiny", {"method": "ia3", "targets": ["c_attn", "mlp.c_proj"], "feedforward": ["mlp.c_proj"]}),
+    ("opt-tiny", {"method": "ia3", "targets": ["q_proj", "k_proj", "fc2"]}),
+    ("gpt2-tiny", {"method": "bitfit"}),
+]
 
 
 @pytest.mark.parametrize(("first", "last"), [(True, False), (False, True)])
-@pytest.mark.parametrize("name", IA3)
+@pytest.mark.parametrize(("name", "method"), METHODS)
 @pytest.mark.parametrize("beside", [{}, None], ids=["beside LoRA", "alone"])
-def test_other_methods_are_modelled_within_3_percent(name, beside, first, last, tmp_path):
+def test_other_methods_are_modelled_within_3_percent(name, method, beside, first, last, tmp_path):
     model = PRESETS[name].model_copy(update={"layers": 2})
     measured, modelled = measure(
         model,
@@ -197,7 +197,7 @@ def test_other_methods_are_modelled_within_3_percent(name, beside, first, last, 
         alignment="pack",
         first=first,
         last=last,
-        methods=(IA3[name], IA3[name] if beside is None else beside),
+        methods=(method, method if beside is None else beside),
     )
     assert_close(modelled, measured, rel=0.03)
 

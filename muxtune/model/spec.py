@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, Field, PrivateAttr, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from muxtune.model.families import FAMILIES, LayerInput
@@ -107,6 +107,12 @@ class ModelSpec(StrictModel):
     """Seed of a preset's weights."""
     dtype: Dtype = "float32"
     """Type of weights and activations."""
+    _whole: ModelSpec | None = PrivateAttr(default=None)
+
+    @property
+    def whole(self) -> ModelSpec:
+        """The backbone that this is a shard of; itself if it is none."""
+        return self if self._whole is None else self._whole
 
     @property
     def dtype_bytes(self) -> int:
@@ -188,7 +194,9 @@ class ModelSpec(StrictModel):
         if tp == 1:
             return self
         shares = {name: -(-getattr(self, name) // tp) for name in ("heads", "kv_heads", "ffn", "vocab")}
-        return self.model_copy(update=shares)
+        shard = self.model_copy(update=shares)
+        shard._whole = self  # noqa: SLF001  # of the same class
+        return shard
 
     def has_bias(self, linear: LinearSpec) -> bool:
         """Whether a linear of a layer adds a bias."""

@@ -3,7 +3,15 @@
 Each method is one module, registered in :data:`METHODS`; all others ask :class:`Attachment` alone.
 """
 
-from muxtune.peft import bitfit, bottleneck, ia3, prefix_tuning, prompt_tuning  # they register themselves
+from muxtune.peft import (
+    bitfit,
+    bottleneck,
+    diff,
+    ia3,
+    prefix_tuning,
+    prompt_tuning,
+    shira,
+)  # they register themselves
 from muxtune.peft.layers import (
     LayerRuns,
     Layers,
@@ -71,6 +79,7 @@ __all__ = [
     "check_peft",
     "count_layers",
     "depth_of",
+    "diff",
     "embedding_attachments",
     "embedding_site",
     "everywhere",
@@ -86,6 +95,7 @@ __all__ = [
     "prefix_tuning",
     "prompt_tuning",
     "runs_of",
+    "shira",
     "site_of",
     "stage_attachments",
     "stage_layers",

@@ -22,7 +22,7 @@ from muxtune.peft.sites import Site, Step, depth_of
 
 Reads = Literal["input", "output", "nothing"]
 Joins = Literal["add", "multiply", "replace", "extend"]
-Sharded = Literal["none", "inputs", "outputs", "keys_values"]
+Sharded = Literal["none", "inputs", "outputs", "keys_values", "entries"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,8 @@ class TrainedTensor:
     """Name under the path of the site, such as ``lora_A.weight``."""
     shape: tuple[int, ...]
     sharded: Sharded = "none"
-    """Features of the site that tensor-parallel ranks cut it by; ``keys_values`` are heads."""
+    """Features of the site that tensor-parallel ranks cut it by; ``keys_values`` are heads, and ``entries``
+    places in a linear's weight: a rank has those of its own rows and columns."""
     dim: int = 0
     """Dimension that is cut."""
     partial: bool = False

@@ -27,6 +27,7 @@ from runtime.distributed.sharding import (
     WHOLE,
     Portion,
     Shard,
+    entries_portion,
     linear_portions,
     name_part,
     tensor_portion,
@@ -143,12 +144,14 @@ class Stage(nn.Module):
         """One of a task's adapters, with this rank's part of its tensors."""
         spec, shard, site = self._spec, self._shard, each.site
         method = RUNTIME_METHODS.get(task.peft.method)
-        own = {
-            tensor.name: self._take(
-                task, given, each, tensor, method.file_part(each, tensor, number, spec), number
-            )
-            for tensor in each.tensors
-        }
+        own: dict[str, nn.Parameter] = {}
+        places_2N = None
+        for tensor in each.tensors:
+            part = method.file_part(each, tensor, number, spec)
+            portion = tensor_portion(spec, site, tensor, shard)
+            if part.places is not None:
+                portion, places_2N = self._entries(task, given, each, tensor, part.places)
+            own[tensor.name] = self._take(task, given, tensor, part, portion, number)
         inputs = Portion(INPUTS, site.in_features, ((0, site.in_features),))
         outputs = Portion(OUTPUTS, site.out_features, ((0, site.out_features),))
         path, columns, weight_OI, bias_O = spec.layer_prefix, (0, site.out_features), None, None
@@ -171,23 +174,41 @@ class Stage(nn.Module):
             weight_OI=weight_OI,
             bias_O=bias_O,
             before=before,
+            places_2N=places_2N,
         )
         attached = method.attach(each, own, frozen)
         self._task_adapters[task.id].append(attached)
         return attached
 
+    def _entries(
+        self, task: PeftTask, given: Mapping[str, Tensor], each: Attachment, tensor: TrainedTensor, key: str
+    ) -> tuple[Portion, Tensor]:
+        """This rank's entries of a linear's weight, and their places in its part of it."""
+        site, found = each.site, given.get(key)
+        shape = (2, tensor.size)
+        if found is None or found.shape != shape or found.is_floating_point():
+            expected = f"whole numbers of shape {shape}"
+            raise SpecError(
+                f"adapter of {task.id}: {key}", None if found is None else tuple(found.shape), expected
+            )
+        places_2N = found.flip(0) if self._spec.transposed_weights else found
+        sizes = torch.tensor([[site.out_features], [site.in_features]])
+        if not ((places_2N >= 0) & (places_2N < sizes)).all():
+            expected = f"places in {site.path}, which has {site.out_features} outputs of {site.in_features}"
+            raise SpecError(f"adapter of {task.id}: {key}", int(found.max()), expected)
+        return entries_portion(self._spec, site, places_2N, self._shard)
+
     def _take(
         self,
         task: PeftTask,
         given: Mapping[str, Tensor],
-        each: Attachment,
         tensor: TrainedTensor,
         place: FilePart,
+        portion: Portion,
         number: int,
     ) -> nn.Parameter:
         """This rank's part of a tensor, as a parameter."""
         found = whole = given.get(place.key)
-        portion = tensor_portion(self._spec, each.site, tensor, self._shard)
         name = place.key
         if place.start is not None and found is not None:
             name = name_part(place.key, number)

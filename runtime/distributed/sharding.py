@@ -8,7 +8,7 @@ What is trained is cut where its method says (:class:`muxtune.peft.TrainedTensor
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -94,6 +94,66 @@ class Portion:
         return part.new_zeros([self.size if dim == self.dim else n for dim, n in enumerate(part.shape)])
 
 
+@dataclass(frozen=True, slots=True)
+class Entries(Portion):
+    """What a rank holds of a list of places in a matrix: those of its own rows and columns."""
+
+    picked: Tensor | None = field(default=None, compare=False)
+    """Positions in the list, ascending."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether they are all."""
+        return self._positions.numel() == self.size
+
+    @property
+    def _positions(self) -> Tensor:
+        assert self.picked is not None
+        return self.picked
+
+    def take(self, whole: Tensor) -> Tensor:
+        """Take the values of the rank's places."""
+        return whole.index_select(0, self._positions.to(whole.device))
+
+    def put(self, part: Tensor, whole: Tensor) -> None:
+        """Write the rank's values to their positions."""
+        whole.index_copy_(0, self._positions.to(whole.device), part)
+
+
+def entries_portion(
+    spec: ModelSpec, site: Site, places_2N: Tensor, shard: Shard
+) -> tuple[Entries, Tensor]:
+    """What a rank holds of places in a linear's weight.
+
+    Args:
+        spec: The backbone, whole.
+        site: Site of the linear.
+        places_2N: Rows (outputs) and columns (inputs) of the whole weight.
+        shard: The rank.
+
+    Returns:
+        The rank's entries of the list, and their rows and columns in the rank's own weight.
+    """
+    linear = next(linear for linear in spec.linears if linear.name == site.path)
+    portions = linear_portions(spec, linear, shard)
+    own_2N = torch.stack([_own(p, places) for p, places in zip(portions, places_2N.long(), strict=True)])
+    (picked,) = (own_2N >= 0).all(0).nonzero(as_tuple=True)
+    cut, _ = portions if linear.split_by_outputs else portions[::-1]
+    size = places_2N.shape[1]
+    entries = Entries(0, size, ((0, size),), cut.holders, cut.holders > 1, picked)
+    return entries, own_2N[:, picked]
+
+
+def _own(portion: Portion, features: Tensor) -> Tensor:
+    """Numbers of features among those that a rank holds; -1 for others."""
+    own = torch.full((portion.size,), -1)
+    count = 0
+    for start, stop in portion.ranges:
+        own[start:stop] = torch.arange(count, count + stop - start)
+        count += stop - start
+    return own[features]
+
+
 def linear_portions(spec: ModelSpec, linear: LinearSpec, shard: Shard) -> tuple[Portion, Portion]:
     """What a rank holds of a linear's outputs and of its inputs; one of them is whole."""
     ranges, holders = _split_ranges(spec, linear, shard)
@@ -111,7 +171,7 @@ def tensor_portion(spec: ModelSpec, site: Site, tensor: TrainedTensor, shard: Sh
     each of the ranks has other queries, and with them a part of the gradient.
     """
     dim, size = tensor.dim, tensor.shape[tensor.dim]
-    if tensor.sharded == "none":
+    if tensor.sharded in {"none", "entries"}:  # which entries a rank holds only the file says
         return Portion(dim, size, ((0, size),), shard.ranks, tensor.partial and shard.ranks > 1)
     if tensor.sharded == "keys_values":
         held, holders = _held_kv_heads(spec, shard)

@@ -4,7 +4,7 @@ Each method is one module, registered in :data:`RUNTIME_METHODS`; the backbone a
 alone.
 """
 
-from runtime.peft import bitfit, bottleneck, ia3, lora, prefix_tuning, prompt_tuning
+from runtime.peft import bitfit, bottleneck, diff, ia3, lora, prefix_tuning, prompt_tuning, shira
 from runtime.peft.adapter import Frozen, TaskAdapter
 from runtime.peft.frozen_linear import Adder, frozen_linear
 from runtime.peft.method import RUNTIME_METHODS, Content, FilePart, Reference, Run, RuntimeMethod
@@ -21,9 +21,11 @@ __all__ = [
     "TaskAdapter",
     "bitfit",
     "bottleneck",
+    "diff",
     "frozen_linear",
     "ia3",
     "lora",
     "prefix_tuning",
     "prompt_tuning",
+    "shira",
 ]

@@ -39,6 +39,8 @@ class Frozen:
     """Bias of the rank's outputs. Of an input-split linear every rank has it, and one adds it to the sum."""
     before: tuple[TaskAdapter, ...] = ()
     """The task's adapters that were attached to the same base op before."""
+    places_2N: Tensor | None = None
+    """Rows and columns of trained entries in the rank's part of the weight, where a method has such."""
 
 
 class TaskAdapter:

@@ -32,6 +32,9 @@ class FilePart:
     dim: int = 0
     start: int | None = None
     """Where it begins in that dimension; None if it is all of the file's tensor."""
+    places: str | None = None
+    """Of trained entries of a frozen weight: name of the file's tensor ``[2, N]`` with the place of each, in
+    the weight as transformers has it. It is not trained."""
 
 
 class Content(Protocol):

@@ -87,13 +87,15 @@ def save_adapter(folder: Path, tensors: Mapping[str, Tensor], like: Path) -> Non
 
     Args:
         folder: Folder to write to.
-        tensors: Tensors of the whole model, under peft's names.
-        like: Folder of the task's initial adapter, which has the same names and configuration.
+        tensors: Trained tensors of the whole model, under peft's names.
+        like: Folder of the task's initial adapter, which has the same names and configuration; what it has
+            of whole numbers, such as places in a weight, is not trained and stays.
 
     Raises:
         SpecError: The names are not those of ``like``.
     """
     expected = load_adapter(like)
+    tensors = {k: t for k, t in expected.items() if not t.is_floating_point()} | dict(tensors)
     if tensors.keys() != expected.keys():
         odd = sorted(tensors.keys() ^ expected.keys())
         raise SpecError(f"adapter for {folder}", odd[0], f"the same tensors as in {like}")

@@ -134,7 +134,7 @@ def _adapters(spec: BottleneckSpec, model: ModelSpec) -> tuple[Attachment, ...]:
 
 
 def _adapter(spec: BottleneckSpec, model: ModelSpec, site: Site) -> Attachment:
-    """Tensors are whole on all ranks: it reads before the copy to them or behind their sum, and joins behind it.
+    """Tensors are whole on all ranks: it reads before the copy to them or behind their sum, and joins there.
 
     A serial one keeps a copy of what its own tokens read, which nobody else keeps.
     """

@@ -13,6 +13,7 @@ from muxtune.policies import (  # noqa: F401  # they register themselves
     lorafusion,
     mlora,
     muxtune,
+    one_method,
     shared,
     switches,
 )

@@ -86,7 +86,8 @@ def refuse_switches(chosen: ChosenPolicy, options: PlanOptions) -> None:
 
 
 def _follows_orchestration(policy: Policy) -> bool:
-    followers = {type(POLICIES.get(name)) for name in (_SWITCHED, "spatial-only", "temporal-only")}
+    names = (_SWITCHED, "muxtune-one-method-per-htask", "spatial-only", "temporal-only")
+    followers = {type(POLICIES.get(name)) for name in names}
     return isinstance(policy, Switched) or type(policy) in followers
 
 

@@ -41,6 +41,8 @@ class PlanOptions:
     """Replicas that share the data."""
     meshes: tuple[tuple[int, int, int], ...] | None = None
     """The only meshes (``tp``, ``pp``, ``dp``) that are looked at, where they stand in for all possible."""
+    one_method: bool = False
+    """Whether the tasks of an hTask must have one PEFT method, in a fusion that is searched."""
     without: tuple[Part, ...] = ()
     """Parts of the policy ``muxtune`` that are switched off."""
     objective: ObjectiveOption = "iteration"

@@ -65,6 +65,7 @@ class GroupBands:
         width: Tasks of the widest group.
         layouts: Layouts that may be used.
         steps: Steps to look at; by default a sample.
+        one_method: Whether only tasks of one PEFT method may share a group.
     """
 
     def __init__(
@@ -74,6 +75,8 @@ class GroupBands:
         width: int,
         layouts: Sequence[Layout],
         steps: Ints | None = None,
+        *,
+        one_method: bool = False,
     ) -> None:
         self.problem = problem
         self.task_ids = tuple(task_ids)
@@ -88,6 +91,7 @@ class GroupBands:
         self._declared = np.array([data.task.declared_microbatches for data in self.tasks])
         self._row_tokens = np.array([data.task.row_tokens for data in self.tasks])
         self.pefts = [data.task.peft for data in self.tasks]
+        self.one_method = one_method
         self.microbatches_nw = lru_cache(maxsize=None)(self._microbatches)
         self.layout_band = lru_cache(maxsize=None)(self._layout_band)
 
@@ -116,6 +120,15 @@ class GroupBands:
     def exists_nw(self) -> NDArray[np.bool_]:
         """Whether a group exists: as many tasks as it is wide stand before its end."""
         return np.arange(self.width) <= np.arange(len(self.tasks))[:, None]
+
+    @cached_property
+    def allowed_nw(self) -> NDArray[np.bool_]:
+        """Whether a group exists and its tasks may share an hTask."""
+        if not self.one_method:
+            return self.exists_nw
+        names = [peft.method for peft in self.pefts]
+        method_n = np.array([names.index(name) for name in names])
+        return np.asarray(self.exists_nw & (self.max(method_n) == -self.max(-method_n)))
 
     def _microbatches(self, dp: int) -> Ints:
         """Micro-batches of every group on each of ``dp`` replicas; a carry group counts as one."""

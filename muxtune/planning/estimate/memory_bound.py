@@ -61,14 +61,15 @@ class Room:
 
     stages: tuple[_StageRoom, ...]
     microbatches_nw: NDArray[np.int64]
-    exists_nw: NDArray[np.bool_]
+    allowed_nw: NDArray[np.bool_]
+    """Groups that may be, whatever they need."""
     memory_bytes: int
     """Memory of a device."""
 
     @property
     def possible_nw(self) -> NDArray[np.bool_]:
         """Groups whose own micro-batches have room."""
-        possible = self.exists_nw.copy()
+        possible = self.allowed_nw.copy()
         for stage in self.stages:
             own = np.minimum(self.microbatches_nw, stage.in_flight)
             possible &= own * stage.least_nw <= stage.free_bytes
@@ -77,7 +78,7 @@ class Room:
     @property
     def safe_nw(self) -> NDArray[np.bool_]:
         """Groups that fit even if every open micro-batch is as large as theirs."""
-        safe = self.exists_nw.copy()
+        safe = self.allowed_nw.copy()
         for stage in self.stages:
             safe &= stage.in_flight * stage.kept_nw + stage.passing_nw <= stage.free_bytes
         return safe
@@ -122,7 +123,7 @@ def room_for_groups(bands: GroupBands, prices: GroupPrices, mesh: Mesh) -> Room:
             )
         )
     memory_bytes = bands.problem.cluster.device.memory_bytes
-    return Room(tuple(stages), prices.microbatches_nw, bands.exists_nw, memory_bytes)
+    return Room(tuple(stages), prices.microbatches_nw, bands.allowed_nw, memory_bytes)
 
 
 class _Probe:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 
 from muxtune.planning.decisions.options import PlanOptions
-from muxtune.planning.decisions.partition_dp import set_partitions
 from muxtune.planning.decisions.structure import HTaskChoice
 from muxtune.planning.problem.carrying import may_carry
 from muxtune.planning.problem.layouts import cheapest_alignment
@@ -31,7 +30,8 @@ def task_appraiser(problem: PlanningProblem, options: PlanOptions) -> Appraiser:
     mesh = choose_mesh(problem, alone, options)
     align = cheapest_alignment(problem, mesh, options)
     templates = options.templates(problem.settings.templates)
-    return Appraiser(GroupTable(problem, mesh, align), templates, cut=may_carry(options))
+    table = GroupTable(problem, mesh, align, one_method=options.one_method)
+    return Appraiser(table, templates, cut=may_carry(options))
 
 
 def best_of_all(appraiser: Appraiser, *, keep: int = 1, below_s: float = math.inf) -> list[Appraised]:
@@ -48,9 +48,10 @@ def best_of_all(appraiser: Appraiser, *, keep: int = 1, below_s: float = math.in
     count = len(table.task_ids)
     excluded: set[int] = set()
     if not appraiser.cut:  # cut, a group may fit
-        excluded = {mask for mask in range(1, 1 << count) if table.exceeds_alone(mask)}
+        shared = filter(table.may_share, range(1, 1 << count))
+        excluded = {mask for mask in shared if table.exceeds_alone(mask)}
     bounds = sorted(
-        (appraiser.bound_s(groups), groups) for groups in set_partitions(count) if excluded.isdisjoint(groups)
+        (appraiser.bound_s(groups), groups) for groups in table.partitions() if excluded.isdisjoint(groups)
     )
     best: list[Appraised] = []
     for bound_s, groups in bounds:

@@ -8,7 +8,7 @@ once. A group is a bit mask over the tasks in the order of
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muxtune.memory import StageMemory
-from muxtune.planning.decisions.partition_dp import Groups
+from muxtune.planning.decisions.partition_dp import Groups, set_partitions
 from muxtune.planning.decisions.structure import HTaskChoice, Mesh
 from muxtune.planning.exact.bounds import BoundTerms, exact_terms
 from muxtune.planning.problem.layouts import sort_by_tokens
@@ -62,6 +62,7 @@ class GroupTable:
         problem: The planning problem.
         mesh: The mesh.
         align: Chooses the alignment of a group; the carry groups of all are alike.
+        one_method: Whether only tasks of one PEFT method may share a group.
     """
 
     def __init__(
@@ -69,10 +70,16 @@ class GroupTable:
         problem: PlanningProblem,
         mesh: Mesh,
         align: Callable[[tuple[str, ...]], HTaskChoice],
+        *,
+        one_method: bool = False,
     ) -> None:
         self.problem = problem
         self.mesh = mesh
         self.task_ids = tuple(sort_by_tokens(problem))
+        self.methods = [
+            problem.data[task_id].task.peft.method if one_method else "" for task_id in self.task_ids
+        ]
+        """What tasks must have in common to share a group."""
         self._align = align
         self._groups: dict[int, Group] = {}
         self._worked_out = self._groups
@@ -108,6 +115,16 @@ class GroupTable:
     def members(self, mask: int) -> tuple[str, ...]:
         """Task ids of a group."""
         return tuple(task_id for bit, task_id in enumerate(self.task_ids) if mask >> bit & 1)
+
+    def may_share(self, mask: int) -> bool:
+        """Whether these tasks may share an hTask."""
+        return len({method for bit, method in enumerate(self.methods) if mask >> bit & 1}) == 1
+
+    def partitions(self) -> Iterator[Groups]:
+        """All partitions whose groups may be; of few tasks, for there are as many as Bell's number."""
+        count = len(self.task_ids)
+        shared = {mask for mask in range(1, 1 << count) if self.may_share(mask)}
+        return (groups for groups in set_partitions(count) if shared.issuperset(groups))
 
     def mask(self, task_ids: Iterable[str]) -> int:
         """Inverse of :meth:`members`."""

@@ -105,6 +105,8 @@ def _contiguous_costs(table: GroupTable, order: Sequence[int]) -> NDArray[np.flo
         mask = 0
         for end in range(start, count):
             mask |= 1 << order[end]
+            if not table.may_share(mask):
+                break
             if not table.exceeds_alone(mask):
                 cost_s[end, end - start] = table[mask].cost_s
             elif max(declared[start : end + 1]) == max(declared[start:]):
@@ -125,7 +127,10 @@ def task_orders(table: GroupTable) -> list[tuple[int, ...]]:
         lambda d: (d.task.declared_microbatches, mixed_size(d.task.peft, model)),
         lambda d: (mixed_size(d.task.peft, model),),
     ]
-    orders = (tuple(sorted(range(len(data)), key=lambda bit: (*key(data[bit]), bit))) for key in keys)
+    orders = (
+        tuple(sorted(range(len(data)), key=lambda bit: (table.methods[bit], *key(data[bit]), bit)))
+        for key in keys
+    )
     return list(dict.fromkeys(orders))
 
 
@@ -238,6 +243,8 @@ class _Refinement:
         total_s = sum(estimates.values())
         ranked: dict[Groups, float] = {}
         for old, new in steps(groups, self._orders):
+            if not all(map(self._table.may_share, new)):
+                continue
             changed = tuple(sorted([*(mask for mask in groups if mask not in old), *new]))
             if changed not in ranked:
                 gone_s = sum(estimates[mask] for mask in old)

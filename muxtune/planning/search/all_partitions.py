@@ -54,10 +54,18 @@ class SetBands(GroupBands):
         task_ids: Ids of a few tasks; their order decides how micro-batches of groups are
             laid out.
         layouts: Layouts that may be used.
+        one_method: Whether only tasks of one PEFT method may share a group.
     """
 
-    def __init__(self, problem: PlanningProblem, task_ids: Sequence[str], layouts: Sequence[Layout]) -> None:
-        super().__init__(problem, task_ids, len(task_ids), layouts)
+    def __init__(
+        self,
+        problem: PlanningProblem,
+        task_ids: Sequence[str],
+        layouts: Sequence[Layout],
+        *,
+        one_method: bool = False,
+    ) -> None:
+        super().__init__(problem, task_ids, len(task_ids), layouts, one_method=one_method)
         masks = np.arange(1, 1 << len(task_ids))
         self._member_gn = (masks[:, None] >> np.arange(len(task_ids)) & 1).astype(np.bool_)
         self._lowest_g = self._member_gn.argmax(axis=1)
@@ -178,6 +186,7 @@ def _rank(
     slot_s_g = work_s_sg.max(axis=0)
     window_s_g = terms.window_s(prices.run)[0]
     rows = _partition_rows(len(bands.tasks))
+    rows = rows[_all_of(bands.allowed_nw[:, 0], rows)]
     load_s = _of_groups(m_g * slot_s_g, rows, 0.0).sum(axis=1)
     least_load_s = float(load_s.min())
     possible = _all_of(room.possible_nw[:, 0], rows)

@@ -64,6 +64,7 @@ class Ranking:
         self._layers = problem.model.layers
         self._layer_work_s: dict[int, float] = {}
         settings = problem.settings
+        one_method = options.one_method
         by_tokens = sort_by_tokens(problem)
         wanted = layouts(problem, by_tokens, options)
         if may_carry(options):
@@ -72,14 +73,18 @@ class Ranking:
         self._contiguous: list[_Estimates[GroupBands]] = []
         self._within = settings.second_order_within
         if len(by_tokens) <= settings.all_partitions_up_to:
-            self._sets = _Estimates(SetBands(problem, by_tokens, wanted), report)
+            self._sets = _Estimates(SetBands(problem, by_tokens, wanted, one_method=one_method), report)
             return
         declared = sorted(by_tokens, key=lambda t: problem.data[t].task.declared_microbatches)
+        if one_method:  # only neighbours can share a group
+            for order in (by_tokens, declared):
+                order.sort(key=lambda t: problem.data[t].task.peft.method)
         orders = {"tokens": tuple(by_tokens), "declared": tuple(declared)}
         widest = settings.widest_group
         width = len(by_tokens) if len(by_tokens) <= 2 * widest else widest
         for task_ids in dict.fromkeys(orders[name] for name in settings.orders):
-            self._contiguous.append(_Estimates(GroupBands(problem, task_ids, width, wanted), report))
+            bands = GroupBands(problem, task_ids, width, wanted, one_method=one_method)
+            self._contiguous.append(_Estimates(bands, report))
 
     def propose(self, shapes: Sequence[MeshShape], below_s: float = np.inf) -> list[MeshProposals]:
         """Partitions on some meshes.

@@ -25,7 +25,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from muxtune.planning.decisions.options import FREE, PlanOptions
-from muxtune.planning.decisions.partition_dp import set_partitions
 from muxtune.planning.decisions.structure import HTaskChoice, Layout, Mesh, PlanStructure
 from muxtune.planning.exact.bounds import exact_bounds
 from muxtune.planning.problem.carrying import may_carry
@@ -192,6 +191,7 @@ class _Search:
     ) -> None:
         self._problem = problem
         self._leanest_first = objective.name == "memory"
+        self._one_method = options.one_method
         self._templates = options.templates(problem.settings.templates)
         self._modes = modes_to_try(problem, options)
         self._cut = may_carry(options) and len(problem.tasks) <= problem.settings.all_partitions_up_to
@@ -348,12 +348,9 @@ class _Search:
         Raises:
             SpecError: None of them fits; has the bytes of the one that needs least.
         """
-        partitions = list(set_partitions(len(self._problem.data)))
-        least = [
-            structure
-            for mesh in dict.fromkeys(meshes)
-            for structure in self._appraiser(mesh, wanted).least_structures(partitions)
-        ]
+        appraisers = [self._appraiser(mesh, wanted) for mesh in dict.fromkeys(meshes)]
+        partitions = list(appraisers[0].table.partitions())
+        least = [structure for each in appraisers for structure in each.least_structures(partitions)]
         for structure in fitting(self._problem, least):
             value = self.tried.value(structure)
             self.outcomes.append(Outcome(None, "fits", value, value, structure))
@@ -363,7 +360,7 @@ class _Search:
         def align(task_ids: tuple[str, ...]) -> HTaskChoice:
             return cheapest_layout(self._problem, mesh, task_ids, wanted)
 
-        table = GroupTable(self._problem, mesh, align)
+        table = GroupTable(self._problem, mesh, align, one_method=self._one_method)
         return Appraiser(table, self._templates, self.tried.value, cut=self._cut)
 
     def ranked(self, keep: int) -> list[Outcome]:

@@ -8,7 +8,7 @@ many partitions for that, by a long local search with exact prices, and prints t
 
 which is negative where the local search misses what the policy finds.
 
-    python -m benchmarks.fusion_gap [--instances 500] [--first-seed 0] [--most-tasks 8] [--above 0.001]
+    python -m benchmarks.fusion_gap [--instances 500] [--first-seed 0] [--most-tasks 8] [--above 0.001] [--methods]
     python -m benchmarks.fusion_gap --least-tasks 10 --most-tasks 12 --against local-search --instances 20
 """
 
@@ -146,13 +146,16 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--least-tasks", type=int, default=2)
     parser.add_argument("--most-tasks", type=int, default=8)
+    parser.add_argument("--methods", action="store_true", help="tasks of several PEFT methods")
     parser.add_argument("--against", choices=get_args(Against), default="all")
     parser.add_argument("--above", type=float, default=0.001, help="gaps that get a line")
     args = parser.parse_args()
     print(machine_line())
     outcomes = []
     for seed in range(args.first_seed, args.first_seed + args.instances):
-        instance = draw_instance(seed, most_tasks=args.most_tasks, least_tasks=args.least_tasks)
+        instance = draw_instance(
+            seed, most_tasks=args.most_tasks, least_tasks=args.least_tasks, methods=args.methods
+        )
         outcomes.append(measure(instance, args.against))
         if outcomes[-1].gap > args.above:
             print(outcomes[-1], flush=True)

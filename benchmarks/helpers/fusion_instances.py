@@ -105,13 +105,16 @@ class Instance:
         return f"seed {self.seed}: {where}, {self.tasks} tasks, memory {memory}"
 
 
-def draw_instance(seed: int, *, most_tasks: int = 8, least_tasks: int = 2) -> Instance:
+def draw_instance(
+    seed: int, *, most_tasks: int = 8, least_tasks: int = 2, methods: bool = False
+) -> Instance:
     """The instance of a seed.
 
     Args:
         seed: Any whole number.
         most_tasks: Tasks at most.
         least_tasks: Tasks at least.
+        methods: Whether tasks have other PEFT methods than LoRA, too; all else is drawn as without.
     """
     rng = np.random.default_rng(seed)
     device = str(rng.choice(DEVICES))
@@ -120,6 +123,8 @@ def draw_instance(seed: int, *, most_tasks: int = 8, least_tasks: int = 2) -> In
     pp = int(rng.integers(1, 5))
     tasks = int(rng.integers(least_tasks, most_tasks + 1))
     workload = _draw_tasks(rng, tasks)
+    if methods:
+        workload = _with_methods(np.random.default_rng([seed, 2]), workload)
     memory = float(rng.choice([2.0, rng.uniform(0.15, 1.0)]))
     dp, nodes = _draw_replicas(np.random.default_rng([seed, 1]), device, pp)
     cluster = _cluster(device, pp * dp, nodes, GPUS["h100"].memory_bytes * 16)
@@ -167,6 +172,28 @@ def _draw_tasks(rng: np.random.Generator, tasks: int) -> Workload:
                 "seed": number,
             }
         )
+    return workload_from({"tasks": content}, "workload", None)  # type: ignore[arg-type]
+
+
+_OTHERS: tuple[dict[str, object], ...] = (
+    {"method": "ia3", "targets": ["all-linear"]},
+    {"method": "bottleneck", "size": 64},
+    {"method": "bottleneck", "size": 16, "placement": "parallel", "blocks": ["mlp"]},
+    {"method": "prompt_tuning", "num_virtual_tokens": 20},
+    {"method": "prefix_tuning", "num_virtual_tokens": 16},
+)
+"""Methods beside LoRA, which all families can have."""
+_OTHER_SHARE = 0.6
+"""Share of tasks that have one of them."""
+
+
+def _with_methods(rng: np.random.Generator, workload: Workload) -> Workload:
+    content = []
+    for task in workload.tasks:
+        fields = task.model_dump(mode="json")
+        if rng.random() < _OTHER_SHARE:
+            fields["peft"] = dict(_OTHERS[rng.integers(len(_OTHERS))])
+        content.append(fields)
     return workload_from({"tasks": content}, "workload", None)  # type: ignore[arg-type]
 
 

@@ -26,8 +26,8 @@ def most_tasks(seed: int) -> int:
 
 
 @cache
-def outcome_of(seed: int) -> Outcome:
-    return measure(draw_instance(seed, most_tasks=most_tasks(seed)))
+def outcome_of(seed: int, *, methods: bool = False) -> Outcome:
+    return measure(draw_instance(seed, most_tasks=most_tasks(seed), methods=methods))
 
 
 @pytest.mark.slow
@@ -37,6 +37,31 @@ def test_fusion_is_within_1_percent_of_exhaustive(first: int) -> None:
     assert all(each.agree for each in outcomes), [str(each) for each in outcomes if not each.agree]
     worst = max(outcomes, key=lambda each: each.gap)
     assert worst.gap <= WITHIN, str(worst)
+
+
+MIXED = 100 if FULL else 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(0, MIXED, AT_ONCE))
+def test_fusion_of_several_methods_is_within_1_percent_of_exhaustive(first: int) -> None:
+    outcomes = [outcome_of(seed, methods=True) for seed in range(first, first + AT_ONCE)]
+    assert all(each.agree for each in outcomes), [str(each) for each in outcomes if not each.agree]
+    worst = max(outcomes, key=lambda each: each.gap)
+    assert worst.gap <= WITHIN, str(worst)
+
+
+def test_the_mixed_instances_have_several_methods_and_are_else_the_same() -> None:
+    methods = [
+        {task.peft.method for task in draw_instance(seed, most_tasks=5, methods=True).workload.tasks}
+        for seed in range(MIXED)
+    ]
+    assert set.union(*methods) >= {"lora", "ia3", "bottleneck", "prompt_tuning", "prefix_tuning"}
+    assert sum(len(each) > 1 for each in methods) > MIXED // 2
+    one, other = (draw_instance(3, methods=methods).workload.tasks for methods in (False, True))
+    assert [t.model_copy(update={"peft": None}) for t in one] == [
+        t.model_copy(update={"peft": None}) for t in other
+    ]
 
 
 def test_the_instances_are_of_all_kinds() -> None:

@@ -14,7 +14,10 @@ from tests.muxtune.planning.problems import FakeCosts, make_problem
 from tests.muxtune.policies.gpus import gpu_problem
 
 SYSTEMS = ("hf-peft", "nemo", "sl-peft", "mlora", "lorafusion", "spatial-only", "temporal-only")
-OURS = ("muxtune", "muxtune-no-fusion", "muxtune-no-orchestration", "muxtune-no-chunking")
+OURS = (
+    *("muxtune", "muxtune-no-fusion", "muxtune-no-orchestration", "muxtune-no-chunking"),
+    "muxtune-one-method-per-htask",
+)
 
 
 def best(policy: str, options: PlanOptions | None = None, **problem: object) -> Plan:

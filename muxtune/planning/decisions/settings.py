@@ -112,8 +112,8 @@ class SearchSettings:
     """Partitions of few tasks become proposals if their guess is at most this many times the least of all
     meshes."""
     roughly_within: float = 1.4
-    """Factor as ``within``, for the first partitions of a mesh if any is within that: guesses at waiting may be
-    off by a fifth."""
+    """Factor as ``within``, for the first partitions of a mesh if any is within that: guesses at waiting may
+    be off by a fifth."""
     roughly_first: int = 8
     """Partitions in front on a mesh that ``roughly_within`` is for."""
     per_mesh: int = 32

@@ -43,7 +43,7 @@ class _Seen:
     """Work of every hTask in a layer, and its micro-batches."""
 
     work_s: dict[int, list[float]]
-    """By replicas, the least work of all of them. All wait for the slowest; divided again, they have no less."""
+    """By replicas, the least of all of them together; more that divide these replicas again have no less."""
     microbatches: dict[int, list[int]]
     """By replicas, the most micro-batches of all of them; more replicas only round them up."""
 

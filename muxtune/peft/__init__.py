@@ -50,6 +50,7 @@ from muxtune.peft.sites import (
     site_of,
 )
 from muxtune.peft.spec import LayeredSpec, PeftSpec, Targets
+from muxtune.peft.start import start_digest
 from muxtune.peft.targets import TargetedSpec, module_path, targeted_paths
 
 __all__ = [
@@ -100,5 +101,6 @@ __all__ = [
     "stage_attachments",
     "stage_layers",
     "stages_layers",
+    "start_digest",
     "targeted_paths",
 ]

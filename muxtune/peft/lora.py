@@ -22,6 +22,7 @@ from muxtune.peft.method import METHODS
 from muxtune.peft.representation import NOTHING, Attachment, Extra, TrainedTensor
 from muxtune.peft.sites import EMBEDDING, Site, linear_sites
 from muxtune.peft.spec import LARGEST_FACTOR
+from muxtune.peft.start import check_said
 from muxtune.peft.targets import TargetedSpec, module_path, targeted_paths
 from muxtune.support.errors import SpecError
 
@@ -147,6 +148,31 @@ class Lora:
             expected = f"none or lora_only: the norms of {model.name} have biases, which are not trained here"
             raise SpecError(f"{where}.bias", spec.bias, expected)
 
+    def check_start(self, spec: LoraSpec, model: ModelSpec, config: Mapping[str, Any], where: str) -> None:
+        """Refuse an adapter with other tensors or scales; dropout and where it was trained are free."""
+        assert spec.init is not None, "asked only then"
+        said = {
+            "peft_type": "LORA",
+            "use_rslora": spec.use_rslora,
+            "use_dora": spec.use_dora,
+            "bias": spec.bias,
+        }
+        check_said(config, said, _SILENT, spec.init, where)
+        try:
+            saved = _saved_spec(config)
+            saved.check_targets(model, where)
+        except (ValueError, SpecError) as error:
+            reason = str(error).splitlines()[0]
+            expected = f"an adapter whose configuration can be read ({reason})"
+            raise SpecError(f"{where}.init", str(spec.init), expected) from error
+        theirs, ours = _pairs_of(saved, model), _pairs_of(spec, model)
+        for path in sorted(theirs.keys() | ours.keys()):
+            if theirs.get(path) != ours.get(path):
+                expected = (
+                    f"an adapter with {_told(ours.get(path))} at {path}, and not {_told(theirs.get(path))}"
+                )
+                raise SpecError(f"{where}.init", str(spec.init), expected)
+
     def attachments(self, spec: LoraSpec, model: ModelSpec, layer: int) -> tuple[Attachment, ...]:
         """A pair at each targeted linear, and what comes with it."""
         if layer == EMBEDDING:
@@ -158,6 +184,47 @@ class Lora:
     def extra(self, spec: LoraSpec) -> Extra:
         """Nothing."""
         return NOTHING
+
+
+_SILENT = frozenset(
+    "alpha_pattern arrow_config auto_mapping base_model_name_or_path exclude_modules fan_in_fan_out "
+    "inference_mode init_lora_weights layers_pattern layers_to_transform lora_alpha lora_dropout loftq_config "
+    "megatron_core "
+    "peft_version qalora_group_size r rank_pattern revision runtime_config target_modules task_type".split()
+)
+"""Keys of peft's configuration that are read by themselves, or do not change what a saved adapter computes."""
+
+
+def _saved_spec(config: Mapping[str, Any]) -> LoraSpec:
+    """What a saved adapter says of its linears, ranks and scales."""
+    layers = config.get("layers_to_transform")
+    return LoraSpec.model_validate(
+        {
+            "method": "lora",
+            "r": config.get("r"),
+            "alpha": config.get("lora_alpha"),
+            "targets": config.get("target_modules"),
+            "exclude_modules": config.get("exclude_modules"),
+            "layers": [layers] if isinstance(layers, int) else layers,
+            "rank_pattern": config.get("rank_pattern") or {},
+            "alpha_pattern": config.get("alpha_pattern") or {},
+            "use_rslora": config.get("use_rslora", False),
+        }
+    )
+
+
+def _pairs_of(spec: LoraSpec, model: ModelSpec) -> dict[str, tuple[int, float]]:
+    """Rank and scale at the path of each adapted linear."""
+    paths = (
+        module_path(model, layer, name)
+        for layer, names in enumerate(targeted_paths(spec, model))
+        for name in names
+    )
+    return {path: (spec.rank(path), spec.scale(path)) for path in paths}
+
+
+def _told(pair: tuple[int, float] | None) -> str:
+    return "nothing" if pair is None else f"rank {pair[0]} and scale {pair[1]:g}"
 
 
 @lru_cache(maxsize=8192)

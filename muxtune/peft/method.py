@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 from pydantic import SerializeAsAny, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 from pydantic_core import InitErrorDetails
@@ -14,7 +14,8 @@ from muxtune.operators import KINDS, OperatorKind, add_kinds
 from muxtune.peft.representation import Attachment, Extra
 from muxtune.peft.sites import EMBEDDING
 from muxtune.peft.spec import PeftSpec
-from muxtune.support.errors import UserError
+from muxtune.peft.start import read_start
+from muxtune.support.errors import SpecError, UserError
 from muxtune.support.registry import Registry
 
 
@@ -66,6 +67,25 @@ class PeftMethod(Protocol):
 
     def extra(self, spec: Any) -> Extra:  # noqa: ANN401
         """What it puts in front of every sequence."""
+        ...
+
+
+@runtime_checkable
+class StartingMethod(Protocol):
+    """A method whose tasks may start from a saved adapter."""
+
+    def check_start(self, spec: Any, model: ModelSpec, config: Mapping[str, Any], where: str) -> None:  # noqa: ANN401
+        """Refuse an adapter that is not one of this task.
+
+        Args:
+            spec: Parameters, with ``init``.
+            model: The backbone.
+            config: Content of the adapter's ``adapter_config.json``.
+            where: Field of the parameters, for messages.
+
+        Raises:
+            SpecError: Names what differs.
+        """
         ...
 
 
@@ -126,8 +146,14 @@ def embedding_attachments(spec: PeftSpec, model: ModelSpec) -> tuple[Attachment,
 
 
 def check_peft(spec: PeftSpec, model: ModelSpec, where: str) -> None:
-    """Refuse a method that cannot run on a backbone (``SpecError``)."""
-    METHODS.get(spec.method).check(spec, model, where)
+    """Refuse a method that cannot run on a backbone, or start from what it names (``SpecError``)."""
+    method = METHODS.get(spec.method)
+    method.check(spec, model, where)
+    if spec.init is None:
+        return
+    if not isinstance(method, StartingMethod):
+        raise SpecError(f"{where}.init", str(spec.init), f"null: {spec.method} starts from no saved adapter")
+    method.check_start(spec, model, read_start(spec.init, f"{where}.init"), where)
 
 
 def extra(spec: PeftSpec) -> Extra:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, ClassVar
 
 from pydantic import (
@@ -27,8 +28,13 @@ class PeftSpec(StrictModel):
 
     method: str
     """Name of the method."""
+    init: Path | None = None
+    """Folder of a saved adapter, in peft's format, that the task starts from; relative to the workload file.
+    By default it starts from values that its seed gives."""
+    init_sha256: str | None = None
+    """Digest of that folder when the plan was made; a changed one is refused."""
 
-    quiet: ClassVar[frozenset[str]] = frozenset()
+    quiet: ClassVar[frozenset[str]] = frozenset({"init", "init_sha256"})
     """Fields that are not written where they have their defaults."""
 
     @property

@@ -35,6 +35,10 @@ _FREE_OF_TASK = frozenset(
     {
         "id",
         "peft.alpha",
+        "peft.alpha_pattern",
+        "peft.use_rslora",
+        "peft.init",
+        "peft.init_sha256",
         "learning_rate",
         "lr_schedule",
         "warmup_steps",

@@ -98,6 +98,12 @@ def _check_derived(plan: Plan, where: str) -> None:
         raise SpecError(f"{where}: decisions.costs", None, "the costs that the plan is priced with")
     for name, per, given, wanted in (
         ("dataset_sha256", "task", len(plan.derived.dataset_sha256), len(plan.decisions.tasks)),
+        (
+            "init_sha256",
+            "task",
+            len(plan.derived.init_sha256) or len(plan.decisions.tasks),
+            len(plan.decisions.tasks),
+        ),
         ("htasks", "hTask", len(plan.derived.htasks), len(plan.decisions.htasks)),
         ("schedule", "stage", len(plan.schedule), plan.parallelism.pp),
     ):

@@ -125,11 +125,12 @@ class Plan(StrictModel):
     @cached_property
     def tasks(self) -> tuple[PeftTask, ...]:
         """Tasks, with the digests of their files."""
+        inits = self.derived.init_sha256 or (None,) * len(self.decisions.tasks)
         return tuple(
-            task
-            if sha256 is None
-            else task.model_copy(update={"dataset": task.dataset.model_copy(update={"sha256": sha256})})
-            for task, sha256 in zip(self.decisions.tasks, self.derived.dataset_sha256, strict=True)
+            task.with_digests(dataset=dataset, init=init)
+            for task, dataset, init in zip(
+                self.decisions.tasks, self.derived.dataset_sha256, inits, strict=True
+            )
         )
 
     @cached_property

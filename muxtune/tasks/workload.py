@@ -97,6 +97,15 @@ class PeftTask(StrictModel):
         """Micro-batches per optimizer step when the task runs alone."""
         return self.global_batch_size // self.micro_batch_size
 
+    def with_digests(self, *, dataset: str | None, init: str | None) -> PeftTask:
+        """The task with the digests of its dataset and of the adapter that it starts from, where it has any."""
+        changes: dict[str, object] = {}
+        if dataset is not None:
+            changes["dataset"] = self.dataset.model_copy(update={"sha256": dataset})
+        if init is not None:
+            changes["peft"] = self.peft.model_copy(update={"init_sha256": init})
+        return self.model_copy(update=changes) if changes else self
+
     def check(self, model: ModelSpec) -> None:
         """Refuse what cannot run on this backbone.
 
@@ -152,7 +161,7 @@ class Workload(StrictModel):
 
 
 def load_workload(path: Path) -> Workload:
-    """Read a workload file; dataset paths become absolute.
+    """Read a workload file; paths in it become absolute.
 
     Raises:
         UserError: The file is missing, not YAML, or a field is wrong; the message names it.
@@ -164,20 +173,24 @@ def load_workload(path: Path) -> Workload:
 
 
 def workload_from(content: dict[str, object], where: str, folder: Path) -> Workload:
-    """Validate a workload given as plain data; relative dataset paths are taken from ``folder``."""
+    """Validate a workload given as plain data; relative paths are taken from ``folder``."""
     try:
         workload = Workload.model_validate(content)
     except ValidationError as error:
         raise spec_error_from(error, where) from error
     return workload.model_copy(
-        update={"tasks": tuple(_with_absolute_path(task, folder) for task in workload.tasks)}
+        update={"tasks": tuple(_with_absolute_paths(task, folder) for task in workload.tasks)}
     )
 
 
-def _with_absolute_path(task: PeftTask, folder: Path) -> PeftTask:
+def _with_absolute_paths(task: PeftTask, folder: Path) -> PeftTask:
+    where = f"tasks.{task.id}"
+    if task.peft.init is not None:
+        whole = folder / expand_user(task.peft.init, f"{where}.peft.init")
+        task = task.model_copy(update={"peft": task.peft.model_copy(update={"init": whole.resolve()})})
     path = task.dataset.path
     if path is None:
         return task
-    whole = folder / expand_user(path, f"tasks.{task.id}.dataset.path")
+    whole = folder / expand_user(path, f"{where}.dataset.path")
     dataset = task.dataset.model_copy(update={"path": whole.resolve()})
     return task.model_copy(update={"dataset": dataset})

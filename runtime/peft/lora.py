@@ -193,11 +193,12 @@ class LoraRuntime:
         self, skeleton: PreTrainedModel, task: PeftTask, model: ModelSpec, folder: Path
     ) -> dict[str, Tensor]:
         """What peft starts from."""
-        return write_initial(skeleton, peft_config(_spec(task), model), task.seed, folder)
+        return write_initial(skeleton, peft_config(_spec(task), model), task.seed, folder, task.peft.init)
 
     def reference(self, backbone: PreTrainedModel, task: PeftTask, model: ModelSpec) -> Reference:
         """Peft's own model, with the masks of dropout that the runtime computes."""
-        return MaskedReference(attach_peft(backbone, peft_config(_spec(task), model), task.seed), task)
+        config = peft_config(_spec(task), model)
+        return MaskedReference(attach_peft(backbone, config, task.seed, task.peft.init), task)
 
     def builders(self) -> Mapping[str, Callable[..., tuple[Run, Run]]]:
         """Operators of one task for the profiler."""

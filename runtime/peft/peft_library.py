@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from muxtune.model import ALL_LINEAR, ModelSpec
+from muxtune.peft.start import WEIGHTS
+from muxtune.support.errors import SpecError
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -26,14 +28,47 @@ def quiet_peft() -> Iterator[None]:
         yield
 
 
-def attach_peft(backbone: PreTrainedModel, config: PeftConfig, seed: int) -> PeftModel:
-    """``torch.manual_seed(seed); get_peft_model(backbone, config)``; the global generator stays as it was."""
+def attach_peft(
+    backbone: PreTrainedModel, config: PeftConfig, seed: int, start: Path | None = None
+) -> PeftModel:
+    """``torch.manual_seed(seed); get_peft_model(backbone, config)``; the global generator stays as it was.
+
+    Args:
+        backbone: The backbone.
+        config: Configuration of the adapter.
+        seed: Seed of its first values.
+        start: Folder of a saved adapter, whose values it gets instead.
+
+    Raises:
+        SpecError: The saved adapter has other tensors.
+    """
     from peft import get_peft_model  # noqa: PLC0415  # seconds to import
 
     with torch.random.fork_rng(devices=[]), quiet_peft():
         torch.manual_seed(seed)
-        model = get_peft_model(backbone, config)
-    return cast("PeftModel", model)
+        model = cast("PeftModel", get_peft_model(backbone, config))
+    if start is not None:
+        _load(model, start)
+    return model
+
+
+def _load(model: PeftModel, start: Path) -> None:
+    """Give an adapter the values of a saved one, which has to have the same tensors."""
+    from peft import set_peft_model_state_dict  # noqa: PLC0415  # seconds to import
+    from safetensors import SafetensorError  # noqa: PLC0415  # with transformers
+    from safetensors.torch import load_file  # noqa: PLC0415
+
+    path = start / WEIGHTS
+    try:
+        saved = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise SpecError("peft.init", str(path), f"a readable safetensors file ({error})") from error
+    own = peft_state(model)
+    for key in sorted(own.keys() | saved.keys()):
+        theirs, ours = (tuple(each[key].shape) if key in each else "no tensor" for each in (saved, own))
+        if theirs != ours:
+            raise SpecError(f"peft.init: {path}: {key}", theirs, f"{ours}, as the task has it")
+    set_peft_model_state_dict(model, saved)
 
 
 def peft_state(model: nn.Module) -> dict[str, Tensor]:
@@ -82,10 +117,10 @@ def target_modules(
 
 
 def write_initial(
-    skeleton: PreTrainedModel, config: PeftConfig, seed: int, folder: Path
+    skeleton: PreTrainedModel, config: PeftConfig, seed: int, folder: Path, start: Path | None = None
 ) -> dict[str, Tensor]:
-    """The adapter that peft starts from; its configuration is written to the folder."""
-    model = attach_peft(skeleton, config, seed)
+    """The adapter that peft starts from, see :func:`attach_peft`; its configuration is written to the folder."""
+    model = attach_peft(skeleton, config, seed, start)
     state = peft_state(model)
     written = model.peft_config["default"]
     written.inference_mode = True  # as peft saves it: loaded for use unless asked otherwise

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from muxtune.model import ModelSpec
-from muxtune.peft import attachments, module_path
+from muxtune.peft import attachments, module_path, start_digest
 from muxtune.support.errors import SpecError
 from muxtune.support.files import write_atomically, write_text_atomically
 from muxtune.tasks import PeftTask
@@ -49,6 +49,15 @@ def initial_adapter(spec: ModelSpec, task: PeftTask, folder: Path, weights: Weig
     skeleton.name_or_path = spec.name if spec.source == "preset" else spec.source
     if task.peft.starts_from_weights:
         _fill(skeleton, spec, task, open_weights(spec) if weights is None else weights)
+    init = task.peft.init
+    if init is not None and task.peft.init_sha256 not in {
+        None,
+        start_digest(init, f"tasks.{task.id}.peft.init"),
+    }:
+        expected = (
+            f"the adapter that the plan was made for (sha256 {task.peft.init_sha256:.12}..., plan again)"
+        )
+        raise SpecError(f"tasks.{task.id}.peft.init", str(init), expected)
     folder.mkdir(parents=True, exist_ok=True)
     _save_tensors(folder, RUNTIME_METHODS.get(task.peft.method).initial(skeleton, task, spec, folder))
 

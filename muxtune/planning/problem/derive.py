@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from muxtune.model import backbone_digest
+from muxtune.peft import start_digest
 from muxtune.plan import (
     Decisions,
     Derived,
@@ -26,7 +29,7 @@ from muxtune.planning.exact.utilization import useful_flops
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.schedule import Template, build_schedule, check_own_order, evaluate_schedule
 from muxtune.support.errors import SpecError
-from muxtune.tasks import with_digest
+from muxtune.tasks import PeftTask, with_digest
 
 CONTINUOUS_ITERATIONS = 4
 """Iterations that a continuous plan schedules: one fills, one drains, two are steady."""
@@ -151,6 +154,7 @@ def derive_plan(
     derived = Derived(
         backbone=backbone_digest(problem.model),
         dataset_sha256=tuple(with_digest(task.dataset).sha256 for task in decisions.tasks),
+        init_sha256=_init_digests(decisions.tasks),
         htasks=tuple(
             MicrobatchShape(microbatches=h.shape.microbatches, tokens_per_microbatch=h.shape.tokens)
             for h in structure.htasks
@@ -182,6 +186,15 @@ def derive_plan(
     plan = finish_plan(Plan(decisions=decisions, derived=derived, predicted=predicted))
     check_plan(plan, where)
     return plan
+
+
+def _init_digests(tasks: Sequence[PeftTask]) -> tuple[str | None, ...]:
+    """Digests of the saved adapters that tasks start from; empty where none does."""
+    digests = tuple(
+        None if task.peft.init is None else start_digest(task.peft.init, f"tasks.{task.id}.peft.init")
+        for task in tasks
+    )
+    return digests if any(digests) else ()
 
 
 def _check_costs(problem: PlanningProblem, decisions: Decisions, prefix: str) -> None:

@@ -93,17 +93,41 @@ def test_ranks_and_scales_are_those_of_peft(family, fields):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"targets": ["lm_head"]}, "peft.targets = 'lm_head': expected a linear of llama-tiny: q_proj, k_proj,"),
+        (
+            {"targets": ["lm_head"]},
+            "peft.targets = 'lm_head': expected a linear of llama-tiny: q_proj, k_proj,",
+        ),
         ({"targets": ["mlp"]}, "peft.targets = 'mlp': expected a linear of llama-tiny"),
-        ({"targets": r".*\.fc1"}, r"peft.targets = '.*\\.fc1': expected a regular expression that matches the"),
-        ({"targets": "self_attn.q_proj"}, "as model.layers.0.self_attn.q_proj; its linears are q_proj, k_proj"),
+        (
+            {"targets": r".*\.fc1"},
+            r"peft.targets = '.*\\.fc1': expected a regular expression that matches the",
+        ),
+        (
+            {"targets": "self_attn.q_proj"},
+            "as model.layers.0.self_attn.q_proj; its linears are q_proj, k_proj",
+        ),
         ({"targets": r".*(q_proj|lm_head)"}, "expected linears of layers alone, and it matches lm_head"),
-        ({"targets": r".*\.mlp\..*"}, "and it matches model.layers.0.mlp.act_fn: name them, or exclude_modules"),
+        (
+            {"targets": r".*\.mlp\..*"},
+            "and it matches model.layers.0.mlp.act_fn: name them, or exclude_modules",
+        ),
         ({"exclude_modules": ["head"]}, "peft.exclude_modules = 'head': expected a linear of llama-tiny"),
-        ({"exclude_modules": ".*"}, "peft.exclude_modules = '.*': expected some of the linears that targets match"),
-        ({"rank_pattern": {"fc1": 4}}, "peft.rank_pattern = 'fc1': expected an adapted linear: q_proj, k_proj"),
-        ({"targets": ["q_proj"], "alpha_pattern": {"v_proj": 4}}, "peft.alpha_pattern = 'v_proj': expected an"),
-        ({"rank_pattern": {"q_proj": 300}}, "peft.rank_pattern = 300: expected at most 256 at model.layers.0.sel"),
+        (
+            {"exclude_modules": ".*"},
+            "peft.exclude_modules = '.*': expected some of the linears that targets match",
+        ),
+        (
+            {"rank_pattern": {"fc1": 4}},
+            "peft.rank_pattern = 'fc1': expected an adapted linear: q_proj, k_proj",
+        ),
+        (
+            {"targets": ["q_proj"], "alpha_pattern": {"v_proj": 4}},
+            "peft.alpha_pattern = 'v_proj': expected an",
+        ),
+        (
+            {"rank_pattern": {"q_proj": 300}},
+            "peft.rank_pattern = 300: expected at most 256 at model.layers.0.sel",
+        ),
         ({"rank_pattern": {"q_proj": 4, ".*_proj": 3}}, "peft saves patterns in alphabetical order"),
     ],
 )
@@ -115,7 +139,9 @@ def test_what_matches_nothing_or_too_much_is_refused_with_what_there_is(fields, 
 
 
 def test_biases_of_norms_are_refused_and_missing_ones_are_none():
-    with pytest.raises(SpecError, match=r"peft\.bias = 'all': expected none or lora_only: the norms of opt-tiny"):
+    with pytest.raises(
+        SpecError, match=r"peft\.bias = 'all': expected none or lora_only: the norms of opt-tiny"
+    ):
         METHODS.get("lora").check(lora(bias="all"), load_model_spec("opt-tiny"), "peft")
     llama = load_model_spec("llama-tiny")
     for bias in ("lora_only", "all"):
@@ -131,7 +157,10 @@ def test_biases_of_norms_are_refused_and_missing_ones_are_none():
         ({"targets": []}, "expected a list of at least one name"),
         ({"targets": [3]}, "expected a list of at least one name"),
         ({"targets": r".*q_proj", "layers": [0]}, "expected the layers inside of the regular expression"),
-        ({"modules_to_save": ["lm_head"]}, "expected null: the backbone is shared, so none of its modules is"),
+        (
+            {"modules_to_save": ["lm_head"]},
+            "expected null: the backbone is shared, so none of its modules is",
+        ),
         ({"rank_pattern": {"q_proj": 0}}, "expected whole ranks above 0 for each name; 'q_proj' has 0"),
         ({"rank_pattern": {"q_proj": 2.5}}, "expected whole ranks above 0"),
         ({"rank_pattern": ["q_proj"]}, "expected"),

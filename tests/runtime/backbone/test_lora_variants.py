@@ -22,7 +22,7 @@ from tests.integration.peft_dropout import PeftDropout
 from tests.runtime.backbone.test_sharded_stage import SPECS, ThreadTeam
 from tests.runtime.worlds import BACKBONES, lay_out, make_task, make_tenant, solo_losses
 
-STEPS = {"llama": 20, "gpt2": 5, "opt": 5}
+STEPS = {"llama": 20, "gpt2": 4, "opt": 4}
 ENDS = {"llama": ("q_proj", "down_proj"), "gpt2": ("c_attn", "mlp.c_proj"), "opt": ("v_proj", "fc2")}
 """A linear whose outputs are split over ranks, and one whose inputs are."""
 
@@ -176,7 +176,7 @@ def test_all_together_they_train_as_each_does_with_peft_alone(family, tmp_path):
     spec = backbone(family)
     weights = random_weights(spec)
     names = [name for name in VARIANTS if name != "all biases" or spec.rms_norm]
-    lengths = [[5, 9], [12], [3, 2, 7], [8]]
+    lengths = [[5], [7], [3, 4], [6]]
     made = [
         make(spec, name, family, tmp_path, lengths[i % len(lengths)], weights) for i, name in enumerate(names)
     ]
@@ -189,7 +189,9 @@ def test_all_together_they_train_as_each_does_with_peft_alone(family, tmp_path):
         np.testing.assert_allclose(losses[:, i], expected, rtol=1e-9, atol=1e-9, err_msg=names[i])
         assert adapters[i].keys() == adapter.keys() == tenant.adapter.keys()
         for key, value in adapter.items():
-            torch.testing.assert_close(adapters[i][key], value, rtol=1e-9, atol=1e-9, msg=f"{names[i]}: {key}")
+            torch.testing.assert_close(
+                adapters[i][key], value, rtol=1e-9, atol=1e-9, msg=f"{names[i]}: {key}"
+            )
             assert not torch.equal(value, tenant.adapter[key]), f"{names[i]}: {key} was not trained"
 
 

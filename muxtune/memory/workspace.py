@@ -53,18 +53,18 @@ def forward_workspace_bytes(
     )
     masked = dropping_tokens(model, work, "inner", layer) * sharding.ffn_width(model)
     # Until a layer ends, q|k|v, attended values and the second norm's output are referenced, kept or not.
-    layer = work.tokens * _leftover_width(model, work, layer, sharding) * model.dtype_bytes
+    leftover = work.tokens * _leftover_width(model, work, layer, sharding) * model.dtype_bytes
     # Where tasks rewrite what the last linear reads, adapters keep that.
     inner = ffn * (not mlp.saves_output and ("inner" not in adapted or rewritten > 0))
-    end = layer + inner + hidden  # the last linear's result, added to the residual
+    end = leftover + inner + hidden  # the last linear's result, added to the residual
     moments = [end + hidden - output]
     if mlp.saves_output:
-        moments.append(layer + ffn - output)  # its input, which it does not keep
+        moments.append(leftover + ffn - output)  # its input, which it does not keep
     if "inner" in adapted and adapter_dtype_bytes(model) > model.dtype_bytes:
         width = max(sharding.ffn_width(model), (1 + _ADDITION_COPIES[device]) * model.hidden)
         moments.append(end - output + max(work.task_tokens) * width * adapter_dtype_bytes(model))
     if rewritten:  # rows of these tasks, and with the others' as one tensor
-        moments.append(layer + inner + ffn * ("inner" not in adapted) + rewritten * token_ffn - output)
+        moments.append(leftover + inner + ffn * ("inner" not in adapted) + rewritten * token_ffn - output)
     if scaled:
         moments.append(end + hidden + scaled * model.hidden * model.dtype_bytes - output)
     if masked:

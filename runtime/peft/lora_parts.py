@@ -72,7 +72,8 @@ class Magnitude(TaskAdapter):
         """Scaled outputs."""
         factor_O = self.magnitude_O / self.direction.norm_O
         if self.bias_O is None:
-            return y_tO * factor_O
+            # A copy: autograd would keep a view, and with it what all tasks have there.
+            return y_tO.clone() * factor_O
         return (y_tO - self.bias_O) * factor_O + self.bias_O
 
 

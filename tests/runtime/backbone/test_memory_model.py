@@ -256,3 +256,37 @@ def test_bottlenecks_beside_lora_are_modelled_within_3_percent(name, dtype, fiel
     # Beside a bfloat16 backbone the norms and LoRA are modelled that coarsely, whatever stands beside them.
     assert modelled.saved == pytest.approx(measured.saved, rel=0.002 if dtype == "float32" else 0.01)
     assert_close(modelled, measured, rel=0.03)
+
+
+LORA_VARIANTS = [
+    {"use_dora": True},
+    {"bias": "lora_only"},
+    {"use_dora": True, "dropout": 0.1},
+    {"use_dora": True, "bias": "lora_only", "rank_pattern": {".*": 2}},
+]
+
+
+@pytest.mark.parametrize(("first", "last"), [(True, False), (False, True)])
+@pytest.mark.parametrize("fields", LORA_VARIANTS, ids=str)
+@pytest.mark.parametrize(
+    ("name", "dtype", "targets"),
+    [
+        ("llama-tiny", "float32", ("q_proj", "down_proj")),
+        ("gpt2-tiny", "float32", ALL),
+        ("llama-tiny", "bfloat16", ALL),
+    ],
+)
+def test_variants_of_lora_are_modelled_within_5_percent(name, dtype, targets, fields, first, last, tmp_path):
+    model = PRESETS[name].model_copy(update={"layers": 2, "dtype": dtype})
+    measured, modelled = measure(
+        model,
+        tmp_path,
+        targets=targets,
+        lengths=[[40, 31, 17, 33], [64, 50, 12]],
+        alignment="pack",
+        first=first,
+        last=last,
+        rates=(float(fields.get("dropout", 0.0)), 0.0),
+        other={"method": "lora", "r": 4, "alpha": 8, "targets": targets, **fields},
+    )
+    assert_close(modelled, measured, rel=0.05)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from muxtune.costs.compose import MicrobatchWork
 from muxtune.memory.weights import FLOAT32_BYTES, WHOLE, Sharding
 from muxtune.model import LAYER_INPUTS, LayerInput, ModelSpec
+from muxtune.operators import PHASES, Phase
 from muxtune.peft import (
     EMBEDDING,
     Attachment,
@@ -154,8 +155,10 @@ def dropping_tokens(model: ModelSpec, work: MicrobatchWork, reads: LayerInput, l
     )
 
 
-def changed_tokens(model: ModelSpec, work: MicrobatchWork, step: Step, reads: LayerInput, layer: int) -> int:
-    """Tokens of the tasks that change, out of place, what linears with this input read or give.
+def changed_tokens(
+    model: ModelSpec, work: MicrobatchWork, step: Step, reads: LayerInput, layer: int
+) -> list[int]:
+    """Tokens of each task that changes, out of place, what linears with this input read or give.
 
     Args:
         model: Backbone.
@@ -164,13 +167,29 @@ def changed_tokens(model: ModelSpec, work: MicrobatchWork, step: Step, reads: La
         reads: Input of the linears.
         layer: Number of the layer.
     """
-    return sum(
+    return [
         tokens
         for peft, tokens in zip(work.pefts, work.task_tokens, strict=True)
         if any(
             each.step == step and each.site.kind == "linear" and each.site.reads == reads
             for each in attachments(peft, model, layer)
         )
+    ]
+
+
+def adapter_workspace_bytes(
+    model: ModelSpec, work: MicrobatchWork, reads: LayerInput, layer: int, phase: Phase, sharding: Sharding
+) -> int:
+    """Most bytes that one adapter at a linear with this input needs while it runs."""
+    shard = model.shard(sharding.tp)
+    return max(
+        (
+            tokens * each.workspace_bytes[PHASES.index(phase)]
+            for peft, tokens in zip(work.pefts, work.task_tokens, strict=True)
+            for each in attachments(peft, shard, layer)
+            if each.site.kind == "linear" and each.site.reads == reads
+        ),
+        default=0,
     )
 
 

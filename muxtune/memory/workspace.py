@@ -9,6 +9,7 @@ from muxtune.cluster import DeviceKind
 from muxtune.costs.compose import MicrobatchWork
 from muxtune.memory.saved_activations import (
     adapted_inputs,
+    adapter_workspace_bytes,
     attention_rows,
     changed_tokens,
     dropping_tokens,
@@ -49,20 +50,26 @@ def forward_workspace_bytes(
     token_ffn = sharding.ffn_width(model) * model.dtype_bytes
     ffn = work.tokens * token_ffn
     rewritten, scaled = (
-        changed_tokens(model, work, step, "inner", layer) for step in (Step.REWRITE, Step.OUTPUT)
+        sum(changed_tokens(model, work, step, "inner", layer)) for step in (Step.REWRITE, Step.OUTPUT)
     )
     masked = dropping_tokens(model, work, "inner", layer) * sharding.ffn_width(model)
+    own_first, own = (
+        adapter_workspace_bytes(model, work, reads, layer, "fwd", sharding) for reads in ("mlp", "inner")
+    )
     # Until a layer ends, q|k|v, attended values and the second norm's output are referenced, kept or not.
     leftover = work.tokens * _leftover_width(model, work, layer, sharding) * model.dtype_bytes
     # Where tasks rewrite what the last linear reads, adapters keep that.
     inner = ffn * (not mlp.saves_output and ("inner" not in adapted or rewritten > 0))
     end = leftover + inner + hidden  # the last linear's result, added to the residual
-    moments = [end + hidden - output]
+    moments = [end + max(hidden, own) - output]
     if mlp.saves_output:
         moments.append(leftover + ffn - output)  # its input, which it does not keep
     if "inner" in adapted and adapter_dtype_bytes(model) > model.dtype_bytes:
         width = max(sharding.ffn_width(model), (1 + _ADDITION_COPIES[device]) * model.hidden)
         moments.append(end - output + max(work.task_tokens) * width * adapter_dtype_bytes(model))
+    if own_first:  # at the first linear, before what its activation will keep
+        kept = mlp.saved * ffn + ffn * ("inner" in adapted and not mlp.saves_output)
+        moments.append(leftover + mlp.hidden * ffn + own_first - kept - output)
     if rewritten:  # rows of these tasks, and with the others' as one tensor
         moments.append(leftover + inner + ffn * ("inner" not in adapted) + rewritten * token_ffn - output)
     if scaled:
@@ -96,7 +103,7 @@ def backward_workspace_bytes(
     mlp, adapted, b = mlp_widths(model), adapted_inputs(model, work, layer), model.dtype_bytes
     ffn, hidden = work.tokens * sharding.ffn_width(model) * b, _hidden(model, work)
     gradient = hidden if last else 0.0  # other stages have it as a message
-    moments: list[float] = []
+    moments: list[float] = [ffn + adapter_workspace_bytes(model, work, "inner", layer, "bwd", sharding)]
     if "inner" in adapted and adapter_dtype_bytes(model) > b:
         # In the adapters' precision for one task: its share of the input's gradient, and copies for the
         # addition; later, for the gradients of the factors, the gradient of the output and the input.
@@ -112,8 +119,10 @@ def backward_workspace_bytes(
         moments.append(ffn + masked * held)
     # The last linear is behind it, and so is the input that it kept for an adapter.
     inner_freed = ffn * ("inner" in adapted and not mlp.saves_output)
-    rewritten = changed_tokens(model, work, Step.REWRITE, "inner", layer)  # which kept their rows
-    inner_freed += rewritten * sharding.ffn_width(model) * b
+    rewritten = changed_tokens(model, work, Step.REWRITE, "inner", layer)
+    if rewritten:  # gradient of what was rewritten; of one task, that of its rows, and terms of its tensors
+        moments.append(ffn - inner_freed + 2 * max(rewritten) * sharding.ffn_width(model) * b)
+    inner_freed += sum(rewritten) * sharding.ffn_width(model) * b  # kept for that
     moments.append(mlp.backward * ffn - inner_freed)
     # Gradients of queries, keys and values as attention leaves them, side by side, and in the stream's order.
     width = sharding.query_width(model) + 2 * sharding.kv_width(model)

@@ -195,7 +195,7 @@ class ModelSpec(StrictModel):
             return self
         shares = {name: -(-getattr(self, name) // tp) for name in ("heads", "kv_heads", "ffn", "vocab")}
         shard = self.model_copy(update=shares)
-        shard._whole = self  # noqa: SLF001  # of the same class
+        shard._whole = self
         return shard
 
     def has_bias(self, linear: LinearSpec) -> bool:

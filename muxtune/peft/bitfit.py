@@ -85,7 +85,7 @@ def _differences(model: ModelSpec) -> tuple[Attachment, ...]:
 
 
 def _difference(site: Site) -> Attachment:
-    """It is cut where the outputs are; of an input-split linear the first rank adds it to its term of the sum.
+    """It is cut where the outputs are; of an input-split linear the first rank adds it to its own term.
 
     So that rank alone has its gradient, and the others get it by the sum of parts.
     """

@@ -22,7 +22,7 @@ from muxtune.peft.spec import LayeredSpec, Targets
 
 
 class DiffSpec(LayeredSpec):
-    """Sparse differences of weights (arXiv 2012.07463): ``(W + S) x`` with a share of the entries in ``S``."""
+    """Sparse differences of weights (arXiv 2012.07463): ``(W + S) x``, a share of the entries in ``S``."""
 
     method: Literal["diff"]
     """The PEFT method."""
@@ -65,9 +65,7 @@ def count_entries(spec: DiffSpec, linear: LinearSpec) -> int:
 def _entries(spec: DiffSpec, model: ModelSpec) -> tuple[Attachment, ...]:
     targeted = {linear.name for linear in model.targeted_linears(spec.targets, "targets")}
     return tuple(
-        entries_attachment(
-            model, site, "weight.values", count_entries(spec, whole_linear(model, site.path))
-        )
+        entries_attachment(model, site, "weight.values", count_entries(spec, whole_linear(model, site.path)))
         for site in linear_sites(model)
         if site.path in targeted
     )

@@ -1,4 +1,4 @@
-"""IA3 (arXiv 2205.05638): learned vectors that multiply outputs of linears, and inputs of feed-forward ones."""
+"""IA3 (arXiv 2205.05638): learned vectors that multiply linears' outputs, or feed-forward ones' inputs."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from muxtune.model import ALL_LINEAR, ModelSpec
 from muxtune.operators import OperatorKind, OperatorShape, OperatorWork, Phase
 from muxtune.operators.kinds import looked_up
 from muxtune.peft.method import METHODS
-from muxtune.peft.representation import NOTHING, Attachment, Extra, TrainedTensor
+from muxtune.peft.representation import NOTHING, Attachment, Extra, Sharded, TrainedTensor
 from muxtune.peft.sites import EMBEDDING, Site, linear_sites
 from muxtune.peft.spec import LayeredSpec, ModuleNames, Targets
 from muxtune.support.errors import SpecError
 
 
 class Ia3Spec(LayeredSpec):
-    """Learned vectors (arXiv 2205.05638): ``l * (W x + b)``, and ``W (l * x) + b`` of feed-forward linears."""
+    """Learned vectors (arXiv 2205.05638): ``l * (W x + b)``, or ``W (l * x) + b`` of feed-forward linears."""
 
     method: Literal["ia3"]
     """The PEFT method."""
@@ -46,7 +46,7 @@ def _grid(model: ModelSpec, quick: bool) -> Iterable[tuple[int, ...]]:
     tokens = (64, 1024) if quick else (16, 64, 256, 1024, 4096)
     sizes = {_size(model, site, rewrites=False) for site in linear_sites(model)}
     sizes |= {_size(model, site, rewrites=True) for site in linear_sites(model) if _alone(model, site)}
-    return (size + (n,) for size in sorted(sizes) for n in tokens)
+    return ((*size, n) for size in sorted(sizes) for n in tokens)
 
 
 @METHODS.register("ia3")
@@ -108,6 +108,8 @@ def _vector(model: ModelSpec, site: Site, *, rewrites: bool) -> Attachment:
     A linear that rewrites what others read too is computed again for the task, by itself.
     """
     by_outputs = site.split_by_outputs
+    shape: tuple[int, int]
+    sharded: Sharded
     if rewrites:
         shape, sharded, dim = (1, site.in_features), "none" if by_outputs else "inputs", 1
     else:

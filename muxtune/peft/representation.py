@@ -75,6 +75,9 @@ class Attachment:
     """Whether the base op's input is kept for the backward."""
     kept_bytes: int = 0
     """Bytes that a token of the task keeps beside that."""
+    workspace_bytes: tuple[int, int] = (0, 0)
+    """Bytes that a token of the task needs while the adapter runs, forward and backward, where it needs more
+    than a result and its gradient."""
     input_flops: float = 0.0
     """Floating-point operations of a token's backward for the gradient of the adapter's input, which nobody
     needs of the first trained thing."""

@@ -38,11 +38,13 @@ class Shira:
     kinds: Mapping[str, OperatorKind] = {"sparse": SPARSE}
 
     def check(self, spec: ShiraSpec, model: ModelSpec, where: str) -> None:
-        """Refuse targets that match nothing, more entries than there are, and weights that peft cannot adapt."""
+        """Refuse targets that match nothing, more entries than there are, and what peft cannot adapt."""
         targeted = model.targeted_linears(spec.targets, f"{where}.targets")
         spec.check_layers(model, where)
         if model.transposed_weights:
-            expected = f"another method, such as diff: PEFT has it for torch's linears, {model.name} has Conv1D"
+            expected = (
+                f"another method, such as diff: PEFT has it for torch's linears, {model.name} has Conv1D"
+            )
             raise SpecError(f"{where}.method", spec.method, expected)
         most = min(
             linear.in_features * linear.out_features // (linear.in_features + linear.out_features)
@@ -72,9 +74,7 @@ def count_entries(spec: ShiraSpec, linear: LinearSpec) -> int:
 def _entries(spec: ShiraSpec, model: ModelSpec) -> tuple[Attachment, ...]:
     targeted = {linear.name for linear in model.targeted_linears(spec.targets, "targets")}
     return tuple(
-        entries_attachment(
-            model, site, "shira_weight", count_entries(spec, whole_linear(model, site.path))
-        )
+        entries_attachment(model, site, "shira_weight", count_entries(spec, whole_linear(model, site.path)))
         for site in linear_sites(model)
         if site.path in targeted
     )

@@ -1,14 +1,14 @@
 """Trained entries of frozen weights: what methods with a sparse difference share.
 
-A task's difference of a weight is zero but for some entries, whose places are drawn once from the task's seed.
-The frozen weight is never copied: ``(W + S) x`` is computed as ``W x + S x``.
+A task's difference of a weight is zero but for some entries, whose places are drawn once from its seed. The
+frozen weight is never copied: ``(W + S) x`` is computed as ``W x + S x``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from muxtune.model import LinearSpec, ModelSpec
+from muxtune.model import DTYPE_BYTES, LinearSpec, ModelSpec
 from muxtune.operators import OperatorKind, OperatorShape, OperatorWork, Phase
 from muxtune.operators.kinds import looked_up
 from muxtune.peft.representation import Attachment, TrainedTensor
@@ -18,7 +18,7 @@ _INDEX_BYTES = 4
 
 
 def _work(dims: tuple[int, ...], phase: Phase, model: ModelSpec) -> OperatorWork:
-    """A sparse product and its addition; backward: the transposed one, its addition, and a product at places."""
+    """A sparse product, added; backward: the transposed one, added, and a product at places."""
     i, o, entries, tokens = dims
     flops, matrix = 2.0 * entries * tokens, (model.dtype_bytes + _INDEX_BYTES) * entries
     if phase == "fwd":
@@ -43,7 +43,7 @@ SPARSE = OperatorKind(
     fitted="adapter",
     samples=((4096, 4096, 65536, 512),),
 )
-"""A task's sparse difference of one linear: ``y += S x``; ``bwd`` has the entries' gradients and the input's."""
+"""A task's difference of one linear: ``y += S x``; ``bwd`` has its entries' gradients and the input's."""
 
 
 def whole_linear(model: ModelSpec, path: str) -> LinearSpec:
@@ -63,10 +63,13 @@ def entries_attachment(model: ModelSpec, site: Site, name: str, entries: int) ->
     i, o = site.in_features, site.out_features
     whole = whole_linear(model, site.path)
     own = max(round(entries * (i * o) / (whole.in_features * whole.out_features)), 1)
+    own_bytes = max(model.dtype_bytes, DTYPE_BYTES["float32"])
     return Attachment(
         site=site,
         tensors=(TrainedTensor(name, (own,), "entries"),),
         adapter=OperatorShape("sparse", (i, o, own)),
         keeps_input=True,
+        # Both factors as the library turns them, and the product before and after.
+        workspace_bytes=(own_bytes * (i + 2 * o), own_bytes * (2 * i + o)),
         input_flops=2.0 * own,
     )

@@ -120,9 +120,7 @@ class Entries(Portion):
         whole.index_copy_(0, self._positions.to(whole.device), part)
 
 
-def entries_portion(
-    spec: ModelSpec, site: Site, places_2N: Tensor, shard: Shard
-) -> tuple[Entries, Tensor]:
+def entries_portion(spec: ModelSpec, site: Site, places_2N: Tensor, shard: Shard) -> tuple[Entries, Tensor]:
     """What a rank holds of places in a linear's weight.
 
     Args:

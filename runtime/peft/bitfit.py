@@ -109,7 +109,7 @@ def _build_bias(content: Content, features: int, tokens: int) -> tuple[Run, Run]
     y_TO, grad_TO = content.normal(tokens, features), content.normal(tokens, features)
     dtype = torch.promote_types(y_TO.dtype, torch.float32)
     difference = BiasDifference(nn.Parameter(content.normal(features).to(dtype)), (0, features), True)
-    adder = BiasAdder([(Span(0, tokens), difference)])
+    adder = BiasAdder([(Span(0, 0, tokens), difference)])
     total_O = torch.zeros(features, dtype=dtype, device=y_TO.device)
 
     @torch.no_grad()

@@ -74,9 +74,7 @@ class PlainReference:
     ) -> None:
         self.module = backbone.requires_grad_(False).eval()
         self._fixed = fixed or {}
-        self._trained = {
-            key: nn.Parameter(tensor) for key, tensor in zeros(backbone, task, model).items()
-        }
+        self._trained = {key: nn.Parameter(tensor) for key, tensor in zeros(backbone, task, model).items()}
         for number, parameter in enumerate(self._trained.values()):
             backbone.register_parameter(f"trained_{number}", parameter)
         for layer in range(model.layers):

@@ -1,4 +1,4 @@
-"""Sparse differences of frozen weights, several tasks on one linear: ``y += S x`` for each task's own rows."""
+"""Sparse differences of frozen weights: ``y += S x`` for the rows of each task on a linear."""
 
 # T tokens of the stream, t of one task, I features in, O features out, N entries of a difference
 
@@ -23,7 +23,7 @@ _SPARSE_CPU = torch.backends.mkl.is_available()
 
 
 def draw_places(rows: int, columns: int, count: int, seed: int) -> Tensor:
-    """Places of random entries of a matrix, ``[2, count]`` in the order of its rows, as peft's SHiRA draws them.
+    """Places of random entries of a matrix, ``[2, count]`` by rows, as peft's SHiRA draws them.
 
     Torch's global generator stays as it was.
     """
@@ -179,7 +179,7 @@ def _build_difference(
     places_2N = draw_places(out_features, in_features, entries, 0).long()
     pattern = shared_pattern(places_2N, out_features, in_features, x_TI.device)
     columns = (0, out_features)
-    adder = SparseAdder([(Span(0, tokens), SparseDifference(values_N, pattern, columns))])
+    adder = SparseAdder([(Span(0, 0, tokens), SparseDifference(values_N, pattern, columns))])
     total_N = torch.zeros_like(values_N)
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""IA3, BitFit, SHiRA and diff pruning in one hTask with LoRA: real ranks against each task alone, by reference.
+"""IA3, BitFit, SHiRA and diff pruning in one hTask with LoRA: real ranks against each task alone.
 
 Chunks of a sequence are spread over micro-batches, on two stages with two ranks each, and on two replicas.
 """

@@ -34,7 +34,11 @@ def test_entries_are_counted_of_the_whole_linear_and_shared_by_the_ranks():
 @pytest.mark.parametrize(
     ("spec", "model", "message"),
     [
-        (shira(86), LLAMA, r"peft\.r = 86: expected at most 85, with which the smallest of its linears in llama"),
+        (
+            shira(86),
+            LLAMA,
+            r"peft\.r = 86: expected at most 85, with which the smallest of its linears in llama",
+        ),
         (shira(1), GPT2, r"peft\.method = 'shira': expected another method, such as diff: .* has Conv1D"),
         (shira(1, "fc1"), LLAMA, r"peft\.targets = 'fc1': expected a linear of llama-tiny"),
         (diff(0.1, "fc1"), LLAMA, r"peft\.targets = 'fc1': expected a linear of llama-tiny"),

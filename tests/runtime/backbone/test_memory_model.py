@@ -181,6 +181,8 @@ METHODS = [
     ("gpt2-tiny", {"method": "ia3", "targets": ["c_attn", "mlp.c_proj"], "feedforward": ["mlp.c_proj"]}),
     ("opt-tiny", {"method": "ia3", "targets": ["q_proj", "k_proj", "fc2"]}),
     ("gpt2-tiny", {"method": "bitfit"}),
+    ("opt-tiny", {"method": "shira", "r": 8, "targets": ["all-linear"]}),
+    ("gpt2-tiny", {"method": "diff", "density": 0.05, "targets": ["all-linear"]}),
 ]
 
 

@@ -217,4 +217,6 @@ def test_places_that_cannot_be_are_refused(spoil, message, tmp_path):
     tenants = make_tenants(spec, [shira(2, "q_proj"), lora(3)], tmp_path)
     spoiled = {k: spoil(t) if "indices" in k else t for k, t in tenants[0].adapter.items()}
     with pytest.raises(SpecError, match=message):
-        train_together(spec, [replace(tenants[0], adapter=spoiled), tenants[1]], random_weights(spec), steps=1)
+        train_together(
+            spec, [replace(tenants[0], adapter=spoiled), tenants[1]], random_weights(spec), steps=1
+        )

@@ -18,18 +18,16 @@ from muxtune.peft.method import METHODS
 from muxtune.peft.representation import NOTHING, Attachment, Extra
 from muxtune.peft.sites import EMBEDDING, linear_sites
 from muxtune.peft.sparse import SPARSE, entries_attachment, whole_linear
-from muxtune.peft.spec import LayeredSpec, Targets
+from muxtune.peft.targets import TargetedSpec, targeted_paths
 
 
-class DiffSpec(LayeredSpec):
+class DiffSpec(TargetedSpec):
     """Sparse differences of weights (arXiv 2012.07463): ``(W + S) x``, a share of the entries in ``S``."""
 
     method: Literal["diff"]
     """The PEFT method."""
     density: float = Field(gt=0, le=1)
     """Share of a weight's entries that are trained; at least one is."""
-    targets: Targets
-    """Linears that are adapted."""
 
 
 @METHODS.register("diff")
@@ -42,14 +40,11 @@ class Diff:
 
     def check(self, spec: DiffSpec, model: ModelSpec, where: str) -> None:
         """Refuse targets that match nothing, and layers that are not there."""
-        model.targeted_linears(spec.targets, f"{where}.targets")
-        spec.check_layers(model, where)
+        spec.check_targets(model, where)
 
     def attachments(self, spec: DiffSpec, model: ModelSpec, layer: int) -> tuple[Attachment, ...]:
         """Entries at each targeted linear."""
-        if layer == EMBEDDING or not spec.has_layer(layer):
-            return ()
-        return _entries(spec, model)
+        return () if layer == EMBEDDING else _entries(spec, model, targeted_paths(spec, model)[layer])
 
     def extra(self, spec: DiffSpec) -> Extra:
         """Nothing."""
@@ -62,8 +57,7 @@ def count_entries(spec: DiffSpec, linear: LinearSpec) -> int:
 
 
 @lru_cache(maxsize=8192)
-def _entries(spec: DiffSpec, model: ModelSpec) -> tuple[Attachment, ...]:
-    targeted = {linear.name for linear in model.targeted_linears(spec.targets, "targets")}
+def _entries(spec: DiffSpec, model: ModelSpec, targeted: frozenset[str]) -> tuple[Attachment, ...]:
     return tuple(
         entries_attachment(model, site, "weight.values", count_entries(spec, whole_linear(model, site.path)))
         for site in linear_sites(model)

@@ -12,17 +12,16 @@ from muxtune.operators.kinds import looked_up
 from muxtune.peft.method import METHODS
 from muxtune.peft.representation import NOTHING, Attachment, Extra, Sharded, TrainedTensor
 from muxtune.peft.sites import EMBEDDING, Site, linear_sites
-from muxtune.peft.spec import LayeredSpec, ModuleNames, Targets
+from muxtune.peft.spec import ModuleNames
+from muxtune.peft.targets import TargetedSpec, module_path, targeted_paths
 from muxtune.support.errors import SpecError
 
 
-class Ia3Spec(LayeredSpec):
+class Ia3Spec(TargetedSpec):
     """Learned vectors (arXiv 2205.05638): ``l * (W x + b)``, or ``W (l * x) + b`` of feed-forward linears."""
 
     method: Literal["ia3"]
     """The PEFT method."""
-    targets: Targets
-    """Linears that are adapted."""
     feedforward: ModuleNames = ()
     """Those of the targets whose inputs are multiplied, as PEFT's ``feedforward_modules``."""
 
@@ -68,33 +67,48 @@ class Ia3:
 
     def check(self, spec: Ia3Spec, model: ModelSpec, where: str) -> None:
         """Refuse targets that match nothing, layers that are not there, and feed-forward ones beside them."""
-        model.targeted_linears(spec.targets, f"{where}.targets")
-        spec.check_layers(model, where)
-        if spec.targets != (ALL_LINEAR,):
-            for name in spec.feedforward:
-                if name not in spec.targets:
-                    expected = f"one of its targets, {', '.join(spec.targets)}, as PEFT requires"
-                    raise SpecError(f"{where}.feedforward", name, expected)
-        elif ALL_LINEAR in spec.feedforward:
-            raise SpecError(f"{where}.feedforward", ALL_LINEAR, "names of linears")
-        else:
-            model.targeted_linears(spec.feedforward, f"{where}.feedforward")
+        spec.check_targets(model, where)
+        named = not isinstance(spec.targets, str) and spec.targets != (ALL_LINEAR,)
+        for name in spec.feedforward:
+            if named and name not in spec.targets:
+                expected = f"one of its targets, {', '.join(spec.targets)}, as PEFT requires"
+                raise SpecError(f"{where}.feedforward", name, expected)
+            if not any(_ends_with((name,), path) for path in _all_paths(spec, model)):
+                expected = f"a linear of {model.name} that its targets match"
+                raise SpecError(f"{where}.feedforward", name, expected)
 
     def attachments(self, spec: Ia3Spec, model: ModelSpec, layer: int) -> tuple[Attachment, ...]:
         """A vector at each targeted linear."""
-        if layer == EMBEDDING or not spec.has_layer(layer):
+        if layer == EMBEDDING:
             return ()
-        return _vectors(spec, model)
+        return _vectors(model, targeted_paths(spec, model)[layer], feedforward_paths(spec, model, layer))
 
     def extra(self, spec: Ia3Spec) -> Extra:
         """Nothing."""
         return NOTHING
 
 
+def feedforward_paths(spec: Ia3Spec, model: ModelSpec, layer: int) -> frozenset[str]:
+    """Paths, inside a layer, of the targeted linears whose inputs are multiplied."""
+    return frozenset(
+        path
+        for path in targeted_paths(spec, model)[layer]
+        if _ends_with(spec.feedforward, module_path(model, layer, path))
+    )
+
+
+def _all_paths(spec: Ia3Spec, model: ModelSpec) -> list[str]:
+    paths = enumerate(targeted_paths(spec, model))
+    return [module_path(model, layer, path) for layer, own in paths for path in own]
+
+
+def _ends_with(names: tuple[str, ...], path: str) -> bool:
+    """Peft's rule for ``feedforward_modules``, which needs no dot before the name."""
+    return any(path.endswith(name) for name in names)
+
+
 @lru_cache(maxsize=8192)
-def _vectors(spec: Ia3Spec, model: ModelSpec) -> tuple[Attachment, ...]:
-    targeted = {linear.name for linear in model.targeted_linears(spec.targets, "targets")}
-    rewritten = {linear.name for linear in model.targeted_linears(spec.feedforward, "feedforward")}
+def _vectors(model: ModelSpec, targeted: frozenset[str], rewritten: frozenset[str]) -> tuple[Attachment, ...]:
     return tuple(
         _vector(model, site, rewrites=site.path in rewritten)
         for site in linear_sites(model)

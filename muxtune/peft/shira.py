@@ -14,19 +14,17 @@ from muxtune.peft.method import METHODS
 from muxtune.peft.representation import NOTHING, Attachment, Extra
 from muxtune.peft.sites import EMBEDDING, linear_sites
 from muxtune.peft.sparse import SPARSE, entries_attachment, whole_linear
-from muxtune.peft.spec import LayeredSpec, Targets
+from muxtune.peft.targets import TargetedSpec, targeted_paths
 from muxtune.support.errors import SpecError
 
 
-class ShiraSpec(LayeredSpec):
+class ShiraSpec(TargetedSpec):
     """Sparse high-rank adapters (arXiv 2406.13175): ``(W + S) x`` with ``r (in + out)`` entries in ``S``."""
 
     method: Literal["shira"]
     """The PEFT method."""
     r: int = Field(gt=0)
     """Entries per feature: a linear has ``r`` times its inputs and outputs together."""
-    targets: Targets
-    """Linears that are adapted."""
 
 
 @METHODS.register("shira")
@@ -39,8 +37,7 @@ class Shira:
 
     def check(self, spec: ShiraSpec, model: ModelSpec, where: str) -> None:
         """Refuse targets that match nothing, more entries than there are, and what peft cannot adapt."""
-        targeted = model.targeted_linears(spec.targets, f"{where}.targets")
-        spec.check_layers(model, where)
+        spec.check_targets(model, where)
         if model.transposed_weights:
             expected = (
                 f"another method, such as diff: PEFT has it for torch's linears, {model.name} has Conv1D"
@@ -48,7 +45,8 @@ class Shira:
             raise SpecError(f"{where}.method", spec.method, expected)
         most = min(
             linear.in_features * linear.out_features // (linear.in_features + linear.out_features)
-            for linear in targeted
+            for linear in model.linears
+            if any(linear.name in paths for paths in targeted_paths(spec, model))
         )
         if spec.r > most:
             expected = f"at most {most}, with which the smallest of its linears in {model.name} is full"
@@ -56,9 +54,7 @@ class Shira:
 
     def attachments(self, spec: ShiraSpec, model: ModelSpec, layer: int) -> tuple[Attachment, ...]:
         """Entries at each targeted linear."""
-        if layer == EMBEDDING or not spec.has_layer(layer):
-            return ()
-        return _entries(spec, model)
+        return () if layer == EMBEDDING else _entries(spec, model, targeted_paths(spec, model)[layer])
 
     def extra(self, spec: ShiraSpec) -> Extra:
         """Nothing."""
@@ -71,8 +67,7 @@ def count_entries(spec: ShiraSpec, linear: LinearSpec) -> int:
 
 
 @lru_cache(maxsize=8192)
-def _entries(spec: ShiraSpec, model: ModelSpec) -> tuple[Attachment, ...]:
-    targeted = {linear.name for linear in model.targeted_linears(spec.targets, "targets")}
+def _entries(spec: ShiraSpec, model: ModelSpec, targeted: frozenset[str]) -> tuple[Attachment, ...]:
     return tuple(
         entries_attachment(model, site, "shira_weight", count_entries(spec, whole_linear(model, site.path)))
         for site in linear_sites(model)

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from muxtune.batches import Span
 from muxtune.model import ModelSpec
-from muxtune.peft import Attachment, TrainedTensor
-from muxtune.peft.ia3 import Ia3Spec
+from muxtune.peft import Attachment, TrainedTensor, module_path
+from muxtune.peft.ia3 import Ia3Spec, feedforward_paths
 from muxtune.tasks import PeftTask
 from runtime.ops.autograd import Context
 from runtime.peft.adapter import Frozen, TaskAdapter
 from runtime.peft.frozen_linear import Adder
 from runtime.peft.method import RUNTIME_METHODS, Content, FilePart, Reference, Run
-from runtime.peft.peft_library import PeftReference, attach_peft, target_modules, write_initial
+from runtime.peft.peft_library import PeftReference, attach_peft, needs_paths, peft_targets, write_initial
 
 if TYPE_CHECKING:
     from peft import IA3Config
@@ -103,10 +103,16 @@ def _config(task: PeftTask, model: ModelSpec) -> IA3Config:
     from peft import IA3Config  # noqa: PLC0415  # seconds to import
 
     assert isinstance(task.peft, Ia3Spec)
-    feedforward = target_modules(model, task.peft.feedforward, task.peft.layers)
+    feedforward = list(task.peft.feedforward)
+    if needs_paths(task.peft):
+        feedforward = [
+            module_path(model, layer, path)
+            for layer in range(model.layers)
+            for path in sorted(feedforward_paths(task.peft, model, layer))
+        ]
     return IA3Config(
         task_type="CAUSAL_LM",
-        target_modules=target_modules(model, task.peft.targets, task.peft.layers),
+        target_modules=peft_targets(task.peft, model),
         feedforward_modules=feedforward,
         fan_in_fan_out=model.transposed_weights,
     )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from muxtune.model import ALL_LINEAR, ModelSpec
+from muxtune.peft import TargetedSpec, module_path, targeted_paths
 from muxtune.peft.start import WEIGHTS
 from muxtune.support.errors import SpecError
 
@@ -97,23 +98,19 @@ class PeftReference:
         """Nothing to prepare."""
 
 
-def target_modules(
-    model: ModelSpec, targets: tuple[str, ...], layers: tuple[int, ...] | None
-) -> str | list[str]:
-    """Targets as peft's ``target_modules``, for methods whose ``layers_to_transform`` peft does not have.
+def needs_paths(spec: TargetedSpec) -> bool:
+    """Whether peft gets the whole path of every module: not all its methods can choose layers, or exclude."""
+    return spec.layers is not None or spec.exclude_modules is not None
 
-    Args:
-        model: The backbone.
-        targets: Names of linears, or ``all-linear`` alone.
-        layers: Numbers of the layers that are adapted; None for all.
 
-    Returns:
-        The targets, or where layers are chosen, the whole path of every module.
-    """
-    if layers is None:
-        return ALL_LINEAR if targets == (ALL_LINEAR,) else list(targets)
-    linears = model.targeted_linears(targets, "targets")
-    return [f"{model.layer_prefix}.{layer}.{linear.name}" for layer in layers for linear in linears]
+def peft_targets(spec: TargetedSpec, model: ModelSpec) -> str | list[str]:
+    """Linears that a task adapts, as peft's ``target_modules``."""
+    if needs_paths(spec):
+        paths = enumerate(targeted_paths(spec, model))
+        return [module_path(model, layer, path) for layer, own in paths for path in sorted(own)]
+    if isinstance(spec.targets, str):
+        return spec.targets
+    return ALL_LINEAR if spec.targets == (ALL_LINEAR,) else list(spec.targets)
 
 
 def write_initial(

@@ -16,7 +16,7 @@ from muxtune.tasks import PeftTask
 from runtime.peft.adapter import Frozen, TaskAdapter
 from runtime.peft.frozen_linear import Adder
 from runtime.peft.method import RUNTIME_METHODS, FilePart, Reference, Run
-from runtime.peft.peft_library import PeftReference, attach_peft, target_modules, write_initial
+from runtime.peft.peft_library import PeftReference, attach_peft, peft_targets, write_initial
 from runtime.peft.sparse import BUILDERS, SparseAdder, SparseDifference, attach_entries
 
 if TYPE_CHECKING:
@@ -67,5 +67,5 @@ def _config(task: PeftTask, model: ModelSpec) -> ShiraConfig:
         task_type="CAUSAL_LM",
         r=task.peft.r,
         random_seed=task.seed,
-        target_modules=target_modules(model, task.peft.targets, task.peft.layers),
+        target_modules=peft_targets(task.peft, model),
     )

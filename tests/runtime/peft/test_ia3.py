@@ -54,7 +54,8 @@ def solo(spec, weights, tenant, steps) -> Result:
         names: [
             f"{spec.layer_prefix}.{layer}.{linear.name}"
             for layer in layers
-            for linear in spec.targeted_linears(names, "")
+            for linear in spec.linears
+            if names == ("all-linear",) or any(f".{linear.name}".endswith(f".{name}") for name in names)
         ]
         for names in (own.targets, own.feedforward)
     }

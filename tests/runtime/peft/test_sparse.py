@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
 
+from muxtune.peft import METHODS, attachments, check_peft
 from muxtune.peft.diff import DiffSpec
 from muxtune.peft.lora import LoraSpec
 from muxtune.peft.shira import ShiraSpec
@@ -61,7 +62,8 @@ def solo_shira(spec, weights, tenant, steps) -> Result:
     paths = [
         f"{spec.layer_prefix}.{layer}.{linear.name}"
         for layer in layers
-        for linear in spec.targeted_linears(own.targets, "")
+        for linear in spec.linears
+        if own.targets == ("all-linear",) or linear.name in own.targets
     ]
     config = peft.ShiraConfig(r=own.r, random_seed=tenant.task.seed, target_modules=paths)
     model = get_peft_model(copy_of(spec, weights), config).eval()
@@ -182,6 +184,26 @@ def test_the_reference_trains_as_the_runtime_does(spec, peft_, tmp_path):
     assert reference.state().keys() == start.keys()
     assert all(torch.equal(tensor, start[key]) for key, tensor in reference.state().items())
     assert_same(ours[0], alone(reference.module, reference.state, tenants[0], steps=3))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"targets": ("all-linear",), "exclude_modules": ("fc1", "q_proj")},
+        {"targets": r".*layers\.[02]\.self_attn\.(k|v)_proj"},
+        {"targets": ("k_proj", "fc2"), "layers": (1, 3), "exclude_modules": r".*\.3\.fc2"},
+    ],
+)
+@pytest.mark.parametrize("method", ["shira", "diff", "ia3"])
+def test_targets_are_chosen_by_pefts_own_rules(method, fields, tmp_path):
+    more = {"shira": {"r": 1}, "diff": {"density": 0.1}, "ia3": {}}[method]
+    peft_ = METHODS.get(method).spec.model_validate({"method": method} | more | fields)
+    check_peft(peft_, OPT, "peft")
+    (tenant,) = make_tenants(OPT, [peft_], tmp_path)
+    attached = [each for layer in range(OPT.layers) for each in attachments(peft_, OPT, layer)]
+    assert len([key for key in tenant.adapter if "indices" not in key]) == len(attached) > 0
+    reference = RUNTIME_METHODS.get(method).reference(load_hf_model(OPT), tenant.task, OPT)
+    assert reference.state().keys() == tenant.adapter.keys()
 
 
 def test_layers_and_tasks_with_the_same_places_share_their_pattern():

@@ -30,7 +30,7 @@ from muxtune.planning.decisions.partition_dp import Places
 from muxtune.planning.decisions.structure import Layout
 from muxtune.planning.estimate.busiest_replica import BusiestReplica, LengthClass
 from muxtune.planning.estimate.curves import Floats, Ints
-from muxtune.planning.estimate.part_seconds import StagePrices, adapted_ops
+from muxtune.planning.estimate.part_seconds import AdaptedOps, StagePrices, adapted_ops
 from muxtune.planning.estimate.stream_tokens import (
     band_max,
     band_sum,
@@ -336,10 +336,7 @@ def _adapters_s(bands: GroupBands, prices: StagePrices, band: LayoutBand, excess
     for ops in adapted_ops(bands.problem.model, prices.shard, bands.pefts):
         inside_n = share_n * ops.tasks_n
         if not ops.shared:
-            alone_n = prices.adapter_s(ops, inside_n * typical, ops.size_n)
-            if ops.dispatch is not None:
-                alone_n += prices.dispatch_s(ops, inside_n * typical)
-            seconds += bands.sum(alone_n * ops.tasks_n)
+            seconds += _unshared_s(bands, prices, ops, inside_n, per_share)
             continue
         tokens = bands.sum(inside_n) * per_share
         size = bands.sum(inside_n * ops.size_n) * per_share / np.maximum(tokens, 1e-9)
@@ -347,6 +344,42 @@ def _adapters_s(bands: GroupBands, prices: StagePrices, band: LayoutBand, excess
         tasks = bands.sum(ops.tasks_n.astype(np.float64))
         seconds += prices.adapters_s(ops, tasks, tokens, size, bands.sum(alone_n * ops.tasks_n))
     return seconds
+
+
+_UNSHARED_POINTS = 6
+"""Sizes at which adapters that share no launch are priced, from the smallest spans to the largest."""
+
+
+def _unshared_s(
+    bands: GroupBands, prices: StagePrices, ops: AdaptedOps, inside_n: Floats, per_share: Floats
+) -> Floats:
+    """Adapters of a layer that run task by task: their sum for every group, on straight lines between sizes.
+
+    Args:
+        bands: Bands of the groups.
+        prices: Prices of the groups' parts.
+        ops: Base ops that are adapted.
+        inside_n: Share of each task that has an adapter there.
+        per_share: Tokens of a micro-batch for each unit of share, of every group.
+    """
+    known = per_share[bands.exists_nw & (per_share > 0)]
+    if not len(known):
+        return np.zeros(per_share.shape)
+    points = np.unique(np.geomspace(known.min(), known.max(), _UNSHARED_POINTS))
+
+    def sums_at(tokens_per_share: float) -> Floats:
+        alone_n = prices.adapter_s(ops, inside_n * tokens_per_share, ops.size_n)
+        if ops.dispatch is not None:
+            alone_n += prices.dispatch_s(ops, inside_n * tokens_per_share)
+        return bands.sum(alone_n * ops.tasks_n)
+
+    sums = np.array([sums_at(point) for point in points])
+    if len(points) == 1:
+        return np.asarray(sums[0])
+    above = np.clip(np.searchsorted(points, per_share), 1, len(points) - 1)
+    lower, upper = (np.take_along_axis(sums, (above - back)[None], 0)[0] for back in (1, 0))
+    share = np.clip((per_share - points[above - 1]) / (points[above] - points[above - 1]), 0.0, 1.0)
+    return np.asarray(lower + share * (upper - lower))
 
 
 def _effective(bands: GroupBands) -> Floats:

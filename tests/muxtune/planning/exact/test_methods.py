@@ -8,16 +8,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.helpers.fusion_instances import cpu_costs
 from muxtune.costs.compose import step_seconds
 from muxtune.graph import Part, layer_graph, node_seconds, part_graph, stage_graph, time_graph
 from muxtune.graph.microbatch_work import MicrobatchWork
 from muxtune.operators import FWD_ONLY, PHASES, Phase
 from muxtune.peft import EMBEDDING, Attachment, attachments, embedding_attachments
 from muxtune.planning.decisions.options import PlanOptions
-from muxtune.planning.decisions.structure import HTaskChoice, Mesh
+from muxtune.planning.decisions.structure import HTaskChoice, Layout, Mesh
+from muxtune.planning.estimate.group_seconds import price_groups
+from muxtune.planning.estimate.part_seconds import StagePrices
 from muxtune.planning.exact.bounds import exact_bounds
 from muxtune.planning.problem.meshes import MeshShape
 from muxtune.planning.problem.problem import PlanningProblem
+from muxtune.planning.search.all_partitions import SetBands
 from muxtune.planning.search.candidates import Ranking
 from tests.muxtune.graph.works import Rates
 from tests.muxtune.planning.problems import MIXED, TINY, make_problem
@@ -127,3 +131,22 @@ def test_estimates_of_mixed_groups_are_near_their_exact_prices(policy):
         assert proposal.bound_s == pytest.approx(bounds.of(["flush", "continuous"]), rel=0.05)
         mixes += any(len({problem.data[t].task.peft.method for t in htask.task_ids}) > 1 for htask in htasks)
     assert (mixes == 0) == options.one_method
+
+
+EVERYWHERE = [peft for peft in PEFTS if "layers" not in peft]
+
+
+@pytest.mark.parametrize("peft", EVERYWHERE, ids=lambda peft: "-".join(map(str, peft.values())))
+def test_estimates_know_in_how_many_micro_batches_a_group_runs(peft):
+    """Adapters that share no launch were once priced at the tokens of a typical group."""
+    sizes = [(16, 2), (32, 8), (48, 16), (48, 48)]
+    tasks = [{"peft": peft, "global_batch_size": all_, "micro_batch_size": one} for all_, one in sizes]
+    problem = make_problem(tasks, costs=cpu_costs(TINY))  # type: ignore[arg-type]
+    shape, mesh = MeshShape(1, 2, 1), Mesh((2, 2))
+    bands = SetBands(problem, list(problem.data), [Layout("pack")])
+    stages = StagePrices(problem.costs, TINY, 1, bands.most_tokens, problem.settings.curve_points)
+    prices = price_groups(bands, stages.between(bands.pefts, bands.typical_tokens), shape)
+    for bit, task_id in enumerate(problem.data):
+        htask = HTaskChoice(task_ids=(task_id,), shape=problem.shape((task_id,), "pack"))
+        exact_s = problem.layer_seconds(htask, mesh)
+        assert prices.layer_s_nw[(1 << bit) - 1, 0] == pytest.approx(exact_s, rel=0.07), htask.shape

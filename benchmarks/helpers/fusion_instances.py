@@ -105,9 +105,7 @@ class Instance:
         return f"seed {self.seed}: {where}, {self.tasks} tasks, memory {memory}"
 
 
-def draw_instance(
-    seed: int, *, most_tasks: int = 8, least_tasks: int = 2, methods: bool = False
-) -> Instance:
+def draw_instance(seed: int, *, most_tasks: int = 8, least_tasks: int = 2, methods: bool = False) -> Instance:
     """The instance of a seed.
 
     Args:

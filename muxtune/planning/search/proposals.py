@@ -205,8 +205,9 @@ def _all_cuts(slot_s_nw: Floats, microbatches_nw: Floats, pp: int, settings: Sea
 def turnaround(most: Floats, clocks: Floats, pp: int, run: Floats) -> Floats:
     """How much longer than its clocks an iteration with carry groups is because an hTask waits for its step.
 
-    The step is done ``pp + run - 2`` clocks after the hTask's last one; where all others together have fewer
-    than so many, the pipeline stands still.
+    Alone, an hTask takes its micro-batches and the way through the pipeline. Micro-batches of others that
+    stand between make it later, up to the length of a carry group: its step is done ``pp + run - 2`` clocks
+    after its last one. Where there are fewer clocks than all that takes, the pipeline stands still.
 
     Args:
         most: Micro-batches of the hTask that has most.
@@ -214,7 +215,8 @@ def turnaround(most: Floats, clocks: Floats, pp: int, run: Floats) -> Floats:
         pp: Stages.
         run: Micro-batches of the longest carry group.
     """
-    return np.asarray(np.maximum((most + pp + run - 2) / clocks, 1.0))
+    later = np.minimum(run - 1, clocks - most)
+    return np.asarray(np.maximum((most + pp - 1 + later) / clocks, 1.0))
 
 
 def make_proposal(

@@ -94,6 +94,28 @@ def test_more_devices_never_make_a_plan_slower(cluster_of, counts, policy, workl
         assert seconds[more] <= seconds[fewer] * (1 + 1e-9), (fewer, more, seconds)
 
 
+def long_microbatches(sequences: int) -> Workload:
+    """One micro-batch per step, of so many sequences, up to 256 tokens each."""
+    (task,) = random_workload(6, tasks=1).tasks
+    changed = {
+        "dataset": task.dataset.model_copy(update={"lengths": "rte"}),
+        "global_batch_size": sequences,
+        "micro_batch_size": sequences,
+        "max_length": 256,
+    }
+    return Workload(tasks=(task.model_copy(update=changed),))
+
+
+@pytest.mark.parametrize("sequences", [16, 32, 64])
+def test_nor_where_long_microbatches_are_cut_on_stages_that_fewer_devices_fill(sequences):
+    """Of 6 devices, 3 stages of two fill all; of 7, they stand beside a faster-looking stage of four."""
+    workload, alone = long_microbatches(sequences), PlanOptions(dp=1)
+    seconds = [
+        best_plan(workload, node_of(ranks), "muxtune", alone).predicted.iteration_s for ranks in range(5, 9)
+    ]
+    assert all(more <= fewer * (1 + 1e-9) for fewer, more in pairwise(seconds)), seconds
+
+
 def test_what_is_fixed_stays_fixed_and_the_rest_may_be_idle():
     workload = WORKLOADS["one"]
     for policy in ("muxtune", "nemo", "spatial-only"):

@@ -136,6 +136,8 @@ class RankedMesh:
     """Guess at the seconds of an iteration; infinite where a group has no room."""
     rows_pn: NDArray[np.intp]
     """Rows of the groups of every partition, filled up with the row behind the last group."""
+    bound_s_p: Floats
+    """Bound of the iterations in seconds, if the estimates are right; all that can be is hidden."""
     least_load_s: float
     """Least work of the busiest stage in seconds, also of partitions without room: cut, they may have it."""
     layer_work_s: float
@@ -205,6 +207,7 @@ def _rank(
         busiest = work_s_sg.argmax(axis=0), np.arange(len(m_g))
         drain_s_g = terms.head_s[busiest] + terms.tail_s[busiest]
         guess_s = np.maximum(guess_s, load_s + _of_groups(drain_s_g, rows, np.inf).min(axis=1))
+    bound_s = guess_s.copy()
     if prices.run > 1:
         m = _of_groups(m_g, rows, 0.0)
         runs = _of_groups(prices.carry_nw[:, 0], rows, 1.0).max(axis=1)
@@ -213,7 +216,9 @@ def _rank(
     uneven_s = slots_s.max(axis=1) - np.where(slots_s > 0, slots_s, np.inf).min(axis=1)
     if overlaps:
         hidden_s_g = m_g * max(mesh.layers_per_stage) * prices.hidden_s_nw[:, 0]
-        guess_s -= settings.overlapped * _of_groups(hidden_s_g, rows, 0.0).sum(axis=1)
+        hidden_s = _of_groups(hidden_s_g, rows, 0.0).sum(axis=1)
+        guess_s -= settings.overlapped * hidden_s
+        bound_s = load_s - hidden_s
     else:
         guess_s = np.maximum(guess_s, load_s + settings.uneven * (mesh.pp - 1) * uneven_s)
     return RankedMesh(
@@ -223,6 +228,7 @@ def _rank(
         room=room,
         work_s=work_s,
         guess_s_p=np.where(possible, guess_s, np.inf),
+        bound_s_p=bound_s,
         rows_pn=rows,
         least_load_s=least_load_s,
         layer_work_s=mesh.dp * float(layer_work_s_p.min()),
@@ -260,10 +266,10 @@ def propose_sets(
         bands: Bands of the groups.
         ranked: All partitions on some meshes.
         templates: Templates that may be used.
-        below_s: Seconds of an iteration that is possible on another mesh.
+        below_s: Seconds of an iteration that is possible on another mesh; what cannot be faster is left out.
     """
     settings = bands.problem.settings
-    least_safe_s = min(below_s, *(each.least_safe_s for each in ranked))
+    least_safe_s = min((each.least_safe_s for each in ranked), default=np.inf)
     near_s, roughly_near_s = settings.within * least_safe_s, settings.roughly_within * least_safe_s
     found = []
     for each in ranked:
@@ -273,8 +279,10 @@ def propose_sets(
         ]
         chosen: list[int] = []
         for mask, most_s, roughly_s in wanted:
-            guess_s = np.where(mask, each.guess_s_p, np.inf)
+            may_win = each.bound_s_p * (1 - settings.slack) < below_s
+            guess_s = np.where(mask & may_win, each.guess_s_p, np.inf)
             front = np.argsort(guess_s, kind="stable")[: settings.per_mesh]
+            front = front[may_win[front]]
             near = int((guess_s[front] <= most_s).sum())
             if near:
                 near += int((guess_s[front[near : settings.roughly_first]] <= roughly_s).sum())

@@ -115,12 +115,11 @@ def search_structures(
     shapes = candidate_meshes(problem.model, problem.cluster, options, idle=True)
     full = [shape for shape in shapes if shape.ranks == shapes[0].ranks]
 
-    def propose(shapes: Sequence[MeshShape], below_s: float = np.inf) -> list[MeshProposals]:
-        if objective.is_iteration:
-            return ranking.propose(shapes, below_s)
-        return [each for shape in shapes for each in ranking.propose([shape])]  # no mesh is left out as slow
+    def propose_alone(below_s: float, shapes: Sequence[MeshShape]) -> list[MeshProposals]:
+        """No mesh is left out because guesses say that another one is faster."""
+        return [each for shape in shapes for each in ranking.propose([shape], below_s)]
 
-    meshes = propose(full)
+    meshes = ranking.propose(full) if objective.is_iteration else propose_alone(np.inf, full)
     if prune and patience is None and few:
         least, most = settings.patience_of_few
         patience = max(least, most * 2 // max(2, len({each.mesh for each in meshes})))
@@ -136,7 +135,8 @@ def search_structures(
     ]
     fewer: list[MeshProposals] = []
     if worth:
-        fewer = propose(worth, search.best if prune else np.inf)
+        # What a smaller cluster finds on a mesh must be found here, too, whatever guesses say of others.
+        fewer = propose_alone(search.best if prune else np.inf, worth)
         if prune and few and not asked:
             patience = settings.patience_of_few[1]
         proposals += search.play(fewer, patience, on_each_mesh=True, alone=True, report=report)

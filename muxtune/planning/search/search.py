@@ -28,7 +28,7 @@ from muxtune.planning.decisions.options import FREE, PlanOptions
 from muxtune.planning.decisions.structure import HTaskChoice, Layout, Mesh, PlanStructure
 from muxtune.planning.exact.bounds import exact_bounds
 from muxtune.planning.problem.carrying import may_carry
-from muxtune.planning.problem.layouts import cheapest_layout
+from muxtune.planning.problem.layouts import cheapest_layout, packed_or_in_chunks
 from muxtune.planning.problem.memory_limit import fits, fitting
 from muxtune.planning.problem.meshes import MeshShape, candidate_meshes
 from muxtune.planning.problem.objectives import Objective, find_objective
@@ -195,6 +195,7 @@ class _Search:
         self._templates = options.templates(problem.settings.templates)
         self._modes = modes_to_try(problem, options)
         self._cut = may_carry(options) and len(problem.tasks) <= problem.settings.all_partitions_up_to
+        self._chunks = options.alignment is None and may_carry(options)
         self.tried = Tried(problem, objective)
         self._prune = prune
         self._quickest = QuickestSchedule(
@@ -277,6 +278,8 @@ class _Search:
         """
         few = len(self._problem.data) <= self._problem.settings.all_partitions_up_to
         htasks = proposal.htasks(self._problem, alternatives=few)
+        if few and self._chunks:
+            htasks = [packed_or_in_chunks(self._problem, proposal.mesh, htask) for htask in htasks]
         outcome = self._look_at(proposal, htasks)
         if outcome.fate == "memory":
             shortest = proposal.shortest_htasks(self._problem)

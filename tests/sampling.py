@@ -15,3 +15,8 @@ Case = TypeVar("Case")
 def sampled(cases: Sequence[Case], every: int) -> list[Case]:
     """All cases in a full run; else the first one and every so many-th after it."""
     return list(cases if FULL else cases[::every])
+
+
+def in_full(*cases: Case) -> list[Case]:
+    """Cases of a full run alone, as others make the same claim."""
+    return list(cases if FULL else ())

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
+from muxtune.cli.app import main
 from muxtune.support.tables import format_table
 from tests.integration.parity import ParityBench
 from tests.integration.parity_tasks import TASKS
 from tests.integration.prepared import prepared_ranks
+from tests.muxtune.cli.conftest import Result
 
 
 @pytest.fixture
@@ -18,6 +20,20 @@ def quick_ranks() -> Iterator[None]:
     """``run_plan`` forks its ranks from a process that has imported everything."""
     with prepared_ranks():
         yield
+
+
+@pytest.fixture
+def command(capsys, quick_ranks) -> Callable[..., Result]:
+    """Runs a command line in this process; exit code and both streams. Its ranks are forked as above."""
+
+    def run(*arguments: object) -> Result:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        streams = capsys.readouterr()
+        return Result(ended.value.code, streams.out, streams.err)
+
+    return run
 
 
 @pytest.fixture(scope="module")

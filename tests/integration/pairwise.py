@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import combinations, product
 
+from tests.sampling import FULL
+
 Row = tuple[object, ...]
 """A value of each dimension."""
 
@@ -32,3 +34,10 @@ def covering_rows(dimensions: Sequence[Sequence[object]]) -> list[Row]:
         rows.append(row)
         missing -= pairs
     return rows
+
+
+def sampled_product(*dimensions: Sequence[object]) -> list[Row]:
+    """All rows of the product in a full run; else some in which every two values meet."""
+    numbers = [range(len(values)) for values in dimensions]
+    rows = product(*numbers) if FULL else covering_rows(numbers)
+    return [tuple(values[i] for values, i in zip(dimensions, row, strict=True)) for row in rows]

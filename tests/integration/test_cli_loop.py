@@ -1,4 +1,8 @@
-"""plan, run, validate and compare as a user's shell sees them: exit codes and streams of real processes."""
+"""plan, run, validate and compare as a user's shell sees them: exit codes and streams.
+
+Of real processes where a plan is made and where it is run; what follows is called in this process, which has
+imported everything.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +46,8 @@ def planned(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_plan_is_run_and_validated(planned):
+def test_a_plan_is_run_and_validated(planned, command, monkeypatch):
+    monkeypatch.chdir(planned)
     ran = muxtune(planned, "run", "plan.json", "--out", "run", "--json")
     assert ran.returncode == 0, ran.stderr
     report = json.loads(ran.stdout)  # one object and nothing else, whatever gloo and the ranks print
@@ -50,31 +55,31 @@ def test_a_plan_is_run_and_validated(planned):
     assert report["effective_tokens_per_s"] > 0
 
     arguments = ("validate", "plan.json", "run", "--solo-steps", "2", "--gantt", "gantt.png")
-    validated = muxtune(planned, *arguments, "--json")
-    assert validated.returncode == 0, validated.stderr
-    report = json.loads(validated.stdout)
+    validated = command(*arguments, "--json")
+    assert validated.code == 0, validated.err
+    report = validated.json
     assert report["measured_iteration_s"] > 0
     assert report["predicted_iteration_s"] > 0
     assert report["max_loss_difference"] < 1e-5
     assert (planned / "gantt.png").stat().st_size > 5_000
 
-    again = muxtune(planned, "run", "plan.json", "--out", "run")
-    assert (again.returncode, again.stdout) == (2, "")
-    assert "run is not empty" in again.stderr
-    resumed = muxtune(planned, "run", "plan.json", "--out", "run", "--resume")
-    assert resumed.returncode == 0, resumed.stderr
-    assert "effective tokens/s" in resumed.stdout
+    again = command("run", "plan.json", "--out", "run")
+    assert (again.code, again.out) == (2, "")
+    assert "run is not empty" in again.err
+    resumed = command("run", "plan.json", "--out", "run", "--resume")
+    assert resumed.code == 0, resumed.err
+    assert "effective tokens/s" in resumed.out
 
 
 @pytest.mark.slow
-def test_policies_are_compared_by_real_runs(planned):
-    done = muxtune(
-        planned,
+def test_policies_are_compared_by_real_runs(planned, command, monkeypatch):
+    monkeypatch.chdir(planned)
+    done = command(
         *("compare", "--workload", "workload.yaml", "--profile", "profile.parquet"),
         *("--policies", "muxtune,nemo", "--measure", "--out", "runs", "--steps", "2", "--json"),
     )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    assert done.code == 0, done.err
+    found = done.json
     assert found["measured_speedup"].keys() == {"muxtune", "nemo"}
     assert [result["measured"]["steps"] for result in found["policies"]] == [2, 2]
     ours, theirs = (sum(result["measured"]["backbone_bytes"]) for result in found["policies"])

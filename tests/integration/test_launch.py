@@ -1,4 +1,7 @@
-"""The three ways to start a run end alike: with the same bits, or with one cause and no process left."""
+"""The three ways to start a run end alike: with the same bits, or with one cause and no process left.
+
+By default every end and every way, and each end in the ways that differ most; all pairs in a full run.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -22,6 +24,7 @@ from runtime.tasks.checkpoint_files import complete_checkpoints
 from tests.helpers import make_boundless_model, make_plan, make_task, write_examples
 from tests.integration.launchers import END_LIMIT_S, ONE_NODE, SPAWNER, TWO_NODES, Launch, launched
 from tests.integration.processes import wait_until
+from tests.sampling import in_full
 
 pytestmark = [
     pytest.mark.integration,
@@ -97,7 +100,7 @@ def test_two_nodes_give_the_bits_of_the_spawned_run_and_one_report(tmp_path, hf_
         assert all((ours[key] == theirs[key]).all() for key in ours)
 
 
-@pytest.mark.parametrize("kind", [SPAWNER, ONE_NODE, TWO_NODES])
+@pytest.mark.parametrize("kind", [SPAWNER, TWO_NODES, *in_full(ONE_NODE)])
 def test_a_rank_that_raises_is_reported_once_and_all_end(kind, tmp_path, hf_dirs, record_property):
     plan = _plan(tmp_path, {"llama": make_boundless_model(tmp_path / "model", hf_dirs["llama"])})
     with launched(kind, plan, tmp_path / "run") as launch:
@@ -117,7 +120,7 @@ def test_a_rank_that_raises_is_reported_once_and_all_end(kind, tmp_path, hf_dirs
     assert "the loss is" in complaint
 
 
-@pytest.mark.parametrize("kind", [SPAWNER, ONE_NODE, TWO_NODES])
+@pytest.mark.parametrize("kind", [SPAWNER, TWO_NODES, *in_full(ONE_NODE)])
 def test_a_rank_killed_with_9_is_reported_once_and_all_end(kind, tmp_path, hf_dirs, record_property):
     with launched(kind, _plan(tmp_path, hf_dirs), tmp_path / "run") as launch:
         _wait_until_it_trains(launch)
@@ -167,7 +170,7 @@ def test_a_rank_that_hangs_is_given_up_reported_once_and_killed(kind, tmp_path, 
         assert _root_causes(launch) == [(0, PEER_LOST_EXIT_CODE)]
 
 
-@pytest.mark.parametrize("kind", [ONE_NODE, TWO_NODES])
+@pytest.mark.parametrize("kind", [TWO_NODES, *in_full(ONE_NODE)])
 def test_what_all_ranks_refuse_is_said_by_the_first_alone(kind, tmp_path, hf_dirs):
     plan = _plan(tmp_path, hf_dirs)
     write_examples(tmp_path / "b.jsonl", seed=9)
@@ -180,9 +183,18 @@ def test_what_all_ranks_refuse_is_said_by_the_first_alone(kind, tmp_path, hf_dir
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-@pytest.mark.parametrize("kind", [SPAWNER, ONE_NODE])
-def test_a_run_that_is_told_to_stop_says_what_is_kept_and_goes_on(kind, number, code, tmp_path, hf_dirs):
+@pytest.mark.parametrize(
+    ("kind", "number", "code"),
+    [
+        (SPAWNER, signal.SIGTERM, 143),
+        (SPAWNER, signal.SIGINT, 130),
+        (ONE_NODE, signal.SIGTERM, 143),
+        *in_full((ONE_NODE, signal.SIGINT, 130)),
+    ],
+)
+def test_a_run_that_is_told_to_stop_says_what_is_kept_and_goes_on(
+    kind, number, code, tmp_path, hf_dirs, command
+):
     plan = _plan(tmp_path, hf_dirs)
     with launched(kind, plan, tmp_path / "run") as launch:
         _wait_until_it_trains(launch)
@@ -202,24 +214,18 @@ def test_a_run_that_is_told_to_stop_says_what_is_kept_and_goes_on(kind, number, 
         assert codes == [code]
         assert "Traceback" not in text
         kept = int(re.search(r"step (\d+) of", line)[1])
-        with launched(
-            SPAWNER, plan, tmp_path / "run", "--resume", "--steps", str(kept + 1), "--json"
-        ) as again:
-            assert again.wait(START_LIMIT_S) == [0], again.printed()
-        assert json.loads(again.printed("stdout")[0])["first_step"] == kept
+        again = command("run", plan, "--out", tmp_path / "run", "--resume", "--steps", kept + 1, "--json")
+        assert again.code == 0, again.err
+        assert again.json["first_step"] == kept
 
 
-def test_a_second_run_in_the_folder_of_a_living_one_is_refused_with_one_line(tmp_path, hf_dirs):
+def test_a_second_run_in_the_folder_of_a_living_one_is_refused_with_one_line(tmp_path, hf_dirs, command):
     plan = _plan(tmp_path, hf_dirs)
     with launched(SPAWNER, plan, tmp_path / "run") as first:
         _wait_until_it_trains(first)
         for options in ((), ("--resume",)):
-            command = [sys.executable, "-c", "from muxtune.cli.app import main; main()", "run", str(plan)]
-            command += ["--out", str(tmp_path / "run"), *options]
-            second = subprocess.run(
-                command, capture_output=True, text=True, timeout=START_LIMIT_S, check=False
-            )
-            (line,) = second.stderr.splitlines()
-            assert second.returncode == 2
+            second = command("run", plan, "--out", tmp_path / "run", *options)
+            (line,) = second.err.splitlines()
+            assert second.code == 2
             assert re.search(r"run is in use by another run \(process \d+ on .*\); wait for its end$", line)
         assert first.launchers[0].poll() is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -72,7 +73,8 @@ def test_after_kill_9_of_a_rank_a_resumed_run_ends_with_the_same_adapters(tmp_pa
     with pytest.raises(SpecError, match=f"expected more than {kept}"):
         run_plan(plan, run_dir, RunOptions(steps=kept, resume=True))
 
-    report = run_plan(plan, run_dir, RunOptions(checkpoint_every=EVERY, resume=True))
+    with prepared_ranks():
+        report = run_plan(plan, run_dir, RunOptions(checkpoint_every=EVERY, resume=True))
     assert report.first_step == kept
     for task in plan.tasks:
         resumed, whole = _adapter(run_dir, task.id), _adapter(tmp_path / "whole", task.id)
@@ -87,7 +89,10 @@ def test_after_kill_9_of_a_rank_a_resumed_run_ends_with_the_same_adapters(tmp_pa
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_task_and_step(tmp_path, hf_dirs):
     plan = _plan(tmp_path, {"llama": make_boundless_model(tmp_path / "model", hf_dirs["llama"])})
-    with pytest.raises(RunError, match=r"rank 1: task [abc], step \d+: the loss is (nan|inf)") as caught:
+    with (
+        prepared_ranks(),
+        pytest.raises(RunError, match=r"rank 1: task [abc], step \d+: the loss is (nan|inf)") as caught,
+    ):
         run_plan(plan, tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert '"state": "failed"' in "".join(
@@ -95,7 +100,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_task_and_step(tmp_path
     )
     assert "NonFiniteError" in (tmp_path / "run" / "logs" / "rank-1.log").read_text()
     assert not (tmp_path / "run" / "run.json").exists()
-    assert rank_pids(tmp_path / "run") == {}
+    assert multiprocessing.active_children() == []
 
 
 def test_unreadable_weights_are_the_users_mistake(tmp_path):
@@ -103,12 +108,15 @@ def test_unreadable_weights_are_the_users_mistake(tmp_path):
     plan = _plan(tmp_path, {"llama": folder})
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(
-        UserError, match=r"model\.source = .*: expected a directory with readable weights"
-    ) as caught:
+    with (
+        prepared_ranks(),
+        pytest.raises(
+            UserError, match=r"model\.source = .*: expected a directory with readable weights"
+        ) as caught,
+    ):
         run_plan(plan, tmp_path / "run")
     assert "\n" not in str(caught.value)
-    assert rank_pids(tmp_path / "run") == {}
+    assert multiprocessing.active_children() == []
 
 
 def test_no_rank_outlives_a_killed_parent(tmp_path, hf_dirs):

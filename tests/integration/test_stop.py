@@ -19,6 +19,7 @@ from tests.helpers import write_examples
 from tests.integration.processes import wait_until
 from tests.muxtune.cli.conftest import SUMS, task
 from tests.muxtune.costs.synthetic import analytic_law, make_profile, operators
+from tests.sampling import in_full
 
 pytestmark = [
     pytest.mark.integration,
@@ -74,7 +75,7 @@ def _processes_of(folder: Path) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, *in_full(signal.SIGINT)])
 def test_a_comparison_says_which_runs_are_kept(number, tmp_path):
     examples = {"path": str(write_examples(tmp_path / "a.jsonl", seed=0))}
     tasks = [task(name, dataset=examples, steps=50_000) for name in "ab"]

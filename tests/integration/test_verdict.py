@@ -25,8 +25,10 @@ from runtime.tasks import tenant as tenants
 from runtime.tasks.checkpoint_files import Owner, complete_checkpoints, load_rank_state, whole_checkpoint
 from runtime.tasks.tenant import is_finite
 from tests.helpers import make_plan, make_task, write_examples
+from tests.integration.pairwise import sampled_product
 from tests.integration.prepared import prepared_ranks
 from tests.integration.processes import rank_pids
+from tests.sampling import in_full
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -53,25 +55,27 @@ class Case:
 CASES = [
     *(
         Case(template, clips, rank, pp=2)
-        for template in ("flush", "continuous")
-        for clips in (False, True)
-        for rank in (0, 1)
+        for template, clips, rank in sampled_product(("flush", "continuous"), (False, True), (0, 1))
     ),
     Case("continuous", clips=False, rank=1, pp=3),
     Case("continuous", clips=False, rank=1, tp=2),
-    Case("flush", clips=True, rank=0, tp=2),
-    Case("continuous", clips=False, rank=1, dp=2),
     Case("flush", clips=True, rank=0, dp=2),
     Case("continuous", clips=False, rank=2, pp=2, tp=2),
     Case("continuous", clips=False, rank=1, pp=2, dp=2),
-    Case("continuous", clips=False, rank=0, pp=2, fault="nan"),
     Case("continuous", clips=True, rank=0, pp=2, fault="nan"),
     Case("continuous", clips=False, rank=0, pp=2, fault="huge"),
-    Case("flush", clips=False, rank=0, fault="huge"),
-    Case("continuous", clips=False, rank=1, pp=2, fault="loss"),
     Case("flush", clips=True, rank=1, pp=2, fault="loss"),
     Case("continuous", clips=False, rank=0, fault="loss"),
+    *in_full(
+        Case("flush", clips=True, rank=0, tp=2),
+        Case("continuous", clips=False, rank=1, dp=2),
+        Case("continuous", clips=False, rank=0, pp=2, fault="nan"),
+        Case("flush", clips=False, rank=0, fault="huge"),
+        Case("continuous", clips=False, rank=1, pp=2, fault="loss"),
+    ),
 ]
+"""On two stages every two of template, clipping and rank meet, and every mesh and fault is there; in a full
+run each of them also with other neighbours."""
 
 SAID = MappingProxyType(
     {

@@ -46,8 +46,14 @@ def test_they_say_what_stands_in_front():
     ("changes", "message"),
     [
         ({"peft": PREFIX | {"prefix_projection": True}}, r"peft\.prefix_projection = True: expected false"),
-        ({"peft": PREFIX, "max_length": 8192}, r"max_length = 8192: expected at most 1018, .* behind 6 virtual"),
-        ({"peft": PROMPT, "max_length": 1020}, r"max_length = 1020: expected at most 1018, .* behind 6 virtual"),
+        (
+            {"peft": PREFIX, "max_length": 8192},
+            r"max_length = 8192: expected at most 1018, .* behind 6 virtual",
+        ),
+        (
+            {"peft": PROMPT, "max_length": 1020},
+            r"max_length = 1020: expected at most 1018, .* behind 6 virtual",
+        ),
     ],
 )
 def test_what_cannot_run_is_refused_in_one_line(changes, message):

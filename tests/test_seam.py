@@ -16,7 +16,7 @@ _LORA = re.compile(r"(?<![a-z])lora(?!pp|fusion)", re.IGNORECASE)
 """The method; not the names of other systems and of a schedule."""
 
 _OWN = (
-    "muxtune/peft/lora.py",
+    "muxtune/peft/lora*.py",
     "muxtune/peft/__init__.py",
     "muxtune/costs/adapters.py",  # its grouped kernels' prices
     "runtime/peft/lora*.py",

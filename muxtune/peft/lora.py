@@ -33,29 +33,35 @@ FACTOR_A, FACTOR_B, MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitud
 """Names of the tensors of an attachment."""
 
 
-def _pattern(kind: type[int] | type[float], what: str) -> Any:  # noqa: ANN401  # an annotation
-    """Annotation of a mapping from patterns to positive numbers; a tuple of pairs, which can be hashed."""
-
-    def read(value: object) -> object:
-        pairs = list(value.items()) if isinstance(value, Mapping) else value
-        if not isinstance(pairs, list | tuple):
-            raise ValueError(f"expected a mapping from names of linears to {what}, as {{down_proj: 4}}")
-        for name, number in pairs:
-            try:
-                re.compile(str(name))
-            except re.error as error:
-                raise ValueError(f"expected names or regular expressions, {name!r} is neither") from error
-            is_number = isinstance(number, int | kind) and not isinstance(number, bool)
-            if not (isinstance(name, str) and is_number and 0 < number <= LARGEST_FACTOR):
-                raise ValueError(f"expected {what} above 0 for each name; {name!r} has {number!r}")
-        return tuple((name, kind(number)) for name, number in pairs)
-
-    schema = {"type": "object", "additionalProperties": {"type": "number", "exclusiveMinimum": 0}}
-    return Annotated[Pattern, BeforeValidator(read), PlainSerializer(dict), WithJsonSchema(schema)]
+def _pairs_read(value: object, kind: type[int] | type[float], what: str) -> Pattern:
+    """A mapping from patterns to positive numbers, as a tuple of pairs, which can be hashed."""
+    pairs = list(value.items()) if isinstance(value, Mapping) else value
+    if not isinstance(pairs, list | tuple):
+        raise ValueError(f"expected a mapping from names of linears to {what}, as {{down_proj: 4}}")
+    for name, number in pairs:
+        try:
+            re.compile(str(name))
+        except re.error as error:
+            raise ValueError(f"expected names or regular expressions, {name!r} is neither") from error
+        is_number = isinstance(number, int | kind) and not isinstance(number, bool)
+        if not (isinstance(name, str) and is_number and 0 < number <= LARGEST_FACTOR):
+            raise ValueError(f"expected {what} above 0 for each name; {name!r} has {number!r}")
+    return tuple((name, kind(number)) for name, number in pairs)
 
 
-RankPattern = _pattern(int, "whole ranks")
-AlphaPattern = _pattern(float, "alphas")
+def _ranks_read(value: object) -> Pattern:
+    return _pairs_read(value, int, "whole ranks")
+
+
+def _alphas_read(value: object) -> Pattern:
+    return _pairs_read(value, float, "alphas")
+
+
+_SCHEMA = WithJsonSchema(
+    {"type": "object", "additionalProperties": {"type": "number", "exclusiveMinimum": 0}}
+)
+RankPattern = Annotated[Pattern, BeforeValidator(_ranks_read), PlainSerializer(dict), _SCHEMA]
+AlphaPattern = Annotated[Pattern, BeforeValidator(_alphas_read), PlainSerializer(dict), _SCHEMA]
 
 
 class LoraSpec(TargetedSpec):
@@ -76,7 +82,7 @@ class LoraSpec(TargetedSpec):
     rank_pattern: RankPattern = ()
     """Ranks of linears that have another: by the end of their path, or a regular expression for it."""
     alpha_pattern: AlphaPattern = ()
-    """Likewise alphas."""
+    """Alphas of linears that have another."""
     bias: Literal["none", "lora_only", "all"] = "none"
     """Biases of the backbone that are trained: those of adapted linears, or all."""
 

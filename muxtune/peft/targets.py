@@ -80,11 +80,11 @@ class TargetedSpec(LayeredSpec):
         self.check_layers(model, where)
         _check_matches(self, model, where)
         if not any(targeted_paths(self, model)):
-            field, value = ("exclude_modules", self.exclude_modules)
-            expected = f"some of the linears that targets match in {model.name} left"
             if not self.exclude_modules:
-                field, value, expected = "layers", self.layers, f"a layer of {model.name} with such a target"
-            raise SpecError(f"{where}.{field}", value, expected)
+                expected = f"a layer of {model.name} with such a target"
+                raise SpecError(f"{where}.layers", self.layers, expected)
+            expected = f"some of the linears that targets match in {model.name} left"
+            raise SpecError(f"{where}.exclude_modules", self.exclude_modules, expected)
 
 
 def module_path(model: ModelSpec, layer: int, path: str) -> str:

@@ -126,7 +126,7 @@ class Lora:
     kinds: Mapping[str, OperatorKind] = KINDS
 
     def check(self, spec: LoraSpec, model: ModelSpec, where: str) -> None:
-        """Refuse targets and patterns that match nothing, layers that are not there, and too large a rank."""
+        """Refuse targets and patterns that match nothing, missing layers, and too large a rank."""
         spec.check_targets(model, where)
         sizes = {
             module_path(model, layer, linear.name): min(linear.in_features, linear.out_features)
@@ -194,11 +194,11 @@ class Lora:
 
 _SILENT = frozenset(
     "alpha_pattern arrow_config auto_mapping base_model_name_or_path exclude_modules fan_in_fan_out "
-    "inference_mode init_lora_weights layers_pattern layers_to_transform lora_alpha lora_dropout loftq_config "
-    "megatron_core "
-    "peft_version qalora_group_size r rank_pattern revision runtime_config target_modules task_type".split()
+    "inference_mode init_lora_weights layers_pattern layers_to_transform loftq_config lora_alpha "
+    "lora_dropout megatron_core peft_version qalora_group_size r rank_pattern revision runtime_config "
+    "target_modules task_type".split()
 )
-"""Keys of peft's configuration that are read by themselves, or do not change what a saved adapter computes."""
+"""Keys of a configuration that are read apart, or do not change what a saved adapter computes."""
 
 
 def _saved_spec(config: Mapping[str, Any]) -> LoraSpec:

@@ -31,8 +31,8 @@ class Derived(StrictModel):
     """Per task, digest of its file when the plan was made; a changed file is refused. Null for drawn
     lengths."""
     init_sha256: tuple[str | None, ...] = ()
-    """Per task, digest of the saved adapter that it starts from; a changed one is refused. Null where its seed
-    gives the first values; empty where it does so for all."""
+    """Per task, digest of the saved adapter that it starts from; a changed one is refused. Null for
+    tasks that start from their seed; empty where all do."""
     htasks: tuple[MicrobatchShape, ...] = Field(min_length=1)
     """Shapes of the micro-batches of each hTask."""
     schedule: tuple[tuple[tuple[Kind, int, int], ...], ...]

@@ -98,7 +98,7 @@ class PeftTask(StrictModel):
         return self.global_batch_size // self.micro_batch_size
 
     def with_digests(self, *, dataset: str | None, init: str | None) -> PeftTask:
-        """The task with the digests of its dataset and of the adapter that it starts from, where it has any."""
+        """The task with the digests of its dataset and of the saved adapter that it starts from."""
         changes: dict[str, object] = {}
         if dataset is not None:
             changes["dataset"] = self.dataset.model_copy(update={"sha256": dataset})

@@ -1,9 +1,9 @@
 """What comes with a low-rank pair: DoRA's magnitudes (arXiv 2402.09353), and trained biases.
 
-With ``V = W + scale B A`` and the norm of each of its rows, DoRA gives ``b + m / |V| * (V x)`` where LoRA gives
-``b + V x``. The norm counts as a constant in the backward, as the paper has it (section 4.3) and peft. It
-follows from the tensors alone, so it is renewed after each optimizer step, not in each micro-batch; where the
-rank has some of the inputs, squares are summed over the ranks.
+With ``V = W + scale B A`` and the norm of each of its rows, DoRA gives ``b + m / |V| * (V x)`` where LoRA
+gives ``b + V x``. The norm counts as a constant in the backward, as in the paper (section 4.3) and in peft.
+It follows from the tensors alone, so it is renewed after each optimizer step, not in each micro-batch; where
+the rank has some of the inputs, squares are summed over the ranks.
 """
 
 # t tokens of one task, I features in, O features out, R rank
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from runtime.ops.autograd import Context
 from runtime.ops.dropout import Dropout
 from runtime.peft.adapter import TaskAdapter
 
@@ -103,7 +104,7 @@ class DroppedDora(TaskAdapter):
         dtype = v.a_RI.dtype
         mask_tI = self.dropout.keep(keys_t, x_tI.shape[1]).to(dtype).mul_(self.dropout.scale)
         read_tI = x_tI.to(dtype) * mask_tI
-        frozen_tO = read_tI @ v.weight_OI.to(dtype).t()
+        frozen_tO: Tensor = _FrozenProduct.apply(read_tI, v.weight_OI)
         whole_tO = torch.addmm(frozen_tO, read_tI @ v.a_RI.t(), v.b_OR.t(), alpha=v.scale)
         return torch.addcmul(-frozen_tO, whole_tO, self.magnitude_O / v.norm_O)
 
@@ -119,3 +120,17 @@ class TrainedBias(TaskAdapter):
     def aggregate(self, y_tO: Tensor, x_tI: Tensor, keys_t: Tensor | None) -> Tensor:
         """Outputs with the trained bias instead."""
         return y_tO + (self.bias_O - self.frozen_O)
+
+
+class _FrozenProduct(torch.autograd.Function):
+    """``x W^T`` in the dtype of ``x``; a weight that is converted for that is converted again, not kept."""
+
+    @staticmethod
+    def forward(ctx: Context, x_tI: Tensor, weight_OI: Tensor) -> Tensor:
+        ctx.save_for_backward(weight_OI)
+        return x_tI @ weight_OI.to(x_tI.dtype).t()
+
+    @staticmethod
+    def backward(ctx: Context, grad_tO: Tensor) -> tuple[Tensor, None]:
+        (weight_OI,) = ctx.saved_tensors
+        return grad_tO @ weight_OI.to(grad_tO.dtype), None

@@ -116,7 +116,7 @@ def peft_targets(spec: TargetedSpec, model: ModelSpec) -> str | list[str]:
 def write_initial(
     skeleton: PreTrainedModel, config: PeftConfig, seed: int, folder: Path, start: Path | None = None
 ) -> dict[str, Tensor]:
-    """The adapter that peft starts from, see :func:`attach_peft`; its configuration is written to the folder."""
+    """The adapter that a task starts from, see :func:`attach_peft`; its configuration goes to the folder."""
     model = attach_peft(skeleton, config, seed, start)
     state = peft_state(model)
     written = model.peft_config["default"]

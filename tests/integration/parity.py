@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -35,6 +36,9 @@ from tests.integration.tiny_models import (
     write_prompts,
 )
 from tests.muxtune.planning.problems import FakeCosts
+
+_PEFTS_OWN = {"use_rslora", "use_dora", "bias", "rank_pattern", "alpha_pattern", "exclude_modules"}
+"""Parameters that have the same names and values in peft."""
 
 TaskFields = Mapping[str, object]
 """A task as in a workload file, without its id."""
@@ -145,6 +149,7 @@ class ParityBench:
             targets=tuple(peft["targets"]),
             dropout=peft.get("dropout", 0.0),
             layers=tuple(peft["layers"]) if "layers" in peft else None,
+            more=json.dumps({name: value for name, value in peft.items() if name in _PEFTS_OWN}),
             **fields,
             **variant,
         )

@@ -33,6 +33,8 @@ class SoloTask:
     targets: tuple[str, ...]
     dropout: float = 0.0
     layers: tuple[int, ...] | None = None
+    more: str = "{}"
+    """Further arguments of peft's configuration, as JSON."""
     global_batch_size: int
     max_length: int
     learning_rate: float
@@ -88,6 +90,7 @@ def train_solo(task: SoloTask, folder: Path) -> SoloResult:
         target_modules="all-linear" if task.targets == ("all-linear",) else list(task.targets),
         lora_dropout=task.dropout,
         layers_to_transform=None if task.layers is None else list(task.layers),
+        **json.loads(task.more),
     )
     peft_model = get_peft_model(model, config, autocast_adapter_dtype=task.float32_adapter).train()
     masks = PeftDropout(peft_model, rate=task.dropout, seed=task.seed)

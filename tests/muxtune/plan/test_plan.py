@@ -67,7 +67,9 @@ def test_the_keys_are_those_of_the_design(content):
     )
     assert list(content["decisions"]["parallelism"]) == ["tp", "pp", "dp", "layers_per_stage"]
     assert list(content["derived"]) == (
-        "backbone dataset_sha256 init_sha256 htasks schedule contention launches useful_flops cost_notes".split()
+        (
+            "backbone dataset_sha256 init_sha256 htasks schedule contention launches useful_flops cost_notes"
+        ).split()
     )
     assert content["derived"]["schedule"][0][0] == ["F", 1, 0]
 

@@ -203,7 +203,8 @@ def test_a_wrong_field_is_named_with_file_value_and_expectation(tmp_path, path, 
         (
             {"peft": {"method": "lora", "r": 4, "alpha": 1, "targets": [".*_proj"]}},
             "tasks.t.peft.targets = '.*_proj': expected a linear of llama-tiny: q_proj, k_proj, v_proj, "
-            "o_proj, gate_proj, up_proj, down_proj, or all-linear alone (names; a regular expression stands alone, as text)",
+            "o_proj, gate_proj, up_proj, down_proj, or all-linear alone (names; a regular expression "
+            "stands alone, as text)",
         ),
         (
             {"peft": {"method": "lora", "r": 4, "alpha": 1, "targets": ["q_proj,v_proj"]}},

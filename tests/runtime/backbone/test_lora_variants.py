@@ -1,4 +1,4 @@
-"""rsLoRA, DoRA, patterns, biases and targets of LoRA: mixed in one stream they train as each does with peft."""
+"""LoRA's variants (rsLoRA, DoRA, patterns, biases, targets) train together as each does with peft alone."""
 
 # t tokens of one task, K active tasks
 

@@ -1,4 +1,4 @@
-"""A task that starts from a saved adapter of peft: checked when it is planned, and trained on from its values."""
+"""Tasks that start from a saved adapter of peft: checked when planned, trained on from its values."""
 
 from __future__ import annotations
 

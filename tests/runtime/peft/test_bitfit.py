@@ -6,13 +6,13 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from muxtune.peft.bitfit import BitFitSpec
 from muxtune.peft.lora import LoraSpec
 from runtime.backbone.hugging_face import load_hf_model
 from runtime.peft import RUNTIME_METHODS
 from runtime.tasks.adapter_files import save_adapter
+from tests.documents import load_page
 from tests.runtime.backbone.test_sharded_stage import ThreadTeam
 from tests.runtime.peft.training import (
     Result,
@@ -118,9 +118,10 @@ def test_a_saved_adapter_is_added_to_a_plain_model_by_name(tmp_path):
         weights,
         steps=1,
     )
+    names: dict[str, object] = {}
+    exec(load_page("docs/vectors-and-entries.md").example("load_difference.py"), names)
+    names["load_difference"](weights, tmp_path / "saved")
     with torch.no_grad():
-        for key, difference in load_file(tmp_path / "saved" / "adapter_model.safetensors").items():
-            weights.get_parameter(key).add_(difference)
         found = float(solo_losses(weights, tenants[0].examples)) / targets_of(tenants[0])
     assert after[0].losses[0] == pytest.approx(found, rel=1e-10)
     config = json.loads((tmp_path / "saved" / "adapter_config.json").read_text())

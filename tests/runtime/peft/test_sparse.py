@@ -8,7 +8,6 @@ import peft
 import pytest
 import torch
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict
-from safetensors.torch import load_file
 
 from muxtune.peft import METHODS, attachments, check_peft
 from muxtune.peft.diff import DiffSpec
@@ -19,6 +18,7 @@ from runtime.backbone.hugging_face import load_hf_model
 from runtime.peft import RUNTIME_METHODS
 from runtime.peft.sparse import Pattern, draw_places, shared_pattern
 from runtime.tasks.adapter_files import load_adapter, save_adapter
+from tests.documents import load_page
 from tests.runtime.backbone.test_sharded_stage import ThreadTeam
 from tests.runtime.peft.training import (
     Result,
@@ -160,12 +160,10 @@ def test_a_saved_difference_is_added_to_a_plain_model_by_name(spec, tmp_path):
     save_adapter(tmp_path / "saved", before[0].adapter, like=tenants[0].folder)
     tenants[0] = replace(tenants[0], adapter=load_adapter(tmp_path / "saved"))
     after = together(spec, tenants, weights, steps=1)
-    adapter = load_file(tmp_path / "saved" / "adapter_model.safetensors")
+    names: dict[str, object] = {}
+    exec(load_page("docs/vectors-and-entries.md").example("load_difference.py"), names)
+    names["load_difference"](weights, tmp_path / "saved")
     with torch.no_grad():
-        for key, values in adapter.items():
-            if key.endswith(".values"):
-                name = key.removesuffix(".values")
-                weights.get_parameter(name)[tuple(adapter[f"{name}.indices"].long())] += values
         found = float(solo_losses(weights, tenants[0].examples)) / targets_of(tenants[0])
     assert after[0].losses[0] == pytest.approx(found, rel=1e-10)
     assert after[0].losses[0] != pytest.approx(before[0].losses[0], rel=1e-6)

@@ -64,6 +64,20 @@ def test_only_its_own_modules_know_a_method(room):
     assert not knowing
 
 
+@pytest.mark.parametrize("method", ["ia3", "bitfit", "shira"])
+def test_only_two_modules_know_a_small_method(method):
+    own = {ROOT / room / "peft" / name for room in ROOMS for name in (f"{method}.py", "__init__.py")}
+    knowing = [
+        f"{path.relative_to(ROOT)}:{line}: {word[:60]}"
+        for room in ROOMS
+        for path in sorted((ROOT / room).rglob("*.py"))
+        if path not in own
+        for line, word in words(path)
+        if method in word.lower()
+    ]
+    assert not knowing
+
+
 def test_the_search_finds_what_it_looks_for():
     found = [word for _, word in words(ROOT / "muxtune/peft/lora.py") if _LORA.search(word)]
     assert {"LoraSpec", "lora", "lora_A.weight"} <= set(found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 from muxtune.model import ALL_LINEAR, ModelSpec
 from muxtune.operators import OperatorKind, OperatorShape, OperatorWork, Phase
@@ -13,6 +13,7 @@ from muxtune.peft.method import METHODS
 from muxtune.peft.representation import NOTHING, Attachment, Extra, Sharded, TrainedTensor
 from muxtune.peft.sites import EMBEDDING, Site, linear_sites
 from muxtune.peft.spec import ModuleNames
+from muxtune.peft.start import check_said
 from muxtune.peft.targets import TargetedSpec, module_path, targeted_paths
 from muxtune.support.errors import SpecError
 
@@ -46,6 +47,13 @@ def _grid(model: ModelSpec, quick: bool) -> Iterable[tuple[int, ...]]:
     sizes = {_size(model, site, rewrites=False) for site in linear_sites(model)}
     sizes |= {_size(model, site, rewrites=True) for site in linear_sites(model) if _alone(model, site)}
     return ((*size, n) for size in sorted(sizes) for n in tokens)
+
+
+_SILENT = frozenset(
+    "auto_mapping base_model_name_or_path exclude_modules fan_in_fan_out inference_mode peft_version "
+    "revision runtime_config target_modules task_type feedforward_modules init_ia3_weights".split()
+)
+"""Keys of peft's configuration that do not change what a saved adapter computes, or that its tensors show."""
 
 
 @METHODS.register("ia3")
@@ -82,6 +90,11 @@ class Ia3:
         if layer == EMBEDDING:
             return ()
         return _vectors(model, targeted_paths(spec, model)[layer], feedforward_paths(spec, model, layer))
+
+    def check_start(self, spec: Ia3Spec, model: ModelSpec, config: Mapping[str, Any], where: str) -> None:
+        """Refuse an adapter of another method; that it has the task's tensors is seen when it is loaded."""
+        assert spec.init is not None, "asked only then"
+        check_said(config, {"peft_type": "IA3"}, _SILENT, spec.init, where)
 
     def extra(self, spec: Ia3Spec) -> Extra:
         """Nothing."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -14,6 +14,7 @@ from muxtune.peft.method import METHODS
 from muxtune.peft.representation import NOTHING, Attachment, Extra
 from muxtune.peft.sites import EMBEDDING, linear_sites
 from muxtune.peft.sparse import SPARSE, entries_attachment, whole_linear
+from muxtune.peft.start import check_said
 from muxtune.peft.targets import TargetedSpec, targeted_paths
 from muxtune.support.errors import SpecError
 
@@ -25,6 +26,13 @@ class ShiraSpec(TargetedSpec):
     """The PEFT method."""
     r: int = Field(gt=0)
     """Entries per feature: a linear has ``r`` times its inputs and outputs together."""
+
+
+_SILENT = frozenset(
+    "auto_mapping base_model_name_or_path exclude_modules fan_in_fan_out inference_mode peft_version "
+    "revision runtime_config target_modules task_type init_weights mask_type random_seed".split()
+)
+"""Keys of peft's configuration that do not change what a saved adapter computes, or that its tensors show."""
 
 
 @METHODS.register("shira")
@@ -55,6 +63,11 @@ class Shira:
     def attachments(self, spec: ShiraSpec, model: ModelSpec, layer: int) -> tuple[Attachment, ...]:
         """Entries at each targeted linear."""
         return () if layer == EMBEDDING else _entries(spec, model, targeted_paths(spec, model)[layer])
+
+    def check_start(self, spec: ShiraSpec, model: ModelSpec, config: Mapping[str, Any], where: str) -> None:
+        """Refuse an adapter of another method; that it has the task's tensors is seen when it is loaded."""
+        assert spec.init is not None, "asked only then"
+        check_said(config, {"peft_type": "SHIRA", "r": spec.r}, _SILENT, spec.init, where)
 
     def extra(self, spec: ShiraSpec) -> Extra:
         """Nothing."""

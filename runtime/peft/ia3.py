@@ -87,11 +87,11 @@ class Ia3Runtime:
         self, skeleton: PreTrainedModel, task: PeftTask, model: ModelSpec, folder: Path
     ) -> dict[str, Tensor]:
         """Ones."""
-        return write_initial(skeleton, _config(task, model), task.seed, folder)
+        return write_initial(skeleton, _config(task, model), task.seed, folder, task.peft.init)
 
     def reference(self, backbone: PreTrainedModel, task: PeftTask, model: ModelSpec) -> Reference:
         """Peft's own model."""
-        return PeftReference(attach_peft(backbone, _config(task, model), task.seed))
+        return PeftReference(attach_peft(backbone, _config(task, model), task.seed, task.peft.init))
 
     def builders(self) -> Mapping[str, Callable[..., tuple[Run, Run]]]:
         """One vector for the profiler."""

@@ -47,11 +47,11 @@ class ShiraRuntime:
         self, skeleton: PreTrainedModel, task: PeftTask, model: ModelSpec, folder: Path
     ) -> dict[str, Tensor]:
         """Zeros at random places, which peft draws from the task's seed."""
-        return write_initial(skeleton, _config(task, model), task.seed, folder)
+        return write_initial(skeleton, _config(task, model), task.seed, folder, task.peft.init)
 
     def reference(self, backbone: PreTrainedModel, task: PeftTask, model: ModelSpec) -> Reference:
         """Peft's own model."""
-        return PeftReference(attach_peft(backbone, _config(task, model), task.seed))
+        return PeftReference(attach_peft(backbone, _config(task, model), task.seed, task.peft.init))
 
     def builders(self) -> Mapping[str, Callable[..., tuple[Run, Run]]]:
         """One difference for the profiler."""

@@ -107,7 +107,9 @@ def make_tenant(spec: ModelSpec, task: PeftTask, lengths: Sequence[int], folder:
     ]
     initial_adapter(spec, task, folder)
     torch.manual_seed(task.seed)
-    adapter = {key: value + 0.1 * torch.randn_like(value) for key, value in load_adapter(folder).items()}
+    trained = {key: value for key, value in load_adapter(folder).items() if value.is_floating_point()}
+    moved = {key: value + 0.1 * torch.randn_like(value) for key, value in trained.items()}
+    adapter = load_adapter(folder) | moved
     return Tenant(task, examples, adapter, folder)
 
 

@@ -11,6 +11,7 @@ from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 
 from muxtune.peft import METHODS, attachments, check_peft
 from muxtune.peft.diff import DiffSpec
+from muxtune.peft.ia3 import Ia3Spec
 from muxtune.peft.lora import LoraSpec
 from muxtune.peft.shira import ShiraSpec
 from muxtune.support.errors import SpecError
@@ -43,6 +44,10 @@ def shira(r: int, *targets: str, layers=None) -> ShiraSpec:
 
 def diff(density: float, *targets: str, layers=None) -> DiffSpec:
     return DiffSpec(method="diff", density=density, targets=targets or ("all-linear",), layers=layers)
+
+
+def ia3(*targets: str) -> Ia3Spec:
+    return Ia3Spec(method="ia3", targets=targets)
 
 
 def lora(r: int) -> LoraSpec:
@@ -202,6 +207,34 @@ def test_targets_are_chosen_by_pefts_own_rules(method, fields, tmp_path):
     assert len([key for key in tenant.adapter if "indices" not in key]) == len(attached) > 0
     reference = RUNTIME_METHODS.get(method).reference(load_hf_model(OPT), tenant.task, OPT)
     assert reference.state().keys() == tenant.adapter.keys()
+
+
+@pytest.mark.parametrize("method", ["shira", "ia3"])
+def test_a_task_starts_from_what_peft_has_saved(method, tmp_path):
+    spec = OPT.model_copy(update={"layers": 1})
+    if method == "shira":
+        config = peft.ShiraConfig(r=2, random_seed=99, init_weights=False, target_modules=["k_proj"])
+        fields = {"r": 2}
+    else:
+        config = peft.IA3Config(target_modules=["k_proj"], feedforward_modules=[], init_ia3_weights=False)
+        fields = {}
+    saved = get_peft_model(load_hf_model(spec), config)
+    saved.save_pretrained(tmp_path / "saved")
+    fields |= {"method": method, "targets": ("k_proj",), "init": tmp_path / "saved"}
+    peft_ = METHODS.get(method).spec.model_validate(fields)
+    check_peft(peft_, spec, "peft")
+    (tenant,) = make_tenants(spec, [peft_], tmp_path)
+    expected = get_peft_model_state_dict(saved)
+    assert tenant.adapter.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in tenant.adapter.items())
+    reference = RUNTIME_METHODS.get(method).reference(load_hf_model(spec), tenant.task, spec)
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in reference.state().items())
+    ours = together(spec, [tenant], load_hf_model(spec), steps=1)
+    found = float(solo_losses(reference.module, tenant.examples).detach()) / targets_of(tenant)
+    assert ours[0].losses[0] == pytest.approx(found, rel=1e-10)
+    other = {"shira": ia3("k_proj"), "ia3": shira(2, "k_proj")}[method]
+    with pytest.raises(SpecError, match=r"peft\.init = .*: expected an adapter with peft_type"):
+        check_peft(other.model_copy(update={"init": tmp_path / "saved"}), spec, "peft")
 
 
 def test_layers_and_tasks_with_the_same_places_share_their_pattern():

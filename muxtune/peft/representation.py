@@ -34,7 +34,8 @@ class TrainedTensor:
     shape: tuple[int, ...]
     sharded: Sharded = "none"
     """Features of the site that tensor-parallel ranks cut it by; ``keys_values`` are heads, and ``entries``
-    places in a linear's weight: a rank has those of its own rows and columns."""
+    places in a linear's weight: a rank has those of its own rows and columns. By features it has an element
+    for each of them, or for all of a head."""
     dim: int = 0
     """Dimension that is cut."""
     partial: bool = False

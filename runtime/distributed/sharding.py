@@ -178,7 +178,9 @@ def tensor_portion(spec: ModelSpec, site: Site, tensor: TrainedTensor, shard: Sh
     linear = next(linear for linear in spec.linears if linear.name == site.path)
     outputs, inputs = linear_portions(spec, linear, shard)
     portion = outputs if tensor.sharded == "outputs" else inputs
-    return replace(portion, dim=dim, partial=portion.holders > 1)
+    each = portion.size // size  # features for each element: 1, or those of a head
+    ranges = tuple((start // each, stop // each) for start, stop in portion.ranges)
+    return replace(portion, dim=dim, size=size, ranges=ranges, partial=portion.holders > 1)
 
 
 def _split_ranges(

@@ -1,0 +1,1 @@
+"""A learned scale per attention head: a PEFT method for muxtune."""

@@ -11,8 +11,8 @@ from hypothesis import settings
 
 from tests.helpers import make_hf_model
 
-# On tensors this small, the threads of torch only wait for each other, which costs several times the processor
-# time of the work. Set before any test imports torch, and passed on to the processes that tests start.
+# On tensors this small, the threads of torch only wait for each other, which costs several times the
+# processor time of the work. Set before torch is imported; processes that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # No test is about time, and machines are shared.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,7 +35,8 @@ def test_six_tasks_on_real_texts_go_through_the_whole_loop(tmp_path, command, mo
     (tmp_path / "texts").symlink_to(TEXTS)
 
     profile = ("--model", "llama-tiny", "--device", "cpu", "--quick", "--out", "profile.parquet")
-    muxtune("profile", *profile)
+    program = "from muxtune.cli.app import main; main()"
+    subprocess.run([sys.executable, "-c", program, "profile", *profile], check=True, timeout=600)
     assert (tmp_path / "profile.parquet").exists()
     plan_options = ("--workload", "workload.yaml", "--cluster", "cpu-2", "--profile", "profile.parquet")
     muxtune("plan", *plan_options, "--out", "plan.json")

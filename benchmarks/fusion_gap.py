@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks.helpers.fusion_instances import Instance, draw_instance
 from benchmarks.helpers.machine import machine_line
 from muxtune.planning.decisions.options import PlanOptions
-from muxtune.planning.oracle.exhaustive import best_of_all, task_appraiser
+from muxtune.planning.oracle.exhaustive import best_in_all_streams, task_appraiser
 from muxtune.planning.problem.assemble import structure_iteration_s
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.planning.refinement.appraiser import Appraised
@@ -86,8 +86,11 @@ def measure(instance: Instance, against: Against = "all") -> Outcome:
     start_s = time.perf_counter()
     found_s = _searched_s(instance.problem, options)
     found_at_s = time.perf_counter()
-    appraiser = task_appraiser(instance.problem, options)
-    best = best_of_all(appraiser) if against == "all" else refined_partitions(appraiser, THOROUGH)
+    if against == "all":
+        best, (appraiser, *_) = best_in_all_streams(instance.problem, options)
+    else:
+        appraiser = task_appraiser(instance.problem, options)
+        best = refined_partitions(appraiser, THOROUGH)
     best_at_s = time.perf_counter()
     contiguous = [appraiser.appraise(groups) for groups in dp_starts(appraiser.table, 1)]
     return Outcome(

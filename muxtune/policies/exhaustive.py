@@ -8,7 +8,7 @@ from dataclasses import replace
 from muxtune.planning.decisions.options import PlanOptions
 from muxtune.planning.decisions.partition_dp import set_partitions
 from muxtune.planning.decisions.structure import PlanStructure
-from muxtune.planning.oracle.exhaustive import best_of_all, task_appraiser
+from muxtune.planning.oracle.exhaustive import best_in_all_streams
 from muxtune.planning.problem.memory_limit import fitting
 from muxtune.planning.problem.mesh_bounds import layer_seconds, least_iteration_s
 from muxtune.planning.problem.meshes import candidate_meshes
@@ -31,7 +31,8 @@ class Exhaustive:
     """Every set partition of the tasks on every mesh, with layers per stage balanced for the tasks alone.
 
     The optimum is over meshes, partitions, groupings and templates, with the cheapest alignment of every
-    group, by the recurrence and within the memory. Only what a bound proves to be no better is left out.
+    group, or the shortest streams of all where the memory refuses those, by the recurrence and within the
+    memory. Only what a bound proves to be no better is left out.
     """
 
     summary = f"the best of all partitions, of at most {MOST_TASKS} tasks; more are refused"
@@ -61,11 +62,13 @@ class Exhaustive:
             least_s = least_iteration_s(layer_work_s.get(shape.tp, 0.0), shape, problem.model.layers)
             if shape.ranks < shapes[0].ranks and problem.settings.least_work * least_s >= below_s:
                 continue
-            appraiser = task_appraiser(problem, replace(options, **shape._asdict()))
-            appraisers.append(appraiser)
+            found, used = best_in_all_streams(
+                problem, replace(options, **shape._asdict()), keep=FINALISTS, below_s=below_s
+            )
+            appraisers += used
             known_s = layer_work_s.get(shape.tp, math.inf)
-            layer_work_s[shape.tp] = min(known_s, _least_layer_work_s(appraiser))
-            best += best_of_all(appraiser, keep=FINALISTS, below_s=below_s)
+            layer_work_s[shape.tp] = min(known_s, _least_layer_work_s(used[0]))
+            best += found
             best = sorted(best, key=lambda each: each.seconds)[:FINALISTS]
         if best:
             return [each.structure for each in best]

@@ -10,15 +10,20 @@ import math
 from muxtune.planning.decisions.options import PlanOptions
 from muxtune.planning.decisions.structure import HTaskChoice
 from muxtune.planning.problem.carrying import may_carry
-from muxtune.planning.problem.layouts import cheapest_alignment
+from muxtune.planning.problem.layouts import cheapest_alignment, shortest_alignment
 from muxtune.planning.problem.meshes import choose_mesh
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.planning.refinement.appraiser import Appraised, Appraiser
 from muxtune.planning.refinement.groups import GroupTable
 
 
-def task_appraiser(problem: PlanningProblem, options: PlanOptions) -> Appraiser:
+def task_appraiser(problem: PlanningProblem, options: PlanOptions, *, shortest: bool = False) -> Appraiser:
     """Appraiser for all partitions of a problem's tasks, on layers that are balanced for the tasks alone.
+
+    Args:
+        problem: The planning problem.
+        options: Decisions that are fixed.
+        shortest: Whether groups lie in their shortest streams, which may fit where the fastest do not.
 
     Raises:
         SpecError: The cluster has no such mesh.
@@ -28,7 +33,7 @@ def task_appraiser(problem: PlanningProblem, options: PlanOptions) -> Appraiser:
         for task_id in problem.data
     ]
     mesh = choose_mesh(problem, alone, options)
-    align = cheapest_alignment(problem, mesh, options)
+    align = (shortest_alignment if shortest else cheapest_alignment)(problem, mesh, options)
     templates = options.templates(problem.settings.templates)
     table = GroupTable(problem, mesh, align, one_method=options.one_method)
     return Appraiser(table, templates, cut=may_carry(options))
@@ -50,6 +55,7 @@ def best_of_all(appraiser: Appraiser, *, keep: int = 1, below_s: float = math.in
     if not appraiser.cut:  # cut, a group may fit
         shared = filter(table.may_share, range(1, 1 << count))
         excluded = {mask for mask in shared if table.exceeds_alone(mask)}
+        appraiser.misfits |= bool(excluded)
     bounds = sorted(
         (appraiser.bound_s(groups), groups) for groups in table.partitions() if excluded.isdisjoint(groups)
     )
@@ -62,3 +68,24 @@ def best_of_all(appraiser: Appraiser, *, keep: int = 1, below_s: float = math.in
         if found is not None:
             best = sorted([*best, found], key=lambda each: each.seconds)[:keep]
     return best
+
+
+def best_in_all_streams(
+    problem: PlanningProblem, options: PlanOptions, *, keep: int = 1, below_s: float = math.inf
+) -> tuple[list[Appraised], list[Appraiser]]:
+    """As :func:`best_of_all`; where the memory refuses something, groups lie in the shortest streams, too.
+
+    Returns:
+        The best, and the appraisers that found them: the one of the fastest streams first.
+
+    Raises:
+        SpecError: The cluster has no such mesh.
+    """
+    appraisers = [task_appraiser(problem, options)]
+    best = best_of_all(appraisers[0], keep=keep, below_s=below_s)
+    if appraisers[0].misfits:
+        appraisers.append(task_appraiser(problem, options, shortest=True))
+        known = {each.structure for each in best}
+        found = best_of_all(appraisers[1], keep=keep, below_s=below_s)
+        best += [each for each in found if each.structure not in known]
+    return sorted(best, key=lambda each: each.seconds)[:keep], appraisers

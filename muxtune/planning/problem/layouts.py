@@ -33,6 +33,21 @@ def cheapest_alignment(
     return align
 
 
+def shortest_alignment(
+    problem: PlanningProblem, mesh: Mesh, options: PlanOptions
+) -> Callable[[tuple[str, ...]], HTaskChoice]:
+    """As :func:`cheapest_alignment`, with the fewest tokens, for where memory is short."""
+
+    def align(task_ids: tuple[str, ...]) -> HTaskChoice:
+        shapes = [
+            problem.shape(task_ids, *layout, dp=mesh.dp)
+            for layout in alignment_candidates(problem, task_ids, options)
+        ]
+        return HTaskChoice(task_ids=task_ids, shape=min(shapes, key=lambda shape: shape.tokens))
+
+    return align
+
+
 def cheapest_layout(
     problem: PlanningProblem, mesh: Mesh, task_ids: tuple[str, ...], wanted: Iterable[Layout]
 ) -> HTaskChoice:

@@ -54,6 +54,8 @@ class Appraiser:
         self.templates = tuple(templates)
         self.appraisals = 0
         """Partitions whose schedules were played."""
+        self.misfits = False
+        """Whether a schedule that would be faster did not fit the memory."""
         self._seconds_of = seconds_of or partial(structure_iteration_s, table.problem)
         self.cut = cut and table.mesh.pp > 1
         self._least_load_s = lru_cache(maxsize=None)(self._least_load)
@@ -105,7 +107,9 @@ class Appraiser:
         problem, mesh = self.table.problem, self.table.mesh
         htasks = self.table.htasks(groups)
         timed: list[tuple[float, PlanStructure]] = []
-        if not self.table.surely_exceeds(groups):
+        if self.table.surely_exceeds(groups):
+            self.misfits = True
+        else:
             bound_s = {template: self.table.bound_s(groups, [template]) for template in self.templates}
             timed += self._played(htasks, bound_s, below_s)
         for variant in cut_variants(problem, htasks, mesh) if self.cut else ():
@@ -121,6 +125,7 @@ class Appraiser:
                 break
             if fits(problem, structure):
                 return Appraised(groups, seconds, structure)
+            self.misfits = True
         return None
 
     def _played(

@@ -263,8 +263,8 @@ def _stage_prices(costs: _Same, model: ModelSpec, tp: int, largest_tokens: int, 
 def layouts(problem: PlanningProblem, task_ids: Sequence[str], options: PlanOptions) -> list[Layout]:
     """Alignments that groups are ranked with.
 
-    A chunk never holds more than the same sequences packed, so chunks are not ranked beside ``pack``; they
-    are priced, as everything is, for the partitions that win.
+    A chunk never holds more than the same sequences packed, so chunks are not ranked beside ``pack``; of few
+    tasks they are priced for the partitions that are looked at.
 
     Raises:
         SpecError: A chunk length is given for another alignment.

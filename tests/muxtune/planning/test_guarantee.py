@@ -39,6 +39,20 @@ def test_fusion_is_within_1_percent_of_exhaustive(first: int) -> None:
     assert worst.gap <= WITHIN, str(worst)
 
 
+@pytest.mark.parametrize(
+    "seed",
+    [
+        pytest.param(122, id="chunks share calls of attention where packed they do not"),
+        pytest.param(163, id="padded rows are faster and do not fit, packed ones do"),
+    ],
+)
+def test_layouts_are_chosen_as_well_as_by_exhaustive(seed: int) -> None:
+    outcome = outcome_of(seed)
+    assert outcome.best_s is not None
+    assert outcome.found_s is not None
+    assert abs(outcome.gap) <= WITHIN, str(outcome)
+
+
 MIXED = 100 if FULL else 20
 
 

@@ -119,8 +119,9 @@ class Row:
 
     @property
     def carried(self) -> int:
-        """Keys and values from elsewhere that it attends to as well: those in front, then those of the
-        sequence's tokens in earlier micro-batches.
+        """Keys and values from elsewhere that it attends to as well.
+
+        Those in front come first, then those of the sequence's tokens in earlier micro-batches.
         """
         return self.front + self.parts[0].offset
 

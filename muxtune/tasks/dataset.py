@@ -60,8 +60,9 @@ class TaskData:
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
-        """Rows of a stream that each example takes, in file order: virtual tokens of the task's method, then
-        the tokens of the example.
+        """Rows of a stream that each example takes, in file order.
+
+        Virtual tokens of the task's method, then the tokens of the example.
         """
         return self.example_lengths + self._extra.rows
 
@@ -91,7 +92,7 @@ class TaskData:
 
     @cached_property
     def step_keys(self) -> float:
-        """Keys that the tokens of a step attend to, those in front included, summed; the mean over all steps."""
+        """Keys that a step's tokens attend to, those in front included, summed; the mean over all steps."""
         in_front = self._extra.rows + self._extra.keys
         keys = self.example_lengths * (self.example_lengths + 1 + 2 * in_front) // 2
         return float(keys @ self._order.times_used) / self.task.steps

@@ -1,4 +1,4 @@
-"""Prompt tuning in the runtime: trained rows in the place of the virtual tokens that the stream begins with."""
+"""Prompt tuning in the runtime: trained rows in the place of the embeddings of virtual tokens."""
 
 # t tokens of one task, P virtual tokens of a sequence, D hidden size
 
@@ -88,7 +88,7 @@ def _build_prompt(content: Content, features: int, rows: int, tokens: int) -> tu
     rows_PD = content.normal(rows, features).to(dtype).requires_grad_()
     total_PD = torch.zeros_like(rows_PD)
     positions_t = torch.arange(tokens, device=content.device)
-    outputs = []
+    outputs: list[Tensor] = []
 
     def forward() -> object:
         outputs[:] = [Prompt(rows_PD).embed(hidden_tD, positions_t)]

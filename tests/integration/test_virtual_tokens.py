@@ -1,4 +1,4 @@
-"""Prefix, prompt and LoRA tenants in one hTask, planned, run by real ranks and validated against peft alone."""
+"""Prefix, prompt and LoRA tenants in one hTask, run by real ranks and validated against peft alone."""
 
 from __future__ import annotations
 

@@ -191,7 +191,7 @@ def test_they_go_through_carry_groups(family, tmp_path):
 
 
 def test_padded_rows_may_end_behind_the_last_position(tmp_path):
-    """A neighbour's rows, as long as the backbone has positions, are those of a task with a prefix as well."""
+    """Rows as long as a neighbour may have sequences are those of a task with a prefix as well."""
     for family in BACKBONES:
         spec = short(BACKBONES[family]).model_copy(update={"max_positions": 40})
         chosen = (("prefix", PREFIX, [40 - P]), ("lora", None, [38]))

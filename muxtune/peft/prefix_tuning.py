@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -15,6 +15,7 @@ from muxtune.peft.method import METHODS
 from muxtune.peft.representation import Attachment, Extra, TrainedTensor
 from muxtune.peft.sites import EMBEDDING, site_of
 from muxtune.peft.spec import MOST_VIRTUAL_TOKENS, PeftSpec
+from muxtune.peft.start import check_said
 from muxtune.support.errors import SpecError
 
 
@@ -48,6 +49,14 @@ def _grid(model: ModelSpec, quick: bool) -> Iterable[tuple[int, ...]]:
             yield 2 * model.kv_heads * model.head_dim, keys, tokens
 
 
+_SILENT = frozenset(
+    "auto_mapping base_model_name_or_path inference_mode peft_version revision runtime_config task_type "
+    "num_attention_heads num_layers num_transformer_submodules token_dim "
+    "encoder_hidden_size".split()
+)
+"""Keys of peft's configuration that say how a saved adapter began, or that its tensor shows."""
+
+
 @METHODS.register("prefix_tuning")
 class PrefixTuning:
     """The method."""
@@ -73,6 +82,14 @@ class PrefixTuning:
     def attachments(self, spec: PrefixTuningSpec, model: ModelSpec, layer: int) -> tuple[Attachment, ...]:
         """The prefix of a layer."""
         return () if layer == EMBEDDING else _prefix(spec.num_virtual_tokens, model)
+
+    def check_start(
+        self, spec: PrefixTuningSpec, model: ModelSpec, config: Mapping[str, Any], where: str
+    ) -> None:
+        """Refuse an adapter of another method; that it has the task's tensor is seen when it is loaded."""
+        assert spec.init is not None, "asked only then"
+        said = {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": spec.num_virtual_tokens}
+        check_said(config, said, _SILENT, spec.init, where)
 
     def extra(self, spec: PrefixTuningSpec) -> Extra:
         """Its keys."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -15,6 +15,7 @@ from muxtune.peft.method import METHODS
 from muxtune.peft.representation import Attachment, Extra, TrainedTensor
 from muxtune.peft.sites import EMBEDDING, embedding_site
 from muxtune.peft.spec import MOST_VIRTUAL_TOKENS, PeftSpec
+from muxtune.peft.start import check_said
 
 
 class PromptTuningSpec(PeftSpec):
@@ -51,6 +52,15 @@ _KEPT_BYTES = 9
 """Per token of the task: its place among the virtual ones, and whether it is one of them."""
 
 
+_SILENT = frozenset(
+    "auto_mapping base_model_name_or_path inference_mode peft_version revision runtime_config task_type "
+    "num_attention_heads num_layers num_transformer_submodules token_dim "
+    "prompt_tuning_init prompt_tuning_init_text tokenizer_name_or_path"
+    " tokenizer_kwargs".split()
+)
+"""Keys of peft's configuration that say how a saved adapter began, or that its tensor shows."""
+
+
 @METHODS.register("prompt_tuning")
 class PromptTuning:
     """The method."""
@@ -73,6 +83,14 @@ class PromptTuning:
     def attachments(self, spec: PromptTuningSpec, model: ModelSpec, layer: int) -> tuple[Attachment, ...]:
         """The embeddings, on the first stage."""
         return _prompt(spec.num_virtual_tokens, model) if layer == EMBEDDING else ()
+
+    def check_start(
+        self, spec: PromptTuningSpec, model: ModelSpec, config: Mapping[str, Any], where: str
+    ) -> None:
+        """Refuse an adapter of another method; that it has the task's tensor is seen when it is loaded."""
+        assert spec.init is not None, "asked only then"
+        said = {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": spec.num_virtual_tokens}
+        check_said(config, said, _SILENT, spec.init, where)
 
     def extra(self, spec: PromptTuningSpec) -> Extra:
         """Its rows."""

@@ -23,8 +23,8 @@ KEY = "prompt_embeddings"
 def initial_prompt(
     skeleton: PreTrainedModel, config: PeftConfig, task: PeftTask, folder: Path
 ) -> dict[str, Tensor]:
-    """What peft draws under the task's seed, in float32 or what more precision the backbone has."""
-    state = write_initial(skeleton, config, task.seed, folder)
+    """What peft draws or has saved, in float32 or what more precision the backbone has."""
+    state = write_initial(skeleton, config, task.seed, folder, task.peft.init)
     return {key: tensor.to(_precision(skeleton)) for key, tensor in state.items()}
 
 
@@ -42,7 +42,7 @@ class PromptReference:
 
     def __init__(self, backbone: PreTrainedModel, config: PeftConfig, task: PeftTask) -> None:
         precision = _precision(backbone)
-        model: PeftModel = attach_peft(backbone, config, task.seed)
+        model: PeftModel = attach_peft(backbone, config, task.seed, task.peft.init)
         for encoder in model.prompt_encoder.values():
             encoder.to(precision)
         self.module: nn.Module = model.eval()  # the frozen backbone's own dropouts are off, as in the runtime

@@ -16,9 +16,10 @@ from peft import (
 )
 
 from muxtune.batches import HTaskShape, layout_step
-from muxtune.peft import EMBEDDING, attachments, extra
+from muxtune.peft import EMBEDDING, attachments, check_peft, extra
 from muxtune.peft.prefix_tuning import PrefixTuningSpec
 from muxtune.peft.prompt_tuning import PromptTuningSpec
+from muxtune.support.errors import SpecError
 from muxtune.tasks import TaskData
 from runtime.attention import BACKENDS
 from runtime.attention.carried_kv import CarriedKv
@@ -280,6 +281,23 @@ def test_what_is_saved_loads_with_peft_and_has_the_same_logits(family, peft, tmp
     expected = solo_losses(Behind(loaded), tenant.examples)
     losses_K, _ = play(spec, [tenant], batches_of([tenant], "pack"))
     torch.testing.assert_close(losses_K[0], expected.detach(), rtol=1e-5, atol=1e-5, check_dtype=False)
+
+
+@pytest.mark.parametrize("peft", [PREFIX, PROMPT], ids=lambda each: each.method)
+def test_a_task_starts_from_what_peft_has_saved(peft, tmp_path):
+    spec = short(BACKBONES["llama"])
+    config = CONFIGS[peft.method](task_type="CAUSAL_LM", num_virtual_tokens=P)
+    saved = get_peft_model(load_hf_model(spec), config)
+    saved.save_pretrained(tmp_path / "saved")
+    own = peft.model_copy(update={"init": tmp_path / "saved"})
+    check_peft(own, spec, "peft")
+    task = make_task("a", seed=3).model_copy(update={"peft": own})
+    initial_adapter(spec, task, tmp_path / "init")
+    (theirs,) = get_peft_model_state_dict(saved).values()
+    assert torch.equal(load_adapter(tmp_path / "init")[KEY].float(), theirs)
+    more = own.model_copy(update={"num_virtual_tokens": P + 1})
+    with pytest.raises(SpecError, match=r"peft\.init = .* an adapter with num_virtual_tokens 6 .* not 5"):
+        check_peft(more, spec, "peft")
 
 
 def test_a_bfloat16_backbone_keeps_float32_virtual_tokens(tmp_path):

@@ -42,7 +42,7 @@ SPLIT_K = 1024
 """Columns that one program sums up: with 512 tokens of hidden size 4096 there would otherwise be 8 programs.
 Not a function of the number of programs, so that a task's sums do not depend on its neighbours."""
 
-_FACTOR_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16}
+_FACTOR_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
 def add_updates_(y_TO: Tensor, x_TI: Tensor, pieces: Sequence[Piece], factors: Sequence[Tensor]) -> Tensor:
@@ -50,7 +50,7 @@ def add_updates_(y_TO: Tensor, x_TI: Tensor, pieces: Sequence[Piece], factors: S
 
     Args:
         y_TO: Output so far.
-        x_TI: Input; float32, or with factors of the same dtype or float32, bfloat16.
+        x_TI: Input; float32, or with factors of the same dtype or float32, bfloat16 or float16.
         pieces: Pieces, none of them empty; those of two are the same or disjoint.
         factors: A ``[R, I]`` and B ``[O, R]`` of each piece in turn; of one dtype.
 

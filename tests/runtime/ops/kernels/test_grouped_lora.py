@@ -49,16 +49,26 @@ CASES = {
     "ranks beyond and between tiles": Case(spans=((0, 9), (9, 80)), ranks=(16, 33)),
     "inputs summed in parts": Case(spans=((0, 5), (5, 75)), ranks=(8, 1), in_features=2100),
     "one task with one token": Case(spans=((2, 3),), ranks=(3,), columns=((0, 16),)),
+    "more tasks than anybody runs": Case(
+        # 70 tasks, every third of them without tokens, and ranks that fill no tile.
+        spans=tuple((3 * i, 3 * i + (0 if i % 3 == 2 else 3)) for i in range(70)),
+        ranks=tuple((1, 3, 8, 17, 64)[i % 5] for i in range(70)),
+        columns=((0, 16),),
+        in_features=32,
+    ),
     "the same columns twice": Case(spans=((0, 20),), ranks=(4,), columns=((0, 16), (0, 16))),
 }
 
 # The interpreter truncates where a GPU rounds to nearest, hence twice the rounding of bfloat16's 8 bits. With
 # factors of bfloat16 the down projection is rounded too, before the sum over ranks.
 BF16 = 2**-7
+FP16 = 2**-10
 TOLERANCES = {
     (torch.float32, torch.float32): (1e-5, 1e-5),  # float32 through sums of up to 2100 terms
     (torch.bfloat16, torch.float32): (BF16, 1e-5),
     (torch.bfloat16, torch.bfloat16): (2 * BF16, 2 * BF16),
+    (torch.float16, torch.float32): (FP16, 1e-5),
+    (torch.float16, torch.float16): (2 * FP16, 2 * FP16),
 }
 """Of activations and of factors, relative to the largest element."""
 
@@ -139,6 +149,50 @@ def test_what_a_task_holds_reaches_no_other(interpreted, dtype):
     present = [task for task, (start, stop) in enumerate(case.spans) if start < stop for _ in range(4)]
     for task, a, b in zip(present, clean.factors, poisoned.factors, strict=True):
         assert torch.equal(a, b) if task in others else b.isnan().any()
+
+
+def run_in_a_hole(case: Case):
+    """Kernels on views into larger tensors whose other elements are NaN; both views and surroundings."""
+    from runtime.ops.kernels.grouped_lora import add_input_gradients_, add_updates_, factor_gradients
+
+    x, y, grad, dx, pieces, factors = draw(case)
+    whole, inside = [], []
+    for tensor in (x, y, grad, dx):
+        around = torch.full((len(tensor) + 64, tensor.shape[1] + 32), float("nan"), dtype=tensor.dtype)
+        view = around[32:-32, 16:-16]
+        view.copy_(tensor)
+        # Rows of nobody: between the tasks and behind them.
+        held = torch.zeros(len(tensor), dtype=torch.bool)
+        for start, stop in case.spans:
+            held[start:stop] = True
+        view[~held] = float("nan")
+        whole.append(around)
+        inside.append(view)
+    x, y, grad, dx = inside
+    before = [around.clone() for around in whole]
+    down = add_updates_(y, x, pieces, factors)
+    ddown = add_input_gradients_(grad, dx, pieces, factors)
+    found = Gradients(y.clone(), dx.clone(), factor_gradients(grad, x, pieces, factors, down, ddown))
+    for view in inside:
+        view[held] = 0.0
+    after, untouched = [around.clone() for around in whole], []
+    for old, new in zip(before, after, strict=True):
+        old[32:-32, 16:-16][held] = 0.0
+        untouched.append(torch.equal(old.nan_to_num(7.0), new.nan_to_num(7.0)))
+    return found, untouched, held
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_poisoned_memory_around_the_tasks_is_neither_read_nor_written(interpreted, dtype):
+    """NaN in rows of nobody, and in all that lies before, behind and beside the tensors."""
+    case = replace(RAGGED, dtype=dtype)
+    found, untouched, held = interpreted(run_in_a_hole, case)
+    plain = interpreted(run_kernels, case)
+    assert untouched == [True] * 4
+    assert torch.equal(found.y[held], plain.y[held])
+    assert torch.equal(found.dx[held], plain.dx[held])
+    assert all(torch.equal(a, b) for a, b in zip(found.factors, plain.factors, strict=True))
+    assert not found.y[~held].isfinite().any()
 
 
 def run_alone_and_together() -> list[tuple[Tensor, Tensor]]:

@@ -1,6 +1,6 @@
 """LoRA's variants in real runs, on stages and on shards: losses and adapters are those of peft alone.
 
-One task has what an input-split linear needs of all ranks: norms of whole rows, and a bias that is added once.
+One task has what an input-split linear needs of all ranks: norms of whole rows, a bias that is added once.
 """
 
 from __future__ import annotations

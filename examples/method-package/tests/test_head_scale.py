@@ -29,8 +29,11 @@ PEFTS = {
 }
 
 
-@pytest.mark.parametrize("mesh", [{"pp": 2, "tp": 1}, {"pp": 1, "tp": 2}], ids=["stages", "shards"])
-@pytest.mark.parametrize("backbone", ["llama-tiny", "gpt2-tiny"])
+@pytest.mark.parametrize(
+    ("backbone", "mesh"),
+    [("llama-tiny", {"pp": 2, "tp": 1}), ("gpt2-tiny", {"pp": 1, "tp": 2})],
+    ids=["stages", "shards"],
+)
 def test_it_is_planned_run_and_exact(backbone, mesh, tmp_path):
     common = {
         "dataset": {"lengths": "sst2"},

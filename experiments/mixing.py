@@ -92,8 +92,8 @@ def measure_mixing(cluster_name: str, model_name: str, tasks: int, methods: Sequ
         workload = workload_from({"tasks": content}, "workload", None)  # type: ignore[arg-type]
         problem = PlanningProblem(workload, model, cluster, costs)
         mixed, apart = plan_problem(problem)[0], plan_problem(problem, policy=NAME)[0]
-        rates = (plan.predicted.effective_tokens_per_s for plan in (mixed, apart))
-        found.append(Mixing(count, *rates, len(mixed.htasks), len(apart.htasks)))
+        mixed_rate, apart_rate = (p.predicted.effective_tokens_per_s for p in (mixed, apart))
+        found.append(Mixing(count, mixed_rate, apart_rate, len(mixed.htasks), len(apart.htasks)))
     return found
 
 

@@ -8,7 +8,7 @@ many partitions for that, by a long local search with exact prices, and prints t
 
 which is negative where the local search misses what the policy finds.
 
-    python -m benchmarks.fusion_gap [--instances 500] [--first-seed 0] [--most-tasks 8] [--above 0.001] [--methods]
+    python -m benchmarks.fusion_gap [--instances 500] [--first-seed 0] [--most-tasks 8] [--methods]
     python -m benchmarks.fusion_gap --least-tasks 10 --most-tasks 12 --against local-search --instances 20
 """
 

@@ -46,7 +46,7 @@ class Mixing:
     mixed_tokens_per_s: float
     """Effective tokens per second where hTasks may mix methods."""
     apart_tokens_per_s: float
-    """The same where they may not."""
+    """Effective tokens per second where they may not."""
     mixed_htasks: int
     apart_htasks: int
 

@@ -22,35 +22,42 @@ pytestmark = [
 ]
 
 
-def test_six_tasks_on_real_texts_go_through_the_whole_loop(tmp_path, command, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def muxtune(folder: Path, *arguments: object) -> dict[str, object]:
+    """Run a command with --json; its one object."""
+    command = [
+        sys.executable,
+        "-c",
+        "from muxtune.cli.app import main; main()",
+        *map(str, arguments),
+        "--json",
+    ]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert isinstance(found, dict)
+    return found
 
-    def muxtune(*arguments: object) -> dict[str, object]:
-        """Run a command with --json; its one object."""
-        done = command(*arguments, "--json")
-        assert done.code == 0, done.err
-        return done.json
 
+def test_six_tasks_on_real_texts_go_through_the_whole_loop(tmp_path):
     shutil.copy(ROOT / "examples" / "real-texts.yaml", tmp_path / "workload.yaml")
     (tmp_path / "texts").symlink_to(TEXTS)
 
     profile = ("--model", "llama-tiny", "--device", "cpu", "--quick", "--out", "profile.parquet")
-    program = "from muxtune.cli.app import main; main()"
-    subprocess.run([sys.executable, "-c", program, "profile", *profile], check=True, timeout=600)
+    muxtune(tmp_path, "profile", *profile)
     assert (tmp_path / "profile.parquet").exists()
     plan_options = ("--workload", "workload.yaml", "--cluster", "cpu-2", "--profile", "profile.parquet")
-    muxtune("plan", *plan_options, "--out", "plan.json")
+    muxtune(tmp_path, "plan", *plan_options, "--out", "plan.json")
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert sorted(t for h in plan["decisions"]["htasks"] for t in h["task_ids"]) == sorted(
         t["id"] for t in plan["decisions"]["tasks"]
     )
-    simulated = muxtune("simulate", "plan.json", "--gantt", "gantt.png", "--trace", "trace.json")
+    simulated = muxtune(tmp_path, "simulate", "plan.json", "--gantt", "gantt.png", "--trace", "trace.json")
     assert simulated.keys() == plan["predicted"].keys()
     assert simulated["iteration_s"] == pytest.approx(plan["predicted"]["iteration_s"], rel=1e-9)
 
-    ran = muxtune("run", "plan.json", "--out", "run", "--steps", STEPS)
+    ran = muxtune(tmp_path, "run", "plan.json", "--out", "run", "--steps", STEPS)
     assert ran["steps"] == STEPS
-    validated = muxtune("validate", "plan.json", "run", "--solo-steps", "2")
+    validated = muxtune(tmp_path, "validate", "plan.json", "run", "--solo-steps", "2")
     assert float(str(validated["max_loss_difference"])) < 1e-5
     tasks = validated["tasks"]
     assert isinstance(tasks, list)

@@ -21,7 +21,7 @@ from muxtune.support.files import write_atomically
 from muxtune.support.strict_models import MOST_SECONDS
 from muxtune.support.user_files import check_regular
 
-PROFILE_FORMAT = 1
+PROFILE_FORMAT = 2
 """Raised when kinds of operators, the grid or the meaning of a number change; the machine is then measured
 anew."""
 

@@ -33,8 +33,8 @@ class FilePart:
     start: int | None = None
     """Where it begins in that dimension; None if it is all of the file's tensor."""
     places: str | None = None
-    """Of trained entries of a frozen weight: name of the file's tensor ``[2, N]`` with the place of each, in
-    the weight as transformers has it. It is not trained."""
+    """Name of the file's tensor ``[2, N]`` with the place of each trained entry in the frozen weight, as
+    transformers has it; it is not trained."""
 
 
 class Content(Protocol):

@@ -30,8 +30,8 @@ from experiments.gpu.kernels import (
 from experiments.gpu.parity import ParityCase, ParityResult, check_parity, describe_parity, parity_cases
 from experiments.gpu.report import Section, write_report
 from muxtune.batches import Row
+from muxtune.peft.lora import LoraSpec
 from runtime.attention import BACKENDS
-from runtime.backbone.linear import SharedLinear
 from tests.interpreter import interpreter
 from tests.muxtune.costs.synthetic import analytic_law, make_profile, operators
 
@@ -89,10 +89,10 @@ def test_a_device_agrees_with_itself(model):
 
 def test_a_device_that_computes_something_else_is_found_out(monkeypatch):
     """``cpu:0`` plays the other device: its LoRA scale is off by 1e-3, which a loss hardly shows."""
-    attach = SharedLinear.attach
+    scale = LoraSpec.scale
 
-    def attach_wrongly(self, *names, scale, **others):
-        attach(self, *names, scale=scale * (1.001 if built_for == ["cpu:0"] else 1), **others)
+    def scale_wrongly(self, path):
+        return scale(self, path) * (1.001 if built_for == ["cpu:0"] else 1)
 
     built_for = []
     compute = parity._losses_and_gradients
@@ -101,7 +101,7 @@ def test_a_device_that_computes_something_else_is_found_out(monkeypatch):
         built_for[:] = arguments[-1:]
         return compute(*arguments)
 
-    monkeypatch.setattr(SharedLinear, "attach", attach_wrongly)
+    monkeypatch.setattr(LoraSpec, "scale", scale_wrongly)
     monkeypatch.setattr(parity, "_losses_and_gradients", compute_for)
     result = check_parity(ParityCase("gpt2-tiny", "float32", "pack"), device="cpu:0")
     assert not result.ok

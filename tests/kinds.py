@@ -5,3 +5,6 @@ from muxtune.operators import KINDS
 
 MEASURED_KINDS = {name: kind.dims for name, kind in KINDS.items() if not kind.derived}
 """Names of the dimensions by kind."""
+
+KINDS_WITHOUT_BIASES = {"bias"}
+"""Kinds that are not measured for a backbone whose linears have no biases."""

@@ -23,8 +23,9 @@ def quick_ranks() -> Iterator[None]:
 
 
 @pytest.fixture
-def command(capsys, quick_ranks) -> Callable[..., Result]:
+def command(capsys, quick_ranks, monkeypatch) -> Callable[..., Result]:
     """Runs a command line in this process; exit code and both streams. Its ranks are forked as above."""
+    monkeypatch.setenv("PYTHONSAFEPATH", "")  # the command sets it for its children; afterwards as it was
 
     def run(*arguments: object) -> Result:
         capsys.readouterr()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -61,8 +62,9 @@ def _executed(directory: Path) -> str:
 
 
 def test_the_files_would_be_executed_where_python_looks_into_the_current_directory(directory):
+    unsafe = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
     done = subprocess.run(
-        [sys.executable, "-c", "import random"], cwd=directory, capture_output=True, check=False
+        [sys.executable, "-c", "import random"], cwd=directory, capture_output=True, check=False, env=unsafe
     )
     assert done.returncode == 1
     assert _executed(directory) == "random "

@@ -14,7 +14,7 @@ from muxtune.graph.operators import COLLECTIVE_KINDS, FWD_ONLY, LINK_KINDS, Oper
 from muxtune.model import PRESETS
 from muxtune.support.errors import RunError, SpecError, UserError
 from profiler import profile_model
-from tests.kinds import MEASURED_KINDS
+from tests.kinds import KINDS_WITHOUT_BIASES, MEASURED_KINDS
 
 SMALL = PRESETS["llama-tiny"].model_copy(
     update={
@@ -110,7 +110,7 @@ def test_so_many_ranks_communicate(device, ranks, available, communicating):
     job = profiler.session._plan_job(SMALL, device, ranks, link_ranks=link_ranks, quick=True)
     assert job.processes == max(ranks, communicating)
     assert bool(job.overlaps) == (ranks > 1 and communicating > 0)
-    assert {kind for kind, _ in job.operators} == set(MEASURED_KINDS) - LINK_KINDS
+    assert {kind for kind, _ in job.operators} == set(MEASURED_KINDS) - LINK_KINDS - KINDS_WITHOUT_BIASES
     kinds = {kind for kind, _ in job.links}
     assert kinds == ({"p2p"} | COLLECTIVE_KINDS if communicating else set())
     sizes = {dims[1] for kind, dims in job.links if kind in COLLECTIVE_KINDS}
@@ -124,7 +124,7 @@ def test_a_real_profile_prices_its_own_stages(tmp_path):
     profile = profile_model(SMALL, out=out, ranks=1, quick=True)
     assert load_profile(out) == profile
     assert [path.name for path in out.parent.iterdir()] == ["p.parquet"]
-    assert {m.op.kind for m in profile.measurements} == set(MEASURED_KINDS)
+    assert {m.op.kind for m in profile.measurements} == set(MEASURED_KINDS) - KINDS_WITHOUT_BIASES
     for m in profile.measurements:
         assert 1e-7 < m.p10_s <= m.median_s <= m.p90_s
         assert m.repetitions >= 5

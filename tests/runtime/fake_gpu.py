@@ -74,7 +74,8 @@ def main():
     runtime.operators.load_hf_model = _real_weights
     Stage.to = _move
     failed = False
-    kinds = sorted(MEASURED_KINDS.keys() - LINK_KINDS)
+    # A backend in Python has no sparse tensors.
+    kinds = sorted(MEASURED_KINDS.keys() - LINK_KINDS - {"sparse"})
     for model, dtype, kind in product(MODELS, DTYPES, kinds):
         op = Operator(kind, tuple(DIMS.get(dim, 5) for dim in MEASURED_KINDS[kind]))
         said = check_operator(op, PRESETS[model].model_copy(update={"dtype": dtype}))

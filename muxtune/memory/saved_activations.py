@@ -23,6 +23,7 @@ from muxtune.peft import (
     needs_backward,
     runs_of,
 )
+from muxtune.peft.sites import SiteKind
 
 DROPOUT_KEY_BYTES = 8
 """Per token: the state from which all its masks are computed."""
@@ -178,16 +179,22 @@ def changed_tokens(
 
 
 def adapter_workspace_bytes(
-    model: ModelSpec, work: MicrobatchWork, reads: LayerInput, layer: int, phase: Phase, sharding: Sharding
+    model: ModelSpec,
+    work: MicrobatchWork,
+    reads: LayerInput,
+    layer: int,
+    phase: Phase,
+    sharding: Sharding,
+    kind: SiteKind = "linear",
 ) -> int:
-    """Most bytes that one adapter at a linear with this input needs while it runs."""
+    """Most bytes that one adapter at a linear, or a block, with this input needs while it runs."""
     shard = model.shard(sharding.tp)
     return max(
         (
             tokens * each.workspace_bytes[PHASES.index(phase)]
             for peft, tokens in zip(work.pefts, work.task_tokens, strict=True)
             for each in attachments(peft, shard, layer)
-            if each.site.kind == "linear" and each.site.reads == reads
+            if each.site.kind == kind and each.site.reads == reads
         ),
         default=0,
     )

@@ -61,7 +61,8 @@ def forward_workspace_bytes(
     # Where tasks rewrite what the last linear reads, adapters keep that.
     inner = ffn * (not mlp.saves_output and ("inner" not in adapted or rewritten > 0))
     end = leftover + inner + hidden  # the last linear's result, added to the residual
-    moments = [end + max(hidden, own) - output]
+    block = adapter_workspace_bytes(model, work, "mlp", layer, "fwd", sharding, kind="block")
+    moments = [end + max(hidden, own, block) - output]
     if mlp.saves_output:
         moments.append(leftover + ffn - output)  # its input, which it does not keep
     if "inner" in adapted and adapter_dtype_bytes(model) > model.dtype_bytes:

@@ -140,7 +140,10 @@ def _adapter(spec: BottleneckSpec, model: ModelSpec, site: Site) -> Attachment:
     """
     width, size = site.out_features, spec.size
     serial = spec.placement == "serial"
-    inside = size * max(model.dtype_bytes, DTYPE_BYTES["float32"])  # before the activation
+    own_bytes = max(model.dtype_bytes, DTYPE_BYTES["float32"])
+    inside = size * own_bytes  # before the activation
+    # What is added, the sum, and the sum in the backbone's precision where that is another.
+    forward = width * (2 * own_bytes + (model.dtype_bytes if own_bytes != model.dtype_bytes else 0))
     return Attachment(
         site=site,
         reads="output" if serial else "input",
@@ -153,5 +156,6 @@ def _adapter(spec: BottleneckSpec, model: ModelSpec, site: Site) -> Attachment:
         adapter=OperatorShape("bottleneck", (width, size)),
         keeps_input=not serial,
         kept_bytes=inside + (width * model.dtype_bytes if serial else 0),
+        workspace_bytes=(forward, 0),
         input_flops=2.0 * size * width,
     )

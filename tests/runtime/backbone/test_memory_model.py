@@ -250,7 +250,7 @@ BOTTLENECKS = [
 @pytest.mark.parametrize(
     ("name", "dtype"), [("llama-tiny", "float32"), ("gpt2-tiny", "float32"), ("llama-tiny", "bfloat16")]
 )
-def test_bottlenecks_beside_lora_are_modelled_within_5_percent(name, dtype, fields, first, last, tmp_path):
+def test_bottlenecks_beside_lora_are_modelled_within_3_percent(name, dtype, fields, first, last, tmp_path):
     model = PRESETS[name].model_copy(update={"layers": 2, "dtype": dtype})
     measured, modelled = measure(
         model,
@@ -264,8 +264,7 @@ def test_bottlenecks_beside_lora_are_modelled_within_5_percent(name, dtype, fiel
     )
     # Beside a bfloat16 backbone the norms and LoRA are modelled that coarsely, whatever stands beside them.
     assert modelled.saved == pytest.approx(measured.saved, rel=0.002 if dtype == "float32" else 0.01)
-    # The forward's temporaries in float32 are counted for LoRA alone, and without it 2.6 % too low.
-    assert_close(modelled, measured, rel=0.03 if dtype == "float32" else 0.05)
+    assert_close(modelled, measured, rel=0.03)
 
 
 LORA_VARIANTS = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -32,8 +32,12 @@ class GroupTeam:
     """The ranks of a process group; all methods raise :class:`PeerLostError` if one of them is gone."""
 
     group: dist.ProcessGroup
+    peer: int | None = field(init=False)
+    """The other rank of a team of two, which alone can be late; None in larger teams."""
 
     def __post_init__(self) -> None:
+        others = [rank for rank in dist.get_process_group_ranks(self.group) if rank != dist.get_rank()]
+        object.__setattr__(self, "peer", others[0] if len(others) == 1 else None)
         # NCCL joins ranks at their first sum. That stops their GPUs, which must not happen in the middle of a
         # run, while a receive waits there for what comes later.
         if dist.get_backend(self.group) == "nccl":
@@ -55,12 +59,12 @@ class GroupTeam:
         """
         if not tensor.numel():  # a micro-batch may be empty, on all ranks alike
             return _nothing
-        return partial(or_peer_lost, self.begin(tensor, op).wait)
+        return partial(or_peer_lost, self.begin(tensor, op).wait, self.peer)
 
     def begin(self, tensor: Tensor, op: dist.ReduceOp.RedOpType) -> dist.Work:
         """Start to combine a tensor, and say how far that is."""
         work: dist.Work | None = or_peer_lost(
-            partial(dist.all_reduce, tensor, op, group=self.group, async_op=True)
+            partial(dist.all_reduce, tensor, op, group=self.group, async_op=True), self.peer
         )
         assert work is not None  # None only for ranks outside of the group
         return work

@@ -126,8 +126,8 @@ class StepVerdict:
             NonFiniteError: A step is not finite: of the first such task, on the rank that writes losses.
             PeerLostError: A step is not finite, on all other ranks; or another rank is gone.
         """
-        if self._work is not None:
-            or_peer_lost(self._work.wait)
+        if self._work is not None and self._mesh.verdicts is not None:
+            or_peer_lost(self._work.wait, self._mesh.verdicts.peer)
         squared_K, loss_K, *refused_SK = self._table.tolist()
         for k, tenant in enumerate(self._tenants):
             stages = [str(stage) for stage, refused_K in enumerate(refused_SK) if refused_K[k]]

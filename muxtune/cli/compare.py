@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from muxtune.cli.costs import find_costs
-from muxtune.cli.inputs import load_inputs
+from muxtune.api.costs import find_costs
+from muxtune.api.inputs import load_inputs
 from muxtune.cli.options import DEFAULT_CLUSTER, ClusterName, JsonFlag, ModelName, ProfilePath, WorkloadPath
-from muxtune.cli.output import check_writable, emit, stdout_kept_clean
+from muxtune.cli.output import check_writable, emit
+from muxtune.support.clean_stdout import stdout_kept_clean
 from muxtune.support.errors import SpecError
 
 _NOT_COMPARED = {"exhaustive"}

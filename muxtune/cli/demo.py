@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from muxtune.cli.options import JsonFlag
-from muxtune.cli.output import emit, stdout_kept_clean
+from muxtune.cli.output import emit
+from muxtune.support.clean_stdout import stdout_kept_clean
 
 
 def demo(

@@ -6,16 +6,14 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pydantic import BaseModel
 
 from muxtune.support.errors import SpecError
-from muxtune.support.files import OutputError, descriptor_moved, written_file
+from muxtune.support.files import OutputError, written_file
 from muxtune.support.printable import printable
-
-_STDOUT, _STDERR = 1, 2
 
 
 @contextmanager
@@ -61,20 +59,6 @@ def discard_stdout() -> None:
     with suppress(OSError, ValueError):  # in tests, stdout may be no file
         os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
-
-
-@contextmanager
-def stdout_kept_clean() -> Iterator[None]:
-    """Send to stderr whatever is printed inside: by us, by C++ libraries (gloo does), by child processes."""
-    sys.stdout.flush()
-    saved = os.dup(_STDOUT)
-    os.dup2(_STDERR, _STDOUT)
-    try:
-        with redirect_stdout(sys.stderr), descriptor_moved(_STDOUT, saved):
-            yield
-    finally:
-        os.dup2(saved, _STDOUT)
-        os.close(saved)
 
 
 @contextmanager

@@ -9,9 +9,10 @@ from typing import Annotated
 
 import typer
 
+from muxtune.api.costs import find_costs, kept_profile
+from muxtune.api.inputs import load_inputs
+from muxtune.api.plan_summary import explanation_table, plan_summary, predicted_table
 from muxtune.batches import Alignment
-from muxtune.cli.costs import find_costs, kept_profile
-from muxtune.cli.inputs import load_inputs
 from muxtune.cli.options import (
     DEFAULT_CLUSTER,
     ClusterName,
@@ -21,12 +22,12 @@ from muxtune.cli.options import (
     PlanPath,
     ProfilePath,
 )
-from muxtune.cli.output import check_writable, emit, planning_bar, show, stdout_kept_clean
-from muxtune.cli.summary import explanation_table, plan_summary, predicted_table
+from muxtune.cli.output import check_writable, emit, planning_bar, show
 from muxtune.orchestration import Mode
 from muxtune.plan import Plan, load_plan, save_plan
 from muxtune.planning.decisions.options import ObjectiveName
 from muxtune.schedule import Template
+from muxtune.support.clean_stdout import stdout_kept_clean
 from muxtune.support.errors import SpecError
 from muxtune.support.printable import printable
 
@@ -194,7 +195,7 @@ def _plan_decided(
     if decisions is None and "out" not in given:
         out = path  # the rest of an edited plan is made anew
     check_writable(out, "--out", inputs=[decisions, profile])
-    from muxtune.cli.decided import plan_by_hand, reprice_plan
+    from muxtune.api.decided import plan_by_hand, reprice_plan
 
     with stdout_kept_clean():
         made = plan_by_hand(path, profile) if decisions is not None else reprice_plan(path, profile)

@@ -9,11 +9,12 @@ import typer
 from pydantic import BaseModel
 
 from muxtune.cli.options import JsonFlag
-from muxtune.cli.output import check_writable, emit, stdout_kept_clean
+from muxtune.cli.output import check_writable, emit
 from muxtune.costs.measurements import MeasurementsProvenance
 from muxtune.costs.profile import Profile, Provenance
 from muxtune.graph.attention_backends import DEFAULT_ATTENTION, AttentionContest
 from muxtune.model import Dtype, load_model_spec
+from muxtune.support.clean_stdout import stdout_kept_clean
 from muxtune.support.tables import format_table, show_percent, show_seconds
 
 profile_app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)

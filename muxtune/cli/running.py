@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from muxtune.api.validation_summary import validation_table
 from muxtune.cli.options import GanttPath, JsonFlag, PlanPath
-from muxtune.cli.output import check_writable, emit, stdout_kept_clean
-from muxtune.cli.validation import validation_table
+from muxtune.cli.output import check_writable, emit
 from muxtune.plan import load_plan
+from muxtune.support.clean_stdout import stdout_kept_clean
 from muxtune.support.processes import end_process, under_torchrun
 from muxtune.support.tables import format_table, show_bytes, show_percent, show_rate, show_seconds
 

@@ -9,12 +9,13 @@ from typing import Annotated, Literal
 
 import typer
 
-from muxtune.cli.costs import find_costs
+from muxtune.api.costs import find_costs
 from muxtune.cli.options import JsonFlag, ProfilePath
-from muxtune.cli.output import check_writable, emit, stdout_kept_clean
+from muxtune.cli.output import check_writable, emit
 from muxtune.cluster import ClusterSpec
 from muxtune.costs.base import CostModel
 from muxtune.model import ModelSpec
+from muxtune.support.clean_stdout import stdout_kept_clean
 from muxtune.support.user_files import read_user_bytes
 from muxtune.tasks import Workload
 

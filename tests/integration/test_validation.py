@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from experiments.gantt import draw_plan
-from muxtune.cli.validation import validation_table
+from muxtune.api.validation_summary import validation_table
 from muxtune.model import load_model_spec
 from muxtune.schedule import iteration_ends_s, load_trace
 from muxtune.tasks import Workload

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from muxtune.cli.costs import kept_profile_path
+from muxtune.api.costs import kept_profile_path
 from muxtune.cluster import load_cluster
 from muxtune.costs.profile import save_profile
 from muxtune.model import PRESETS
@@ -101,10 +101,10 @@ def test_what_changes_the_costs_changes_the_kept_file(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("target", "value"),
     [
-        ("muxtune.cli.costs.processor_name", lambda: "Another Core"),
-        ("muxtune.cli.costs.usable_cores", lambda: 7),
-        ("muxtune.cli.costs.package_version", lambda package: "0.0"),
-        ("muxtune.cli.costs.PROFILE_FORMAT", 99),
+        ("muxtune.api.costs.processor_name", lambda: "Another Core"),
+        ("muxtune.api.costs.usable_cores", lambda: 7),
+        ("muxtune.api.costs.package_version", lambda package: "0.0"),
+        ("muxtune.api.costs.PROFILE_FORMAT", 99),
         ("platform.node", lambda: "another-host"),
         ("platform.machine", lambda: "riscv64"),
         ("platform.python_version", lambda: "3.99"),

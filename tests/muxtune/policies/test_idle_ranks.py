@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from experiments.workloads import random_workload
-from muxtune.cli.summary import plan_summary
+from muxtune.api.plan_summary import plan_summary
 from muxtune.cluster import GPUS, ClusterSpec
 from muxtune.costs import AnalyticCosts
 from muxtune.costs.collectives import interconnect_of

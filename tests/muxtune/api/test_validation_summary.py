@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from muxtune.cli.validation import explanation_text
+from muxtune.api.validation_summary import explanation_text
 from muxtune.validation import DifferencePart, Explanation, SlowIteration
 
 SLOWEST = SlowIteration(

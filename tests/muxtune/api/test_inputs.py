@@ -10,7 +10,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from muxtune.cli.inputs import load_inputs
+from muxtune.api.inputs import load_inputs
 from muxtune.support.errors import SpecError
 from tests.helpers import make_hf_model, make_task, write_examples
 

@@ -6,12 +6,10 @@ import hashlib
 import json
 import os
 import platform
+import sys
 import warnings
 from pathlib import Path
 
-import typer
-
-from muxtune.cli.output import stdout_kept_clean
 from muxtune.cluster import ClusterSpec
 from muxtune.costs.analytic import AnalyticCosts
 from muxtune.costs.applicability import KERNELS_VARIABLE, check_profile
@@ -22,6 +20,7 @@ from muxtune.costs.profile import PROFILE_FORMAT, load_profile
 from muxtune.costs.profiled import ProfiledCosts
 from muxtune.model import ModelSpec
 from muxtune.support.cache import cache_folder
+from muxtune.support.clean_stdout import stdout_kept_clean
 from muxtune.support.errors import SpecError
 from muxtune.support.files import file_name
 from muxtune.support.machine import package_version, processor_name, usable_cores
@@ -49,7 +48,7 @@ def find_costs(profile: Path | None, workload: Workload, model: ModelSpec, clust
         for task in workload.tasks:
             load_task_data(task, model)
         text = f"no profile of {one_line(model.name)} yet; measuring this machine into {kept}"
-        typer.echo(f"muxtune: {text}", err=True)
+        sys.stderr.write(f"muxtune: {text}\n")
         measure_profile(model, cluster, kept)
     return _profiled_costs(kept, model, cluster)
 

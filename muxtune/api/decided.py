@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
-import typer
-
-from muxtune.cli.costs import find_costs
-from muxtune.cli.inputs import load_inputs
+from muxtune.api.costs import find_costs
+from muxtune.api.inputs import load_inputs
 from muxtune.costs.base import CostModel
 from muxtune.costs.devices import device_names
 from muxtune.model import ModelSpec, spec_from_hf
@@ -60,7 +59,7 @@ def _check_default_costs(costs: CostModel, decisions: Decisions, path: Path) -> 
         return
     if wanted.device in device_names() and wanted.profile_id.startswith("analytic-"):
         text = f"priced with {found.profile_id}; the plan was made with {one_line(wanted.profile_id)}"
-        typer.echo(f"muxtune: {text}", err=True)
+        sys.stderr.write(f"muxtune: {text}\n")
         return
     expected = f"{found.profile_id}, or --profile with the file of what the plan was made with"
     raise SpecError(f"{path}: decisions.costs.profile_id", wanted.profile_id, expected)

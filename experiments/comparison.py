@@ -238,11 +238,10 @@ def _plan_or_reason(problem: PlanningProblem, policy: str | Policy) -> tuple[str
     from muxtune.support.registry import PluginError
     from sim.search import search_problem
 
-    name = policy if isinstance(policy, str) else choose_policy(policy).name
     try:
-        choose_policy(policy)  # an unknown name is no result
+        name = choose_policy(policy).name  # an unknown one is no result
     except PluginError as error:
-        return name, str(error)
+        return str(policy), str(error)
     try:
         return name, search_problem(problem, policy=policy)
     except UserError as error:  # this policy cannot; the others may

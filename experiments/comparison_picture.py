@@ -11,8 +11,9 @@ from muxtune.support.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-__all__ = ["check_picture", "draw_comparison"]
+__all__ = ["check_picture", "comparison_figure", "draw_comparison"]
 
 _SUFFIXES = (".png", ".svg", ".pdf")
 
@@ -35,7 +36,7 @@ def check_picture(path: Path, where: str) -> None:
 
 
 def draw_comparison(comparison: Comparison, out: Path, *, title: str) -> None:
-    """Bars per policy: effective tokens per second, and peak memory of the fullest rank.
+    """Write :func:`comparison_figure` to a file.
 
     Args:
         comparison: Comparison of policies on one workload.
@@ -45,10 +46,21 @@ def draw_comparison(comparison: Comparison, out: Path, *, title: str) -> None:
     Raises:
         UserError: The suffix is another one, or it cannot be written.
     """
-    from matplotlib.figure import Figure
-
     check_picture(out, "picture")
     kind = out.suffix.removeprefix(".").lower()
+    figure = comparison_figure(comparison, title=title)
+    write_atomically(out, lambda temporary: figure.savefig(temporary, dpi=150, format=kind))
+
+
+def comparison_figure(comparison: Comparison, *, title: str) -> Figure:
+    """Bars per policy: effective tokens per second, and peak memory of the fullest rank.
+
+    Args:
+        comparison: Comparison of policies on one workload.
+        title: What was compared, above the bars.
+    """
+    from matplotlib.figure import Figure
+
     results = comparison.policies
     figure = Figure(figsize=(11, 1.5 + 0.42 * len(results)), layout="constrained")
     rates, memory = figure.subplots(1, 2, sharey=True)
@@ -80,7 +92,7 @@ def draw_comparison(comparison: Comparison, out: Path, *, title: str) -> None:
             fontsize=8,
         )
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold", parse_math=False)
-    write_atomically(out, lambda temporary: figure.savefig(temporary, dpi=150, format=kind))
+    return figure
 
 
 def _draw_bars(

@@ -20,7 +20,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Window", "draw_gantt", "draw_plan", "iteration_window", "middle_window", "same_windows"]
+__all__ = [
+    "Window",
+    "draw_gantt",
+    "draw_plan",
+    "gantt_figure",
+    "iteration_window",
+    "middle_window",
+    "plan_figure",
+    "same_windows",
+]
 
 _SIMULATED_ITERATIONS = 15  # enough beside those in the middle for a run that is slower
 _ROW_INCHES = 0.5
@@ -78,25 +87,55 @@ def draw_gantt(
     iterations: int = 3,
     window_s: float | None = None,
 ) -> None:
-    """Draw timelines above each other: one panel each, one row per stage, forward light, backward dark.
+    """Write :func:`gantt_figure` to a file.
+
+    Args:
+        timelines: See :func:`gantt_figure`, as for the others.
+        out: PNG, SVG or PDF, by its suffix; whole or absent.
+        labels: What each hTask is.
+        iterations: Number of iterations that are shown.
+        window_s: Length of the time axis.
+
+    Raises:
+        UserError: A timeline has no complete iteration, or nothing can be written in that format.
+    """
+    _check_format(out)
+    _save(gantt_figure(timelines, labels=labels, iterations=iterations, window_s=window_s), out)
+
+
+def _check_format(out: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    if out.suffix.removeprefix(".").lower() not in FigureCanvasAgg.get_supported_filetypes():
+        raise UserError(f"cannot draw {out}: expected a file name that ends in .png, .svg or .pdf")
+
+
+def _save(figure: Figure, out: Path) -> None:
+    kind = out.suffix.removeprefix(".").lower()
+    write_atomically(out, lambda temporary: figure.savefig(temporary, dpi=150, format=kind))
+
+
+def gantt_figure(
+    timelines: Mapping[str, Sequence[Span]],
+    *,
+    labels: Mapping[int, str] | None = None,
+    iterations: int = 3,
+    window_s: float | None = None,
+) -> Figure:
+    """Timelines above each other: one panel each, one row per stage, forward light, backward dark.
 
     Args:
         timelines: Spans by title, in order from the top. The first one's middle iterations are shown of all
             that have them; of others their own middle.
-        out: PNG, SVG or PDF, by its suffix; whole or absent.
         labels: What each hTask is, for the legend (its task ids, say).
         iterations: Number of iterations that are shown.
         window_s: Length of the time axis; the longest window by default.
 
     Raises:
-        UserError: A timeline has no complete iteration, or nothing can be written in that format.
+        UserError: A timeline has no complete iteration.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    formats = FigureCanvasAgg.get_supported_filetypes()
-    if out.suffix.removeprefix(".").lower() not in formats:
-        raise UserError(f"cannot draw {out}: expected a file name that ends in .png, .svg or .pdf")
     shown = {title: _compute_spans(title, spans) for title, spans in timelines.items()}
     windows = same_windows(shown, iterations)
     width_s = window_s or 1.02 * max(w.stop_s - w.start_s for w in windows.values())
@@ -119,26 +158,33 @@ def draw_gantt(
         _title(axes, title, windows[title])
     panels[-1].set_xlabel("ms from the start of the first iteration shown")
     _add_legend(figure, colours, labels or {}, title=next(iter(shown)) if len(shown) > 1 else None)
-    write_atomically(
-        out, lambda temporary: figure.savefig(temporary, dpi=150, format=out.suffix.removeprefix(".").lower())
-    )
+    return figure
 
 
 def draw_plan(plan: Plan, out: Path, *, run_dir: Path | None = None) -> None:
-    """Draw the simulated timeline of a plan, and below it the measured one of a run of that plan.
+    """Write :func:`plan_figure` to a file.
 
     Raises:
         UserError: See :func:`draw_gantt`, or the run has no trace.
+    """
+    _check_format(out)
+    _save(plan_figure(plan, run_dir=run_dir), out)
+
+
+def plan_figure(plan: Plan, *, run_dir: Path | None = None) -> Figure:
+    """The simulated timeline of a plan, and below it the measured one of a run of that plan.
+
+    Raises:
+        UserError: See :func:`gantt_figure`, or the run has no trace.
     """
     labels = {htask.id: ", ".join(htask.task_ids) for htask in plan.htasks}
     if run_dir is None:
         from sim import simulate_plan
 
         spans = simulate_plan(plan, iterations=_SIMULATED_ITERATIONS).spans
-        draw_gantt({"simulated": spans}, out, labels=labels)
-        return
+        return gantt_figure({"simulated": spans}, labels=labels)
     measured = load_trace(run_dir / "trace.json")
-    draw_gantt({"simulated": _simulate_run(plan, measured), "measured": measured}, out, labels=labels)
+    return gantt_figure({"simulated": _simulate_run(plan, measured), "measured": measured}, labels=labels)
 
 
 def _simulate_run(plan: Plan, measured: Sequence[Span]) -> list[Span]:

@@ -22,7 +22,7 @@ from experiments.workloads import random_workload
 from muxtune.cluster import ClusterSpec, load_cluster
 from muxtune.model import Dtype, ModelSpec, load_model_spec
 from muxtune.planning.decisions.options import PlanOptions
-from muxtune.policies import POLICIES
+from muxtune.policies import POLICIES, choose_policy, is_from_file
 from muxtune.support.errors import SpecError, UserError, naming, spec_error_from, unknown_name
 from muxtune.support.registry import PluginError
 from muxtune.support.strict_models import StrictScalars
@@ -149,8 +149,10 @@ class InputReader:
         name = self._whole("policy", own)
         if not isinstance(name, str):
             raise SpecError("policy", name, f"one of {', '.join(POLICIES.names())}")
+        if is_from_file(name):
+            name = str(self._folder / name)
         try:
-            POLICIES.get(name)
+            choose_policy(name)
         except PluginError as error:  # costs the points that ask for it
             raise CombinationError("policy", name, f"one that works; {error}") from error
         return name

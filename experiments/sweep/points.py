@@ -12,6 +12,7 @@ from pathlib import Path
 from experiments.sweep.fields import CombinationError
 from experiments.sweep.inputs import InputReader, PointInputs
 from experiments.sweep.specification import Assignments, SweepSpec
+from muxtune.policies import policy_identity
 from muxtune.support.errors import SpecError
 from muxtune.tasks import DatasetSpec, with_digest
 
@@ -70,7 +71,7 @@ def _identity(inputs: PointInputs, file_digest: Callable[[DatasetSpec], str | No
         "datasets": [file_digest(task.dataset) for task in inputs.workload.tasks],
         "model": inputs.model.model_dump(mode="json"),
         "cluster": inputs.cluster.model_dump(mode="json"),
-        "policy": inputs.policy,
+        "policy": policy_identity(inputs.policy),
         "options": asdict(inputs.options),
     }
 

@@ -12,7 +12,7 @@ from muxtune.support.errors import SpecError
 from muxtune.tasks import Workload, load_workload
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class PlanInputs:
     """What is to be planned, and for which machine."""
 
@@ -37,10 +37,19 @@ def load_inputs(workload: Path, model: str | None, cluster: str) -> PlanInputs:
     if name is None:
         raise SpecError(f"{workload}: backbone", None, "a preset or Hugging Face directory (or --model)")
     spec = load_model_spec(name, loaded.dtype)
-    loaded.check(spec)
-    if spec.source != "preset":
-        _check_weights(spec)
-    return PlanInputs(workload=loaded, model=spec, cluster=load_cluster(cluster))
+    return check_inputs(PlanInputs(loaded, spec, load_cluster(cluster)))
+
+
+def check_inputs(inputs: PlanInputs) -> PlanInputs:
+    """Refuse tasks that cannot run on the backbone, and pickled weights that are not the backbone's.
+
+    Raises:
+        UserError: Names the task or the tensor.
+    """
+    inputs.workload.check(inputs.model)
+    if inputs.model.source != "preset":
+        _check_weights(inputs.model)
+    return inputs
 
 
 def _check_weights(spec: ModelSpec) -> None:

@@ -7,15 +7,13 @@ from typing import Annotated
 
 import typer
 
+from muxtune.api.calls import compared_policies
 from muxtune.api.costs import find_costs
 from muxtune.api.inputs import load_inputs
 from muxtune.cli.options import DEFAULT_CLUSTER, ClusterName, JsonFlag, ModelName, ProfilePath, WorkloadPath
 from muxtune.cli.output import check_writable, emit
 from muxtune.support.clean_stdout import stdout_kept_clean
 from muxtune.support.errors import SpecError
-
-_NOT_COMPARED = {"exhaustive"}
-"""Left out unless it is asked for: it proves what others find, and takes its time."""
 
 
 def compare(
@@ -24,7 +22,10 @@ def compare(
     cluster: ClusterName = DEFAULT_CLUSTER,
     profile: ProfilePath = None,
     policies: Annotated[
-        str | None, typer.Option(help="Names with commas between them; by default all but `exhaustive`.")
+        str | None,
+        typer.Option(
+            help="Names or FILE.py:CLASS with commas between them; by default all but `exhaustive`."
+        ),
     ] = None,
     measure: Annotated[bool, typer.Option("--measure", help="Also run every plan for real.")] = False,
     out: Annotated[
@@ -41,7 +42,7 @@ def compare(
 ) -> None:
     """Plan a workload under every policy; one table, and one picture."""
     from muxtune.planning.problem.problem import PlanningProblem
-    from muxtune.policies import POLICIES
+    from muxtune.policies import choose_policy
 
     if measure and out is None:
         raise SpecError("--out", None, "a folder for the runs that --measure makes")
@@ -52,12 +53,11 @@ def compare(
 
         check_picture(picture, "--picture")
     if policies is None:
-        known = {*POLICIES.names(), *(fault.name for fault in POLICIES.faults())}
-        names = sorted(known - _NOT_COMPARED)  # what cannot be used is a row that says why
+        names = compared_policies()  # what cannot be used is a row that says why
     else:
         names = [name.strip() for name in policies.split(",")]
         for name in names:
-            POLICIES.get(name)  # before anything is measured
+            choose_policy(name)  # before anything is measured
     inputs = load_inputs(workload, model, cluster)
     costs = find_costs(profile, inputs.workload, inputs.model, inputs.cluster)
     from experiments.comparison import comparison_table, run_comparison

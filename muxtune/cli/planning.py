@@ -46,7 +46,7 @@ def plan(  # noqa: PLR0913, PLR0917  # an argument per option
     model: ModelName = None,
     cluster: ClusterName = DEFAULT_CLUSTER,
     profile: ProfilePath = None,
-    policy: Annotated[str, typer.Option(help="See `muxtune policies`.")] = "muxtune",
+    policy: Annotated[str, typer.Option(help="A name of `muxtune policies`, or FILE.py:CLASS.")] = "muxtune",
     partition: Annotated[
         str | None, typer.Option(help='Fix the fusion: "a+b,c" makes the hTasks {a, b} and {c}.')
     ] = None,

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
+from muxtune.api.run_summary import run_table
 from muxtune.api.validation_summary import validation_table
 from muxtune.cli.options import GanttPath, JsonFlag, PlanPath
 from muxtune.cli.output import check_writable, emit
 from muxtune.plan import load_plan
 from muxtune.support.clean_stdout import stdout_kept_clean
 from muxtune.support.processes import end_process, under_torchrun
-from muxtune.support.tables import format_table, show_bytes, show_percent, show_rate, show_seconds
-
-if TYPE_CHECKING:
-    from runtime import RunReport
 
 
 def run(
@@ -83,18 +80,3 @@ def validate(
 
         draw_plan(loaded, gantt, run_dir=run_dir)
     emit(report, validation_table(report, details=details), as_json=as_json)
-
-
-def run_table(report: RunReport) -> str:
-    """What a run took."""
-    rows = [
-        ["iterations", f"{report.steps}"],
-        ["iteration", show_seconds(report.median_iteration_s)],
-        ["tokens/s", show_rate(report.tokens_per_s)],
-        ["billed tokens/s", show_rate(report.billed_tokens_per_s)],
-        ["effective tokens/s", show_rate(report.effective_tokens_per_s)],
-        *([] if report.mfu is None else [["MFU", show_percent(report.mfu)]]),
-        ["busy per stage", ", ".join(map(show_percent, report.busy_fraction))],
-        ["peak memory per stage", ", ".join(show_bytes(stage.peak_bytes) for stage in report.memory)],
-    ]
-    return format_table(["measured", ""], rows)

@@ -2,38 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from muxtune.api.costs import find_costs
+from muxtune.api.sweep_costs import FoundCosts, profile_digest
 from muxtune.cli.options import JsonFlag, ProfilePath
 from muxtune.cli.output import check_writable, emit
-from muxtune.cluster import ClusterSpec
-from muxtune.costs.base import CostModel
-from muxtune.model import ModelSpec
 from muxtune.support.clean_stdout import stdout_kept_clean
-from muxtune.support.user_files import read_user_bytes
-from muxtune.tasks import Workload
-
-
-@dataclass(frozen=True, slots=True)
-class FoundCosts:
-    """Costs as every command finds them; travels to worker processes."""
-
-    profile: Path | None
-
-    def __call__(self, workload: Workload, model: ModelSpec, cluster: ClusterSpec) -> CostModel:
-        """Costs of the profile, or of the cluster's device."""
-        return find_costs(self.profile, workload, model, cluster)
-
-    def prepare(self, workload: Workload, model: ModelSpec, cluster: ClusterSpec) -> None:
-        """Measure this machine's CPU now if that is still to do; workers would measure it all at once."""
-        if self.profile is None and cluster.device.kind == "cpu":
-            self(workload, model, cluster)
 
 
 def sweep(
@@ -56,16 +33,10 @@ def sweep(
             sweep,
             out,
             source=FoundCosts(profile),
-            costs_digest=_digest(profile),
+            costs_digest=profile_digest(profile),
             jobs=jobs,
             backend=backend,
             resume=resume,
             progress=True,
         )
     emit(summary, summary_text(summary), as_json=as_json)
-
-
-def _digest(profile: Path | None) -> str:
-    if profile is None:
-        return ""
-    return hashlib.sha256(read_user_bytes(profile, "the profile")).hexdigest()

@@ -122,7 +122,7 @@ def _selects(selection: Selection, path: str) -> bool:
 
 
 def _check_matches(spec: TargetedSpec, model: ModelSpec, where: str) -> None:
-    known = ", ".join(linear.name.rsplit(".", 1)[-1] for linear in model.linears)
+    known = ", ".join(dict.fromkeys(linear.name.rsplit(".", 1)[-1] for linear in model.linears))
     paths = [
         module_path(model, layer, linear.name) for layer in range(model.layers) for linear in model.linears
     ]

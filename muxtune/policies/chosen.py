@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 from pydantic import BaseModel, ValidationError
 
 from muxtune.policies.base import POLICIES, Policy
+from muxtune.policies.from_file import is_from_file, policy_from_file
 from muxtune.support.complaints import complaints
 from muxtune.support.errors import SpecError, UserError
 from muxtune.support.registry import PluginError, raised
@@ -101,22 +103,28 @@ class ProposalError(Exception):
 
 
 def choose_policy(policy: str | Policy) -> ChosenPolicy:
-    """A registered policy by its name, or any object that is one.
+    """A registered policy by its name, one of a file as ``FILE.py:CLASS``, or any object that is one.
 
     Plans have the name of an object's attribute ``name``, or else of its class.
 
     Raises:
         UserError: There is no such name, or the object has no ``propose``.
     """
+    if isinstance(policy, str) and is_from_file(policy):
+        return _chosen_object(policy_from_file(policy), policy)
     if isinstance(policy, str):
         found = POLICIES.get(policy)
         return ChosenPolicy(policy, found, POLICIES.origin(policy) or _class_of(found))
+    return _chosen_object(policy, _class_of(policy))
+
+
+def _chosen_object(policy: object, origin: str) -> ChosenPolicy:
     if isinstance(policy, type) or not callable(getattr(policy, "propose", None)):
         raise SpecError("policy", policy, "the name of a policy, or an object with `propose`")
     name = getattr(policy, "name", type(policy).__name__)
     if not isinstance(name, str) or not name:
         raise SpecError("policy.name", name, "a name")
-    return ChosenPolicy(name, policy, _class_of(policy))
+    return ChosenPolicy(name, cast("Policy", policy), origin)
 
 
 def _class_of(policy: object) -> str:

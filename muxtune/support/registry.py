@@ -66,11 +66,16 @@ class Registry(Generic[T]):
     def register(self, name: str) -> Callable[[type], type]:
         """Class decorator: register one instance of the class under ``name``.
 
+        The same class defined again (a notebook's cell that runs twice) takes the place of the one before.
+
         Raises:
-            MuxTuneError: The name is taken; a duplicate is a bug.
+            MuxTuneError: Something else has the name; that is a bug.
         """
 
         def decorate(cls: type) -> type:
+            known = type(self._entries.get(name))
+            if (known.__module__, known.__qualname__) == (cls.__module__, cls.__qualname__):
+                del self._entries[name]
             self.add(name, cast("T", cls()))
             return cls
 

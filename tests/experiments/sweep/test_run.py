@@ -180,7 +180,7 @@ def test_planning_needs_no_torch():
 import sys, tempfile
 from pathlib import Path
 from experiments.sweep import run_sweep
-from muxtune.cli.sweep import FoundCosts
+from muxtune.api.sweep_costs import FoundCosts
 folder = Path(tempfile.mkdtemp())
 sweep = "{workload: {random: 1, count: 2}, model: llama2-7b, cluster: testbed-a, list: [{}]}"
 (folder / "s.yaml").write_text(sweep)

@@ -48,6 +48,24 @@ def test_a_duplicate_is_our_bug_not_the_users(registry):
     assert registry.get("a") == 1
 
 
+def test_a_class_defined_again_replaces_the_one_before(registry):
+    def cell(answer):
+        @registry.register("mine")
+        class Mine:
+            value = answer
+
+        return Mine
+
+    cell(1)
+    cell(2)
+    assert registry.get("mine").value == 2
+    with pytest.raises(MuxTuneError, match="'mine' is registered twice"):
+
+        @registry.register("mine")
+        class Other:
+            pass
+
+
 def test_an_unknown_name_is_the_users_mistake(registry):
     registry.add("sl-peft", 1)
     with pytest.raises(UserError, match="no policy named 'slpeft'; did you mean 'sl-peft'"):

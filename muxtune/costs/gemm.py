@@ -12,6 +12,7 @@ is the mean (of logarithms) over the candidates under the probability that the l
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -82,6 +83,58 @@ class GemmCoefficients(BaseModel):
     fit: FitRecord
 
 
+class Candidates(NamedTuple):
+    """Kernels of a library, whatever they multiply; every field is ``[C]``."""
+
+    tile_m: Floats
+    tile_n: Floats
+    """Rows and columns of the output that a block computes."""
+    splits: Floats
+    """Parts of k."""
+    reluctance: Floats
+    """Reluctance of the library to take it, as a logarithm of time."""
+    slots: Floats
+    """Blocks on all multiprocessors at once."""
+    block_step_s: Floats
+    """Seconds of a k step of as many blocks as there are multiprocessors."""
+    full_step_s: Floats
+    """Seconds of a k step of a full wave."""
+
+
+def _candidates(c: GemmCoefficients) -> Candidates:
+    """The kernels that the library offers, tile by tile."""
+    facts = c.sm_count, c.k_step, c.k_step_s, c.flops_per_s, c.resident_elements, c.resident_blocks
+    return _known_candidates(c.tiles, c.splits, c.tile_reluctance, c.split_reluctance, *facts)
+
+
+@lru_cache(maxsize=64)  # a search prices products one by one
+def _known_candidates(
+    tiles: tuple[tuple[int, int], ...],
+    parts: tuple[int, ...],
+    tile_reluctance: tuple[float, ...],
+    split_reluctance: float,
+    sm_count: int,
+    k_step: int,
+    k_step_s: float,
+    flops_per_s: float,
+    resident_elements: int,
+    resident_blocks: int,
+) -> Candidates:
+    tile_m, tile_n = (np.repeat([float(tile[side]) for tile in tiles], len(parts)) for side in (0, 1))
+    splits = np.tile(np.array(parts, dtype=np.float64), len(tiles))
+    resident = np.clip(np.round(resident_elements / (tile_m * tile_n)), 1, resident_blocks)
+    block_step_s = 2 * tile_m * tile_n * k_step * sm_count / flops_per_s
+    return Candidates(
+        tile_m=tile_m,
+        tile_n=tile_n,
+        splits=splits,
+        reluctance=np.repeat(tile_reluctance, len(parts)) + split_reluctance * np.log(splits),
+        slots=resident * sm_count,
+        block_step_s=block_step_s,
+        full_step_s=_at_least(resident * block_step_s, k_step_s),
+    )
+
+
 def load_gemm(device: str) -> GemmCoefficients:
     """Coefficients that ship with the project.
 
@@ -120,18 +173,15 @@ def candidate_kernels(c: GemmCoefficients, m: Floats, n: Floats, k: Floats) -> K
         n: Output features, ``[S, 1]``.
         k: Input features, ``[S, 1]``.
     """
-    tile_m, tile_n, splits, reluctance = _candidates(c)
+    tile_m, tile_n, splits, reluctance, slots, block_step_s, full_step_s = _candidates(c)
     blocks_m, blocks_n = np.ceil(m / tile_m), np.ceil(n / tile_n)
     blocks = blocks_m * blocks_n * splits
     k_steps = np.ceil(k / (splits * c.k_step))
-    resident = np.clip(np.round(c.resident_elements / (tile_m * tile_n)), 1, c.resident_blocks)
-    slots = resident * c.sm_count
 
     # Waves of blocks: full ones, and a last one whose blocks share the multiprocessors evenly.
     full = np.floor(blocks / slots)
     last = np.ceil((blocks - full * slots) / c.sm_count)
-    block_step_s = 2 * tile_m * tile_n * c.k_step * c.sm_count / c.flops_per_s
-    compute_s = full * (k_steps * _at_least(resident * block_step_s, c.k_step_s) + c.wave_s)
+    compute_s = full * (k_steps * full_step_s + c.wave_s)
     compute_s += (last > 0) * (k_steps * _at_least(last * block_step_s, c.k_step_s) + c.wave_s)
 
     x_bytes, w_bytes, y_bytes = (_ELEMENT_BYTES * size for size in (m * k, n * k, m * n))
@@ -185,14 +235,6 @@ def on_distinct_shapes(price: Callable[[Floats], Floats], m: ArrayLike, n: Array
 
 def _expected_seconds(c: GemmCoefficients, shapes: Floats) -> Floats:
     return expected_seconds(candidate_kernels(c, *np.hsplit(shapes, 3)), c.spread)
-
-
-def _candidates(c: GemmCoefficients) -> tuple[Floats, Floats, Floats, Floats]:
-    """Rows and columns of the tile, number of parts and the library's reluctance, each ``[C]``."""
-    tile_m, tile_n = (np.repeat([float(tile[side]) for tile in c.tiles], len(c.splits)) for side in (0, 1))
-    splits = np.tile(np.array(c.splits, dtype=np.float64), len(c.tiles))
-    reluctance = np.repeat(c.tile_reluctance, len(c.splits)) + c.split_reluctance * np.log(splits)
-    return tile_m, tile_n, splits, reluctance
 
 
 def _at_least(value: Floats, floor: Floats | float) -> Floats:

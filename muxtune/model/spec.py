@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from muxtune.model.families import FAMILIES, LayerInput
 from muxtune.support.errors import SpecError
-from muxtune.support.strict_models import StrictModel
+from muxtune.support.strict_models import KeyModel, StrictModel
 
 Dtype = Literal["float32", "float64", "bfloat16"]
 
@@ -66,7 +66,7 @@ _Layers = Annotated[int, Field(gt=0, le=MOST_LAYERS)]
 _Dimension = Annotated[int, Field(gt=0, le=LARGEST_DIMENSION)]
 
 
-class ModelSpec(StrictModel):
+class ModelSpec(KeyModel):
     """Shapes of a backbone, and where its weights come from."""
 
     name: str

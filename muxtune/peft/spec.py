@@ -15,7 +15,7 @@ from pydantic import (
 
 from muxtune.model import ALL_LINEAR, MOST_LAYERS, ModelSpec
 from muxtune.support.errors import SpecError
-from muxtune.support.strict_models import StrictModel
+from muxtune.support.strict_models import KeyModel
 
 LARGEST_FACTOR = 1e6
 """Largest factor of any kind; single precision ends at 3e38."""
@@ -23,7 +23,7 @@ MOST_VIRTUAL_TOKENS = 1 << 16
 """Most tokens that a method puts in front of sequences; a backbone's positions are fewer."""
 
 
-class PeftSpec(StrictModel):
+class PeftSpec(KeyModel):
     """Parameters of one method, which its class fixes in ``method``."""
 
     method: str

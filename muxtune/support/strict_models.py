@@ -62,3 +62,22 @@ class StrictModel(BaseModel):
     def __get_pydantic_core_schema__(cls, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Pydantic's schema of the model, with strict scalars."""
         return StrictScalars().__get_pydantic_core_schema__(source, handler)
+
+
+class KeyModel(StrictModel):
+    """A model that is a key of many caches, so its hash is worked out once.
+
+    The hash is kept in a slot: pydantic copies and compares the others alone, so a changed copy, or one in
+    another process, works out its own.
+    """
+
+    __slots__ = ("_hash",)
+
+    def __hash__(self) -> int:
+        """Hash of the fields; models that are equal have equal ones."""
+        try:
+            known: int = self._hash
+        except AttributeError:
+            known = hash(tuple([getattr(self, name) for name in type(self).model_fields]))
+            object.__setattr__(self, "_hash", known)
+        return known

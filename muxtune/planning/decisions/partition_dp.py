@@ -38,19 +38,16 @@ class CheapestCuts:
 
     total: Floats
     """``[counts + 1]``: cost of the cheapest partition into so many groups, inf where there is none."""
-    _least: Floats
-    """``[counts + 1, W - 1 + n + 1]``: least cost of the first tasks, in so many groups."""
-    _cost_nw: Floats
+    _taken: NDArray[np.intp]
+    """``[counts + 1, n]``: width, less one, of the last group of the first tasks, in so many groups."""
 
     def places(self, groups: int) -> Places:
         """Groups of the cheapest partition into so many."""
-        n, width = self._cost_nw.shape
         ends: list[int] = []
         widths: list[int] = []
-        end = n - 1
+        end = self._taken.shape[1] - 1
         for count in range(groups, 0, -1):
-            before = self._least[count - 1, end : end + width][::-1]
-            w = int(np.argmin(before + self._cost_nw[end]))
+            w = int(self._taken[count, end])
             ends.append(end)
             widths.append(w)
             end -= w + 1
@@ -66,22 +63,23 @@ def cheapest_cuts(cost_nw: Floats, most_groups: int, give_up: float = np.inf) ->
         give_up: Stop when the best partition costs more than this many times the best so far.
     """
     n, width = cost_nw.shape
-    by_start = np.ascontiguousarray(cost_nw[:, ::-1])
-    least = np.full((1, width - 1 + n + 1), np.inf)  # front: before the first task
-    least[0, width - 1] = 0.0
-    rounds = [least[0]]
+    least = np.full(width - 1 + n + 1, np.inf)  # front: before the first task
+    least[width - 1] = 0.0
+    taken = [np.zeros(n, dtype=np.intp)]
     total = [np.inf]
+    ends = np.arange(n)
     lowest = np.inf
     for _ in range(most_groups):
-        reachable = sliding_window_view(rounds[-1], width)[:n]
-        covered = np.full_like(rounds[-1], np.inf)
-        covered[width:] = (reachable + by_start).min(axis=1)
-        rounds.append(covered)
-        total.append(float(covered[-1]))
+        narrowest_first = sliding_window_view(least, width)[:n, ::-1]
+        costs = narrowest_first + cost_nw
+        taken.append(costs.argmin(axis=1))
+        least = np.full_like(least, np.inf)
+        least[width:] = costs[ends, taken[-1]]
+        total.append(float(least[-1]))
         lowest = min(lowest, total[-1])
         if np.isfinite(lowest) and total[-1] > give_up * lowest:
             break
-    return CheapestCuts(np.array(total), np.array(rounds), cost_nw)
+    return CheapestCuts(np.array(total), np.array(taken))
 
 
 def paced_cuts(

@@ -22,10 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muxtune.batches import PACKED_MULTIPLE, chunked_sizes, group_by_length, packed_sizes, row_slots
-from muxtune.costs.compose import step_seconds
 from muxtune.model import ModelSpec
-from muxtune.peft import EMBEDDING, Layers, PeftSpec, extra, first_trained, stage_layers
-from muxtune.placement import Route
+from muxtune.peft import EMBEDDING, PeftSpec, extra, first_trained, stage_layers
 from muxtune.planning.decisions.partition_dp import Places
 from muxtune.planning.decisions.structure import Layout
 from muxtune.planning.estimate.busiest_replica import BusiestReplica, LengthClass
@@ -40,6 +38,7 @@ from muxtune.planning.estimate.stream_tokens import (
     padded_rows,
     sampled_steps,
 )
+from muxtune.planning.exact.seconds import StageKind
 from muxtune.planning.problem.meshes import MeshShape
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.tasks import TaskData
@@ -90,7 +89,7 @@ class GroupBands:
         )
         self._declared = np.array([data.task.declared_microbatches for data in self.tasks])
         self._row_tokens = np.array([data.task.row_tokens for data in self.tasks])
-        self.pefts = [data.task.peft for data in self.tasks]
+        self.pefts = tuple(data.task.peft for data in self.tasks)
         self.one_method = one_method
         self.microbatches_nw = lru_cache(maxsize=None)(self._microbatches)
         self.layout_band = lru_cache(maxsize=None)(self._layout_band)
@@ -304,16 +303,9 @@ def _runner_up(
     return np.where(others.min(axis=0) <= near * least_s_nw, others.argmin(axis=0), layout_nw)
 
 
-def layer_steps_s(
-    bands: GroupBands, layers: Layers, tp: int, replicas: Sequence[Route], *, first: bool = False
-) -> Floats:
-    """Optimizer steps of every group's tasks on a stage, ``[n, W]``."""
-    problem = bands.problem
-    seconds = {
-        peft: step_seconds(problem.costs, problem.model, layers, peft, tp=tp, replicas=replicas, first=first)
-        for peft in dict.fromkeys(bands.pefts)
-    }
-    return bands.sum(np.array([seconds[peft] for peft in bands.pefts]))
+def group_steps_s(bands: GroupBands, kind: StageKind, tp: int) -> Floats:
+    """Optimizer steps of every group's tasks on a kind of stage, ``[n, W]``."""
+    return bands.sum(np.array([bands.problem.step_seconds(peft, kind, tp) for peft in bands.pefts]))
 
 
 def _adapters_s(bands: GroupBands, prices: StagePrices, band: LayoutBand, excess: Floats) -> Floats:

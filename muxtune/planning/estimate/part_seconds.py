@@ -20,7 +20,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -33,7 +33,7 @@ from muxtune.graph import Node, Part, node_seconds, part_graph
 from muxtune.graph.microbatch_work import MicrobatchWork
 from muxtune.model import ModelSpec
 from muxtune.operators import KINDS, PHASES, Operator, OperatorShape, Phase
-from muxtune.peft import Attachment, PeftSpec, attachments, layer_classes
+from muxtune.peft import Attachment, PeftSpec, Specs, attachments, layer_classes
 from muxtune.placement import Route
 from muxtune.planning.estimate.curves import Curve, Floats, Ints, round_tokens, sample_curve
 
@@ -232,7 +232,7 @@ class StagePrices:
 
     def _place_between(self, pefts: Sequence[PeftSpec], tokens: Sequence[int]) -> tuple[Floats, Floats]:
         """Numbers of tasks of a shared launch, and where between its two ends it lies with so many."""
-        found = [each for each in adapted_ops(self._model, self.shard, pefts) if each.shared]
+        found = [each for each in adapted_ops(self._model, self.shard, tuple(pefts)) if each.shared]
         if not found:
             return np.ones(1), np.zeros(1)
         ops = max(found, key=lambda each: int(each.tasks_n.sum()))
@@ -296,7 +296,8 @@ _SHORT_TOKENS = 8
 _LAYER = Part("layer")
 
 
-def adapted_ops(model: ModelSpec, shard: ModelSpec, pefts: Sequence[PeftSpec]) -> list[AdaptedOps]:
+@lru_cache(maxsize=64)
+def adapted_ops(model: ModelSpec, shard: ModelSpec, pefts: Specs) -> tuple[AdaptedOps, ...]:
     """Where a layer has adapters of any task, on average over the layers; those that are alike come once.
 
     Args:
@@ -306,7 +307,7 @@ def adapted_ops(model: ModelSpec, shard: ModelSpec, pefts: Sequence[PeftSpec]) -
     """
     alike: dict[tuple[_Kind, tuple[int, ...]], int] = {}
     sizes: dict[tuple[_Kind, tuple[int, ...]], list[int]] = {}
-    for layer, times in Counter(layer_classes(model, tuple(pefts))).items():
+    for layer, times in Counter(layer_classes(model, pefts)).items():
         tasks: dict[tuple[int, int, _Kind], list[tuple[int, int]]] = {}
         for task, peft in enumerate(pefts):
             for each in attachments(peft, shard, layer):
@@ -321,7 +322,7 @@ def adapted_ops(model: ModelSpec, shard: ModelSpec, pefts: Sequence[PeftSpec]) -
         mask, size_n = np.zeros(len(pefts), dtype=np.bool_), np.zeros(len(pefts))
         mask[list(alike_tasks)], size_n[list(alike_tasks)] = True, sizes[kind, alike_tasks]
         found.append(AdaptedOps(kind.adapter, kind.dispatch, kind.shared, times / model.layers, mask, size_n))
-    return found
+    return tuple(found)
 
 
 class _Kind(NamedTuple):

@@ -15,7 +15,7 @@ from muxtune.graph.microbatch_work import MicrobatchWork
 from muxtune.graph.operators import PHASES, Phase
 from muxtune.model import ModelSpec
 from muxtune.orchestration import ClockSchedule, LaunchGraph, launch_graph, schedule_clock
-from muxtune.peft import LayerRuns, Specs, stage_layers, stages_layers
+from muxtune.peft import LayerRuns, PeftSpec, Specs, stage_layers, stages_layers
 from muxtune.placement import Placement, Route
 from muxtune.plan import ClockLaunches, Orchestration, clock_launches
 from muxtune.planning.decisions.structure import SEQUENTIAL, HTaskChoice, Mesh, PlanStructure
@@ -90,6 +90,7 @@ class StructurePrices:
         self._launch_graph = lru_cache(maxsize=1024)(self._build_graph)
         self._clock_s = lru_cache(maxsize=None)(self._orchestrate)
         self._step_s = lru_cache(maxsize=None)(self._price_step)
+        self._task_step_s = lru_cache(maxsize=None)(self._price_task_step)
 
     def price(self, htask: HTaskChoice, mesh: Mesh, orchestration: Orchestration = SEQUENTIAL) -> HTaskTimes:
         """Ask the costs what one micro-batch takes.
@@ -297,18 +298,16 @@ class StructurePrices:
         return self._step_s(htask, kind, mesh.tp) / htask.shape.microbatches
 
     def _price_step(self, htask: HTaskChoice, kind: StageKind, tp: int) -> float:
-        return sum(
-            step_seconds(
-                self._costs,
-                self._model,
-                kind.layers,
-                peft,
-                tp=tp,
-                replicas=kind.replicas,
-                first=kind.first,
-            )
-            for peft in self._works(htask).mean.pefts
-        )
+        return sum(self.step_seconds(peft, kind, tp) for peft in self._works(htask).pefts)
+
+    def step_seconds(self, peft: PeftSpec, kind: StageKind, tp: int) -> float:
+        """Optimizer step of a task with this method on a kind of stage."""
+        return self._task_step_s(peft, kind.layers, kind.first, kind.replicas, tp)
+
+    def _price_task_step(
+        self, peft: PeftSpec, layers: LayerRuns, first: bool, replicas: tuple[Route, ...], tp: int
+    ) -> float:
+        return step_seconds(self._costs, self._model, layers, peft, tp=tp, replicas=replicas, first=first)
 
 
 def overlaps(mesh: Mesh, orchestration: Orchestration) -> bool:

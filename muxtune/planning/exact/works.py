@@ -22,7 +22,7 @@ from muxtune.batches import (
 from muxtune.graph.attention_backends import DEFAULT_ATTENTION, AttentionName, kept_calls
 from muxtune.graph.microbatch_work import MicrobatchWork
 from muxtune.memory.saved_activations import attention_rows, gathered_keys
-from muxtune.peft import extra
+from muxtune.peft import Specs, extra
 from muxtune.planning.decisions.structure import HTaskChoice
 from muxtune.planning.exact.carried_works import carry_groups
 from muxtune.planning.exact.work_sums import WorkSum
@@ -46,6 +46,11 @@ class HTaskWorks:
     """Micro-batch that memory is computed for: the mean, but with the most slots of attention and the most
     targets that one has. Where micro-batches form carry groups, those of the fullest group, in order, with
     the most targets that one of their place in a group has."""
+
+    @property
+    def pefts(self) -> Specs:
+        """Methods of the hTask's tasks."""
+        return self.steps[0][0].pefts
 
     @cached_property
     def mean(self) -> MicrobatchWork:

@@ -25,6 +25,7 @@ from muxtune.cluster import ClusterSpec
 from muxtune.costs.base import CostModel
 from muxtune.memory import StageMemory
 from muxtune.model import ModelSpec
+from muxtune.peft import PeftSpec
 from muxtune.plan import ClockLaunches, IterationTokens
 from muxtune.planning.decisions.options import PlanOptions
 from muxtune.planning.decisions.settings import DEFAULT_SETTINGS, SearchSettings
@@ -72,10 +73,12 @@ class PlanningProblem:
         tokenizer = None
         if any(task.dataset.path is not None for task in workload.tasks):
             tokenizer = load_tokenizer(model)
-        self.data: dict[str, TaskData] = {
-            task.id: load_task_data(task, model, tokenizer) for task in workload.tasks
-        }
-        self._pefts = tuple(task.peft for task in workload.tasks)
+        same: dict[PeftSpec, PeftSpec] = {}  # equal methods are one object, which is quicker to look up
+        tasks = [
+            task.model_copy(update={"peft": same.setdefault(task.peft, task.peft)}) for task in workload.tasks
+        ]
+        self.data: dict[str, TaskData] = {task.id: load_task_data(task, model, tokenizer) for task in tasks}
+        self._pefts = tuple(task.peft for task in tasks)
         # Shapes and prices are asked for again and again by every policy; both depend on the arguments alone.
         self._shape = lru_cache(maxsize=None)(self._measure_shape)
         self.group_tokens = lru_cache(maxsize=None)(self._measure_groups)
@@ -87,6 +90,7 @@ class PlanningProblem:
         self.htask_times = self._prices.htask_times
         self.layer_seconds = self._prices.layer_seconds
         self.end_seconds = self._prices.end_seconds
+        self.step_seconds = self._prices.step_seconds
         self._memory = StructureMemory(
             model, cluster.device, self._pefts, lambda htask: self._works(htask).fullest
         )

@@ -14,7 +14,7 @@ from muxtune.planning.decisions.partition_dp import Places, cheapest_cuts, paced
 from muxtune.planning.decisions.settings import SearchSettings
 from muxtune.planning.decisions.structure import HTaskChoice, Mesh
 from muxtune.planning.estimate.curves import Floats
-from muxtune.planning.estimate.group_seconds import GroupBands, GroupPrices, layer_steps_s
+from muxtune.planning.estimate.group_seconds import GroupBands, GroupPrices, group_steps_s
 from muxtune.planning.estimate.memory_bound import Room, room_for_groups
 from muxtune.planning.exact.bounds import bound_terms
 from muxtune.planning.exact.seconds import StageKind
@@ -140,7 +140,8 @@ def loads_s(
     model = bands.problem.model
     layers = stage_layers(model, tuple(bands.pefts), 0, model.layers)
     runs, share = (layers, 1 / model.layers) if len(layers) > 1 else (((layers[0][0], 1),), 1.0)
-    steps_s = share * layer_steps_s(bands, runs, shape.tp, tuple(sorted(replicas)))[places]
+    middle = StageKind(runs, False, False, tuple(sorted(replicas)))
+    steps_s = share * group_steps_s(bands, middle, shape.tp)[places]
     layer_s = float((m * prices.layer_s_nw[places] + steps_s).sum())
     message_s = m * prices.message_s_nw[places]  # the stages at the ends have one neighbour less
     first_s = m * prices.first_s_nw[places] - message_s
@@ -157,8 +158,7 @@ def stage_work_s(bands: GroupBands, prices: GroupPrices, mesh: Mesh) -> list[Flo
     kinds = bands.problem.stage_kinds(mesh)
     for kind in dict.fromkeys(kinds):
         work_s = count_layers(kind.layers) * prices.layer_s_nw + prices.action_s_nw
-        steps_s = layer_steps_s(bands, kind.layers, mesh.tp, kind.replicas, first=kind.first)
-        work_s += steps_s / prices.microbatches_nw
+        work_s += group_steps_s(bands, kind, mesh.tp) / prices.microbatches_nw
         work_s += ((not kind.first) + (not kind.last)) * prices.message_s_nw
         work_s += kind.first * prices.first_s_nw + kind.last * prices.last_s_nw
         known[kind] = work_s

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 from collections.abc import Iterator
 from typing import Annotated
 
 import pytest
-from pydantic import TypeAdapter, ValidationError
+from pydantic import PrivateAttr, TypeAdapter, ValidationError
 
 from muxtune.cluster import ClusterSpec
 from muxtune.plan import Plan, load_plan
 from muxtune.planning.decisions.options import PlanOptions
 from muxtune.support.errors import SpecError, spec_error_from
-from muxtune.support.strict_models import StrictModel, StrictScalars
+from muxtune.support.strict_models import KeyModel, StrictModel, StrictScalars
 from muxtune.tasks import Workload
 from tests.muxtune.tasks.test_workload import CONTENT as WORKLOAD
 from tests.muxtune.test_cluster import CONTENT as CLUSTER
@@ -115,3 +116,29 @@ def test_a_dataclass_can_be_read_as_strictly(value):
     assert adapter.validate_python({"tp": 4, "without": ["fusion"]}).without == ("fusion",)
     with pytest.raises(ValidationError, match="valid integer"):
         adapter.validate_python({"tp": value})
+
+
+class _Key(KeyModel):
+    width: int
+    name: str = ""
+    _note: str = PrivateAttr(default="")
+
+
+def test_a_key_has_the_hash_of_its_fields_as_they_are() -> None:
+    one, other = _Key(width=1), _Key(width=1)
+    assert hash(one) == hash(other)
+    changed = one.model_copy(update={"width": 2})
+    assert hash(changed) == hash(_Key(width=2)) != hash(one)
+    assert {one: "found"}[other] == "found"
+    assert changed not in {one}
+
+
+def test_a_hash_stays_in_its_process_and_is_no_part_of_the_content() -> None:
+    key = _Key(width=1)
+    hash(key)
+    for again in (pickle.loads(pickle.dumps(key)), copy.copy(key), copy.deepcopy(key)):
+        assert not hasattr(again, "_hash")
+        assert again == key
+    assert key.model_dump() == {"width": 1, "name": ""}
+    with pytest.raises(ValidationError):
+        key.width = 2

@@ -134,7 +134,7 @@ def test_prices_do_not_depend_on_what_was_asked_before(seed, tp):
         if part == "first_s":
             return prices.first_s(floats, 1)
         if part == "adapter_s":
-            ops = adapted_ops(MODEL, prices.shard, [lora])[0]
+            ops = adapted_ops(MODEL, prices.shard, (lora,))[0]
             return prices.adapter_s(ops, floats, np.full(len(floats), 8.0))
         if part == "p2p_s":
             return prices.p2p_s(floats, Placement(tp, 2, 2, 4).message_routes())

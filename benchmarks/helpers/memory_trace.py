@@ -30,7 +30,7 @@ def traced_peaks(plan: Plan, *, steps: int) -> list[int]:
     """Run a plan and return the most bytes that each rank had allocated at once while it trained."""
     with TemporaryDirectory() as folder:
         out_dir = Path(folder) / "run"
-        (out_dir / "checkpoints").mkdir(parents=True)
+        out_dir.mkdir(parents=True)
         save_plan(plan, out_dir / "plan.json")
         job = RunJob(out_dir=out_dir, steps=steps, first_step=0, checkpoint_every=steps + 1)
         environment = dict(os.environ) | {

@@ -101,7 +101,7 @@ def watch_run(plan: Plan, profiler: Profiler, *, steps: int) -> list[WatchedStag
     """
     with TemporaryDirectory() as folder:
         out_dir = Path(folder) / "run"
-        (out_dir / "checkpoints").mkdir(parents=True)
+        out_dir.mkdir(parents=True)
         save_plan(plan, out_dir / "plan.json")
         job = RunJob(out_dir=out_dir, steps=1 + steps, first_step=0, checkpoint_every=steps + 2)
         watch = Watch(job=job, profiler=profiler)

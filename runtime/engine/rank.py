@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
@@ -30,9 +31,8 @@ from runtime.engine.stepper import Stepper
 from runtime.reports.footprint import MeasuredMemory, measure_memory
 from runtime.reports.report import build_report, save_report, stage_records
 from runtime.tasks.adapter_files import save_adapter
-from runtime.tasks.checkpoint import CheckpointWriter, load_rank_state, newest_checkpoint, writing_ranks
-from runtime.tasks.checkpoint_files import Owner
-from runtime.tasks.losses import LossLedger, StepLoss
+from runtime.tasks.checkpoint import CheckpointWriter, RunCheckpoints, writing_ranks
+from runtime.tasks.losses import LossLedger
 from runtime.tasks.outputs import ADAPTER, ADAPTER_INIT, RUN_BEFORE, save_progress, task_folder
 from runtime.tasks.verdict import NonFiniteError, end_rank
 
@@ -108,7 +108,7 @@ class RankRun:
 
     def _kept(self, step: int) -> str:
         """What is left of a run whose step failed, and how to go on."""
-        kept = newest_checkpoint(self._job.out_dir / "checkpoints", writing_ranks(self._plan))
+        kept = RunCheckpoints(self._job.out_dir, self._plan).newest
         if kept is None:
             again = f"; a new run with --steps {step} ends before the step that failed" if step else ""
             return f"no checkpoint was written before it{again}"
@@ -119,38 +119,41 @@ class RankRun:
 
     def _build_writer(self) -> CheckpointWriter:
         return CheckpointWriter(
-            self._job.out_dir / "checkpoints",
-            self._ready.rank,
+            self._job.out_dir,
+            self._ready.rank % writing_ranks(self._plan),
             plan=self._plan,
             tenants=self._ready.tenants,
             losses=self._losses,
             every=self._job.checkpoint_every,
             steps=self._job.steps,
-            done=self._job.first_step,
-            digest=Owner.of(self._plan).plan,
         )
 
     def _restore(self) -> None:
-        writer = self._ready.rank % writing_ranks(self._plan)  # its place in the first replica
-        state = load_rank_state(self._job.out_dir / "checkpoints", self._job.first_step, writer)
-        for task_id, snapshot in state["tenants"].items():
-            self._ready.tenants[task_id].restore(snapshot)
-        for task_id, entries in state["losses"].items():
-            self._losses[task_id] = [StepLoss(*entry) for entry in entries]
+        checkpoints = RunCheckpoints(self._job.out_dir, self._plan)
+        for task_id, tenant in self._ready.tenants.items():
+            state = checkpoints.load(task_id, self._job.first_step)
+            if state is not None:
+                tenant.restore(state.part_of(tenant))
+                self._losses[task_id] = list(state.losses)
 
     def _after_step(self, htask: int, step: int) -> None:
         self._ready.watch.check()
-        if self._mesh.replica == 0 and self._writer.after_step(htask, step) is not None:
-            self._save_progress("running")
+        if self._mesh.replica == 0:
+            written = self._writer.after_step(htask, step)
+            self._save_progress("running", written)
         self._steps_to_come[step] -= 1
         if self._progress is not None and self._steps_to_come[step] == 0:
             self._progress.write_text(str(step + 1))
 
-    def _save_progress(self, state: Literal["running", "finished"]) -> None:
+    def _save_progress(
+        self, state: Literal["running", "finished"], task_ids: Sequence[str] | None = None
+    ) -> None:
+        """Write what became of these tasks, or of all."""
         if self._mesh.last and self._mesh.reports:
             self._ready.watch.check()
             for task in self._plan.tasks:
-                save_progress(self._job.out_dir, task, self._losses[task.id], state)
+                if task_ids is None or task.id in task_ids:
+                    save_progress(self._job.out_dir, task, self._losses[task.id], state)
 
     def _save_results(self) -> None:
         """Adapters and trace, and at the very end the report: a run that has one is whole."""

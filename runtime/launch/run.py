@@ -41,11 +41,13 @@ from runtime.launch.local import launch_ranks
 from runtime.launch.torchrun import check_node_place, job_place, joined
 from runtime.ops.kernels import kernel_mode
 from runtime.reports.report import RunReport, load_report
-from runtime.tasks.checkpoint_files import Owner, clear_newer, complete_checkpoints, whole_checkpoint
+from runtime.tasks.checkpoint import RunCheckpoints
 from runtime.tasks.outputs import RUN_BEFORE
 
-CHECKPOINTS = "checkpoints"
-"""Folder of a run's folder."""
+PLANS = "plans"
+"""Folder of a run's folder with every plan that was in force, by the iteration at which it began."""
+_EARLIER_CHECKPOINTS = "checkpoints"
+"""Folder in which earlier versions kept the checkpoints of all tasks together."""
 
 
 def run_plan(plan: Plan | Path, out_dir: Path, options: RunOptions | None = None) -> RunReport:
@@ -167,13 +169,8 @@ def _check_content(out_dir: Path, *, resume: bool) -> None:
 def _has_content(out_dir: Path) -> bool:
     """Whether more lies there than what a start that was killed at once leaves, before there is a plan."""
     return not all(
-        path.name in {LOCK, BACKBONE_RECORD} or is_temporary(path) or _is_empty_checkpoints(path)
-        for path in out_dir.iterdir()
+        path.name in {LOCK, BACKBONE_RECORD, PLANS} or is_temporary(path) for path in out_dir.iterdir()
     )
-
-
-def _is_empty_checkpoints(path: Path) -> bool:
-    return path.name == CHECKPOINTS and path.is_dir() and not any(path.iterdir())
 
 
 def _prepare_folder(plan: Plan, out_dir: Path, iterations: int, *, resume: bool) -> int | None:
@@ -182,41 +179,70 @@ def _prepare_folder(plan: Plan, out_dir: Path, iterations: int, *, resume: bool)
     Returns:
         Iterations that are already done; None if all are, and the report is there.
     """
-    checkpoints = out_dir / CHECKPOINTS
     if not _has_content(out_dir):
-        checkpoints.mkdir(exist_ok=True)
         record_backbone(plan, out_dir)
-        save_plan(plan, out_dir / "plan.json")  # last: a folder that has one can be resumed
+        _put_in_force(plan, out_dir, 0)
         return 0
     assert resume
-    if load_plan(out_dir / "plan.json") != plan:
-        raise UserError(f"{out_dir} has a run of another plan; expected the plan in {out_dir / 'plan.json'}")
+    before = load_plan(out_dir / "plan.json")
+    if before != plan:
+        _check_same_tasks(before, plan, out_dir)
     check_recorded(plan, out_dir)
-    report, before = out_dir / "run.json", out_dir / RUN_BEFORE
-    finished = max((load_report(path).steps for path in (report, before) if path.exists()), default=0)
+    report, report_before = out_dir / "run.json", out_dir / RUN_BEFORE
+    finished = max((load_report(path).steps for path in (report, report_before) if path.exists()), default=0)
     if iterations < finished:
         expected = f"at least {finished}, the steps of the finished run in {out_dir}"
         raise SpecError("steps", iterations, expected)
     if report.exists() and iterations == finished:
         return None
-    owner = Owner.of(plan)
-    first_step, complaints = whole_checkpoint(checkpoints, owner)
-    if complaints and first_step is None:
-        raise UserError(f"no checkpoint to resume from: {'; '.join(complaints)}")
-    if first_step is not None and first_step >= iterations:
-        raise SpecError("steps", iterations, f"more than {first_step}, where the newest checkpoint stands")
-    for complaint in complaints:
-        warnings.warn(f"{complaint}; going on from the one of step {first_step}", stacklevel=2)
-    clear_newer(checkpoints, owner.ranks, first_step or 0)
+    first_step = _find_checkpoint(plan, out_dir, iterations)
+    if before != plan:
+        _put_in_force(plan, out_dir, first_step)
     if report.exists():
-        report.replace(before)
-    return first_step or 0
+        report.replace(report_before)
+    return first_step
+
+
+def _find_checkpoint(plan: Plan, out_dir: Path, iterations: int) -> int:
+    """Iterations after which the run goes on; what lies there of later ones makes room."""
+    if (out_dir / _EARLIER_CHECKPOINTS).exists():
+        raise UserError(
+            f"{out_dir / _EARLIER_CHECKPOINTS}: of an earlier version of muxtune, which cannot be read; "
+            "expected a new folder for the run"
+        )
+    checkpoints = RunCheckpoints(out_dir, plan)
+    found = checkpoints.whole()
+    if found.complaints and found.iteration is None:
+        raise UserError(f"no checkpoint to resume from: {'; '.join(found.complaints)}")
+    first_step = found.iteration or 0
+    if first_step >= iterations:
+        raise SpecError("steps", iterations, f"more than {first_step}, where the newest checkpoint stands")
+    for complaint in found.complaints:
+        warnings.warn(f"{complaint}; going on from the one of step {first_step}", stacklevel=2)
+    checkpoints.clear_newer(first_step, found.damaged)
+    return first_step
+
+
+def _check_same_tasks(before: Plan, plan: Plan, out_dir: Path) -> None:
+    """Refuse to go on with a plan whose tasks or backbone are not those of the run."""
+    if (before.tasks_by_id, before.model) != (plan.tasks_by_id, plan.model):
+        expected = f"the plan in {out_dir / 'plan.json'}, or another plan for its tasks and its backbone"
+        raise UserError(f"{out_dir} has a run of other tasks; expected {expected}")
+
+
+def _put_in_force(plan: Plan, out_dir: Path, first_step: int) -> None:
+    """Note the plan that the run follows from an iteration on."""
+    for path in (out_dir / PLANS).glob("from-*.json"):
+        if int(path.stem.removeprefix("from-")) > first_step:
+            path.unlink()  # from before it was set back
+    save_plan(plan, out_dir / PLANS / f"from-{first_step:06d}.json")
+    save_plan(plan, out_dir / "plan.json")  # last: a folder that has one can be resumed
 
 
 def _kept(plan: Plan, out_dir: Path, iterations: int) -> str:
     """What is left of a run that was stopped, and how to go on."""
-    done = complete_checkpoints(out_dir / CHECKPOINTS, Owner.of(plan).ranks)
-    at = f"the checkpoint of step {done[-1]} of {iterations}" if done else "no checkpoint yet"
+    newest = RunCheckpoints(out_dir, plan).newest
+    at = f"the checkpoint of step {newest} of {iterations}" if newest else "no checkpoint yet"
     return f"{at} is kept in {out_dir}; the same command with --resume goes on"
 
 

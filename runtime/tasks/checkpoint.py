@@ -1,110 +1,244 @@
-"""Checkpoints: every task at the same step, written while the schedule goes on.
+"""Checkpoints of a run: each task has its own, written when it has done its step, while the schedule goes on.
 
-In a continuous schedule the tasks reach step k at different moments, so each is copied at its own, and the
-rank's file is written when all have got there. Replicas have the same state, so only the ranks of the first
-one write. Nothing that is not finite is written, and the two newest complete checkpoints are kept.
+Replicas have the same state, so only the ranks of the first one write, each its part of every task. Nothing
+that is not finite is written. A run goes on from an iteration at which every task has a checkpoint: the two
+newest of these are kept, and at least two of each task.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import astuple
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from muxtune.plan import Plan
 from runtime.tasks.checkpoint_files import (
-    RankState,
-    load_rank_state,
-    newest_checkpoint,
-    remove_older,
-    save_rank_state,
+    DamagedCheckpointError,
+    TaskState,
+    check_task,
+    checkpoint_folders,
+    complete_steps,
+    identity,
+    load_task,
+    save_part,
 )
 from runtime.tasks.losses import StepLoss
-from runtime.tasks.tenant import Tenant, TenantSnapshot, is_finite
+from runtime.tasks.outputs import CHECKPOINTS, load_status, task_folder
+from runtime.tasks.tenant import Tenant, is_finite
 from runtime.tasks.verdict import NonFiniteError
 
-__all__ = ["KEPT", "CheckpointWriter", "load_rank_state", "newest_checkpoint", "writing_ranks"]
-
 KEPT = 2
-"""Complete checkpoints that are kept; one that a disk has spoilt leaves another."""
+"""Checkpoints of each task that are kept; one that a disk has spoilt leaves another."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """The checkpoints of one task."""
+
+    folder: Path
+    identity: str
+    steps: int
+    """Steps of the task itself."""
+    failed_at: int | None
+    """Steps that it had done when it failed."""
+
+    def at(self, iteration: int) -> int | None:
+        """Steps that it had done after an iteration; None if it had failed before."""
+        if self.failed_at is not None and iteration > self.failed_at:
+            return None
+        return min(iteration, self.steps)
+
+    def newest(self, iteration: int) -> int | None:
+        """Steps of its newest checkpoint up to an iteration."""
+        return max((step for step in complete_steps(self.folder) if step <= iteration), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class WholeCheckpoint:
+    """Where a run can go on."""
+
+    iteration: int | None
+    """Iterations that are done; None if there is no such checkpoint."""
+    complaints: tuple[str, ...]
+    """Why newer ones are not used."""
+    damaged: tuple[Path, ...]
+    """Folders of these."""
+
+
+class RunCheckpoints:
+    """The checkpoints of all tasks of a run.
+
+    Args:
+        run_dir: The run's folder.
+        plan: Plan that is run, with these tasks and this backbone.
+    """
+
+    def __init__(self, run_dir: Path, plan: Plan) -> None:
+        self._tasks: dict[str, _Kept] = {}
+        for task in plan.tasks:
+            status = load_status(run_dir, task.id)
+            failed_at = status.steps_done if status is not None and status.state == "failed" else None
+            folder = task_folder(run_dir, task.id) / CHECKPOINTS
+            self._tasks[task.id] = _Kept(folder, identity(plan, task), task.steps, failed_at)
+
+    def iterations(self) -> list[int]:
+        """Iterations at which all tasks have a complete checkpoint, ascending."""
+        complete = {task_id: set(complete_steps(kept.folder)) for task_id, kept in self._tasks.items()}
+        return [
+            iteration
+            for iteration in sorted(set().union(*complete.values()))
+            if all(
+                (step := kept.at(iteration)) is None or step in complete[task_id]
+                for task_id, kept in self._tasks.items()
+            )
+        ]
+
+    @property
+    def newest(self) -> int | None:
+        """The last of these iterations."""
+        return max(self.iterations(), default=None)
+
+    def whole(self) -> WholeCheckpoint:
+        """The newest of these iterations whose files are what was written."""
+        complaints: list[str] = []
+        damaged: list[Path] = []
+        for iteration in reversed(self.iterations()):
+            before = len(complaints)
+            for kept in self._tasks.values():
+                step = kept.at(iteration)
+                try:
+                    if step is not None:
+                        check_task(kept.folder, step, kept.identity)
+                except DamagedCheckpointError as error:
+                    complaints.append(str(error))
+                    damaged += [path for found, path in checkpoint_folders(kept.folder) if found == step]
+            if len(complaints) == before:
+                return WholeCheckpoint(iteration, tuple(complaints), tuple(damaged))
+        return WholeCheckpoint(None, tuple(complaints), tuple(damaged))
+
+    def load(self, task_id: str, iteration: int) -> TaskState | None:
+        """State of a task after an iteration; the last that was kept of one that had failed before.
+
+        Returns:
+            None if a failed task has no checkpoint: it is what it was at its start.
+
+        Raises:
+            DamagedCheckpointError: A file is missing, or not as it was written.
+        """
+        kept = self._tasks[task_id]
+        step = kept.at(iteration)
+        if step is None:
+            step = kept.newest(iteration)
+        return None if step is None else load_task(kept.folder, step, kept.identity)
+
+    def remove_older(self, *, keep: int = KEPT) -> None:
+        """Remove what is older than the newest ``keep``: of the run's, and of each task's own."""
+        iterations = self.iterations()[-keep:]
+        if not iterations:
+            return
+        for kept in self._tasks.values():
+            own = complete_steps(kept.folder)[-keep:]
+            for step, path in checkpoint_folders(kept.folder):
+                if own and step < min(own[0], iterations[0]):
+                    shutil.rmtree(path, ignore_errors=True)
+
+    def clear_newer(self, iteration: int, damaged: Collection[Path] = ()) -> None:
+        """Make room for the checkpoints after an iteration, whose files must not mix with those there.
+
+        They will be written again. Damaged ones are kept as ``unused-*``.
+        """
+        for kept in self._tasks.values():
+            for step, path in checkpoint_folders(kept.folder):
+                if step <= iteration and path not in damaged:
+                    continue
+                if path in damaged:
+                    aside = path.with_name(f"unused-{path.name}")
+                    shutil.rmtree(aside, ignore_errors=True)
+                    path.rename(aside)
+                else:
+                    shutil.rmtree(path)
 
 
 class CheckpointWriter:
-    """Writes one rank's checkpoints.
+    """Writes one rank's parts.
 
     Args:
-        folder: ``checkpoints`` of the run.
-        rank: Rank whose files it writes.
+        run_dir: The run's folder.
+        part: The rank's place in the first replica, whose ranks write.
         plan: Plan, which has the tasks of each hTask.
         tenants: This rank's part of every task.
         losses: Grows with the run; copied into each checkpoint.
         every: Steps between checkpoints.
         steps: Steps of the run; the last needs no checkpoint, as the adapters themselves are written.
-        done: Steps that a resumed run starts with.
-        digest: Digest of the plan; a checkpoint is of use to no other.
     """
 
     def __init__(
         self,
-        folder: Path,
-        rank: int,
+        run_dir: Path,
+        part: int,
         *,
         plan: Plan,
         tenants: Mapping[str, Tenant],
         losses: Mapping[str, Sequence[StepLoss]],
         every: int,
         steps: int,
-        done: int = 0,
-        digest: str = "",
     ) -> None:
-        self._folder = folder
-        self._rank = rank
+        self._run_dir = run_dir
+        self._part = part
         self._plan = plan
         self._tenants = tenants
         self._losses = losses
         self._every = every
         self._steps = steps
-        self._digest = digest
-        self._done = [min(done, own) for own in plan.htask_steps()]
-        self._pending: dict[int, dict[str, TenantSnapshot]] = {}
+        self._awaited: dict[int, set[int]] = {}
+        """Per iteration with checkpoints, hTasks that have not come there and train until then."""
 
-    def after_step(self, htask: int, step: int) -> int | None:
-        """Copy what has reached a checkpoint; write the checkpoint that is complete.
+    def after_step(self, htask: int, step: int) -> list[str]:
+        """Write the tasks of an hTask that have got to a checkpoint, or to their end.
 
         Returns:
-            Steps that the checkpoint written now stands for, if one was.
+            Ids of these tasks.
 
         Raises:
-            NonFiniteError: A tenant's state is not finite; its checkpoint is not written.
+            NonFiniteError: A task's state is not finite; its checkpoint is not written.
         """
-        self._done[htask] = done = step + 1
-        if done % self._every == 0 and done < self._steps:
-            self._pending.setdefault(done, {}).update(self._snapshots(htask))
-        for k in sorted(self._pending):
-            if all(d >= min(k, own) for d, own in zip(self._done, self._plan.htask_steps(), strict=True)):
-                self._write(k, self._pending.pop(k))
-                return k
-        return None
+        done = step + 1
+        if done >= self._steps:
+            return []
+        due = [
+            task.id
+            for task in self._plan.htask_tasks(htask)
+            if (done < task.steps and done % self._every == 0) or done == task.steps
+        ]
+        for task_id in due:
+            self._write(task_id, done)
+        if done % self._every == 0:
+            trains = {h for h, steps in enumerate(self._plan.htask_steps()) if steps >= done}
+            awaited = self._awaited.setdefault(done, trains)
+            awaited.discard(htask)
+            if not awaited:
+                del self._awaited[done]
+                RunCheckpoints(self._run_dir, self._plan).remove_older()
+        return due
 
-    def _snapshots(self, htask: int) -> dict[str, TenantSnapshot]:
-        return {task_id: self._tenants[task_id].snapshot() for task_id in self._plan.htasks[htask].task_ids}
-
-    def _write(self, k: int, snapshots: dict[str, TenantSnapshot]) -> None:
-        for htask in self._plan.htasks:
-            if htask.task_ids[0] not in snapshots:  # finished before step k, and unchanged since
-                snapshots |= self._snapshots(htask.id)
-        for task_id, snapshot in snapshots.items():
-            if not is_finite(snapshot):
-                raise NonFiniteError(task_id, k - 1, "adapter or optimizer state is not finite after it")
-        losses = {
-            task_id: [astuple(entry) for entry in entries if entry.step < k]
-            for task_id, entries in self._losses.items()
-        }
-        state = RankState(tenants=snapshots, losses=losses)
-        save_rank_state(self._folder, state, plan=self._digest, step=k, rank=self._rank)
-        remove_older(self._folder, writing_ranks(self._plan), keep=KEPT)
+    def _write(self, task_id: str, done: int) -> None:
+        tenant = self._tenants[task_id]
+        snapshot = tenant.snapshot()
+        if not is_finite(snapshot):
+            raise NonFiniteError(task_id, done - 1, "adapter or optimizer state is not finite after it")
+        save_part(
+            task_folder(self._run_dir, task_id) / CHECKPOINTS,
+            tenant,
+            snapshot,
+            identity=identity(self._plan, tenant.task),
+            steps_done=done,
+            part=self._part,
+            parts=writing_ranks(self._plan),
+            losses=[loss for loss in self._losses[task_id] if loss.step < done],
+        )
 
 
 def writing_ranks(plan: Plan) -> int:
-    """Ranks whose files make a checkpoint: the first ones, which are the first replica."""
+    """Ranks whose parts make a checkpoint: the first ones, which are the first replica."""
     return plan.parallelism.ranks // plan.parallelism.dp

@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from muxtune.support.errors import UserError
+from muxtune.support.errors import UserError, spec_error_from
 from muxtune.support.files import write_text_atomically
 from muxtune.tasks import PeftTask
 from runtime.tasks.losses import StepLoss
 
 ADAPTER = "adapter"
 ADAPTER_INIT = "adapter-init"
+CHECKPOINTS = "checkpoints"
 LOSSES = "losses.csv"
 STATUS = "status.json"
 RUN_BEFORE = "run-before.json"
@@ -66,6 +67,23 @@ def save_progress(
         reason=reason,
     )
     write_text_atomically(folder / STATUS, status.model_dump_json(indent=1) + "\n")
+
+
+def load_status(run_dir: Path, task_id: str) -> TaskStatus | None:
+    """State of a task; None if nothing was written of it yet.
+
+    Raises:
+        UserError: The file is not one of ours.
+    """
+    path = task_folder(run_dir, task_id) / STATUS
+    try:
+        return TaskStatus.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"cannot read the state {path}: {error.strerror}") from error
+    except ValidationError as error:
+        raise spec_error_from(error, str(path)) from error
 
 
 def load_losses(run_dir: Path, task_id: str) -> list[float]:

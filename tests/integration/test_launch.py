@@ -20,7 +20,7 @@ from muxtune.model import load_model_spec
 from muxtune.plan import save_plan
 from muxtune.tasks import Workload
 from runtime import PEER_LOST_EXIT_CODE
-from runtime.tasks.checkpoint_files import complete_checkpoints
+from runtime.tasks.checkpoint_files import complete_steps
 from tests.helpers import make_boundless_model, make_plan, make_task, write_examples
 from tests.integration.launchers import END_LIMIT_S, ONE_NODE, SPAWNER, TWO_NODES, Launch, launched
 from tests.integration.processes import wait_until
@@ -49,11 +49,11 @@ def _plan(folder: Path, hf_dirs: dict[str, Path], **changes: object) -> Path:
 
 
 def _wait_until_it_trains(launch: Launch) -> None:
-    checkpoints = launch.run_dir / "checkpoints"
+    checkpoints = [launch.run_dir / "tasks" / task_id / "checkpoints" for task_id in "ab"]
 
     def trains() -> bool:
         assert any(launcher.poll() is None for launcher in launch.launchers), launch.printed()
-        return bool(complete_checkpoints(checkpoints, ranks=2))  # one rank's file alone is none yet
+        return all(map(complete_steps, checkpoints))
 
     wait_until(trains, START_LIMIT_S)
 

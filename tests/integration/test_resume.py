@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file
 
 from muxtune.model import load_model_spec
-from muxtune.plan import Plan
+from muxtune.plan import Plan, load_plan
 from muxtune.support.errors import RunError, SpecError, UserError
 from muxtune.support.run_folder import LOCK, locked
 from muxtune.tasks import Workload
 from runtime import RunOptions, load_report, run_plan
-from runtime.tasks.checkpoint import newest_checkpoint
+from runtime.tasks.checkpoint import RunCheckpoints
 from tests.helpers import make_plan, make_task, write_examples
 from tests.integration.prepared import prepared_ranks
 from tests.integration.processes import rank_pids, wait_until
@@ -105,19 +105,19 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(tmp_path, hf_dir
     plan, run_dir = _plan(tmp_path, hf_dirs, 7), tmp_path / "run"
     with prepared_ranks(partial(fail_at, step=6)), pytest.raises(RunError, match="on demand"):
         run_plan(plan, run_dir, RunOptions(checkpoint_every=EVERY))
-    checkpoints = run_dir / "checkpoints"
-    newest = newest_checkpoint(checkpoints, 2)
+    newest = RunCheckpoints(run_dir, plan).newest
     assert newest >= 4
-    _flip_a_bit(checkpoints / f"step-{newest:06d}" / f"rank-{rank}.safetensors")
+    damaged = run_dir / "tasks" / "b" / "checkpoints" / f"step-{newest:06d}"
+    _flip_a_bit(damaged / f"part-{rank}-of-2.safetensors")
     with (
         prepared_ranks(),
-        pytest.warns(UserWarning, match=rf"rank-{rank}\.safetensors: damaged.*; going on from the one"),
+        pytest.warns(UserWarning, match=rf"b/.*/part-{rank}-of-2\.safetensors: damaged.*; going on from"),
     ):
         assert (
             run_plan(plan, run_dir, RunOptions(resume=True, checkpoint_every=EVERY)).first_step
             == newest - EVERY
         )
-    assert (checkpoints / f"unused-step-{newest:06d}").is_dir()
+    assert damaged.with_name(f"unused-{damaged.name}").is_dir()
     with prepared_ranks():
         run_plan(plan, tmp_path / "undisturbed")
     for task in plan.tasks:
@@ -129,13 +129,47 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_silently_start_again(t
     plan, run_dir = _plan(tmp_path, hf_dirs, 7), tmp_path / "run"
     with prepared_ranks(partial(fail_at, step=6)), pytest.raises(RunError, match="on demand"):
         run_plan(plan, run_dir, RunOptions(checkpoint_every=EVERY))
-    for path in (run_dir / "checkpoints").glob("*/rank-1.safetensors"):
+    for path in run_dir.glob("tasks/a/checkpoints/*/part-1-of-2.safetensors"):
         _flip_a_bit(path)
     before = _content(run_dir)
-    with pytest.raises(UserError, match=r"^no checkpoint to resume from: .*rank-1.*damaged") as caught:
+    with pytest.raises(UserError, match=r"^no checkpoint to resume from: .*part-1-of-2.*damaged") as caught:
         run_plan(plan, run_dir, RunOptions(resume=True))
     assert "\n" not in str(caught.value)
     assert _content(run_dir) == before
+
+
+def test_a_run_is_taken_up_on_another_mesh(tmp_path, hf_dirs):
+    """Two stages, then two shards, then one rank: as if it had always been one rank, but for rounding."""
+    model = load_model_spec(str(hf_dirs["llama"]), "float64")
+    pefts = {
+        "a": {"method": "lora", "r": 4, "alpha": 8, "targets": "all-linear", "use_dora": True},
+        "b": {"method": "shira", "r": 2, "targets": ["q_proj", "down_proj"]},
+        "c": {"method": "prefix_tuning", "num_virtual_tokens": 3},
+    }
+    tasks = tuple(
+        make_task(name, write_examples(tmp_path / f"{name}.jsonl", seed=i), steps=9, peft=peft, shuffle=True)
+        for i, (name, peft) in enumerate(pefts.items())
+    )
+
+    def on_mesh(**mesh: int) -> Plan:
+        partition = [["a", "b"], ["c"]] if mesh["pp"] == 2 else [["a"], ["b", "c"]]
+        return make_plan(Workload(tasks=tasks), model, partition=partition, **mesh)
+
+    run_dir, alone = tmp_path / "run", on_mesh(pp=1)
+    with prepared_ranks():
+        run_plan(on_mesh(pp=2), run_dir, RunOptions(steps=3, checkpoint_every=EVERY))
+        for plan, first, steps in ((on_mesh(pp=1, tp=2), 2, 5), (alone, 4, 9)):
+            options = RunOptions(resume=True, steps=steps, checkpoint_every=EVERY)
+            assert run_plan(plan, run_dir, options).first_step == first
+        run_plan(alone, tmp_path / "undisturbed")
+    for task in tasks:
+        expected, found = _adapter(tmp_path / "undisturbed", task.id), _adapter(run_dir, task.id)
+        for key, tensor in expected.items():
+            torch.testing.assert_close(found[key], tensor, rtol=1e-9, atol=1e-12)
+    assert [path.name for path in sorted((run_dir / "plans").iterdir())] == [
+        f"from-{first:06d}.json" for first in (0, 2, 4)
+    ]
+    assert load_plan(run_dir / "plan.json") == alone
 
 
 @pytest.mark.parametrize("resume", [False, True])
@@ -153,7 +187,7 @@ def test_a_run_ends_with_one_line_when_its_folder_vanishes(tmp_path, hf_dirs):
     plan, run_dir = _plan(tmp_path, hf_dirs, 2000), tmp_path / "run"
 
     def take_away() -> None:
-        wait_until(lambda: newest_checkpoint(run_dir / "checkpoints", 2) is not None, timeout_s=120)
+        wait_until(lambda: RunCheckpoints(run_dir, plan).newest is not None, timeout_s=120)
         run_dir.rename(tmp_path / "elsewhere")
         shutil.rmtree(tmp_path / "elsewhere", ignore_errors=True)
 

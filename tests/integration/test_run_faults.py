@@ -19,7 +19,7 @@ from muxtune.plan import Plan, save_plan
 from muxtune.support.errors import RunError, SpecError, UserError
 from muxtune.tasks import Workload
 from runtime import RunOptions, run_plan
-from runtime.tasks.checkpoint import newest_checkpoint
+from runtime.tasks.checkpoint import RunCheckpoints
 from tests.helpers import make_boundless_model, make_hf_model, make_plan, make_task, write_examples
 from tests.integration.prepared import prepared_ranks
 from tests.integration.processes import rank_pids, wait_until
@@ -56,10 +56,10 @@ def test_after_kill_9_of_a_rank_a_resumed_run_ends_with_the_same_adapters(tmp_pa
         run_plan(plan, tmp_path / "whole", RunOptions(checkpoint_every=EVERY))
 
     run_dir = tmp_path / "killed"
-    checkpoints = run_dir / "checkpoints"
+    checkpoints = RunCheckpoints(run_dir, plan)
 
     def kill_rank_1() -> None:
-        wait_until(lambda: (newest_checkpoint(checkpoints, 2) or 0) >= 2 * EVERY, timeout_s=120)
+        wait_until(lambda: (checkpoints.newest or 0) >= 2 * EVERY, timeout_s=120)
         os.kill(rank_pids(run_dir)[1], signal.SIGKILL)
 
     killer = threading.Thread(target=kill_rank_1)
@@ -68,7 +68,7 @@ def test_after_kill_9_of_a_rank_a_resumed_run_ends_with_the_same_adapters(tmp_pa
         run_plan(plan, run_dir, RunOptions(checkpoint_every=EVERY))
     killer.join()
     assert rank_pids(run_dir) == {}
-    kept = newest_checkpoint(checkpoints, 2)
+    kept = checkpoints.newest
     assert kept is not None
     with pytest.raises(SpecError, match=f"expected more than {kept}"):
         run_plan(plan, run_dir, RunOptions(steps=kept, resume=True))

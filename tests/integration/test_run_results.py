@@ -142,10 +142,11 @@ def _mesh_plan(folder: Path, hf_dirs: dict[str, Path], *, tp: int, dp: int, **ch
 def test_a_run_on_a_mesh_writes_everything_once_and_resumes_whole_adapters(tmp_path, hf_dirs):
     plan = _mesh_plan(tmp_path, hf_dirs, tp=2, dp=2)
     run_plan(plan, tmp_path / "run", RunOptions(steps=3, checkpoint_every=2))
-    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
-    assert sorted(path.name for path in checkpoint.iterdir()) == [
-        f"rank-{rank}.{kind}" for rank in (0, 1) for kind in ("safetensors", "sha256")
-    ]
+    for task in plan.tasks:
+        (checkpoint,) = (tmp_path / "run" / "tasks" / task.id / "checkpoints").iterdir()
+        assert sorted(path.name for path in checkpoint.iterdir()) == [
+            f"part-{rank}-of-2.safetensors" for rank in (0, 1)
+        ]
     report = run_plan(plan, tmp_path / "run", RunOptions(resume=True))
     assert report.first_step == 2
     _assert_trained_as_alone(plan, tmp_path / "run")

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from muxtune.costs import save_profile
-from runtime.tasks.checkpoint_files import complete_checkpoints
+from runtime.tasks.checkpoint_files import complete_steps
 from tests.helpers import write_examples
 from tests.integration.processes import wait_until
 from tests.muxtune.cli.conftest import SUMS, task
@@ -83,8 +83,8 @@ def test_a_comparison_says_which_runs_are_kept(number, tmp_path):
     save_profile(make_profile(analytic_law(), [*operators(), *SUMS]), tmp_path / "p.parquet")
     words = f"compare --workload {tmp_path}/w.yaml --cluster cpu-2 --profile {tmp_path}/p.parquet "
     words += f"--policies nemo,muxtune --measure --out {tmp_path}/runs"
-    checkpoints = tmp_path / "runs" / "nemo" / "checkpoints"
-    line = _stopped(words.split(), tmp_path, lambda: bool(complete_checkpoints(checkpoints, 2)), number)
+    checkpoints = tmp_path / "runs" / "nemo" / "tasks" / "a" / "checkpoints"
+    line = _stopped(words.split(), tmp_path, lambda: bool(complete_steps(checkpoints)), number)
     kept = f"the finished runs (of no policy yet) are kept in {tmp_path}/runs"
     assert line == f"muxtune: stopped by {number.name}: {kept}; a new comparison needs another folder"
 

@@ -22,8 +22,7 @@ from muxtune.support.errors import RunError
 from muxtune.tasks import Workload
 from runtime import RunOptions, run_plan
 from runtime.tasks import tenant as tenants
-from runtime.tasks.checkpoint_files import Owner, complete_checkpoints, load_rank_state, whole_checkpoint
-from runtime.tasks.tenant import is_finite
+from runtime.tasks.checkpoint import RunCheckpoints
 from tests.helpers import make_plan, make_task, write_examples
 from tests.integration.pairwise import sampled_product
 from tests.integration.prepared import prepared_ranks
@@ -182,18 +181,15 @@ def test_a_step_that_is_not_finite_reaches_no_checkpoint_and_nobody_loses_anythi
     assert f"the checkpoint of step {BAD_STEP} is kept: --resume goes on from it" in message
     assert "\n" not in message
 
-    owner, checkpoints = Owner.of(plan), run_dir / "checkpoints"
-    assert complete_checkpoints(checkpoints, owner.ranks) == [4, 6]
-    assert whole_checkpoint(checkpoints, owner) == (6, [])
+    checkpoints = RunCheckpoints(run_dir, plan)
+    assert checkpoints.iterations() == [4, 6]
+    assert checkpoints.whole().iteration == 6
     for step in (4, 6):
-        for rank in range(owner.ranks):
-            state = load_rank_state(checkpoints, step, rank)
-            assert all(map(is_finite, state["tenants"].values()))
-            steps_done = {
-                task_id: {int(done) for done in snapshot["optimizer"]["step"].values()}
-                for task_id, snapshot in state["tenants"].items()
-            }
-            assert steps_done == {task.id: {min(step, task.steps)} for task in plan.tasks}, "of one iteration"
+        for task in plan.tasks:
+            state = checkpoints.load(task.id, step)
+            assert set(state.optimizer_steps.values()) == {min(step, task.steps)}, "of one iteration"
+            assert state.tensors.keys() == {"adapter", "exp_avg", "exp_avg_sq"}
+            assert all(t.isfinite().all() for group in state.tensors.values() for t in group.values())
     status = json.loads((run_dir / "tasks" / "b" / "status.json").read_text())
     assert (status["state"], status["steps_done"]) == ("failed", BAD_STEP)
 
@@ -242,6 +238,6 @@ def test_adapters_that_overflow_in_a_step_are_not_written(tmp_path, hf_dirs, ste
         pytest.raises(RunError, match=r"task b, step 1: adapter or optimizer state is"),
     ):
         run_plan(plan, tmp_path / "run", RunOptions(checkpoint_every=EVERY, steps=steps))
-    assert complete_checkpoints(tmp_path / "run" / "checkpoints", pp) == []
+    assert RunCheckpoints(tmp_path / "run", plan).iterations() == []
     assert not list((tmp_path / "run").glob("tasks/*/adapter"))
     assert not (tmp_path / "run" / "run.json").exists()

@@ -83,7 +83,8 @@ def test_half_written_files_go_and_nothing_else(tmp_path):
         "plan.json",
         "backbone.json",
         "tasks/a/losses.csv",
-        "checkpoints/step-000010/rank-12.safetensors",
+        "plans/from-000010.json",
+        "tasks/a/checkpoints/step-000010/part-12-of-16.safetensors",
     ]
     left = []
     for name in names:

@@ -62,7 +62,7 @@ def _plan(folder: Path, tmp_path: Path, *, digest: bool) -> Plan:
 
 def _begun(plan: Plan, run_dir: Path) -> Path:
     """As a run leaves its folder when it is stopped at once."""
-    (run_dir / "checkpoints").mkdir(parents=True)
+    run_dir.mkdir()
     save_plan(plan, run_dir / "plan.json")
     record_backbone(plan, run_dir)
     return run_dir

@@ -140,7 +140,7 @@ def test_a_folder_that_is_not_empty(plan, tmp_path):
 @pytest.mark.parametrize("resume", [False, True])
 @pytest.mark.parametrize(
     "left",
-    [["checkpoints/"], ["checkpoints/", "backbone.json"], [".lock", "checkpoints/", ".plan.json.0123abcd"]],
+    [["backbone.json"], [".lock", "plans/", ".plan.json.0123abcd"]],
     ids=str,
 )
 def test_a_start_that_was_killed_before_there_was_a_plan_is_done_anew(
@@ -171,11 +171,18 @@ def test_a_file_in_place_of_the_folder(plan, tmp_path):
     _refused(plan, tmp_path / "run", "is a file; expected a folder", UserError)
 
 
-def test_resuming_with_another_plan(plan, tmp_path):
+def test_resuming_with_other_tasks(plan, tmp_path):
     out_dir = tmp_path / "run"
     out_dir.mkdir()
-    save_plan(_changed(plan, policy="other"), out_dir / "plan.json")
-    _refused(plan, out_dir, "has a run of another plan", UserError, resume=True)
+    first, *others = plan.tasks
+    save_plan(_changed(plan, tasks=(first.model_copy(update={"seed": 77}), *others)), out_dir / "plan.json")
+    _refused(plan, out_dir, "has a run of other tasks; expected the plan in", UserError, resume=True)
+
+
+def test_resuming_what_an_earlier_version_has_left(plan, tmp_path):
+    (tmp_path / "run" / "checkpoints" / "step-000010").mkdir(parents=True)
+    save_plan(plan, tmp_path / "run" / "plan.json")
+    _refused(plan, tmp_path / "run", "of an earlier version of muxtune", UserError, resume=True)
 
 
 def test_a_backbone_directory_that_changed_or_went_away(tmp_path):

@@ -8,8 +8,8 @@ from torch import nn
 
 from muxtune.plan import extend_schedule
 from muxtune.tasks import PeftTask
-from runtime.tasks.checkpoint import CheckpointWriter, load_rank_state, newest_checkpoint
-from runtime.tasks.checkpoint_files import RankState, save_rank_state
+from runtime.tasks.checkpoint import CheckpointWriter, RunCheckpoints
+from runtime.tasks.checkpoint_files import complete_steps
 from runtime.tasks.gradients import squared_gradient_norms
 from runtime.tasks.losses import StepLoss
 from runtime.tasks.tenant import Tenant, is_finite
@@ -32,10 +32,8 @@ def _play(plan, tenants, writer, losses, *, steps: int, first: int = 0) -> None:
             writer.after_step(action.htask, action.number)
 
 
-def _writer(folder, plan, tenants, losses, *, steps: int, done: int = 0) -> CheckpointWriter:
-    return CheckpointWriter(
-        folder, 0, plan=plan, tenants=tenants, losses=losses, every=2, steps=steps, done=done
-    )
+def _writer(folder, plan, tenants, losses, *, steps: int) -> CheckpointWriter:
+    return CheckpointWriter(folder, 0, plan=plan, tenants=tenants, losses=losses, every=2, steps=steps)
 
 
 @pytest.mark.parametrize("template", ["flush", "continuous"])
@@ -43,28 +41,44 @@ def test_a_restored_run_ends_bit_by_bit_like_the_uninterrupted_one(tmp_path, tem
     plan = make_plan(template=template, pp=1)
     whole, losses = _tenants(plan), {task.id: [] for task in plan.tasks}
     _play(plan, whole, _writer(tmp_path, plan, whole, losses, steps=4), losses, steps=4)
-    assert newest_checkpoint(tmp_path, 1) == 2  # none at the end: the results themselves are written
+    checkpoints = RunCheckpoints(tmp_path, plan)
+    assert checkpoints.newest == 2  # none at the end: the results themselves are written
 
-    state = load_rank_state(tmp_path, 2, 0)
-    assert {i: [step for step, *_ in entries] for i, entries in state["losses"].items()} == {
-        task.id: [0, 1] for task in plan.tasks
-    }
     again = _tenants(plan)
-    for task_id, snapshot in state["tenants"].items():
-        again[task_id].restore(snapshot)
-    _play(plan, again, _writer(tmp_path, plan, again, losses, steps=4, done=2), losses, steps=4, first=2)
+    for task_id, tenant in again.items():
+        state = checkpoints.load(task_id, 2)
+        assert [loss.step for loss in state.losses] == [0, 1]
+        tenant.restore(state.part_of(tenant))
+    _play(plan, again, _writer(tmp_path, plan, again, losses, steps=4), losses, steps=4, first=2)
     for task_id, tenant in whole.items():
         assert torch.equal(again[task_id].parameters["w"], tenant.parameters["w"])
 
 
-def test_only_a_checkpoint_with_the_files_of_all_ranks_counts(tmp_path):
-    for step, ranks in {10: (0, 1), 20: (0, 1), 30: (1,)}.items():
-        for rank in ranks:
-            save_rank_state(tmp_path, RankState(tenants={}, losses={}), plan="", step=step, rank=rank)
-    (tmp_path / "step-000020" / "rank-2.safetensors").write_bytes(b"killed before its checksum was there")
-    assert newest_checkpoint(tmp_path, 3) is None
-    assert newest_checkpoint(tmp_path, 2) == 20
-    assert newest_checkpoint(tmp_path / "nothing", 2) is None
+def test_a_run_goes_on_where_every_task_has_all_its_parts(tmp_path):
+    plan = make_plan(pp=1)
+    tasks = tuple(task.model_copy(update={"steps": 9}) for task in plan.tasks)
+    plan = plan.with_decisions(tasks=tasks)
+    tenants, losses = _tenants(plan), {task.id: [] for task in tasks}
+    _play(plan, tenants, _writer(tmp_path, plan, tenants, losses, steps=9), losses, steps=7)
+    checkpoints = RunCheckpoints(tmp_path, plan)
+    assert checkpoints.iterations() == [4, 6]
+    newest = tmp_path / "tasks" / tasks[0].id / "checkpoints" / "step-000006"
+    (newest / "part-0-of-1.safetensors").rename(newest / "part-0-of-2.safetensors")
+    assert checkpoints.iterations() == [4]
+    assert RunCheckpoints(tmp_path / "nothing", plan).newest is None
+
+
+def test_a_task_that_ends_early_keeps_its_last_state(tmp_path):
+    """It has no more steps, so the run goes on from iterations after its own last one."""
+    plan = make_plan(pp=1)
+    first, *others = (task.model_copy(update={"steps": 9}) for task in plan.tasks)
+    plan = plan.with_decisions(tasks=(first.model_copy(update={"steps": 3}), *others))
+    tenants, losses = _tenants(plan), {task.id: [] for task in plan.tasks}
+    _play(plan, tenants, _writer(tmp_path, plan, tenants, losses, steps=9), losses, steps=9)
+    assert complete_steps(tmp_path / "tasks" / first.id / "checkpoints") == [2, 3]
+    checkpoints = RunCheckpoints(tmp_path, plan)
+    assert checkpoints.iterations() == [6, 8]
+    assert checkpoints.load(first.id, 8).steps_done == 3
 
 
 def test_older_checkpoints_go_when_two_newer_ones_are_complete(tmp_path):
@@ -73,7 +87,9 @@ def test_older_checkpoints_go_when_two_newer_ones_are_complete(tmp_path):
     plan = plan.with_decisions(tasks=tasks)
     tenants, losses = _tenants(plan), {task.id: [] for task in tasks}
     _play(plan, tenants, _writer(tmp_path, plan, tenants, losses, steps=7), losses, steps=7)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000004", "step-000006"]
+    for task in tasks:
+        folder = tmp_path / "tasks" / task.id / "checkpoints"
+        assert sorted(path.name for path in folder.iterdir()) == ["step-000004", "step-000006"]
 
 
 def test_the_gradient_is_clipped_as_torch_does_it():
@@ -132,6 +148,8 @@ def test_a_state_that_is_not_finite_is_never_written_and_removes_nothing(tmp_pat
     (parameter.data if part == "adapter" else state[part])[1] = float("inf")
     with pytest.raises(NonFiniteError, match=rf"task {tasks[-1].id}, step 5: adapter or optimizer state is"):
         _play(plan, tenants, writer, losses, steps=6, first=5)
-    assert newest_checkpoint(tmp_path, 1) == 4
-    for step in (2, 4):
-        assert all(map(is_finite, load_rank_state(tmp_path, step, 0)["tenants"].values()))
+    checkpoints = RunCheckpoints(tmp_path, plan)
+    assert checkpoints.iterations() == [2, 4]
+    for iteration in (2, 4):
+        for task_id, tenant in tenants.items():
+            assert is_finite(checkpoints.load(task_id, iteration).part_of(tenant))

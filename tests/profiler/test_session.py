@@ -119,7 +119,8 @@ def test_so_many_ranks_communicate(device, ranks, available, communicating):
 
 @pytest.mark.slow
 @pytest.mark.integration
-def test_a_real_profile_prices_its_own_stages(tmp_path):
+def test_a_real_profile_prices_its_own_stages(tmp_path, monkeypatch):
+    monkeypatch.setattr(profiler.session, "_QUICK_LIMIT_S", 0.03)  # hundreds of repetitions of such operators
     out = tmp_path / "new" / "p.parquet"
     profile = profile_model(SMALL, out=out, ranks=1, quick=True)
     assert load_profile(out) == profile
@@ -137,6 +138,7 @@ def test_a_real_profile_prices_its_own_stages(tmp_path):
 
 @pytest.mark.integration
 def test_a_failing_process_is_reported_with_its_last_words(monkeypatch, tmp_path):
+    monkeypatch.setattr(profiler.session, "operator_grid", lambda *_, **__: TINY_GRID)
     monkeypatch.setattr(profiler.session, "_SUITE", "toch")
     with pytest.raises(RunError, match=r"on rank ([01]): \[rank\1\]: .*no operator suite named 'toch'"):
         profile_model(SMALL, out=tmp_path / "p.parquet", ranks=1, quick=True)
@@ -189,7 +191,8 @@ def test_interruption_leaves_neither_file_nor_process(tmp_path, how):
     )
     try:
         _until(lambda: len(_workers_of(temporary)) == 2, 60)
-        time.sleep(4.0)  # torch is loaded and the measurement under way, on most machines
+        # Torch is loaded, and the ranks meet.
+        _until(lambda: list(temporary.glob("muxtune-profile-*/store")), 120)
         session.send_signal(how)
         session.wait(30)
         _until(lambda: not _workers_of(temporary), 60)

@@ -22,9 +22,12 @@ from muxtune.policies import POLICIES, plan_problem
 from muxtune.support.errors import SpecError
 from tests.muxtune.planning.estimate.test_group_seconds import gpu_problem
 from tests.muxtune.planning.problems import FakeCosts, make_problem, make_workload
+from tests.sampling import in_full
 
 
-@pytest.mark.parametrize(("cluster", "seed"), [("testbed-a", 0), ("testbed-a", 1), ("testbed-c", 2)])
+@pytest.mark.parametrize(
+    ("cluster", "seed"), [("testbed-a", 0), ("testbed-a", 1), *in_full(("testbed-c", 2))]
+)
 def test_pruned_search_finds_what_the_unpruned_one_finds(cluster, seed):
     problem = gpu_problem(13, seed=seed, cluster=cluster)  # too many for refinement, few enough for all
     pruned = search_structures(problem, patience=10_000)

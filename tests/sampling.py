@@ -20,3 +20,8 @@ def sampled(cases: Sequence[Case], every: int) -> list[Case]:
 def in_full(*cases: Case) -> list[Case]:
     """Cases of a full run alone, as others make the same claim."""
     return list(cases if FULL else ())
+
+
+def examples(count: int) -> int:
+    """How many examples of a property hypothesis draws: this many in a full run, else a quarter."""
+    return count if FULL else max(count // 4, 10)

@@ -10,8 +10,9 @@ import pytest
 from experiments.demo_texts import DEMO_DATASETS, write_demo_texts
 from muxtune.data.histograms import load_length_histogram
 from muxtune.support.errors import SpecError
+from tests.sampling import examples
 
-EXAMPLES = 2000
+EXAMPLES = examples(2000)
 """Many, so that the mean of a heavy-tailed distribution settles (see the tolerance of the test on means)."""
 
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 
 from muxtune.schedule import COMMUNICATION, COMPUTE, Action, Span, StageTimes, evaluate_schedule
 from sim.engine import simulate_schedule
+from tests.sampling import examples
 from tests.sim.strategies import Case, cases
 
 RELATIVE = 1e-9  # only the order of additions may differ
@@ -18,7 +19,7 @@ def starts_and_ends(spans):
 
 
 @given(cases(may_contend=False))
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 def test_engine_agrees_with_the_recurrence_without_contention(case: Case):
     expected = starts_and_ends(evaluate_schedule(case.stages, case.times))
     simulated = starts_and_ends(simulate_schedule(case.stages, case.times))
@@ -28,7 +29,7 @@ def test_engine_agrees_with_the_recurrence_without_contention(case: Case):
 
 
 @given(cases(may_contend=True))
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 def test_contention_never_makes_an_action_earlier(case: Case):
     alone = starts_and_ends(evaluate_schedule(case.stages, case.times))
     for key, (start_s, end_s) in starts_and_ends(simulate_schedule(case.stages, case.times)).items():
@@ -37,7 +38,7 @@ def test_contention_never_makes_an_action_earlier(case: Case):
 
 
 @given(cases(may_contend=True))
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 def test_every_tensor_travels_once_and_a_link_carries_one_at_a_time(case: Case):
     transfers = [s for s in simulate_schedule(case.stages, case.times) if s.stream == COMMUNICATION]
     last = len(case.stages) - 1

@@ -15,11 +15,12 @@ from sim.noise import Noise
 from sim.operators import OperatorWork
 from sim.program import Launches, Program
 from sim.streams import program_seconds
+from tests.sampling import examples
 from tests.sim.programs import node
 from tests.sim.strategies import Case, OperatorCase, operator_cases
 
 RELATIVE = 1e-9  # only the order of additions may differ
-SLOW_DRAWS = settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+SLOW_DRAWS = settings(max_examples=examples(60), suppress_health_check=[HealthCheck.too_slow])
 
 
 def play(given: OperatorCase, *, contention: float | None = None, noise: Noise | None = None):

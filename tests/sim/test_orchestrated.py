@@ -8,6 +8,7 @@ from muxtune.graph import StageGraph
 from muxtune.orchestration import MODES, launch_graph, schedule_clock
 from sim.orchestrated import orchestrated_program
 from sim.streams import program_seconds
+from tests.sampling import examples
 from tests.sim.programs import graphs
 
 
@@ -16,7 +17,7 @@ from tests.sim.programs import graphs
     st.sampled_from(MODES),
     st.sampled_from([0.0, 0.25, 1.5]),
 )
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 def test_the_engine_takes_as_long_as_the_schedule_of_the_clock(parts, mode, contention):
     found = [StageGraph(((nodes, repeats),)) for nodes, repeats in parts]
     cuts = [launch_graph(graph) for graph in found]

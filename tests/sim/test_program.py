@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from sim.program import Launches, Program
 from sim.streams import program_seconds
+from tests.sampling import examples
 from tests.sim.programs import graphs, node, programs
 
 
@@ -49,14 +50,14 @@ def test_streams_that_wait_for_each_other_are_refused():
 
 
 @given(st.lists(graphs(), min_size=1, max_size=3))
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 def test_nothing_overlaps_in_turn(found):
     program = Program.in_turn(enumerate(found))
     assert program_seconds(program, contention=7.0) == pytest.approx(program.work_s, rel=1e-12)
 
 
 @given(programs(), programs())
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 def test_what_comes_then_waits_for_everything(first, second):
     both = first.then(second)
     expected = program_seconds(first, 0.5) + program_seconds(second, 0.5)

@@ -9,6 +9,7 @@ from simpy import Environment
 
 from sim.program import Launches, Program
 from sim.streams import Recording, play_program, program_seconds
+from tests.sampling import examples
 from tests.sim.programs import node, programs
 
 
@@ -77,7 +78,7 @@ def test_an_all_reduce_runs_under_the_other_htask():
 
 
 @given(programs(), st.sampled_from([0.0, 0.25, 1.0, 3.0]))
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 def test_ends_are_those_of_exact_arithmetic(program, contention):
     expected = reference(program, contention)
     recording = played(program, contention)
@@ -86,7 +87,7 @@ def test_ends_are_those_of_exact_arithmetic(program, contention):
 
 
 @given(programs(), st.floats(0, 4), st.floats(0, 4))
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 def test_time_grows_in_proportion_to_contention(program, a, b):
     # While both streams are busy they do equal work whatever the contention, so the order of events does not
     # depend on it, and each second of overlap costs `contention` seconds more.
@@ -99,7 +100,7 @@ def test_time_grows_in_proportion_to_contention(program, a, b):
 
 
 @given(programs(), st.sampled_from([0.0, 0.5]))
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 def test_a_stream_runs_one_kernel_at_a_time_and_after_its_inputs(program, contention):
     recording = played(program, contention)
     columns = (
@@ -115,7 +116,7 @@ def test_a_stream_runs_one_kernel_at_a_time_and_after_its_inputs(program, conten
 
 
 @given(programs())
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 def test_two_streams_take_at_least_the_work_of_one_and_at_most_that_of_both(program):
     seconds = program_seconds(program)
     longest_s = max(sum(program.compute_s), sum(program.communication_s))

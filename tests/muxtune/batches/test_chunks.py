@@ -28,13 +28,14 @@ from muxtune.support.errors import SpecError
 from muxtune.tasks import Example, TaskData
 from tests.muxtune.batches.carried import carried_out_tokens
 from tests.plans import make_task
+from tests.sampling import examples
 
 CHUNK = 16
 LENGTHS = st.lists(st.integers(1, 5 * CHUNK), min_size=1, max_size=12)
 
 
 @given(LENGTHS)
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 def test_every_token_lies_once_in_a_chunk_behind_all_before_it(lengths):
     lengths = np.array(lengths, dtype=np.int64)
     chunks = cut_chunks(lengths, range(len(lengths)), CHUNK)
@@ -48,7 +49,7 @@ def test_every_token_lies_once_in_a_chunk_behind_all_before_it(lengths):
 
 
 @given(LENGTHS)
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 def test_no_two_shared_chunks_could_have_been_one(lengths):
     lengths = np.array(lengths, dtype=np.int64)
     chunks = cut_chunks(lengths, range(len(lengths)), CHUNK)
@@ -125,7 +126,7 @@ def check_parts(layouts, lengths, carry):
 
 
 @given(htasks(), st.sampled_from([1, 2, 4]))
-@settings(max_examples=80)
+@settings(max_examples=examples(80))
 def test_parts_stay_in_a_carry_group_in_their_order_and_streams_are_as_short_as_they_allow(tasks, carry):
     shape = measure_shape(tasks, "chunk", chunk_tokens=CHUNK, carry=carry)
     assert shape.microbatches % carry == 0

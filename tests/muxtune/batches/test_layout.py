@@ -28,10 +28,11 @@ from muxtune.batches.chunks import pack_chunks
 from muxtune.support.errors import SpecError
 from muxtune.tasks import Example, TaskData
 from tests.plans import make_task
+from tests.sampling import examples
 
 ALIGNMENTS = ("pad", "pack", "chunk")
 CHUNK_TOKENS = 64
-EXAMPLES = 60
+EXAMPLES = examples(60)
 
 
 @st.composite
@@ -186,7 +187,7 @@ def group_sizes(draw):
 
 
 @given(group_sizes(), st.sampled_from(ALIGNMENTS))
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 def test_every_group_of_every_task_goes_into_one_micro_batch(sizes, alignment):
     m = sizes[0].shape[1]
     for placed in place_groups(sizes, alignment):
@@ -195,7 +196,7 @@ def test_every_group_of_every_task_goes_into_one_micro_batch(sizes, alignment):
 
 
 @given(group_sizes())
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 def test_streams_differ_by_at_most_the_largest_spread_of_a_task(sizes):
     placed = place_groups(sizes, "pack")
     filled = sum(np.take_along_axis(s, p, axis=1) for s, p in zip(sizes, placed, strict=True))
@@ -205,7 +206,7 @@ def test_streams_differ_by_at_most_the_largest_spread_of_a_task(sizes):
 
 
 @given(st.lists(st.integers(1, 99), min_size=1, max_size=40), st.integers(1, 12), st.sampled_from(ALIGNMENTS))
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 def test_sequences_are_divided_evenly_and_deterministically(lengths, microbatches, alignment):
     lengths = np.array(lengths)
     groups = deal_sequences(lengths, alignment, microbatches)
@@ -225,7 +226,7 @@ def test_equal_sequences_beside_one_long_one_are_evened_out():
 
 
 @given(st.lists(st.integers(1, CHUNK_TOKENS), max_size=30))
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 def test_no_two_chunks_could_have_been_one(lengths):
     lengths = np.array(lengths, dtype=np.int64)
     bins = pack_chunks(lengths, range(len(lengths)), CHUNK_TOKENS)
@@ -270,7 +271,7 @@ def test_attention_rows_are_filled_up_to_a_multiple_of_16():
 
 
 @given(st.lists(st.integers(1, 300), max_size=60))
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 def test_attention_groups_cover_every_index_once_and_hold_near_equal_lengths(lengths):
     groups = group_by_length(lengths)
     assert sorted(i for group in groups for i in group) == list(range(len(lengths)))

@@ -13,6 +13,7 @@ from muxtune.model import PRESETS
 from muxtune.schedule import Action, clocks_in_flight
 from tests.muxtune.memory.examples import make_load, make_work
 from tests.muxtune.schedule.schedules import Problem, problems
+from tests.sampling import examples
 
 LLAMA = PRESETS["llama-tiny"]
 
@@ -102,7 +103,7 @@ microbatch_loads = st.builds(
 
 
 @given(problem=problems(may_carry=True), data=st.data())
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 def test_no_schedule_needs_more_than_the_bound_and_at_least_its_largest_micro_batch(problem: Problem, data):
     htasks = data.draw(
         st.lists(loads, min_size=len(problem.microbatches), max_size=len(problem.microbatches))

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfi
 from muxtune.model import load_model_spec, spec_from_hf
 from muxtune.support.errors import SpecError
 from tests.muxtune.model.configs import assert_same_shapes, hf_model
+from tests.sampling import examples
 
 ROPE_LLAMA3 = {
     "rope_type": "llama3",
@@ -107,7 +108,7 @@ def opt_configs(draw):
 
 
 @given(config=llama_configs())
-@settings(max_examples=25, suppress_health_check=IN_ONE_FOLDER)
+@settings(max_examples=examples(25), suppress_health_check=IN_ONE_FOLDER)
 def test_a_llama_directory_has_the_shapes_of_its_model(tmp_path, config):
     config.save_pretrained(tmp_path)
     spec = spec_from_hf(tmp_path)
@@ -119,7 +120,7 @@ def test_a_llama_directory_has_the_shapes_of_its_model(tmp_path, config):
 
 
 @given(config=gpt2_configs())
-@settings(max_examples=25, suppress_health_check=IN_ONE_FOLDER)
+@settings(max_examples=examples(25), suppress_health_check=IN_ONE_FOLDER)
 def test_a_gpt2_directory_has_the_shapes_of_its_model(tmp_path, config):
     config.save_pretrained(tmp_path)
     spec = spec_from_hf(tmp_path)
@@ -129,7 +130,7 @@ def test_a_gpt2_directory_has_the_shapes_of_its_model(tmp_path, config):
 
 
 @given(config=opt_configs())
-@settings(max_examples=25, suppress_health_check=IN_ONE_FOLDER)
+@settings(max_examples=examples(25), suppress_health_check=IN_ONE_FOLDER)
 def test_an_opt_directory_has_the_shapes_of_its_model(tmp_path, config):
     config.save_pretrained(tmp_path)
     spec = spec_from_hf(tmp_path)

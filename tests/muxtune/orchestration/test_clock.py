@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from muxtune.orchestration import MODES, launch_graph, schedule_clock
 from tests.muxtune.orchestration.graphs import chain, clocks, play_slowly, run_orders
+from tests.sampling import examples
 
 CONTENTIONS = st.sampled_from([0.0, 0.125, 0.5, 1.0, 3.0])
 ROUNDING = 1e-9  # sums in another order
@@ -104,7 +105,7 @@ def test_interleaved_is_never_slower_than_the_others_nor_below_the_bound(graphs,
         assert _at_most(schedules["intra"].seconds, schedules["sequential"].seconds)
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(clocks(most=2, largest=3, most_parts=1, most_repeats=1), CONTENTIONS)
 def test_bound_and_schedule_lie_on_both_sides_of_the_best_of_all_orders(graphs, contention):
     nodes = [graph.expand() for graph in graphs]

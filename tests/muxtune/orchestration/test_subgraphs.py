@@ -13,6 +13,7 @@ from muxtune.model import PRESETS
 from muxtune.orchestration import cut
 from muxtune.peft.lora import LoraSpec
 from tests.muxtune.orchestration.graphs import run_orders, stage_graphs
+from tests.sampling import examples
 
 LLAMA = PRESETS["llama2-7b"]
 
@@ -63,7 +64,7 @@ def test_nodes_of_a_subgraph_have_the_same_of_the_other_stream_before_and_after_
             assert len({frozenset(of_others(i, related[i])) for i in each.nodes}) == 1
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(stage_graphs(largest=6, most_parts=1, most_repeats=1, streams=("compute",)))
 def test_the_two_sorts_of_a_stream_take_turns_as_seldom_as_any_order_allows(graph):
     nodes = graph.expand()

@@ -10,6 +10,7 @@ from muxtune.plan import Orchestration, Plan, check_step_meetings, extend_schedu
 from muxtune.schedule import Action, build_schedule, check_schedule
 from muxtune.support.errors import SpecError
 from tests.plans import changed, entries, make_plan
+from tests.sampling import examples
 
 
 def _with_schedule(plan: Plan, stages: list[list[Action]], iterations: int) -> Plan:
@@ -79,7 +80,7 @@ def test_steps_beyond_the_longest_task_are_refused(steps):
         extend_schedule(make_plan(), steps)
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(
     steps=st.lists(st.integers(1, 7), min_size=3, max_size=3),
     template=st.sampled_from(["flush", "continuous"]),

@@ -14,6 +14,7 @@ from muxtune.plan import Orchestration, Plan, check_plan, finish_plan, load_plan
 from muxtune.schedule import Action
 from muxtune.support.errors import SpecError, UserError
 from tests.plans import changed, make_plan
+from tests.sampling import examples
 
 TEMPLATES = ("flush", "continuous", "gpipe", "lorapp")
 OPTIONAL = {"schema_version"}
@@ -103,7 +104,7 @@ def test_a_plan_answers_what_simulator_and_runtime_ask():
 
 
 @given(st.data())
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_a_truncated_plan_is_refused(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("plan") / "plan.json"
     save_plan(make_plan(), path)

@@ -17,6 +17,7 @@ from muxtune.policies.lorafusion import Packer, capacities, head_tail_groupings,
 from muxtune.support.errors import SpecError
 from tests.muxtune.planning.problems import MIXED, make_problem
 from tests.muxtune.policies.gpus import gpu_problem
+from tests.sampling import examples
 
 
 def propose(problem, options=None):
@@ -85,7 +86,7 @@ def test_the_rule_is_that_of_the_distance_between_steps(microbatches, pp):
     assert obeys_bubble_rule(microbatches, pp) == (min(gaps) >= pp - 1)
 
 
-@settings(max_examples=15)
+@settings(max_examples=examples(15))
 @given(count=st.integers(4, 8), ranks=st.sampled_from([2, 3]))
 def test_where_the_rule_holds_no_stage_waits_for_a_step(count, ranks):
     problem = make_problem([MIXED[i % len(MIXED)] for i in range(count)], ranks=ranks)

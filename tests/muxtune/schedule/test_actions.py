@@ -20,8 +20,9 @@ from muxtune.schedule.actions import ScheduleError, render_schedule
 from muxtune.schedule.check import find_deadlock
 from muxtune.support.errors import SpecError
 from tests.muxtune.schedule.schedules import Problem, play_with_bounded_channels, problems
+from tests.sampling import examples
 
-EXAMPLES = 150
+EXAMPLES = examples(150)
 
 
 def grid(*stages: str) -> list[list[Action]]:
@@ -412,7 +413,7 @@ def test_a_violation_of_shared_clocks_is_refused(name):
 
 
 @given(problems(equal_steps=True))
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_any_two_swapped_actions_of_which_one_needs_the_other_are_refused(problem: Problem):
     stages = problem.build()
     for stage in (0, problem.pp - 1):
@@ -455,7 +456,7 @@ def test_a_grid_with_a_mark_shows_only_what_leads_there():
 
 
 @given(problems(max_pp=2))
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 def test_actions_are_parsed_back_from_their_text(problem: Problem):
     for action in problem.build()[0]:
         assert Action.parse(str(action)) == action

@@ -23,8 +23,9 @@ from muxtune.schedule.check import find_deadlock
 from muxtune.schedule.recurrence import schedule_iteration_s
 from muxtune.support.errors import SpecError
 from tests.muxtune.schedule.schedules import Problem, play_with_bounded_channels, problems
+from tests.sampling import examples
 
-EXAMPLES = 150
+EXAMPLES = examples(150)
 CARRYING = problems(may_carry=True)
 
 

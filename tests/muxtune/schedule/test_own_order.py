@@ -21,8 +21,9 @@ from muxtune.schedule import (
 from muxtune.support.errors import SpecError
 from tests.muxtune.memory.examples import make_load
 from tests.muxtune.schedule.schedules import Problem, own_orders, play_with_bounded_channels
+from tests.sampling import examples
 
-EXAMPLES = 100
+EXAMPLES = examples(100)
 
 
 def check(problem: Problem, stages, **changes) -> None:

@@ -27,6 +27,7 @@ from muxtune.schedule import (
 )
 from muxtune.support.errors import SpecError
 from tests.muxtune.schedule.schedules import Problem, problems
+from tests.sampling import examples
 
 RELATIVE = 1e-9  # only the order of additions differs
 SECONDS = st.floats(1e-4, 10.0)
@@ -100,7 +101,7 @@ def play_event_by_event(stages, times):
 
 
 @given(timed_problems())
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 def test_every_action_runs_when_an_event_loop_runs_it(case):
     problem, times = case
     stages = problem.build()
@@ -113,7 +114,7 @@ def test_every_action_runs_when_an_event_loop_runs_it(case):
 
 
 @given(timed_problems())
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 def test_a_stage_does_one_thing_at_a_time_in_the_order_of_its_list(case):
     problem, times = case
     stages = problem.build()
@@ -126,7 +127,7 @@ def test_a_stage_does_one_thing_at_a_time_in_the_order_of_its_list(case):
 
 
 @given(timed_problems(equal_steps=True))
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 def test_no_iteration_is_shorter_than_the_lower_bound(case):
     problem, times = case
     spans = evaluate_schedule(problem.build(), times)
@@ -138,7 +139,7 @@ def test_no_iteration_is_shorter_than_the_lower_bound(case):
 
 
 @given(timed_problems(equal_steps=True))
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 def test_the_search_needs_no_lists_of_actions(case):
     problem, times = case
     injection = inject(
@@ -153,7 +154,7 @@ def test_the_search_needs_no_lists_of_actions(case):
 
 
 @given(timed_problems(equal_steps=True))
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_clocks_that_take_as_long_as_their_parts_change_no_lower_bound(case):
     """Work is work: only where a clock is faster than its parts may the bound be lower."""
     problem, times = case
@@ -199,7 +200,7 @@ def test_a_shared_clock_waits_for_all_its_tensors_and_sends_at_its_end():
 
 
 @given(timed_problems(templates=["continuous"], may_share=False, max_pp=8), st.integers(3, 5))
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_three_continuous_iterations_already_show_the_pace_of_many(case, iterations):
     problem, times = case
 
@@ -218,7 +219,7 @@ def test_three_continuous_iterations_already_show_the_pace_of_many(case, iterati
 
 
 @given(st.integers(1, 8), st.integers(1, 20), SECONDS, SECONDS, st.integers(1, 3))
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 def test_balanced_1f1b_takes_its_closed_form(pp, m, f, b, iterations):
     """(m + pp - 1) (f + b): a stage works m (f + b) and waits for pp - 1 forwards and backwards of others."""
     stages = build_schedule([[0]], [m], pp=pp, template="flush", steps=[iterations])
@@ -233,7 +234,7 @@ def test_balanced_1f1b_takes_its_closed_form(pp, m, f, b, iterations):
 
 
 @given(st.integers(2, 6), st.integers(2, 8), SECONDS, SECONDS)
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_balanced_continuous_iterations_have_no_bubble_where_enough_htasks_rotate(pp, extra, f, b):
     htasks = pp + extra
     stages = build_schedule(

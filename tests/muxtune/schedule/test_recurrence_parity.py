@@ -8,6 +8,7 @@ from hypothesis import given, settings
 
 from muxtune.schedule import Action, StageTimes, build_schedule, evaluate_schedule, steady_iteration_s
 from muxtune.schedule.recurrence import schedule_iteration_s
+from tests.sampling import examples
 
 SECONDS = st.floats(0.0, 10.0)
 
@@ -52,7 +53,7 @@ def reference(stages, times):
     return starts, ends
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(schedules())
 def test_spans_are_those_of_the_definition_bit_by_bit(drawn):
     stages, times = drawn
@@ -65,7 +66,7 @@ def test_spans_are_those_of_the_definition_bit_by_bit(drawn):
         assert [span.action for span in spans if span.stage == stage] == actions
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(schedules())
 def test_the_iteration_time_needs_no_spans(drawn):
     stages, times = drawn

@@ -21,6 +21,7 @@ from muxtune.schedule import (
 from muxtune.schedule.trace import to_chrome
 from muxtune.support.errors import UserError
 from tests.perfetto import perfetto_stacks
+from tests.sampling import examples
 
 
 @st.composite
@@ -39,7 +40,7 @@ def spans(draw):
 
 
 @given(st.lists(spans(), max_size=30))
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 def test_events_have_what_the_chrome_format_requires(given_spans):
     trace = json.loads(json.dumps(to_chrome(given_spans, "simulated")))
     assert trace["displayTimeUnit"] == "ms"
@@ -87,7 +88,7 @@ def complete_events(*arguments):
 
 @pytest.mark.parametrize("to_ns", [int, round], ids=["cut", "rounded"])
 @given(timelines())
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 def test_perfetto_drops_nothing_of_any_timeline(to_ns, timeline):
     events = complete_events(*timeline)
     assert len(events) == len(timeline[0]) + sum(span.end_s > span.start_s for span in timeline[1])
@@ -99,7 +100,7 @@ def test_perfetto_drops_nothing_of_any_timeline(to_ns, timeline):
 
 @pytest.mark.parametrize("to_ns", [int, round], ids=["cut", "rounded"])
 @given(st.lists(st.integers(1, 10**13), min_size=2, max_size=9, unique=True))
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 def test_operators_lie_inside_their_action_to_the_last_nanosecond(to_ns, cuts_ns):
     # They fill the action without a gap, at times that no microsecond divides.
     cuts = [ns * 1e-9 for ns in sorted(cuts_ns)]
@@ -157,7 +158,7 @@ def test_times_are_microseconds_and_names_are_those_of_the_schedule():
 
 
 @given(st.lists(spans(), max_size=30))
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 def test_a_trace_is_read_back_to_the_nanosecond(tmp_path_factory, given_spans):
     path = tmp_path_factory.mktemp("trace") / "trace.json"
     save_trace(path, given_spans, "simulated")

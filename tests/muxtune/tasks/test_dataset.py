@@ -18,6 +18,7 @@ from muxtune.tasks.dataset import HISTOGRAM_EXAMPLES, make_example
 from muxtune.tasks.order import epoch_orders
 from muxtune.tasks.tokenizer import ByteTokenizer
 from tests.plans import make_task
+from tests.sampling import examples
 
 MODEL = PRESETS["llama-tiny"]
 BOS, EOS = ByteTokenizer.bos_id, ByteTokenizer.eos_id
@@ -55,7 +56,7 @@ def test_a_large_epoch_is_torchs_too():
 
 
 @given(st.integers(1, 20), st.integers(1, 9), st.integers(1, 9), st.booleans(), st.integers(0, 2**63 - 1))
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 def test_steps_take_the_next_examples_and_wrap_at_the_end_of_an_epoch(n, batch, steps, shuffle, seed):
     task = make_task(
         "t", global_batch_size=batch, micro_batch_size=1, steps=steps, shuffle=shuffle, seed=seed
@@ -119,7 +120,7 @@ def test_without_bos_the_first_token_is_no_target(prompt, completion, max_length
 
 
 @given(st.text(max_size=30), st.text(max_size=30), st.integers(2, 80))
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 def test_truncation_keeps_the_completion_as_long_as_it_can(prompt, completion, max_length):
     example = make_example(prompt, completion, ByteTokenizer(), max_length)
     head, targets = list(prompt.encode()), [*completion.encode(), EOS]
@@ -278,7 +279,7 @@ def test_only_the_lines_that_steps_take_are_read(tmp_path):
     st.integers(2, 12),
     st.booleans(),
 )
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_lengths_before_tokens_are_those_of_the_examples(tmp_path_factory, pairs, max_length, bos):
     path = write_lines(
         tmp_path_factory.mktemp("data") / "d.jsonl",

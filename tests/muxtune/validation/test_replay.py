@@ -14,9 +14,10 @@ from muxtune.validation.replay import (
     replay,
 )
 from tests.muxtune.schedule.test_recurrence_parity import schedules
+from tests.sampling import examples
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(schedules())
 def test_with_the_durations_of_classes_it_is_the_recurrence(drawn):
     stages, times = drawn

@@ -17,6 +17,7 @@ from runtime.attention import BACKENDS, build_attention_plan, causal_attention
 from runtime.attention.carried_kv import CarriedKv
 from tests.runtime.attention.stand_ins import let_every_backend_run
 from tests.runtime.attention.streams import TOLERANCE, attention_definition, rope_tables
+from tests.sampling import examples
 
 CHUNK = 16
 
@@ -131,7 +132,7 @@ def test_every_backend_goes_on_with_carried_keys(backend, carry, rope, monkeypat
     check([[5 * CHUNK, 3, 40], [2 * CHUNK + 1, CHUNK, 7]], carry, rope=rope, backend=backend)
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(
     st.lists(st.lists(st.integers(1, 5 * CHUNK), min_size=1, max_size=6), min_size=1, max_size=3),
     st.sampled_from([1, 2, 4]),

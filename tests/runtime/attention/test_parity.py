@@ -18,6 +18,7 @@ from tests.runtime.attention.streams import (
     run,
     run_backend,
 )
+from tests.sampling import examples
 
 EVERYWHERE = ("grouped", "loop")
 OTHERS = sorted(BACKENDS.keys() - {"masked"})
@@ -90,7 +91,7 @@ def test_bfloat16_is_as_near_as_its_rounding(name):
 
 
 @pytest.mark.parametrize("name", EVERYWHERE)
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 @given(st.lists(st.tuples(st.integers(1, 100), st.integers(0, 5)), min_size=1, max_size=12))
 def test_equals_the_reference_for_any_lengths_and_gaps(name, sequences):
     check(name, *place(*zip(*sequences, strict=True)), 4, 2, torch.float64)

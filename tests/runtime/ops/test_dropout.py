@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from runtime.ops.dropout import Dropout, child, keep_reference, linear_key, sequence_key, token_keys
 from tests.integration.peft_dropout import kept_features
+from tests.sampling import examples
 
 PATH = "model.layers.3.mlp.down_proj"
 LARGE = st.integers(0, 2**63 - 1)
@@ -33,7 +34,7 @@ def test_the_generator_gives_the_published_numbers():
     ]
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(
     seed=LARGE,
     step=st.integers(0, 10**6),

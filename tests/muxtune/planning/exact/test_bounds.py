@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from muxtune.planning.exact.bounds import IterationBounds, bound_terms, exact_bounds
 from muxtune.planning.exact.seconds import HTaskTimes
 from muxtune.schedule import StageTimes, inject, injected_iteration_s
+from tests.sampling import examples
 
 
 @st.composite
@@ -31,7 +32,7 @@ def pipelines(draw: st.DrawFn) -> tuple[list[HTaskTimes], list[int], list[tuple[
     )
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(pipelines(), st.sampled_from(["continuous", "flush"]))
 def test_no_schedule_is_faster_than_its_bound(pipeline, template):
     times, microbatches, buckets = pipeline

@@ -25,7 +25,7 @@ from muxtune.planning.search.all_partitions import SetBands
 from muxtune.planning.search.candidates import Ranking
 from tests.muxtune.graph.works import Rates
 from tests.muxtune.planning.problems import MIXED, TINY, make_problem
-from tests.sampling import FULL
+from tests.sampling import examples
 
 PEFTS = (
     {"method": "lora", "r": 8, "alpha": 16, "targets": ["q_proj", "v_proj"]},
@@ -87,7 +87,7 @@ def expected_s(work: MicrobatchWork, layers: range, phase: Phase, tp: int) -> fl
     mesh=st.sampled_from([(1, (4,)), (1, (2, 2)), (2, (4,)), (2, (1, 3))]),
     alignment=st.sampled_from(["pad", "pack"]),
 )
-@settings(max_examples=60 if FULL else 20, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_the_exact_price_is_the_sum_over_the_backbone_and_every_adapter(pefts, mesh, alignment):
     problem = problem_of(pefts)
     tp, layers_per_stage = mesh

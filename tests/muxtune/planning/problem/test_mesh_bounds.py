@@ -17,10 +17,10 @@ from muxtune.planning.problem.meshes import MeshShape, candidate_meshes
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.planning.problem.schedules import aligned_groups, in_order
 from tests.muxtune.planning.problems import MIXED, TINY, FakeCosts, make_problem
-from tests.sampling import FULL
+from tests.sampling import examples
 
 RANKS = 4
-EXAMPLES = 100 if FULL else 25
+EXAMPLES = examples(100)
 OPTIONS = PlanOptions()
 
 

@@ -22,10 +22,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup  ## The whole loop on this machine: profile, plan, simulate, run, validate
 	$(BIN)/muxtune demo
 
-# Tests that start the processes of a run take turns on one worker (tests/conftest.py), and the rest is played beside
-# them. In the given order, as the turns take longest. A debugger wants one process: make test ARGS="-n 0 ...".
+# A worker more than a small machine has cores, since tests that start processes wait a third of their time. Long modules
+# begin (tests/scheduling.py), so the order is kept. A debugger wants one process: make test ARGS="-n 0 ...".
 test: setup  ## All tests but parity; ARGS go to pytest: make test ARGS="-m 'not slow'"
-	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 test-full: export MUXTUNE_TESTS = full
 test-full: test  ## The same with all instances of the planner's properties, of which test looks at some

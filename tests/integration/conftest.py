@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
+from functools import partial
+from math import prod
+from typing import Any
 
 import pytest
-import torch
 
-from muxtune.cli.app import main
+import profiler.session
+from muxtune.costs import Profile, save_profile
 from muxtune.support.tables import format_table
+from profiler.worker import Job
 from tests.integration.parity import ParityBench
 from tests.integration.parity_tasks import TASKS
 from tests.integration.prepared import prepared_ranks
-from tests.muxtune.cli.conftest import Result
+from tests.muxtune.cli.conftest import Result, call_main
+from tests.muxtune.costs.synthetic import analytic_law, make_profile, operators
 
 
 @pytest.fixture
@@ -23,27 +29,51 @@ def quick_ranks() -> Iterator[None]:
 
 
 @pytest.fixture
+def brief_measurements(monkeypatch) -> None:
+    """Sessions measure the smaller half of each kind's shapes, and repeat no more than they must.
+
+    For tests that ask how commands fit together, and not how good the costs are.
+    """
+    plan_job = profiler.session._plan_job
+
+    def plan_brief_job(*arguments: Any, **options: Any) -> Job:
+        job = plan_job(*arguments, **options)
+        shapes: dict[str, list[tuple[int, ...]]] = {}
+        for kind, dims in job.operators:
+            shapes.setdefault(kind, []).append(dims)
+        smaller = {
+            (kind, dims)
+            for kind, all_dims in shapes.items()
+            for dims in sorted(all_dims, key=prod)[: (len(all_dims) + 1) // 2]
+        }
+        kept = tuple(each for each in job.operators if each in smaller)
+        return job.model_copy(update={"operators": kept, "limit_s": 1e-3})
+
+    monkeypatch.setattr(profiler.session, "_plan_job", plan_brief_job)
+
+
+@pytest.fixture
+def made_up_profile(monkeypatch) -> Profile:
+    """``profile_model`` takes its arguments, measures nothing, and returns and stores this profile."""
+    profile = make_profile(analytic_law(), operators())
+    accepted = inspect.signature(profiler.profile_model)
+
+    def measure(*arguments: Any, **options: Any) -> Profile:
+        out = accepted.bind(*arguments, **options).arguments.get("out")
+        if out is not None:
+            save_profile(profile, out)
+        return profile
+
+    monkeypatch.setattr("profiler.profile_model", measure)
+    return profile
+
+
+@pytest.fixture
 def command(capsys, quick_ranks, monkeypatch) -> Callable[..., Result]:
     """Runs a command line in this process; exit code and both streams. Its ranks are forked as above."""
     monkeypatch.setenv("PYTHONSAFEPATH", "")  # the command sets it for its children; afterwards as it was
 
-    def run(*arguments: object) -> Result:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        streams = capsys.readouterr()
-        return Result(ended.value.code, streams.out, streams.err)
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """On tensors this small, more threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    return partial(call_main, capsys)
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +82,7 @@ def solo_bench(tmp_path_factory) -> ParityBench:
 
 
 @pytest.fixture
-def bench(solo_bench, quick_ranks, one_thread) -> ParityBench:
+def bench(solo_bench, quick_ranks) -> ParityBench:
     """Runs of all modules on the tasks of ``parity_tasks``, compared with solo runs that are trained once."""
     return solo_bench
 

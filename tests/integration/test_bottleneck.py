@@ -9,7 +9,7 @@ from muxtune.tasks import Workload
 from runtime import run_plan, validate_run
 from tests.helpers import make_plan, make_task, write_examples
 
-pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("quick_ranks", "one_thread")]
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("quick_ranks")]
 
 METHODS = {
     "serial": {"method": "bottleneck", "size": 6},

@@ -76,7 +76,7 @@ def chunk_bench(tmp_path_factory):
 
 
 @pytest.fixture
-def bench(chunk_bench, quick_ranks, one_thread):
+def bench(chunk_bench, quick_ranks):
     return chunk_bench
 
 

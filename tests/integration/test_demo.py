@@ -6,19 +6,7 @@ import pytest
 import yaml
 
 from experiments.demo import DemoReport, run_demo
-from muxtune.costs import save_profile
 from muxtune.support.errors import SpecError
-from tests.muxtune.costs.synthetic import analytic_law, make_profile, operators
-
-
-@pytest.fixture
-def made_up_profile(monkeypatch):
-    def measure(*_, out, **__):
-        profile = make_profile(analytic_law(), operators())
-        save_profile(profile, out)
-        return profile
-
-    monkeypatch.setattr("profiler.profile_model", measure)
 
 
 @pytest.mark.slow

@@ -35,7 +35,7 @@ def dropout_bench(tmp_path_factory) -> ParityBench:
 
 
 @pytest.fixture
-def bench(dropout_bench, quick_ranks, one_thread) -> ParityBench:
+def bench(dropout_bench, quick_ranks) -> ParityBench:
     return dropout_bench
 
 

@@ -40,7 +40,7 @@ def layers_bench(tmp_path_factory) -> ParityBench:
 
 
 @pytest.fixture
-def bench(layers_bench, quick_ranks, one_thread) -> ParityBench:
+def bench(layers_bench, quick_ranks) -> ParityBench:
     return layers_bench
 
 

@@ -40,7 +40,7 @@ def variants_bench(tmp_path_factory) -> ParityBench:
 
 
 @pytest.fixture
-def bench(variants_bench, quick_ranks, one_thread) -> ParityBench:
+def bench(variants_bench, quick_ranks) -> ParityBench:
     return variants_bench
 
 

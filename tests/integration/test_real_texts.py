@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,42 +21,39 @@ pytestmark = [
 ]
 
 
-def muxtune(folder: Path, *arguments: object) -> dict[str, object]:
-    """Run a command with --json; its one object."""
-    command = [
-        sys.executable,
-        "-c",
-        "from muxtune.cli.app import main; main()",
-        *map(str, arguments),
-        "--json",
-    ]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=600)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert isinstance(found, dict)
-    return found
+@pytest.fixture
+def muxtune(tmp_path, command, monkeypatch, brief_measurements) -> Callable[..., dict[str, object]]:
+    """Runs a command with --json in the folder of the test; its one object."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> dict[str, object]:
+        done = command(*arguments, "--json")
+        assert done.code == 0, done.err
+        return done.json
+
+    return run
 
 
-def test_six_tasks_on_real_texts_go_through_the_whole_loop(tmp_path):
+def test_six_tasks_on_real_texts_go_through_the_whole_loop(tmp_path, muxtune):
     shutil.copy(ROOT / "examples" / "real-texts.yaml", tmp_path / "workload.yaml")
     (tmp_path / "texts").symlink_to(TEXTS)
 
     profile = ("--model", "llama-tiny", "--device", "cpu", "--quick", "--out", "profile.parquet")
-    muxtune(tmp_path, "profile", *profile)
+    muxtune("profile", *profile)
     assert (tmp_path / "profile.parquet").exists()
     plan_options = ("--workload", "workload.yaml", "--cluster", "cpu-2", "--profile", "profile.parquet")
-    muxtune(tmp_path, "plan", *plan_options, "--out", "plan.json")
+    muxtune("plan", *plan_options, "--out", "plan.json")
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert sorted(t for h in plan["decisions"]["htasks"] for t in h["task_ids"]) == sorted(
         t["id"] for t in plan["decisions"]["tasks"]
     )
-    simulated = muxtune(tmp_path, "simulate", "plan.json", "--gantt", "gantt.png", "--trace", "trace.json")
+    simulated = muxtune("simulate", "plan.json", "--gantt", "gantt.png", "--trace", "trace.json")
     assert simulated.keys() == plan["predicted"].keys()
     assert simulated["iteration_s"] == pytest.approx(plan["predicted"]["iteration_s"], rel=1e-9)
 
-    ran = muxtune(tmp_path, "run", "plan.json", "--out", "run", "--steps", STEPS)
+    ran = muxtune("run", "plan.json", "--out", "run", "--steps", STEPS)
     assert ran["steps"] == STEPS
-    validated = muxtune(tmp_path, "validate", "plan.json", "run", "--solo-steps", "2")
+    validated = muxtune("validate", "plan.json", "run", "--solo-steps", "2")
     assert float(str(validated["max_loss_difference"])) < 1e-5
     tasks = validated["tasks"]
     assert isinstance(tasks, list)

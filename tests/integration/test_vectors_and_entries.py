@@ -61,7 +61,7 @@ def all_bench(tmp_path_factory) -> ParityBench:
 
 
 @pytest.fixture
-def bench(all_bench, quick_ranks, one_thread) -> ParityBench:
+def bench(all_bench, quick_ranks) -> ParityBench:
     return all_bench
 
 

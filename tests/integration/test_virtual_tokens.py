@@ -62,7 +62,7 @@ def make_workload(folder, backbone):
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_losses_and_adapters_equal_those_of_peft(case, tmp_path, quick_ranks, one_thread):
+def test_losses_and_adapters_equal_those_of_peft(case, tmp_path, quick_ranks):
     model = PRESETS[case.backbone].model_copy(update={"dtype": "float64", "layers": 2})
     plan = make_plan(
         make_workload(tmp_path, case.backbone),

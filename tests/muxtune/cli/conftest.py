@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,15 @@ class Result:
         return json.loads(self.out)
 
 
+def call_main(capsys: pytest.CaptureFixture[str], *arguments: object) -> Result:
+    """Run a command line in this process."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    streams = capsys.readouterr()
+    return Result(ended.value.code, streams.out, streams.err)
+
+
 @pytest.fixture
 def cli(capsys, monkeypatch, tmp_path):
     """Runs a command line in this process and returns exit code and both streams."""
@@ -39,14 +49,7 @@ def cli(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("MUXTUNE_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("MUXTUNE_DEBUG", raising=False)
 
-    def run(*arguments: object) -> Result:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        streams = capsys.readouterr()
-        return Result(ended.value.code, streams.out, streams.err)
-
-    return run
+    return partial(call_main, capsys)
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,7 @@ from torch.autograd.profiler_util import FunctionEvent
 
 from muxtune.costs import MicrobatchWork, ProfiledCosts, stage_operators
 from muxtune.graph.operators import PHASES, Phase
+from muxtune.peft import module_path, targeted_paths
 from muxtune.plan import Plan
 from muxtune.support.allocator import keep_freed_memory
 from runtime.attention.rows import RowPlacement
@@ -132,8 +133,9 @@ def _build_stages(plan: Plan, number: int) -> dict[int, Stage]:
         for task in plan.htask_tasks(htask.id):
             adapter: dict[str, Tensor] = {}
             for layer in plan.stage_layers(number):
-                for linear in plan.model.targeted_linears(task.peft.targets, "targets"):
-                    path = f"base_model.model.{plan.model.layer_prefix}.{layer}.{linear.name}"
+                adapted = targeted_paths(task.peft, plan.model)[layer]
+                for linear in (each for each in plan.model.linears if each.name in adapted):
+                    path = f"base_model.model.{module_path(plan.model, layer, linear.name)}"
                     dtype = torch.promote_types(torch_dtype(plan.model), torch.float32)
                     a = torch.full((task.peft.r, linear.in_features), 0.01, dtype=dtype)
                     b = torch.full((linear.out_features, task.peft.r), 0.01, dtype=dtype)

@@ -342,25 +342,13 @@ def attention_calls(layout: MicrobatchLayout, fronts: Sequence[int] = ()) -> lis
     return batched_calls([row.tokens for row in sequence_rows(layout.segments, fronts) if not row.carried])
 
 
-def carried_attention_calls(
-    layout: MicrobatchLayout, fronts: Sequence[int] = ()
-) -> list[tuple[int, int, int]]:
-    """Batched calls of sequences that have keys from elsewhere, as (sequences, queries, keys).
-
-    These began in earlier micro-batches, or have keys in front (``fronts`` as of :func:`sequence_rows`). Both
-    are slots of a row; the queries are the last tokens of the keys.
-    """
-    rows = [row for row in sequence_rows(layout.segments, fronts) if row.carried]
-    return batched_carried_calls([(row.tokens, row.carried + row.tokens) for row in rows])
-
-
 def group_carried_rows(rows: Sequence[Row]) -> Groups:
     """Rows with keys from elsewhere that share a call: near-equal in keys, and in queries."""
     return _group_by_both([(row.tokens, row.carried + row.tokens) for row in rows])
 
 
 def batched_carried_calls(rows: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
-    """:func:`carried_attention_calls` of rows of so many tokens, with so many keys."""
+    """Batched calls of rows of so many tokens with so many keys, as (sequences, queries, keys) in slots."""
     calls = []
     for group in _group_by_both(rows):
         queries, keys = (row_slots(max(each)) for each in zip(*(rows[i] for i in group), strict=True))

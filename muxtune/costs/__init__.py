@@ -4,10 +4,8 @@ from muxtune.costs.analytic import AnalyticCosts
 from muxtune.costs.base import CostModel
 from muxtune.costs.compose import (
     MicrobatchWork,
-    layer_operators,
     p2p_seconds,
     stage_operators,
-    stage_seconds,
     step_seconds,
 )
 from muxtune.costs.overhead import ActionOverhead, StageSum
@@ -31,11 +29,9 @@ __all__ = [
     "StageSum",
     "WrappedCosts",
     "fit_coefficients",
-    "layer_operators",
     "load_profile",
     "p2p_seconds",
     "save_profile",
     "stage_operators",
-    "stage_seconds",
     "step_seconds",
 ]

@@ -9,7 +9,6 @@ from muxtune.graph import (
     Launching,
     Node,
     frozen_products,
-    layer_graph,
     message_bytes,
     node_seconds,
     part_graph,
@@ -30,30 +29,14 @@ __all__ = [
     "MicrobatchWork",
     "Weighted",
     "frozen_products",
-    "layer_operators",
     "message_bytes",
     "p2p_seconds",
     "stage_operators",
-    "stage_seconds",
     "step_seconds",
 ]
 
 Weighted = tuple[Operator, float]
 """An operator, and how often it runs."""
-
-
-def layer_operators(
-    model: ModelSpec,
-    work: MicrobatchWork,
-    phase: Phase,
-    *,
-    layer: int = 0,
-    trained: int | None = None,
-    tp: int = 1,
-) -> list[Weighted]:
-    """Operators of one layer for one micro-batch; arguments as of :func:`muxtune.graph.layer_graph`."""
-    nodes = layer_graph(model, work, phase, layer=layer, trained=trained, tp=tp)
-    return _weighted((node, 1) for node in nodes)
 
 
 def stage_operators(
@@ -129,32 +112,6 @@ class ActionPrices:
             seconds = sum(node_seconds(node, self._costs, self._phase) for node in nodes)
             self._parts_s[part] = seconds
         return seconds
-
-
-def stage_seconds(
-    costs: CostModel,
-    model: ModelSpec,
-    layers: Layers,
-    *,
-    first: bool,
-    last: bool,
-    work: MicrobatchWork,
-    phase: Phase,
-    tp: int = 1,
-) -> float:
-    """Seconds of one action of a stage: its operators, and the messages from and to its neighbours.
-
-    Args:
-        costs: Costs of the device, for the whole backbone.
-        model: The backbone, whole.
-        layers: Layers that the stage holds, at least one.
-        first: Whether the stage begins with the embedding.
-        last: Whether it ends with the head.
-        work: The micro-batch.
-        phase: ``fwd`` for an F, ``bwd`` for a B.
-        tp: Tensor-parallel ranks; the seconds are those of one of them, collectives included.
-    """
-    return ActionPrices(costs, model, work, phase, tp=tp).seconds(layers, first=first, last=last)
 
 
 def step_seconds(

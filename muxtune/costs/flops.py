@@ -41,11 +41,6 @@ class TokenFlops:
         return self.linears + self.attention + self.head + self.adapters
 
 
-def causal_context_tokens(sequence_tokens: int) -> float:
-    """Keys that a token of a causal sequence attends to, itself included: the mean over the sequence."""
-    return (sequence_tokens + 1) / 2
-
-
 def flops_per_token(
     model: ModelSpec,
     phase: Phase,
@@ -64,7 +59,7 @@ def flops_per_token(
     Args:
         model: The backbone.
         phase: ``fwd`` or ``bwd``.
-        context_tokens: Keys that the token attends to (see :func:`causal_context_tokens`).
+        context_tokens: Keys that the token attends to; in a causal sequence, half of it on average.
         peft: The method of the token's task; without one there is nothing to train, and no backward.
         targets_per_token: Share of tokens that are predicted; only those reach the head.
     """

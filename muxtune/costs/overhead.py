@@ -79,11 +79,6 @@ class ActionOverhead:
         """Seconds between others of an operator that takes ``alone_s`` by itself."""
         return self.factors[class_of(kind)] * alone_s + self.per_operator_s
 
-    def stage_s(self, stage: StageSum) -> float:
-        """Seconds of a stage with this overhead."""
-        scaled_s = sum(self.factors[name] * seconds for name, seconds in stage.classes_s.items())
-        return self.fixed_s + scaled_s + stage.operators * self.per_operator_s
-
 
 def sum_stages(profile: Profile, costs: CostModel) -> list[StageSum]:
     """Every measured stage of a profile with the operators that ``costs`` see in it."""

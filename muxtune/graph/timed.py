@@ -46,7 +46,7 @@ def node_seconds(node: Node | Launch, prices: Prices, phase: Phase) -> float:
 
 
 def time_graph(graph: StageGraph[Node], prices: Prices, phase: Phase) -> StageGraph[TimedNode]:
-    """Graph of the same action with seconds, which add up to :func:`muxtune.costs.compose.stage_seconds`.
+    """Graph of the same action with seconds, which add up as in :class:`muxtune.costs.compose.ActionPrices`.
 
     What an action costs beyond its operators is a node before all others. Sizes that an average mixes are one
     node.

@@ -8,8 +8,8 @@
 
 from muxtune.memory.carried import carried_gradient_bytes, carried_kv_bytes
 from muxtune.memory.htask_bytes import HTaskLoad, MicrobatchLoad, htask_load
-from muxtune.memory.saved_activations import KeptBytes, kept_bytes, saved_bytes
-from muxtune.memory.stage import CUDA_ALLOCATOR_FRACTION, StageLoad, StageMemory, stage_load
+from muxtune.memory.saved_activations import KeptBytes, kept_bytes
+from muxtune.memory.stage import CUDA_ALLOCATOR_FRACTION, StageLoad, StageMemory
 from muxtune.memory.weights import Sharding, adapter_parameters, backbone_bytes, table_bytes
 from muxtune.memory.workspace import backward_workspace_bytes, forward_workspace_bytes
 
@@ -29,7 +29,5 @@ __all__ = [
     "forward_workspace_bytes",
     "htask_load",
     "kept_bytes",
-    "saved_bytes",
-    "stage_load",
     "table_bytes",
 ]

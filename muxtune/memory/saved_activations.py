@@ -107,14 +107,6 @@ def kept_bytes(
     return KeptBytes(activation_bytes=round(total), logit_bytes=round(logits))
 
 
-def saved_bytes(model: ModelSpec, layers: Layers, *, first: bool, last: bool, work: MicrobatchWork) -> int:
-    """The part of :func:`kept_bytes` that autograd saves."""
-    kept = kept_bytes(model, layers, first=first, last=last, work=work).total_bytes
-    message = work.tokens * model.hidden * model.dtype_bytes
-    kept -= message * (not last)
-    return kept - message * (not first and model.rms_norm and model.dtype_bytes != FLOAT32_BYTES)
-
-
 def attention_rows(work: MicrobatchWork) -> float:
     """Slots of queries that attention works on, padding of its rows included."""
     begun = sum(calls * sequences * length for calls, sequences, length in work.attention)

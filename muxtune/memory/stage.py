@@ -7,13 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 
-from muxtune.cluster import DeviceKind
-from muxtune.costs.compose import MicrobatchWork
-from muxtune.memory.htask_bytes import HTaskLoad, htask_load
+from muxtune.memory.htask_bytes import HTaskLoad
 from muxtune.memory.peak import POSTED_AHEAD, Variable, fullest_moment
-from muxtune.memory.weights import MOMENTS, WHOLE, Sharding, backbone_bytes, table_bytes
-from muxtune.model import ModelSpec
-from muxtune.peft import Layers
+from muxtune.memory.weights import MOMENTS
 from muxtune.schedule import Action, clocks_of
 
 CUDA_ALLOCATOR_FRACTION = 0.05
@@ -182,45 +178,3 @@ class StageLoad:
             message_bytes=variable.messages,
             workspace_bytes=variable.workspace,
         )
-
-
-def stage_load(
-    model: ModelSpec,
-    layers: Layers,
-    *,
-    first: bool,
-    last: bool,
-    in_flight: int,
-    instances: int,
-    works: Sequence[MicrobatchWork],
-    sharding: Sharding = WHOLE,
-    device: DeviceKind = "cpu",
-) -> StageLoad:
-    """What one rank of a stage holds.
-
-    Args:
-        model: Backbone.
-        layers: Layers of this stage.
-        first: The stage embeds.
-        last: The stage has the head.
-        in_flight: Clocks whose backward may be open, ``pp - stage`` in 1F1B.
-        instances: Copies of the backbone.
-        works: Fullest micro-batch of each hTask; of a data-parallel replica, its own share.
-        sharding: Division of the stage among tensor-parallel ranks.
-        device: Temporaries differ between kinds.
-
-    Raises:
-        SpecError: The sharding does not divide the heads.
-    """
-    sharding.check(model)
-    return StageLoad(
-        first=first,
-        last=last,
-        in_flight=in_flight,
-        backbone_bytes=instances * backbone_bytes(model, layers, first=first, last=last, sharding=sharding),
-        table_bytes=instances * table_bytes(model),
-        htasks=tuple(
-            htask_load(model, layers, first=first, last=last, works=(work,), sharding=sharding, device=device)
-            for work in works
-        ),
-    )

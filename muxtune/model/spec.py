@@ -158,28 +158,7 @@ class ModelSpec(KeyModel):
             for name, i, o, reads in FAMILIES[self.family].linears(self.hidden, self.ffn, q, kv)
         )
 
-    @lru_cache(maxsize=4096)  # noqa: B019  # specs are few, and asked about every operator of a search
-    def targeted_linears(self, targets: tuple[str, ...], field: str) -> tuple[LinearSpec, ...]:
-        """The linears that PEFT would adapt for these ``target_modules``, in the order of execution.
-
-        A target matches a module whose path is the target or ends with ``.target`` (PEFT's rule for lists);
-        ``all-linear`` matches every linear of a layer.
-
-        Raises:
-            SpecError: A target matches nothing; it would silently train nothing.
-        """
-        if targets == (ALL_LINEAR,):
-            return self.linears
-        for target in targets:
-            if not any(_matches(linear.name, target) for linear in self.linears):
-                known = ", ".join(linear.name.rsplit(".", 1)[-1] for linear in self.linears)
-                expected = f"a linear of {self.name}: {known}, or {ALL_LINEAR} alone"
-                if not set(target).isdisjoint(_PATTERN):
-                    expected += " (names, no regular expressions)"
-                raise SpecError(field, target, expected)
-        return tuple(linear for linear in self.linears if any(_matches(linear.name, t) for t in targets))
-
-    @lru_cache(maxsize=1024)  # noqa: B019  # as above
+    @lru_cache(maxsize=1024)  # noqa: B019  # specs are few, and asked about every operator of a search
     def shard(self, tp: int) -> ModelSpec:
         """What one of ``tp`` tensor-parallel ranks computes (arXiv 1909.08053): fewer heads, a narrower MLP.
 
@@ -236,11 +215,3 @@ class ModelSpec(KeyModel):
         """What loading it whole needs (profiler, solo runs); presets are drawn in float32."""
         drawn = DTYPE_BYTES["float32"] if self.source == "preset" else 0
         return self.parameters * max(drawn, self.dtype_bytes)
-
-
-_PATTERN = r"*+?|\()[]{}^$,"
-"""Characters that no name of a linear has, and patterns and lists have."""
-
-
-def _matches(path: str, target: str) -> bool:
-    return path == target or path.endswith(f".{target}")

@@ -96,24 +96,10 @@ def evaluate_schedule(stages: Sequence[Sequence[Action]], times: StageTimes) -> 
     ]
 
 
-def schedule_iteration_s(stages: Sequence[Sequence[Action]], times: StageTimes) -> float:
-    """``steady_iteration_s(evaluate_schedule(stages, times))`` without the spans.
-
-    Raises:
-        RuntimeError: The schedule deadlocks.
-    """
-    ends: dict[int, float] = {}
-    for _, clock, _, end_s in _moments(stages, times):
-        if clock[0].kind == "STEP":
-            number = clock[0].number
-            ends[number] = max(ends.get(number, 0.0), end_s)
-    return _steady_s([ends[k] for k in sorted(ends)])
-
-
 def injected_iteration_s(injection: Injection, times: StageTimes) -> float:
-    """:func:`schedule_iteration_s` of the schedule that an injection gives: what a search ranks by.
+    """:func:`steady_iteration_s` of the schedule that an injection gives: what a search ranks by.
 
-    It never makes a list of actions, which takes several times as long.
+    It never makes a list of actions or spans, which takes several times as long.
     """
     htasks = [clock.htasks for clock in injection.clocks]
     fwd_s, forward_transfers_s = _durations("F", htasks, times)

@@ -37,7 +37,6 @@ __all__ = [
     "Example",
     "TaskData",
     "load_task_data",
-    "make_example",
     "with_digest",
 ]
 
@@ -161,24 +160,6 @@ def with_digest(dataset: DatasetSpec) -> DatasetSpec:
     if dataset.path is None:
         return dataset
     return dataset.model_copy(update={"sha256": open_jsonl(dataset.path, "dataset.path").digest})
-
-
-def make_example(
-    prompt: str | None,
-    completion: str,
-    tokenizer: Tokenizer,
-    max_length: int,
-    *,
-    bos: BosRule = "auto",
-    allow_special: bool = True,
-) -> Example:
-    """One sequence of a text; see :meth:`muxtune.tasks.examples.Frame.enclose`.
-
-    ``prompt`` is None for plain text, whose tokens are all targets.
-    """
-    frame = make_frame(tokenizer, max_length, bos, "bos")
-    head = tokenizer.encode(prompt, allow_special=allow_special) if prompt else []
-    return frame.enclose(head, tokenizer.encode(completion, allow_special=allow_special))
 
 
 def _order(task: PeftTask, examples: int) -> StepOrder:

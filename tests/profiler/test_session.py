@@ -15,6 +15,7 @@ from muxtune.model import PRESETS
 from muxtune.support.errors import RunError, SpecError, UserError
 from profiler import profile_model
 from tests.kinds import KINDS_WITHOUT_BIASES, MEASURED_KINDS
+from tests.muxtune.costs.synthetic import stage_s
 
 SMALL = PRESETS["llama-tiny"].model_copy(
     update={
@@ -133,7 +134,7 @@ def test_a_real_profile_prices_its_own_stages(tmp_path, monkeypatch):
     costs = ProfiledCosts(profile, SMALL)
     # Wide: a machine that does other things at the same time; that the pieces fit together is the point.
     for stage in costs.stages:
-        assert costs.overhead(stage.phase).stage_s(stage) == pytest.approx(stage.measured_s, rel=0.6)
+        assert stage_s(costs.overhead(stage.phase), stage) == pytest.approx(stage.measured_s, rel=0.6)
 
 
 @pytest.mark.integration

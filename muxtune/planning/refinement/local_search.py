@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 from muxtune.peft import mixed_size
 from muxtune.planning.decisions.partition_dp import Groups, cheapest_cuts
 from muxtune.planning.decisions.settings import Effort
-from muxtune.planning.decisions.structure import PlanStructure
 from muxtune.planning.refinement.appraiser import Appraised, Appraiser
 from muxtune.planning.refinement.groups import GroupTable
 from muxtune.tasks import TaskData
@@ -39,30 +38,6 @@ BRIEF = Effort(orders=2, starts=2, neighbours=24, new_groups=1024, appraisals=16
 
 MANY_TASKS = 12
 """Number of tasks from which a refinement is brief unless it is told otherwise."""
-
-
-def refined_structures(
-    appraiser: Appraiser,
-    effort: Effort | None = None,
-    *,
-    starts: Sequence[Groups] | None = None,
-    keep: int = 4,
-) -> list[PlanStructure]:
-    """Best schedules of the best partitions, fastest first.
-
-    If none is found that fits the memory, schedules of the partitions that need least, to refuse with.
-
-    Args:
-        appraiser: Appraiser of the problem.
-        effort: Limits; by the number of tasks if absent.
-        starts: Partitions to start from; those of :func:`dp_starts` if absent.
-        keep: Partitions at most.
-    """
-    search = _Refinement(appraiser, effort)
-    found = search.run(starts)
-    if found:
-        return [each.structure for each in found[:keep]]
-    return appraiser.least_structures(search.met)
 
 
 def refined_partitions(

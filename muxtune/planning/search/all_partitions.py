@@ -68,7 +68,6 @@ class SetBands(GroupBands):
         super().__init__(problem, task_ids, len(task_ids), layouts, one_method=one_method)
         masks = np.arange(1, 1 << len(task_ids))
         self._member_gn = (masks[:, None] >> np.arange(len(task_ids)) & 1).astype(np.bool_)
-        self._lowest_g = self._member_gn.argmax(axis=1)
         self._filled: dict[bytes, Ints] = {}
 
     def sum(self, values_n: Floats) -> Floats:

@@ -23,10 +23,9 @@ from muxtune.batches import (
     step_group_tokens,
 )
 from muxtune.batches.chunks import count_chunks
-from muxtune.batches.layout import carried_attention_calls
 from muxtune.support.errors import SpecError
 from muxtune.tasks import Example, TaskData
-from tests.muxtune.batches.carried import carried_out_tokens
+from tests.muxtune.batches.carried import carried_attention_calls, carried_out_tokens
 from tests.plans import make_task
 from tests.sampling import examples
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
-from muxtune.costs import Measurement, Profile, Provenance
+from muxtune.costs import ActionOverhead, Measurement, Profile, Provenance, StageSum
 from muxtune.costs.compose import frozen_products
 from muxtune.costs.roofline import RooflineCoefficients, RooflineCosts
 from muxtune.graph.operators import FWD_ONLY, PHASES, Operator, Phase
@@ -66,3 +66,9 @@ def make_profile(
 def analytic_law(model: ModelSpec = MODEL) -> Callable[[Operator, Phase], float]:
     """The law of :data:`COEFFICIENTS`."""
     return RooflineCosts(COEFFICIENTS, model).latency_s
+
+
+def stage_s(overhead: ActionOverhead, stage: StageSum) -> float:
+    """Seconds of a stage with an overhead, which a fit brings near to the measured ones."""
+    scaled_s = sum(overhead.factors[name] * seconds for name, seconds in stage.classes_s.items())
+    return overhead.fixed_s + scaled_s + stage.operators * overhead.per_operator_s

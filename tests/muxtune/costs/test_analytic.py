@@ -10,7 +10,7 @@ from muxtune.cluster import LinkSpec, load_cluster
 from muxtune.costs.adapters import Pair, grouped_seconds
 from muxtune.costs.analytic import FACTOR_BYTES, HOST_LAUNCH_S, AnalyticCosts
 from muxtune.costs.collectives import Interconnect, interconnect_of
-from muxtune.costs.compose import MicrobatchWork, layer_operators
+from muxtune.costs.compose import MicrobatchWork
 from muxtune.costs.gpu import PEAKS
 from muxtune.costs.links import load_link
 from muxtune.graph.operators import FWD_ONLY, PHASES, Operator
@@ -18,6 +18,7 @@ from muxtune.model import ModelSpec, load_model_spec
 from muxtune.peft.lora import LoraSpec
 from muxtune.support.errors import SpecError, UserError
 from tests.kinds import MEASURED_KINDS
+from tests.muxtune.costs.actions import layer_operators
 
 LLAMA_7B = ModelSpec(
     name="llama-7b-shapes",

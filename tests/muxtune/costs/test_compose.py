@@ -5,19 +5,13 @@ from dataclasses import replace
 
 import pytest
 
-from muxtune.costs import (
-    MicrobatchWork,
-    layer_operators,
-    p2p_seconds,
-    stage_operators,
-    stage_seconds,
-    step_seconds,
-)
+from muxtune.costs import MicrobatchWork, p2p_seconds, stage_operators, step_seconds
 from muxtune.costs.ref import CostsRef
 from muxtune.graph.operators import PHASES, Operator
 from muxtune.model import PRESETS
 from muxtune.peft.lora import LoraSpec
 from muxtune.placement import Route
+from tests.muxtune.costs.actions import layer_operators, stage_seconds
 from tests.muxtune.graph.works import first_depth
 
 LLAMA, GPT2, OPT = PRESETS["llama-tiny"], PRESETS["gpt2-tiny"], PRESETS["opt-tiny"]

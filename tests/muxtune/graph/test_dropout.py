@@ -6,9 +6,9 @@ from itertools import product
 
 import pytest
 
-from muxtune.costs.compose import stage_seconds
 from muxtune.graph import StageGraph, layer_graph, step_graph
 from muxtune.graph.operators import Operator
+from tests.muxtune.costs.actions import stage_seconds
 from tests.muxtune.graph.works import LLAMA, MODELS, Rates, behind, first_depth, lora, work
 
 

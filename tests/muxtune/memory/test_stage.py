@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muxtune.memory import HTaskLoad, KeptBytes, MicrobatchLoad, StageLoad, StageMemory, stage_load
+from muxtune.memory import (
+    HTaskLoad,
+    KeptBytes,
+    MicrobatchLoad,
+    Sharding,
+    StageLoad,
+    StageMemory,
+    backbone_bytes,
+    htask_load,
+    table_bytes,
+)
 from muxtune.model import PRESETS
 from muxtune.schedule import Action, clocks_in_flight
 from tests.muxtune.memory.examples import make_load, make_work
@@ -35,54 +45,6 @@ def test_the_parts_add_up():
     allocated = m.with_allocator(0.1)
     assert allocated.allocator_bytes == round(0.1 * m.total_bytes)
     assert allocated.total_bytes == m.total_bytes + allocated.allocator_bytes
-
-
-def test_different_micro_batches_are_open_together_only_where_the_schedule_has_them_so():
-    small, large = make_load(activation=10), make_load(activation=100)
-    one_after_the_other = "F0.0 F0.1 B0.0 B0.1 STEP0.0 F1.0 F1.1 B1.0 B1.1 STEP1.0"
-    in_turns = "F0.0 F1.0 B0.0 F0.1 B1.0 F1.1 B0.1 STEP0.0 B1.1 STEP1.0"
-    assert peak(one_after_the_other, small, large).activation_bytes == 200
-    assert peak(in_turns, small, large).activation_bytes == 110
-
-
-def test_gradients_are_held_from_the_first_backward_to_the_step():
-    m = peak("F0.0 B0.0 F0.1 B0.1 STEP0.0 F1.0 B1.0 STEP1.0", make_load(7, 50), make_load(20, 50))
-    assert (m.gradient_bytes, m.activation_bytes) == (7, 50)
-    m = peak("F0.0 F1.0 B0.0 STEP0.0 B1.0 STEP1.0", make_load(70, 1), make_load(20, 1))
-    assert (m.gradient_bytes, m.activation_bytes) == (70, 1)
-
-
-def test_temporaries_count_in_their_own_action_only():
-    m = peak(
-        "F0.0 B0.0 STEP0.0 F1.0 B1.0 STEP1.0",
-        make_load(activation=100),
-        make_load(activation=20, backward=50),
-    )
-    assert (m.activation_bytes, m.workspace_bytes) == (100, 0)
-
-
-def test_what_is_left_stays_until_its_own_backward_and_its_gradient_until_the_group_is_back():
-    carrying = make_load(activation=10, left=(5, 3), left_gradient=7)
-    m = peak("F0.0 F0.1 B0.1 B0.0 STEP0.0", carrying)
-    assert (m.activation_bytes, m.chunk_kv_bytes) == (20, 5 + 3)
-    m = peak("F0.0 F0.1 B0.1 F0.2 B0.0 F0.3 B0.3 B0.2 STEP0.0", carrying)
-    assert (m.activation_bytes, m.chunk_kv_bytes) == (20, 5 + 7 + 5)  # with micro-batches 0 and 2
-
-
-def test_gradients_of_what_was_left_can_make_the_fullest_moment_a_backward():
-    m = peak("F0.0 F0.1 B0.1 B0.0 STEP0.0", make_load(activation=2, left=(5, 0), left_gradient=7))
-    assert (m.activation_bytes, m.chunk_kv_bytes) == (2, 5 + 7)
-    m = peak("F0.0 F0.1 B0.1 B0.0 STEP0.0", make_load(adapter=1, left=(5, 0), left_gradient=7, backward=2))
-    assert (m.gradient_bytes, m.chunk_kv_bytes, m.workspace_bytes) == (1, 5 + 7, 2)
-
-
-def test_a_middle_stage_has_two_receives_per_direction_what_it_works_on_and_sent_gradients():
-    actions = "F0.0 F0.1 B0.0 F0.2 B0.1 F0.3 B0.2 B0.3 STEP0.0"
-    m = peak(actions, make_load(message=1), first=False, last=False, in_flight=2)
-    assert m.message_bytes == 2 + 2 + 1 + 3
-    assert peak(actions, make_load(message=1), last=False, in_flight=2).message_bytes == 2 + 1
-    assert peak(actions, make_load(message=1), first=False, in_flight=1).message_bytes == 2 + 2
-    assert peak(actions, make_load(message=1)).message_bytes == 0
 
 
 loads = st.builds(
@@ -156,44 +118,20 @@ def test_the_micro_batches_of_a_clock_are_open_together_and_their_temporaries_ad
     assert (bound.activation_bytes, bound.workspace_bytes) == (110, 9)
 
 
-def test_instances_repeat_the_backbone_alone():
-    one, four = (
-        stage_load(
-            LLAMA,
-            4,
-            first=True,
-            last=False,
-            in_flight=2,
-            instances=instances,
-            works=[make_work(), make_work()],
-        )
-        for instances in (1, 4)
-    )
-    assert (four.backbone_bytes, four.table_bytes) == (4 * one.backbone_bytes, 4 * one.table_bytes)
-    assert four.htasks == one.htasks
-
-
 @pytest.mark.parametrize("name", ["llama-tiny", "gpt2-tiny", "opt-tiny"])
 def test_two_ranks_of_a_tensor_parallel_stage_hold_little_more_than_the_stage(name):
-    from muxtune.memory import Sharding
-
     model, actions = PRESETS[name], [Action.parse(word) for word in "F0.0 B0.0 STEP0.0".split()]
 
-    def total(**sharding: object) -> int:
-        return (
-            stage_load(
-                model,
-                2,
-                first=False,
-                last=False,
-                in_flight=1,
-                instances=1,
-                works=[make_work()],
-                sharding=Sharding(**sharding),
-            )
-            .peak(actions)
-            .total_bytes
+    def total(sharding: Sharding) -> int:
+        ends = {"first": False, "last": False}
+        load = StageLoad(
+            **ends,
+            in_flight=1,
+            backbone_bytes=backbone_bytes(model, 2, **ends, sharding=sharding),
+            table_bytes=table_bytes(model),
+            htasks=(htask_load(model, 2, **ends, works=(make_work(),), sharding=sharding),),
         )
+        return load.peak(actions).total_bytes
 
-    whole = total()
-    assert whole < 2 * total(tp=2) < 1.7 * whole
+    whole = total(Sharding())
+    assert whole < 2 * total(Sharding(tp=2)) < 1.7 * whole

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
 from muxtune.model import FAMILIES, load_model_spec
-from muxtune.peft import METHODS, attachments, module_path
+from muxtune.peft import METHODS, attachments, module_path, targeted_paths
 from muxtune.peft.lora import LoraSpec
 from muxtune.peft.targets import _other_modules
 from muxtune.support.errors import SpecError
@@ -203,3 +203,73 @@ def test_all_modules_of_a_backbone_are_known(family):
     linears = {module_path(spec, i, linear.name) for i in range(spec.layers) for linear in spec.linears}
     assert linears | set(_other_modules(spec)) == {n for n, _ in skeleton(spec).named_modules() if n}
     assert FAMILIES[family].layers in set(_other_modules(spec))
+
+
+NAMES = {
+    "llama-tiny": [
+        ["q_proj"],
+        ["q_proj", "v_proj"],
+        ["down_proj", "q_proj"],
+        ["self_attn.o_proj"],
+        ["mlp.up_proj", "k_proj", "k_proj"],
+        ["proj"],
+        ["self_attn"],
+        ["_proj"],
+        [""],
+        ["q_proj "],
+        ["Q_PROJ"],
+        "all-linear",
+    ],
+    "gpt2-tiny": [
+        ["c_attn"],
+        ["c_proj"],
+        ["attn.c_proj"],
+        ["mlp.c_proj", "c_attn"],
+        ["c_fc"],
+        ["n.c_proj"],
+        "all-linear",
+    ],
+    "opt-tiny": [
+        ["q_proj", "v_proj", "fc1"],
+        ["out_proj"],
+        ["self_attn.k_proj", "fc2"],
+        ["fc"],
+        ["o_proj"],
+        ["self_attn.fc1"],
+        "all-linear",
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "targets"), [(name, targets) for name, every in NAMES.items() for targets in every], ids=str
+)
+def test_names_match_what_peft_matches(name, targets):
+    spec = load_model_spec(name)
+    config = LoraConfig(
+        r=2, target_modules=targets, task_type="CAUSAL_LM", fan_in_fan_out=spec.transposed_weights
+    )
+    try:
+        model = get_peft_model(skeleton(spec), config)
+    except ValueError:  # nothing matches, or something that is no linear
+        with pytest.raises((SpecError, ValidationError), match=r"expected a (linear of|valid list|list of)"):
+            METHODS.get("lora").check(lora(targets=targets), spec, "tasks.t.peft")
+        return
+    adapted = {
+        path.removeprefix("base_model.model.").removesuffix(".lora_A.default")
+        for path, _ in model.named_modules()
+        if path.endswith(".lora_A.default")
+    }
+    paths = enumerate(targeted_paths(lora(targets=targets), spec))
+    assert {module_path(spec, layer, path) for layer, own in paths for path in own} == adapted
+
+
+@pytest.mark.parametrize("targets", [("q_proj", "nope"), ("all-linear", "q_proj"), ("c_attn",)])
+def test_one_name_without_a_match_is_refused_even_beside_others(targets):
+    with pytest.raises(SpecError) as caught:
+        METHODS.get("lora").check(lora(targets=targets), load_model_spec("llama-tiny"), "tasks.t.peft")
+    wrong = next(t for t in targets if t != "q_proj")
+    assert str(caught.value) == (
+        f"tasks.t.peft.targets = {wrong!r}: expected a linear of llama-tiny: q_proj, k_proj, v_proj, o_proj, "
+        "gate_proj, up_proj, down_proj, or all-linear alone"
+    )

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from muxtune.batches import attention_calls, effective_tokens, layout_step, measure_shape
-from muxtune.batches.layout import carried_attention_calls
 from muxtune.graph.layer import layer_graph
 from muxtune.model import PRESETS
 from muxtune.peft import EMBEDDING, Extra, attachments, extra, first_trained, stage_layers
@@ -19,6 +18,7 @@ from muxtune.planning.decisions.structure import HTaskChoice
 from muxtune.planning.exact.works import sample_works
 from muxtune.support.errors import SpecError
 from muxtune.tasks import TaskData
+from tests.muxtune.batches.carried import carried_attention_calls
 from tests.muxtune.planning.problems import make_problem, make_workload
 
 LLAMA = PRESETS["llama-tiny"]

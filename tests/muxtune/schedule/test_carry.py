@@ -16,11 +16,12 @@ from muxtune.schedule import (
     check_schedule,
     clocks_in_flight,
     clocks_of,
+    evaluate_schedule,
     inject,
     injected_iteration_s,
+    steady_iteration_s,
 )
 from muxtune.schedule.check import find_deadlock
-from muxtune.schedule.recurrence import schedule_iteration_s
 from muxtune.support.errors import SpecError
 from tests.muxtune.schedule.schedules import Problem, play_with_bounded_channels, problems
 from tests.sampling import examples
@@ -173,7 +174,7 @@ def test_a_search_prices_the_schedule_that_is_built(problem: Problem, random):
         carries=problem.carries,
     )
     assert injected_iteration_s(injection, times) == pytest.approx(
-        schedule_iteration_s(stages, times), rel=1e-12
+        steady_iteration_s(evaluate_schedule(stages, times)), rel=1e-12
     )
 
 

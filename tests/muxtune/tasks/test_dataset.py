@@ -14,7 +14,7 @@ from muxtune.data.histograms import load_length_histogram
 from muxtune.model import PRESETS
 from muxtune.support.errors import UserError
 from muxtune.tasks import DatasetSpec, Example, TaskData, load_task_data, with_digest
-from muxtune.tasks.dataset import HISTOGRAM_EXAMPLES, make_example
+from muxtune.tasks.dataset import HISTOGRAM_EXAMPLES, make_frame
 from muxtune.tasks.order import epoch_orders
 from muxtune.tasks.tokenizer import ByteTokenizer
 from tests.plans import make_task
@@ -40,6 +40,13 @@ def load(path, **changes):
 def text(example):
     names = {BOS: "<", EOS: ">"}
     return "".join(names.get(int(token), chr(token)) for token in example.tokens)
+
+
+def make_example(prompt, completion, tokenizer, max_length, *, bos="auto"):
+    """One text as a sequence; without a prompt all its tokens are targets."""
+    frame = make_frame(tokenizer, max_length, bos, "bos")
+    head = tokenizer.encode(prompt) if prompt else []
+    return frame.enclose(head, tokenizer.encode(completion))
 
 
 @pytest.mark.parametrize("seed", [0, 1, 7, 2**31, 2**32 - 1, 2**32, 2**32 + 5, 2**40 + 3, 2**63 - 1])

@@ -9,7 +9,7 @@ import torch
 from muxtune.batches import HTaskShape, layout_step
 from muxtune.costs.compose import MicrobatchWork
 from muxtune.graph.attention_backends import kept_calls
-from muxtune.memory import backward_workspace_bytes, forward_workspace_bytes, kept_bytes, saved_bytes
+from muxtune.memory import backward_workspace_bytes, forward_workspace_bytes, kept_bytes
 from muxtune.model import PRESETS
 from muxtune.tasks import Example
 from runtime.backbone.hugging_face import load_hf_model
@@ -19,6 +19,7 @@ from runtime.device.allocations import AllocationTrace, SavedBytes
 from runtime.tasks.adapter_files import initial_adapter, load_adapter
 from tests.plans import make_task
 from tests.runtime.attention.stand_ins import let_every_backend_run
+from tests.runtime.saved import saved_bytes
 
 STREAMS = ([64, 64, 64, 64], [40, 31, 17, 33, 120, 90])
 

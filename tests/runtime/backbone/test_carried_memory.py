@@ -7,14 +7,12 @@ import pytest
 import torch
 
 from muxtune.batches import HTaskShape, attention_calls, layout_step
-from muxtune.batches.layout import carried_attention_calls
 from muxtune.costs.compose import MicrobatchWork
 from muxtune.memory import (
     backward_workspace_bytes,
     carried_gradient_bytes,
     carried_kv_bytes,
     forward_workspace_bytes,
-    saved_bytes,
 )
 from muxtune.model import PRESETS
 from muxtune.tasks import Example
@@ -24,8 +22,9 @@ from runtime.backbone.stage import Stage
 from runtime.data.batch import build_microbatch
 from runtime.device.allocations import AllocationTrace, SavedBytes
 from runtime.tasks.adapter_files import initial_adapter, load_adapter
-from tests.muxtune.batches.carried import carried_out_tokens
+from tests.muxtune.batches.carried import carried_attention_calls, carried_out_tokens
 from tests.plans import make_task
+from tests.runtime.saved import saved_bytes
 
 LENGTHS = {32: [150, 96, 40, 170, 33], 64: [500, 480]}
 """Per chunk length: many calls per micro-batch, and one that fills it."""

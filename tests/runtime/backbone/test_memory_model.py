@@ -9,14 +9,12 @@ import pytest
 import torch
 
 from muxtune.batches import Alignment, HTaskShape, attention_calls, layout_step
-from muxtune.batches.layout import carried_attention_calls
 from muxtune.costs.compose import MicrobatchWork
 from muxtune.memory import (
     backbone_bytes,
     backward_workspace_bytes,
     forward_workspace_bytes,
     kept_bytes,
-    saved_bytes,
     table_bytes,
 )
 from muxtune.model import PRESETS, ModelSpec
@@ -28,7 +26,9 @@ from runtime.backbone.stage import Stage
 from runtime.data.batch import build_microbatch
 from runtime.device.allocations import AllocationTrace, SavedBytes
 from runtime.tasks.adapter_files import initial_adapter, load_adapter
+from tests.muxtune.batches.carried import carried_attention_calls
 from tests.plans import make_task
+from tests.runtime.saved import saved_bytes
 
 ALL = ("all-linear",)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from muxtune.batches import attention_calls, layout_step, measure_shape
-from muxtune.batches.layout import carried_attention_calls
 from muxtune.memory import carried_gradient_bytes, carried_kv_bytes
 from muxtune.plan import check_plan, finish_plan
 from muxtune.planning.decisions.structure import HTaskChoice, Mesh, PlanStructure
@@ -14,7 +13,7 @@ from muxtune.planning.exact.works import sample_works
 from muxtune.planning.problem.assemble import assemble_plan
 from muxtune.support.errors import SpecError
 from sim import simulate_plan
-from tests.muxtune.batches.carried import carried_out_tokens
+from tests.muxtune.batches.carried import carried_attention_calls, carried_out_tokens
 from tests.muxtune.planning.estimate.test_stream_tokens import UNEVEN
 from tests.muxtune.planning.problems import make_problem
 from tests.plans import changed

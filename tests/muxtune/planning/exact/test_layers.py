@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from muxtune.costs.compose import stage_seconds, step_seconds
+from muxtune.costs.compose import step_seconds
 from muxtune.memory import kept_bytes
 from muxtune.peft import first_trained, stage_layers, stages_layers
 from muxtune.peft.lora import LoraSpec
+from tests.muxtune.costs.actions import stage_seconds
 from tests.muxtune.graph.works import LLAMA, Rates, work
 
 

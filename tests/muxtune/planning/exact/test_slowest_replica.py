@@ -12,12 +12,11 @@ import pytest
 
 from benchmarks.helpers.fusion_instances import cpu_costs
 from muxtune.batches import attention_calls, layout_step
-from muxtune.batches.layout import carried_attention_calls
 from muxtune.cluster import load_cluster
 from muxtune.costs.analytic import AnalyticCosts
 from muxtune.costs.base import CostModel
 from muxtune.costs.collectives import interconnect_of
-from muxtune.costs.compose import stage_seconds, step_seconds
+from muxtune.costs.compose import step_seconds
 from muxtune.graph.microbatch_work import MicrobatchWork
 from muxtune.graph.operators import PHASES
 from muxtune.model import PRESETS
@@ -28,6 +27,8 @@ from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.schedule import Template
 from muxtune.tasks import Workload, workload_from
 from sim import simulate_operators
+from tests.muxtune.batches.carried import carried_attention_calls
+from tests.muxtune.costs.actions import stage_seconds
 
 MODEL = PRESETS["llama-tiny"]
 CLUSTER = load_cluster("testbed-c")

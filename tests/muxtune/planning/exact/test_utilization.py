@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from muxtune.costs.flops import causal_context_tokens, flops_per_token
+from muxtune.costs.flops import flops_per_token
 from muxtune.costs.gpu import PEAKS, peak_flops_per_s
 from muxtune.graph.operators import PHASES
 from muxtune.planning.exact.utilization import useful_flops
@@ -21,7 +21,7 @@ def counted(data):
                 flops = flops_per_token(
                     MODEL,
                     phase,
-                    context_tokens=causal_context_tokens(tokens),
+                    context_tokens=(tokens + 1) / 2,
                     peft=task.peft,
                     targets_per_token=example.target_tokens / tokens,
                 )

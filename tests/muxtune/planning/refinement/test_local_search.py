@@ -19,7 +19,6 @@ from muxtune.planning.refinement.local_search import (
     CostEstimate,
     dp_starts,
     refined_partitions,
-    refined_structures,
     steps,
     task_orders,
 )
@@ -112,8 +111,10 @@ def test_refinement_finds_what_contiguity_costs():
 
 
 def test_refinement_repeats_itself():
-    runs = [refined_structures(task_appraiser(draw_instance(4).problem, FREE)) for _ in range(2)]
-    assert runs[0] == runs[1]
+    runs = [refined_partitions(task_appraiser(draw_instance(4).problem, FREE)) for _ in range(2)]
+    one, other = ([each.structure for each in found] for found in runs)
+    assert one
+    assert one == other
 
 
 def tight(share: float) -> Appraiser:
@@ -139,7 +140,8 @@ def peak_bytes(appraiser: Appraiser, structures) -> int:
 
 def test_if_nothing_fits_the_structures_are_among_those_that_need_least():
     appraiser = tight(0.2)
-    structures = refined_structures(appraiser)
+    assert refined_partitions(appraiser) == []
+    structures = appraiser.least_structures(set_partitions(len(MIXED)))
     with pytest.raises(SpecError, match="expected at least"):
         fitting(appraiser.table.problem, structures)
     assert peak_bytes(appraiser, structures) == min(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from muxtune.plan import Plan, extend_schedule, stage_times
-from muxtune.schedule import COMPUTE, Span, iteration_ends_s, load_trace, track_name
+from muxtune.schedule import COMPUTE, ActionSpan, iteration_ends_s, load_trace, track_name
 from muxtune.support.errors import UserError
 from muxtune.support.files import write_atomically
 
@@ -54,7 +54,7 @@ class Window:
     last_iteration: int
 
 
-def middle_window(spans: Sequence[Span], iterations: int) -> Window:
+def middle_window(spans: Sequence[ActionSpan], iterations: int) -> Window:
     """The middle ``iterations`` iterations, or all where there are no more.
 
     An iteration begins where the one before it ended. Under the continuous template some work of the
@@ -66,7 +66,7 @@ def middle_window(spans: Sequence[Span], iterations: int) -> Window:
     return iteration_window(spans, numbers[first], numbers[first + count - 1])
 
 
-def iteration_window(spans: Sequence[Span], first_iteration: int, last_iteration: int) -> Window:
+def iteration_window(spans: Sequence[ActionSpan], first_iteration: int, last_iteration: int) -> Window:
     """The window of iterations given by their numbers, which the timeline has."""
     numbers = sorted({span.action.number for span in spans if span.action.kind == "STEP"})
     ends_s = dict(zip(numbers, iteration_ends_s(spans), strict=True))
@@ -80,7 +80,7 @@ def iteration_window(spans: Sequence[Span], first_iteration: int, last_iteration
 
 
 def draw_gantt(
-    timelines: Mapping[str, Sequence[Span]],
+    timelines: Mapping[str, Sequence[ActionSpan]],
     out: Path,
     *,
     labels: Mapping[int, str] | None = None,
@@ -147,7 +147,7 @@ def gantt_figure(
     height = sum(stages) * _ROW_INCHES + 0.55 * len(stages) + 0.22 * legend_lines + 0.6
     figure = Figure(figsize=(13, height), layout="constrained")
     panels = figure.subplots(len(shown), 1, sharex=True, squeeze=False, height_ratios=stages)[:, 0]
-    reference: tuple[Sequence[Span], Window] | None = None
+    reference: tuple[Sequence[ActionSpan], Window] | None = None
     for axes, (title, spans) in zip(panels, shown.items(), strict=True):
         _draw_panel(axes, spans, windows[title], width_s, colours)
         if reference is not None:
@@ -187,7 +187,7 @@ def plan_figure(plan: Plan, *, run_dir: Path | None = None) -> Figure:
     return gantt_figure({"simulated": _simulate_run(plan, measured), "measured": measured}, labels=labels)
 
 
-def _simulate_run(plan: Plan, measured: Sequence[Span]) -> list[Span]:
+def _simulate_run(plan: Plan, measured: Sequence[ActionSpan]) -> list[ActionSpan]:
     """The iterations that a run did, with the plan's durations."""
     from sim.engine import simulate_schedule
 
@@ -197,7 +197,7 @@ def _simulate_run(plan: Plan, measured: Sequence[Span]) -> list[Span]:
     return simulate_schedule(extend_schedule(plan, max(steps) + 1, first=min(steps)), stage_times(plan))
 
 
-def same_windows(shown: Mapping[str, Sequence[Span]], iterations: int) -> dict[str, Window]:
+def same_windows(shown: Mapping[str, Sequence[ActionSpan]], iterations: int) -> dict[str, Window]:
     """The middle iterations of the first timeline in all that have them; of others their own middle."""
     windows: dict[str, Window] = {}
     for title, spans in shown.items():
@@ -210,7 +210,7 @@ def same_windows(shown: Mapping[str, Sequence[Span]], iterations: int) -> dict[s
     return windows
 
 
-def _compute_spans(title: str, spans: Sequence[Span]) -> list[Span]:
+def _compute_spans(title: str, spans: Sequence[ActionSpan]) -> list[ActionSpan]:
     compute = [span for span in spans if span.stream == COMPUTE]
     if not iteration_ends_s(compute):
         raise UserError(f"the timeline {title!r} has no complete iteration to draw")
@@ -230,7 +230,7 @@ def _colours(htasks: Sequence[int]) -> dict[int, Shades]:
 
 def _draw_panel(
     axes: Axes,
-    spans: Sequence[Span],
+    spans: Sequence[ActionSpan],
     window: Window,
     width_s: float,
     colours: Mapping[int, Shades],
@@ -281,7 +281,7 @@ def _draw_panel(
     _draw_ends(axes, spans, window, width_s, **_OWN_ENDS)
 
 
-def _draw_ends(axes: Axes, spans: Sequence[Span], window: Window, width_s: float, **style: Any) -> None:
+def _draw_ends(axes: Axes, spans: Sequence[ActionSpan], window: Window, width_s: float, **style: Any) -> None:
     """A vertical line where each iteration ends, as far as ``width_s`` from the window's start."""
     for end_s in iteration_ends_s(spans):
         if 0 < end_s - window.start_s <= width_s:

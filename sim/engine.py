@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 
 from simpy import Environment, Event
 
-from muxtune.schedule import COMPUTE, Action, Span, StageTimes
+from muxtune.schedule import COMPUTE, Action, ActionSpan, StageTimes
 from sim.noise import Noise
 from sim.wires import Wires
 
@@ -55,7 +55,7 @@ class WholeClocks:
             yield env.timeout(self._times.clock_s(clock_kind(clock), clock_htasks(clock))[stage])
 
 
-def simulate_schedule(stages: Sequence[Sequence[Action]], times: StageTimes) -> list[Span]:
+def simulate_schedule(stages: Sequence[Sequence[Action]], times: StageTimes) -> list[ActionSpan]:
     """Play action lists, whole clocks at a time.
 
     Args:
@@ -78,7 +78,7 @@ def play_clocks(
     work: StageWork,
     p2p_s: Sequence[float],
     noise: Noise | None = None,
-) -> list[Span]:
+) -> list[ActionSpan]:
     """Play clocks.
 
     Args:
@@ -94,7 +94,7 @@ def play_clocks(
         RuntimeError: The schedule deadlocks.
     """
     env = Environment()
-    spans: list[Span] = []
+    spans: list[ActionSpan] = []
     wires = Wires(env, len(stages), p2p_s, spans, noise or Noise())
     runs = [
         env.process(run_stage(env, stage, clocks, work=work, wires=wires, spans=spans))
@@ -113,7 +113,7 @@ def run_stage(
     *,
     work: StageWork,
     wires: Wires,
-    spans: list[Span],
+    spans: list[ActionSpan],
 ) -> Generator[Event, object, None]:
     """Play one stage in plan order."""
     for clock in clocks:
@@ -126,5 +126,5 @@ def run_stage(
         if clock[0].kind != "STEP":
             yield from work.play(env, stage, clock)
         for action in clock:
-            spans.append(Span(stage, COMPUTE, action, start_s, env.now))
+            spans.append(ActionSpan(stage, COMPUTE, action, start_s, env.now))
             wires.send(stage, action)

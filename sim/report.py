@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from muxtune.plan import Predicted
-from muxtune.schedule import Span, save_trace
+from muxtune.schedule import ActionSpan, save_trace
 from sim.operators import OperatorLog
 
 
@@ -14,7 +14,7 @@ from sim.operators import OperatorLog
 class SimulationReport:
     """What a plan would do."""
 
-    spans: tuple[Span, ...]
+    spans: tuple[ActionSpan, ...]
     """Compute and communication of every stage, seconds from the start of the schedule."""
     predicted: Predicted
     """Numbers with the keys of ``predicted`` in the plan."""

@@ -6,7 +6,7 @@ from collections.abc import Generator, Sequence
 
 from simpy import Environment, Event, Resource
 
-from muxtune.schedule import COMMUNICATION, Action, Span
+from muxtune.schedule import COMMUNICATION, Action, ActionSpan
 from sim.noise import Noise
 
 
@@ -22,7 +22,7 @@ class Wires:
     """
 
     def __init__(
-        self, env: Environment, stages: int, p2p_s: Sequence[float], spans: list[Span], noise: Noise
+        self, env: Environment, stages: int, p2p_s: Sequence[float], spans: list[ActionSpan], noise: Noise
     ) -> None:
         self._env = env
         self._stages = stages
@@ -52,7 +52,7 @@ class Wires:
             start_s = self._env.now
             (seconds,) = self._factors[sender, receiver].scale((self._p2p_s[action.htask],))
             yield self._env.timeout(seconds)
-        self._spans.append(Span(sender, COMMUNICATION, action, start_s, self._env.now))
+        self._spans.append(ActionSpan(sender, COMMUNICATION, action, start_s, self._env.now))
         self._event(receiver, action).succeed()
 
     def _event(self, stage: int, action: Action) -> Event:

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from muxtune.validation import (
         ClassComparison,
         Comparison,
-        Explanation,
         IterationComparison,
+        IterationExplanation,
         SlowIteration,
         StageComparison,
     )
@@ -44,7 +44,7 @@ def validation_table(report: ValidationReport, *, details: bool = False) -> str:
     return "\n\n".join(tables)
 
 
-def explanation_text(explanation: Explanation, slowest: SlowIteration) -> str:
+def explanation_text(explanation: IterationExplanation, slowest: SlowIteration) -> str:
     """The parts of the difference, and where the slowest iteration lost its time."""
     small_s = _SMALL_SHARE * explanation.measured_s
     shown = [part for part in explanation.parts if abs(part.seconds) >= small_s or part.cause == "rest"]

@@ -1,6 +1,6 @@
 """Micro-batches: how the sequences of an hTask lie in its stream, and how many tokens that takes."""
 
-from muxtune.batches.chunks import Part, cut_chunks, share_chunks
+from muxtune.batches.chunks import Piece, cut_chunks, share_chunks
 from muxtune.batches.dealing import chunked_sizes, deal_lengths, largest_stream, packed_sizes
 from muxtune.batches.layout import (
     ROW_MULTIPLE,
@@ -40,7 +40,7 @@ __all__ = [
     "AlignmentReport",
     "HTaskShape",
     "MicrobatchLayout",
-    "Part",
+    "Piece",
     "Row",
     "Segment",
     "Span",

@@ -17,11 +17,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-Groups = list[list[int]]
+SequenceGroups = list[list[int]]
 """Indices of sequences."""
 
 
-class Part(NamedTuple):
+class Piece(NamedTuple):
     """Consecutive tokens of a sequence."""
 
     sequence: int
@@ -31,9 +31,9 @@ class Part(NamedTuple):
     length: int
 
 
-def pack_chunks(lengths: NDArray[np.int64], members: Sequence[int], chunk_tokens: int) -> Groups:
+def pack_chunks(lengths: NDArray[np.int64], members: Sequence[int], chunk_tokens: int) -> SequenceGroups:
     """Sequences into chunks, first-fit decreasing; none is longer than a chunk."""
-    bins: Groups = []
+    bins: SequenceGroups = []
     free: list[int] = []
     for index in sorted(members, key=lambda i: (-int(lengths[i]), i)):
         length = int(lengths[index])
@@ -47,7 +47,7 @@ def pack_chunks(lengths: NDArray[np.int64], members: Sequence[int], chunk_tokens
     return bins
 
 
-def cut_chunks(lengths: NDArray[np.int64], members: Sequence[int], chunk_tokens: int) -> list[list[Part]]:
+def cut_chunks(lengths: NDArray[np.int64], members: Sequence[int], chunk_tokens: int) -> list[list[Piece]]:
     """Sequences into chunks, in an order in which no part stands before an earlier one of its sequence.
 
     Longest first; a chunk of rests follows the full chunks of all its sequences.
@@ -60,13 +60,13 @@ def cut_chunks(lengths: NDArray[np.int64], members: Sequence[int], chunk_tokens:
     rests = lengths % chunk_tokens
     longest_first = sorted(members, key=lambda i: (-int(lengths[i]), i))
     rank = {index: place for place, index in enumerate(longest_first)}
-    chunks: list[tuple[tuple[int, int], list[Part]]] = []
+    chunks: list[tuple[tuple[int, int], list[Piece]]] = []
     for index in longest_first:
         full = int(lengths[index]) // chunk_tokens
-        chunks += [((rank[index], j), [Part(index, j * chunk_tokens, chunk_tokens)]) for j in range(full)]
+        chunks += [((rank[index], j), [Piece(index, j * chunk_tokens, chunk_tokens)]) for j in range(full)]
     after_all = int(lengths.max(initial=0))
     for content in pack_chunks(rests, [index for index in members if rests[index]], chunk_tokens):
-        parts = [Part(index, int(lengths[index] - rests[index]), int(rests[index])) for index in content]
+        parts = [Piece(index, int(lengths[index] - rests[index]), int(rests[index])) for index in content]
         chunks.append(((max(rank[index] for index in content), after_all), parts))
     return [parts for _, parts in sorted(chunks, key=lambda chunk: chunk[0])]
 

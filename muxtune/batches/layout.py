@@ -27,7 +27,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from muxtune.batches.chunks import Groups, Part, count_chunks, cut_chunks, share_chunks
+from muxtune.batches.chunks import Piece, SequenceGroups, count_chunks, cut_chunks, share_chunks
 from muxtune.support.errors import SpecError
 
 Alignment = Literal["pad", "pack", "chunk"]
@@ -174,7 +174,7 @@ class MicrobatchLayout:
         return sum(segment.length for segment in self.segments)
 
 
-def deal_sequences(lengths: NDArray[np.int64], alignment: Alignment, microbatches: int) -> Groups:
+def deal_sequences(lengths: NDArray[np.int64], alignment: Alignment, microbatches: int) -> SequenceGroups:
     """Deal a task's global batch into ``m`` groups of at most ``ceil(n / m)`` sequences.
 
     A group is for one micro-batch, or for a carry group.
@@ -185,7 +185,7 @@ def deal_sequences(lengths: NDArray[np.int64], alignment: Alignment, microbatche
     if alignment == "pad":
         room = -(-len(lengths) // microbatches)
         return [list(range(i * room, min((i + 1) * room, len(lengths)))) for i in range(microbatches)]
-    groups: Groups = [[] for _ in range(microbatches)]
+    groups: SequenceGroups = [[] for _ in range(microbatches)]
     for position, index in enumerate(np.argsort(-lengths, kind="stable")):
         turn, place = divmod(position, microbatches)
         groups[place if turn % 2 == 0 else microbatches - 1 - place].append(int(index))
@@ -193,7 +193,7 @@ def deal_sequences(lengths: NDArray[np.int64], alignment: Alignment, microbatche
 
 
 def group_tokens(
-    lengths: NDArray[np.int64], groups: Groups, alignment: Alignment, row_tokens: int | None
+    lengths: NDArray[np.int64], groups: SequenceGroups, alignment: Alignment, row_tokens: int | None
 ) -> list[int]:
     """Tokens that each group of a task takes in a stream, or in all streams of a carry group.
 
@@ -294,7 +294,7 @@ def _blocks(task: int, members: Sequence[int], lengths: NDArray[np.int64], shape
     return blocks
 
 
-def _chunk(task: int, parts: Sequence[Part], lengths: NDArray[np.int64], chunk_tokens: int) -> _Block:
+def _chunk(task: int, parts: Sequence[Piece], lengths: NDArray[np.int64], chunk_tokens: int) -> _Block:
     segments, start = [], 0
     for part in parts:
         after = int(lengths[part.sequence]) - part.offset - part.length
@@ -342,7 +342,7 @@ def attention_calls(layout: MicrobatchLayout, fronts: Sequence[int] = ()) -> lis
     return batched_calls([row.tokens for row in sequence_rows(layout.segments, fronts) if not row.carried])
 
 
-def group_carried_rows(rows: Sequence[Row]) -> Groups:
+def group_carried_rows(rows: Sequence[Row]) -> SequenceGroups:
     """Rows with keys from elsewhere that share a call: near-equal in keys, and in queries."""
     return _group_by_both([(row.tokens, row.carried + row.tokens) for row in rows])
 
@@ -356,8 +356,8 @@ def batched_carried_calls(rows: Sequence[tuple[int, int]]) -> list[tuple[int, in
     return calls
 
 
-def _group_by_both(rows: Sequence[tuple[int, int]]) -> Groups:
-    groups: Groups = []
+def _group_by_both(rows: Sequence[tuple[int, int]]) -> SequenceGroups:
+    groups: SequenceGroups = []
     for near in group_by_length([keys for _, keys in rows]):
         groups += [[near[i] for i in each] for each in group_by_length([rows[i][0] for i in near])]
     return groups
@@ -368,7 +368,7 @@ def batched_calls(row_tokens: Sequence[int]) -> list[tuple[int, int]]:
     return [(len(group), row_slots(row_tokens[group[0]])) for group in group_by_length(row_tokens)]
 
 
-def group_by_length(row_tokens: Sequence[int]) -> Groups:
+def group_by_length(row_tokens: Sequence[int]) -> SequenceGroups:
     """Sequences whose attention is computed in one batched call: near-equal lengths.
 
     A call has a fixed cost, and every sequence of a group costs as much as the longest; a member is at
@@ -377,7 +377,7 @@ def group_by_length(row_tokens: Sequence[int]) -> Groups:
     Returns:
         Groups of indices into ``row_tokens``, longest first, each group's longest first.
     """
-    groups: Groups = []
+    groups: SequenceGroups = []
     limit = 0.0
     for index in sorted(range(len(row_tokens)), key=row_tokens.__getitem__, reverse=True):  # stable
         length = row_tokens[index]

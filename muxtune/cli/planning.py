@@ -121,7 +121,7 @@ def plan(  # noqa: PLR0913, PLR0917  # an argument per option
         return
     if workload is None:
         raise SpecError("--workload", None, "a workload file (or --decisions, or --reprice)")
-    from muxtune.planning.decisions.options import Part, PlanOptions
+    from muxtune.planning.decisions.options import PlanOptions, Switchable
     from muxtune.planning.problem.problem import PlanningProblem
     from muxtune.policies import choose_policy, explain_muxtune
 
@@ -132,7 +132,7 @@ def plan(  # noqa: PLR0913, PLR0917  # an argument per option
     inputs = load_inputs(workload, model, cluster)
     check_writable(out, "--out", inputs=[task.dataset.path for task in inputs.workload.tasks])
     costs = find_costs(profile, inputs.workload, inputs.model, inputs.cluster)
-    switches: dict[Part, bool] = {
+    switches: dict[Switchable, bool] = {
         "fusion": no_fusion,
         "orchestration": no_orchestration,
         "chunking": no_chunking,

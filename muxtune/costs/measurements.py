@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LAYOUTS",
-    "Layout",
     "MeasurementsProvenance",
+    "TableColumns",
     "TableName",
     "load_gemm_measurements",
     "load_measurements",
@@ -39,7 +39,7 @@ _HEADS = ("heads", "kv_heads", "head_dim")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
+class TableColumns:
     """Columns of one kind of measurements, beside the times."""
 
     names: tuple[str, ...]
@@ -57,15 +57,15 @@ class Layout:
         return (*self.names, *self.sizes, *self.counts)
 
 
-LAYOUTS: Mapping[TableName, Layout] = {
-    "gemm": Layout(names=_ONE_OPERATOR, sizes=("tp", "m", "n", "k")),
-    "pointwise": Layout(names=_ONE_OPERATOR, sizes=("tp", "tokens", "hidden", "ffn"), optional=_HEADS),
-    "attention": Layout(
+LAYOUTS: Mapping[TableName, TableColumns] = {
+    "gemm": TableColumns(names=_ONE_OPERATOR, sizes=("tp", "m", "n", "k")),
+    "pointwise": TableColumns(names=_ONE_OPERATOR, sizes=("tp", "tokens", "hidden", "ffn"), optional=_HEADS),
+    "attention": TableColumns(
         names=_ONE_OPERATOR,
         sizes=("tp", *_HEADS, "sequences", "query_tokens"),
         counts=("cached_tokens",),
     ),
-    "collectives": Layout(
+    "collectives": TableColumns(
         names=("topology", "collective"), sizes=("num_workers", "devices_per_node", "bytes")
     ),
 }
@@ -177,7 +177,7 @@ def _tables_in(source: UserFrame) -> dict[TableName, UserFrame]:
     raise SpecError(f"{source.path}: columns", [str(c) for c in source.frame], f"median_ms and {known}")
 
 
-def _checked(source: UserFrame, layout: Layout) -> pd.DataFrame:
+def _checked(source: UserFrame, layout: TableColumns) -> pd.DataFrame:
     import pandas as pd  # noqa: PLC0415  # half a second to import
 
     source.require((*layout.keys, "median_ms"))

@@ -9,10 +9,7 @@ from itertools import chain
 from typing import NamedTuple
 
 from muxtune.memory.htask_bytes import HTaskLoad, MicrobatchLoad
-from muxtune.schedule import Action
-
-Clock = Sequence[Action]
-"""Actions that run together, or a STEP."""
+from muxtune.schedule import Action, ClockActions
 
 POSTED_AHEAD = 2
 """Receives that a stage posts per direction beyond the message that it works on, as the runtime does."""
@@ -31,7 +28,7 @@ class Variable(NamedTuple):
 
 def fullest_moment(
     htasks: Sequence[HTaskLoad],
-    clocks: Sequence[Clock],
+    clocks: Sequence[ClockActions],
     *,
     first: bool,
     last: bool,
@@ -62,7 +59,7 @@ class _Walk:
     def __init__(
         self,
         htasks: Sequence[HTaskLoad],
-        clocks: Sequence[Clock],
+        clocks: Sequence[ClockActions],
         *,
         first: bool,
         last: bool,
@@ -89,7 +86,7 @@ class _Walk:
         """Bytes of the fullest moment so far."""
         self._note()
 
-    def play(self, clock: Clock) -> None:
+    def play(self, clock: ClockActions) -> None:
         """Go one clock further."""
         kind = clock[0].kind
         if kind == "STEP":

@@ -5,15 +5,15 @@ from muxtune.orchestration.clock import (
     MODES,
     Bounds,
     ClockSchedule,
-    Launch,
     Mode,
+    PlacedLaunch,
     bounds_of,
     replay_clock,
     schedule_clock,
 )
 from muxtune.orchestration.list_schedule import launch_graph
 from muxtune.orchestration.orders import LaunchOrder, check_order, decode_turns, encode_turns
-from muxtune.orchestration.segments import Segment, clock_segments, collectives, left_of
+from muxtune.orchestration.segments import LaunchSegment, clock_segments, collectives, left_of
 from muxtune.orchestration.streams import Barrier
 from muxtune.orchestration.subgraphs import Cut, Sort, Subgraph, cut
 from muxtune.orchestration.timed_subgraphs import LaunchGraph
@@ -24,11 +24,11 @@ __all__ = [
     "Bounds",
     "ClockSchedule",
     "Cut",
-    "Launch",
     "LaunchGraph",
     "LaunchOrder",
+    "LaunchSegment",
     "Mode",
-    "Segment",
+    "PlacedLaunch",
     "Sort",
     "Subgraph",
     "action_cut",

@@ -12,7 +12,7 @@ from muxtune.orchestration.list_schedule import list_schedules
 from muxtune.orchestration.orders import LaunchOrder, in_turns, items_of, one_after_another, turns_of
 from muxtune.orchestration.streams import Barrier, Played, contended, play
 from muxtune.orchestration.subgraphs import COMMUNICATION, COMPUTE
-from muxtune.orchestration.timed_subgraphs import Clock, LaunchGraph
+from muxtune.orchestration.timed_subgraphs import ClockSubgraphs, LaunchGraph
 
 Mode = Literal["sequential", "intra", "round-robin", "interleaved"]
 """How the hTasks of a clock share a stage.
@@ -27,7 +27,7 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Launch:
+class PlacedLaunch:
     """A subgraph in its place."""
 
     htask: int
@@ -87,7 +87,7 @@ class ClockSchedule:
     exposed_communication_s: float
     """Seconds in which the communication stream is busy and the compute stream is not."""
     bounds: Bounds
-    _clock: Clock = field(repr=False, compare=False)
+    _clock: ClockSubgraphs = field(repr=False, compare=False)
     _items: Sequence[int] = field(repr=False)
 
     @property
@@ -101,12 +101,12 @@ class ClockSchedule:
         return turns_of(self._clock, self._items, self.barrier)
 
     @cached_property
-    def launches(self) -> dict[Stream, tuple[Launch, ...]]:
+    def launches(self) -> dict[Stream, tuple[PlacedLaunch, ...]]:
         """Each stream's launches, in their order."""
-        found: dict[Stream, list[Launch]] = {"compute": [], "communication": []}
+        found: dict[Stream, list[PlacedLaunch]] = {"compute": [], "communication": []}
         for item in self._items:
             htask = self._clock.owners[item]
-            launch = Launch(
+            launch = PlacedLaunch(
                 htask=htask,
                 subgraph=item - self._clock.firsts[htask],
                 start_s=self._played.starts_s[item],
@@ -143,7 +143,7 @@ def schedule_clock(graphs: Sequence[LaunchGraph], mode: Mode, contention: float 
             ``1 / (1 + contention)``.
     """
     assert contention >= 0, contention
-    clock = Clock(graphs)
+    clock = ClockSubgraphs(graphs)
     if mode == "interleaved":
         barrier, items, alone_s = _interleaved(clock, contention)
     else:
@@ -161,7 +161,7 @@ def replay_clock(
     Raises:
         UserError: The order is not one of these graphs.
     """
-    clock = Clock(graphs)
+    clock = ClockSubgraphs(graphs)
     items = items_of(clock, order)
     alone_s = play(clock, items, order.barrier).seconds
     return _schedule(clock, items, alone_s, mode=mode, barrier=order.barrier, contention=contention)
@@ -170,7 +170,7 @@ def replay_clock(
 _BARRIERS: dict[Mode, Barrier] = {"sequential": "launch", "intra": "htask", "round-robin": "none"}
 
 
-def _interleaved(clock: Clock, contention: float) -> tuple[Barrier, list[int], float]:
+def _interleaved(clock: ClockSubgraphs, contention: float) -> tuple[Barrier, list[int], float]:
     """The shortest of list schedules and other modes: barrier, order, seconds without contention."""
     serial = one_after_another(clock)
     if contention >= 1:  # whatever overlaps takes longer than one after the other
@@ -187,7 +187,7 @@ def _interleaved(clock: Clock, contention: float) -> tuple[Barrier, list[int], f
     return barrier, items, best_s
 
 
-def bounds_of(clock: Clock) -> Bounds:
+def bounds_of(clock: ClockSubgraphs) -> Bounds:
     """What no schedule of a clock undercuts."""
     return Bounds(
         compute_s=clock.work_s(COMPUTE),
@@ -198,7 +198,13 @@ def bounds_of(clock: Clock) -> Bounds:
 
 
 def _schedule(
-    clock: Clock, items: Sequence[int], alone_s: float, *, mode: Mode, barrier: Barrier, contention: float
+    clock: ClockSubgraphs,
+    items: Sequence[int],
+    alone_s: float,
+    *,
+    mode: Mode,
+    barrier: Barrier,
+    contention: float,
 ) -> ClockSchedule:
     bounds = bounds_of(clock)
     overlapped_s = 0.0 if barrier == "launch" else max(0.0, bounds.serial_s - alone_s)  # never are both idle

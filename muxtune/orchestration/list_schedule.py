@@ -9,7 +9,7 @@ from math import inf
 
 from muxtune.graph import Launching, StageGraph, TimedNode
 from muxtune.orchestration.subgraphs import COMMUNICATION, COMPUTE, cut
-from muxtune.orchestration.timed_subgraphs import Clock, LaunchGraph
+from muxtune.orchestration.timed_subgraphs import ClockSubgraphs, LaunchGraph
 
 RULES: tuple[Callable[[LaunchGraph], Sequence[float]], ...] = (
     lambda graph: graph.communication_share,
@@ -27,7 +27,7 @@ _REACHED = 1 + 1e-12
 """Factor on a lower bound within which a schedule has reached it; the two are summed in different orders."""
 
 
-def dispatch(clock: Clock, urgency: Sequence[float]) -> tuple[list[int], float]:
+def dispatch(clock: ClockSubgraphs, urgency: Sequence[float]) -> tuple[list[int], float]:
     """List scheduling without contention, in O(n log n).
 
     Args:
@@ -70,7 +70,7 @@ def dispatch(clock: Clock, urgency: Sequence[float]) -> tuple[list[int], float]:
     return order, now_s
 
 
-def list_schedules(clock: Clock, lower_s: float) -> Iterator[tuple[list[int], float]]:
+def list_schedules(clock: ClockSubgraphs, lower_s: float) -> Iterator[tuple[list[int], float]]:
     """A schedule by each of :data:`RULES`, as of :func:`dispatch`, until one reaches a lower bound."""
     for rule in RULES:
         order, seconds = dispatch(clock, [each for graph in clock.graphs for each in rule(graph)])
@@ -100,5 +100,5 @@ def launch_graph(graph: StageGraph[TimedNode], adapters: Launching = "grouped") 
     if shape.chained:
         return found
     lower_s = max(*found.work_s, found.critical_path_s)
-    best, _ = min(list_schedules(Clock((found,)), lower_s), key=lambda schedule: schedule[1])
+    best, _ = min(list_schedules(ClockSubgraphs((found,)), lower_s), key=lambda schedule: schedule[1])
     return replace(found, alone=tuple(best))

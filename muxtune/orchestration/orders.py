@@ -9,7 +9,7 @@ from itertools import chain, zip_longest
 
 from muxtune.orchestration.streams import Barrier
 from muxtune.orchestration.subgraphs import COMMUNICATION, COMPUTE, Cut
-from muxtune.orchestration.timed_subgraphs import Clock, LaunchGraph
+from muxtune.orchestration.timed_subgraphs import ClockSubgraphs, LaunchGraph
 from muxtune.support.errors import SpecError
 
 Turn = tuple[int, int]
@@ -56,23 +56,23 @@ def decode_turns(text: str) -> tuple[Turn, ...]:
     return tuple(turns)
 
 
-def one_after_another(clock: Clock) -> list[int]:
+def one_after_another(clock: ClockSubgraphs) -> list[int]:
     """Subgraphs of the first hTask as it runs best alone, then those of the next."""
     return list(chain.from_iterable(_alone(clock)))
 
 
-def in_turns(clock: Clock) -> list[int]:
+def in_turns(clock: ClockSubgraphs) -> list[int]:
     """Each hTask as it runs best alone: the first subgraph of each, then the second of each."""
     rounds = zip_longest(*_alone(clock))
     return [item for item in chain.from_iterable(rounds) if item is not None]
 
 
-def _alone(clock: Clock) -> list[list[int]]:
+def _alone(clock: ClockSubgraphs) -> list[list[int]]:
     firsts = zip(clock.graphs, clock.firsts, strict=True)
     return [[first + each for each in graph.alone] for graph, first in firsts]
 
 
-def turns_of(clock: Clock, items: Iterable[int], barrier: Barrier) -> LaunchOrder:
+def turns_of(clock: ClockSubgraphs, items: Iterable[int], barrier: Barrier) -> LaunchOrder:
     """The order of subgraphs, told by turns."""
     turn_of = {
         item: (position, number)
@@ -86,7 +86,7 @@ def turns_of(clock: Clock, items: Iterable[int], barrier: Barrier) -> LaunchOrde
     return LaunchOrder(barrier, tuple(turns[COMPUTE]), tuple(turns[COMMUNICATION]))
 
 
-def items_of(clock: Clock, order: LaunchOrder) -> list[int]:
+def items_of(clock: ClockSubgraphs, order: LaunchOrder) -> list[int]:
     """The subgraphs of turns, each after all that it waits for.
 
     Raises:
@@ -131,13 +131,13 @@ def check_order(cuts: Sequence[Cut], order: LaunchOrder) -> None:
     Raises:
         SpecError: It is not.
     """
-    items_of(Clock([LaunchGraph(cut, (0.0,) * len(cut.subgraphs), 0.0) for cut in cuts]), order)
+    items_of(ClockSubgraphs([LaunchGraph(cut, (0.0,) * len(cut.subgraphs), 0.0) for cut in cuts]), order)
 
 
 _NAMES = ("compute", "communication")
 
 
-def _stream_items(clock: Clock, turns: Sequence[Turn], stream: int) -> list[int]:
+def _stream_items(clock: ClockSubgraphs, turns: Sequence[Turn], stream: int) -> list[int]:
     """The subgraphs of a stream's turns."""
     own = [clock.on_stream(position, stream) for position in range(len(clock.graphs))]
     expected = [(position, number) for position, items in enumerate(own) for number in range(len(items))]

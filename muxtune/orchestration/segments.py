@@ -30,7 +30,7 @@ from muxtune.orchestration.subgraphs import COMMUNICATION, COMPUTE, Cut
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
+class LaunchSegment:
     """Work of an hTask between two of its collectives."""
 
     htask: int
@@ -60,7 +60,7 @@ def collectives(plan: LaunchPlan, stage: int, phase: Phase, htask: int) -> int:
 
 def clock_segments(
     plan: LaunchPlan, stage: int, phase: Phase, htasks: tuple[int, ...]
-) -> tuple[Segment, ...] | None:
+) -> tuple[LaunchSegment, ...] | None:
     """Segments of a clock in the order in which a rank of the stage should run them.
 
     A segment stands where the last of its subgraphs stands in the plan's compute order, so main segments of
@@ -97,7 +97,9 @@ def clock_segments(
             if (number, True) in places:
                 placed.append((max((places[number, True], 0), behind), htask, number, True))
     # At one place stand segments of one hTask, or those that come late, of which none stand at one.
-    return tuple(Segment(htask, number, side) for _, htask, number, side in sorted(placed, key=_by_place))
+    return tuple(
+        LaunchSegment(htask, number, side) for _, htask, number, side in sorted(placed, key=_by_place)
+    )
 
 
 def _by_place(each: tuple[tuple[int, int], int, int, bool]) -> tuple[tuple[int, int], int, bool]:

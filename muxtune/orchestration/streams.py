@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from muxtune.orchestration.timed_subgraphs import Clock
+from muxtune.orchestration.timed_subgraphs import ClockSubgraphs
 
 Barrier = Literal["launch", "htask", "none"]
 """What ends on both streams before the next one begins: every launch, every hTask, or nothing."""
@@ -35,7 +35,7 @@ class Played:
         return max(self.ends_s, default=0.0)
 
 
-def play(clock: Clock, order: Iterable[int], barrier: Barrier = "none") -> Played:
+def play(clock: ClockSubgraphs, order: Iterable[int], barrier: Barrier = "none") -> Played:
     """Run all subgraphs without contention, each as soon as its stream is free and its inputs are there.
 
     Args:
@@ -59,7 +59,7 @@ def play(clock: Clock, order: Iterable[int], barrier: Barrier = "none") -> Playe
     return Played(ready_s, ends_s)
 
 
-def contended(clock: Clock, alone: Played, contention: float) -> Played:
+def contended(clock: ClockSubgraphs, alone: Played, contention: float) -> Played:
     """Times under contention from those without."""
     if not contention:
         return alone

@@ -86,7 +86,7 @@ class LaunchGraph:
         return longest
 
 
-class Clock:
+class ClockSubgraphs:
     """All subgraphs of the hTasks that share a clock, hTask by hTask; lists have a value for each."""
 
     def __init__(self, graphs: Sequence[LaunchGraph]) -> None:

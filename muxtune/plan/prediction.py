@@ -18,8 +18,8 @@ from muxtune.plan.plan import Plan
 from muxtune.plan.predicted import ClockSeconds, Predicted
 from muxtune.schedule import (
     COMPUTE,
+    ActionSpan,
     ClockTimes,
-    Span,
     StageTimes,
     Template,
     iteration_clocks,
@@ -105,7 +105,7 @@ def theoretical_bubble_fraction(
     return waiting / (len(rotation) + waiting)
 
 
-def predict_plan(plan: Plan, spans: Sequence[Span]) -> Predicted:
+def predict_plan(plan: Plan, spans: Sequence[ActionSpan]) -> Predicted:
     """What a plan predicts by another timeline of its schedule, or of a longer one."""
     return predict(
         spans,
@@ -132,7 +132,7 @@ def ideal_iteration_s(decisions: Decisions, derived: Derived) -> float | None:
 
 
 def predict(
-    spans: Sequence[Span],
+    spans: Sequence[ActionSpan],
     *,
     times: StageTimes,
     microbatches: Sequence[int],

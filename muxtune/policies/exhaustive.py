@@ -22,7 +22,7 @@ from muxtune.support.errors import SpecError
 MOST_TASKS = 9
 """21147 partitions; 10 tasks would have 115975."""
 
-FINALISTS = 4
+PARTITIONS_KEPT = 4
 """Partitions that are handed on."""
 
 
@@ -58,18 +58,18 @@ class Exhaustive:
         layer_work_s: dict[int, float] = {}  # of the best partition, of all replicas, by tp
         best: list[Appraised] = []
         for shape in shapes:
-            below_s = best[-1].seconds if len(best) == FINALISTS else math.inf
+            below_s = best[-1].seconds if len(best) == PARTITIONS_KEPT else math.inf
             least_s = least_iteration_s(layer_work_s.get(shape.tp, 0.0), shape, problem.model.layers)
             if shape.ranks < shapes[0].ranks and problem.settings.least_work * least_s >= below_s:
                 continue
             found, used = best_in_all_streams(
-                problem, replace(options, **shape._asdict()), keep=FINALISTS, below_s=below_s
+                problem, replace(options, **shape._asdict()), keep=PARTITIONS_KEPT, below_s=below_s
             )
             appraisers += used
             known_s = layer_work_s.get(shape.tp, math.inf)
             layer_work_s[shape.tp] = min(known_s, _least_layer_work_s(used[0]))
             best += found
-            best = sorted(best, key=lambda each: each.seconds)[:FINALISTS]
+            best = sorted(best, key=lambda each: each.seconds)[:PARTITIONS_KEPT]
         if best:
             return [each.structure for each in best]
         return fitting(

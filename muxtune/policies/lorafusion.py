@@ -34,8 +34,8 @@ from muxtune.support.errors import SpecError
 CAPACITIES = 6
 """Token capacities tried: the smallest power of two that no micro-batch needs more than, and its halves."""
 
-Group = tuple[str, ...]
-Counts = Callable[[Group], int]
+TaskGroup = tuple[str, ...]
+Counts = Callable[[TaskGroup], int]
 """Micro-batches of a group per step, on each replica."""
 
 
@@ -69,7 +69,7 @@ class Packer:
         self._fullest = lru_cache(maxsize=None)(self._measure_fullest)
         self._choice = lru_cache(maxsize=None)(self._with_microbatches)
 
-    def pack(self, group: Group, capacity_tokens: int, dp: int) -> HTaskChoice:
+    def pack(self, group: TaskGroup, capacity_tokens: int, dp: int) -> HTaskChoice:
         """The group as an hTask with as few micro-batches as capacity and declared sizes allow.
 
         Args:
@@ -86,7 +86,7 @@ class Packer:
             fewest = -(-self._fullest(group) // (capacity_tokens * dp))
             microbatches = max(microbatches + 1, fewest)
 
-    def _with_microbatches(self, group: Group, microbatches: int, dp: int) -> HTaskChoice:
+    def _with_microbatches(self, group: TaskGroup, microbatches: int, dp: int) -> HTaskChoice:
         members = [self._problem.data[task_id] for task_id in group]
         sizes = [self._problem.group_tokens(task_id, "pack", microbatches * dp, None) for task_id in group]
         shape = HTaskShape(
@@ -98,7 +98,7 @@ class Packer:
         )
         return HTaskChoice(task_ids=group, shape=shape)
 
-    def _measure_fullest(self, group: Group) -> int:
+    def _measure_fullest(self, group: TaskGroup) -> int:
         """Tokens of the fullest step in which the whole group trains."""
         sizes = [self._problem.group_tokens(task_id, "pack", 1, None) for task_id in group]
         steps = min(self._problem.data[task_id].task.steps for task_id in group)
@@ -129,7 +129,7 @@ def obeys_bubble_rule(microbatches: Sequence[int], pp: int) -> bool:
     return sum(microbatches) - max(microbatches) >= pp - 1
 
 
-def head_tail_groupings(problem: PlanningProblem, counts: Counts, pp: int) -> list[list[Group]]:
+def head_tail_groupings(problem: PlanningProblem, counts: Counts, pp: int) -> list[list[TaskGroup]]:
     """Single tasks, pairs, pairs of pairs and so on, as far as the bubble rule lets it.
 
     The paper stops at pairs. Here a micro-batch also keeps to the micro-batch sizes that its tasks declare,
@@ -143,7 +143,7 @@ def head_tail_groupings(problem: PlanningProblem, counts: Counts, pp: int) -> li
     Returns:
         Groupings; only single tasks where even these are too few for the rule.
     """
-    groupings: list[list[Group]] = [[(task_id,) for task_id in problem.data]]
+    groupings: list[list[TaskGroup]] = [[(task_id,) for task_id in problem.data]]
     if not obeys_bubble_rule([counts(group) for group in groupings[0]], pp):
         return groupings
     while True:
@@ -153,18 +153,18 @@ def head_tail_groupings(problem: PlanningProblem, counts: Counts, pp: int) -> li
         groupings.append(paired)
 
 
-def _pair(problem: PlanningProblem, groups: Sequence[Group], counts: Counts, pp: int) -> list[Group]:
+def _pair(problem: PlanningProblem, groups: Sequence[TaskGroup], counts: Counts, pp: int) -> list[TaskGroup]:
     """The longest group with the shortest, from both ends; a pair is only made if the rule still holds.
 
     Where it does not, the one with more micro-batches stays alone, as in the paper.
     """
 
-    def length(group: Group) -> float:
+    def length(group: TaskGroup) -> float:
         return float(np.mean([mean_length(problem, task_id) for task_id in group]))
 
     ordered = sorted(groups, key=lambda group: (-length(group), group))
     sizes = [counts(group) for group in ordered]
-    done: list[Group] = []
+    done: list[TaskGroup] = []
     done_sizes: list[int] = []
     head, tail = 0, len(ordered) - 1
     while head < tail:
@@ -188,7 +188,7 @@ def _structures(problem: PlanningProblem, options: PlanOptions, packer: Packer) 
     found: dict[tuple[HTaskChoice, ...], PlanStructure] = {}
     for capacity in capacities(problem, dp):
 
-        def packed(group: Group, capacity: int = capacity) -> HTaskChoice:
+        def packed(group: TaskGroup, capacity: int = capacity) -> HTaskChoice:
             return packer.pack(group, capacity, dp)
 
         pp = options.pp or 1

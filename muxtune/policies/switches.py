@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import get_args
 
-from muxtune.planning.decisions.options import Part, PlanOptions
+from muxtune.planning.decisions.options import PlanOptions, Switchable
 from muxtune.planning.decisions.structure import PlanStructure
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.policies.base import POLICIES, Policy
@@ -30,9 +30,9 @@ from muxtune.support.errors import SpecError
 _SWITCHED = "muxtune"
 """The policy that has switches."""
 
-_PARTS: tuple[Part, ...] = get_args(Part)
+_PARTS: tuple[Switchable, ...] = get_args(Switchable)
 
-_SUMMARIES: dict[Part, str] = {
+_SUMMARIES: dict[Switchable, str] = {
     "fusion": "muxtune, but every task is an hTask of its own",
     "orchestration": "muxtune, but the operators of a stage run one after another",
     "chunking": "muxtune, but every sequence is padded to the longest declared length of its hTask",
@@ -98,7 +98,7 @@ class Switched:
         part: Part that is off.
     """
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, part: Switchable) -> None:
         self.part = part
         self.summary = _SUMMARIES[part]
 

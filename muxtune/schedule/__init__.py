@@ -1,6 +1,6 @@
 """Schedules: the actions of every stage in order, how long they take, and traces of them."""
 
-from muxtune.schedule.actions import Action, Kind, build_schedule, clocks_of
+from muxtune.schedule.actions import Action, ClockActions, Kind, build_schedule, clocks_of
 from muxtune.schedule.check import check_schedule
 from muxtune.schedule.pipeline_order import (
     Template,
@@ -25,8 +25,8 @@ from muxtune.schedule.recurrence import (
 from muxtune.schedule.trace import (
     COMMUNICATION,
     COMPUTE,
+    ActionSpan,
     OperatorSpan,
-    Span,
     iteration_ends_s,
     load_trace,
     save_trace,
@@ -37,11 +37,12 @@ __all__ = [
     "COMMUNICATION",
     "COMPUTE",
     "Action",
+    "ActionSpan",
+    "ClockActions",
     "ClockKind",
     "ClockTimes",
     "Kind",
     "OperatorSpan",
-    "Span",
     "StageTimes",
     "Template",
     "build_schedule",

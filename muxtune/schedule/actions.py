@@ -158,9 +158,13 @@ def _backwards(injection: Injection, microbatches: Sequence[int]) -> list[list[A
     ]
 
 
+ClockActions = tuple[Action, ...]
+"""What a stage plays together; a STEP stands alone."""
+
+
 def clocks_of(
     actions: Sequence[Action], microbatches: Sequence[int], buckets: Sequence[Sequence[int]] | None
-) -> list[tuple[Action, ...]]:
+) -> list[ClockActions]:
     """Cut a stage's list into clocks.
 
     Neighbours in the list share a clock if they are of one kind and bucket and have the same micro-batch

@@ -17,7 +17,7 @@ from typing import Literal
 
 from muxtune.schedule.actions import Action, clocks_of
 from muxtune.schedule.pipeline_order import Injection, iteration_clocks
-from muxtune.schedule.trace import COMPUTE, Span, iteration_ends_s
+from muxtune.schedule.trace import COMPUTE, ActionSpan, iteration_ends_s
 from muxtune.support.errors import SpecError
 
 ClockKind = tuple[Literal["F", "B"], tuple[int, ...]]
@@ -82,7 +82,7 @@ class StageTimes:
         return clocks_of(actions, self.clocks.microbatches, self.clocks.buckets)
 
 
-def evaluate_schedule(stages: Sequence[Sequence[Action]], times: StageTimes) -> list[Span]:
+def evaluate_schedule(stages: Sequence[Sequence[Action]], times: StageTimes) -> list[ActionSpan]:
     """Spans of all compute actions, stage by stage; those of one clock are equal.
 
     Raises:
@@ -90,7 +90,7 @@ def evaluate_schedule(stages: Sequence[Sequence[Action]], times: StageTimes) -> 
             schedules.
     """
     return [
-        Span(stage, COMPUTE, action, start_s, end_s)
+        ActionSpan(stage, COMPUTE, action, start_s, end_s)
         for stage, clock, start_s, end_s in _moments(stages, times)
         for action in clock
     ]
@@ -251,12 +251,12 @@ def _forwards_before_backwards(clocks: Sequence[Sequence[Action]]) -> list[int]:
     return [*stops, forwards]
 
 
-def makespan_s(spans: Sequence[Span]) -> float:
+def makespan_s(spans: Sequence[ActionSpan]) -> float:
     """End of the last span."""
     return max(span.end_s for span in spans)
 
 
-def steady_iteration_s(spans: Sequence[Span]) -> float:
+def steady_iteration_s(spans: Sequence[ActionSpan]) -> float:
     """Time between the ends of successive iterations.
 
     The first end follows the fill and the last one is early, because nothing is injected behind it; from

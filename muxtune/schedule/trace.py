@@ -19,7 +19,7 @@ COMMUNICATION = "communication"
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class ActionSpan:
     """Something that a stage did from ``start_s`` to ``end_s`` (seconds from the start of the run)."""
 
     stage: int
@@ -62,7 +62,7 @@ _OPERATOR = "operator"
 
 
 def to_chrome(
-    spans: Iterable[Span], process: str, operators: Iterable[OperatorSpan] = ()
+    spans: Iterable[ActionSpan], process: str, operators: Iterable[OperatorSpan] = ()
 ) -> dict[str, object]:
     """Chrome trace-event JSON: one thread per stage and stream, complete events, microseconds.
 
@@ -106,13 +106,13 @@ def to_chrome(
 
 
 def save_trace(
-    path: Path, spans: Iterable[Span], process: str, operators: Iterable[OperatorSpan] = ()
+    path: Path, spans: Iterable[ActionSpan], process: str, operators: Iterable[OperatorSpan] = ()
 ) -> None:
     """Write a trace that chrome://tracing and ui.perfetto.dev open; arguments as in :func:`to_chrome`."""
     write_text_atomically(path, json.dumps(to_chrome(spans, process, operators)))
 
 
-def load_trace(path: Path) -> list[Span]:
+def load_trace(path: Path) -> list[ActionSpan]:
     """Read the actions and transfers of a trace that :func:`save_trace` wrote.
 
     Raises:
@@ -130,14 +130,14 @@ def load_trace(path: Path) -> list[Span]:
         raise UserError(f"{path} is not a trace of ours: {error}") from error
 
 
-def _span(event: Mapping[str, object], tracks: Mapping[object, str]) -> Span:
+def _span(event: Mapping[str, object], tracks: Mapping[object, str]) -> ActionSpan:
     name = tracks.get(event["tid"], "")
     match = re.fullmatch(rf"stage (\d+) ({COMPUTE}|{COMMUNICATION})", name)
     if match is None:
         raise ValueError(f"no track of ours is named {name!r}")
     start_s = float(str(event["ts"])) / 1e6
     end_s = start_s + float(str(event["dur"])) / 1e6
-    return Span(int(match[1]), match[2], Action.parse(str(event["name"])), start_s, end_s)
+    return ActionSpan(int(match[1]), match[2], Action.parse(str(event["name"])), start_s, end_s)
 
 
 class _Event(NamedTuple):
@@ -152,7 +152,7 @@ class _Event(NamedTuple):
     args: dict[str, object]
 
 
-def _action_event(span: Span) -> _Event:
+def _action_event(span: ActionSpan) -> _Event:
     a = span.action
     args: dict[str, object] = {"htask": a.htask, "number": a.number}
     return _Event(span.stage, span.stream, _ns(span.start_s), _ns(span.end_s), str(a), a.kind, args)
@@ -195,7 +195,7 @@ def _metadata(kind: str, thread: int, name: str) -> dict[str, object]:
     return {"ph": "M", "name": kind, "pid": 0, "tid": thread, "args": {"name": name}}
 
 
-def iteration_ends_s(spans: Sequence[Span]) -> list[float]:
+def iteration_ends_s(spans: Sequence[ActionSpan]) -> list[float]:
     """When each iteration is complete: the last STEP with its number on any stage has ended."""
     ends: dict[int, float] = {}
     for span in spans:

@@ -1,6 +1,6 @@
 """A run's trace against its plan: tables by class, stage and iteration, and what explains the difference."""
 
-from muxtune.validation.explanation import DifferencePart, Explanation, explain_difference
+from muxtune.validation.explanation import DifferencePart, IterationExplanation, explain_difference
 from muxtune.validation.measured import MeasuredRun, read_run
 from muxtune.validation.tables import (
     ClassComparison,
@@ -17,8 +17,8 @@ __all__ = [
     "ClassComparison",
     "Comparison",
     "DifferencePart",
-    "Explanation",
     "IterationComparison",
+    "IterationExplanation",
     "MeasuredRun",
     "RunComparison",
     "SlowIteration",

@@ -19,11 +19,11 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+from muxtune.schedule import ClockActions
 from muxtune.support.tables import show_seconds
 from muxtune.validation.classes import class_works
 from muxtune.validation.measured import ClockClass, MeasuredRun, class_of
 from muxtune.validation.replay import (
-    Clock,
     ClockTiming,
     iteration_ends_s,
     iteration_lengths_s,
@@ -52,7 +52,7 @@ class DifferencePart(BaseModel):
     """One sentence on what the cause means."""
 
 
-class Explanation(BaseModel):
+class IterationExplanation(BaseModel):
     """The difference of iteration time and its parts."""
 
     model_config = _STRICT
@@ -81,7 +81,7 @@ _MANY = 2.0
 """Ratios above it are said as such, and not in per cent."""
 
 
-def explain_difference(run: MeasuredRun, *, predicted_s: float, measured_s: float) -> Explanation:
+def explain_difference(run: MeasuredRun, *, predicted_s: float, measured_s: float) -> IterationExplanation:
     """Split ``measured_s - predicted_s``.
 
     Args:
@@ -108,7 +108,7 @@ def explain_difference(run: MeasuredRun, *, predicted_s: float, measured_s: floa
         for cause, seconds in effects.items()
     ]
     parts.sort(key=lambda part: -abs(part.seconds))  # stable: equals in order of time
-    return Explanation(predicted_s=predicted_s, measured_s=measured_s, parts=tuple(parts))
+    return IterationExplanation(predicted_s=predicted_s, measured_s=measured_s, parts=tuple(parts))
 
 
 class _ReplayedRun:
@@ -163,7 +163,7 @@ class _ReplayedRun:
             own = self.run.timings[stage][position]
             return replace(usual, lead_s=own.lead_s, busy_s=own.busy_s)
 
-        def meets(clock: Clock) -> bool:
+        def meets(clock: ClockActions) -> bool:
             return Cause("exchange") in active and stages_meet(self.run.plan, clock)
 
         played = replay(self.run.stages, timing, meets)

@@ -13,10 +13,9 @@ from statistics import median
 from typing import NamedTuple
 
 from muxtune.plan import Plan, extend_schedule
-from muxtune.schedule import COMMUNICATION, Action, Kind, Span
+from muxtune.schedule import COMMUNICATION, Action, ActionSpan, ClockActions, Kind
 from muxtune.support.errors import UserError
 from muxtune.validation.replay import (
-    Clock,
     ClockTiming,
     cut_clocks,
     source_stage,
@@ -32,7 +31,7 @@ class ClockClass(NamedTuple):
     htasks: tuple[int, ...]
 
 
-def class_of(stage: int, clock: Clock) -> ClockClass:
+def class_of(stage: int, clock: ClockActions) -> ClockClass:
     """Class of a clock on a stage."""
     return ClockClass(stage, clock[0].kind, tuple(action.htask for action in clock))
 
@@ -42,21 +41,21 @@ class MeasuredRun:
     """A run's clocks and what they took."""
 
     plan: Plan
-    stages: Sequence[Sequence[Clock]]
+    stages: Sequence[Sequence[ClockActions]]
     """[stage], in the order in which they were played."""
     timings: Sequence[Sequence[ClockTiming]]
     """[stage][position]."""
     steady: tuple[int, ...]
     """Iterations that count."""
 
-    def step_of(self, clock: Clock) -> int:
+    def step_of(self, clock: ClockActions) -> int:
         """Iteration that a clock belongs to."""
         action = clock[0]
         return (
             action.number if action.kind == "STEP" else action.number // self.plan.microbatches[action.htask]
         )
 
-    def clocks(self) -> Iterator[tuple[int, Clock, ClockTiming]]:
+    def clocks(self) -> Iterator[tuple[int, ClockActions, ClockTiming]]:
         """Stage, clock and timing of everything."""
         for stage, (clocks, timings) in enumerate(zip(self.stages, self.timings, strict=True)):
             for clock, timing in zip(clocks, timings, strict=True):
@@ -102,7 +101,7 @@ class MeasuredRun:
         }
 
 
-def read_run(plan: Plan, spans: Sequence[Span], steady: Sequence[int]) -> MeasuredRun:
+def read_run(plan: Plan, spans: Sequence[ActionSpan], steady: Sequence[int]) -> MeasuredRun:
     """Cut a measured timeline into clocks.
 
     Args:
@@ -118,7 +117,7 @@ def read_run(plan: Plan, spans: Sequence[Span], steady: Sequence[int]) -> Measur
         raise UserError("the trace has no complete iteration")
     schedule = extend_schedule(plan, max(numbers) + 1, first=min(numbers))
     stages = cut_clocks(plan, schedule)
-    own: dict[tuple[int, Action], list[Span]] = defaultdict(list)
+    own: dict[tuple[int, Action], list[ActionSpan]] = defaultdict(list)
     for span in spans:
         own[span.stage, span.action].append(span)
     for stage, actions in enumerate(schedule):
@@ -143,7 +142,10 @@ class _Cut:
 
 
 def _cut_stage(
-    plan: Plan, stage: int, clocks: Sequence[Clock], own: Mapping[tuple[int, Action], Sequence[Span]]
+    plan: Plan,
+    stage: int,
+    clocks: Sequence[ClockActions],
+    own: Mapping[tuple[int, Action], Sequence[ActionSpan]],
 ) -> list[_Cut]:
     cuts: list[_Cut] = []
     free_s = 0.0
@@ -169,7 +171,7 @@ def _cut_stage(
     return cuts
 
 
-def _waits(plan: Plan, stage: int, clock: Clock, spans: Sequence[Span]) -> list[Span]:
+def _waits(plan: Plan, stage: int, clock: ClockActions, spans: Sequence[ActionSpan]) -> list[ActionSpan]:
     """Spans of a clock in which it waits for another stage's tensors, or for other ranks at a STEP.
 
     What else an action communicates, such as sums over the ranks of its stage, is part of its work, as the
@@ -182,14 +184,14 @@ def _waits(plan: Plan, stage: int, clock: Clock, spans: Sequence[Span]) -> list[
         return waits
     if source_stage(clock, stage, plan.parallelism.pp) is None:
         return []
-    first: dict[Action, Span] = {}
+    first: dict[Action, ActionSpan] = {}
     for span in waits:
         first.setdefault(span.action, span)
     return list(first.values())
 
 
 def _timings(
-    plan: Plan, stages: Sequence[Sequence[Clock]], cuts: Sequence[Sequence[_Cut]]
+    plan: Plan, stages: Sequence[Sequence[ClockActions]], cuts: Sequence[Sequence[_Cut]]
 ) -> list[list[ClockTiming]]:
     place = {
         (stage, clock): cut
@@ -203,7 +205,9 @@ def _timings(
     ]
 
 
-def _observed_transfers_s(plan: Plan, place: Mapping[tuple[int, Clock], _Cut]) -> dict[ClockClass, float]:
+def _observed_transfers_s(
+    plan: Plan, place: Mapping[tuple[int, ClockActions], _Cut]
+) -> dict[ClockClass, float]:
     """Median transfer of every class of messages for which the receiver stood ready.
 
     A message that came before it was asked for says only that it took no longer than until then.
@@ -219,8 +223,8 @@ def _observed_transfers_s(plan: Plan, place: Mapping[tuple[int, Clock], _Cut]) -
 def _timing(
     plan: Plan,
     stage: int,
-    clock: Clock,
-    place: Mapping[tuple[int, Clock], _Cut],
+    clock: ClockActions,
+    place: Mapping[tuple[int, ClockActions], _Cut],
     transfers_s: Mapping[ClockClass, float],
 ) -> ClockTiming:
     cut = place[stage, clock]

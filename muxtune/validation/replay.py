@@ -13,10 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from muxtune.plan import Plan, stage_times
-from muxtune.schedule import Action
-
-Clock = tuple[Action, ...]
-"""What a stage plays together; a STEP stands alone."""
+from muxtune.schedule import Action, ClockActions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,19 +48,19 @@ Timing = Callable[[int, int], ClockTiming]
 """Timing of a stage's clock by its position in the list."""
 
 
-def cut_clocks(plan: Plan, stages: Sequence[Sequence[Action]]) -> list[list[Clock]]:
+def cut_clocks(plan: Plan, stages: Sequence[Sequence[Action]]) -> list[list[ClockActions]]:
     """The clocks of action lists, per stage."""
     times = stage_times(plan)
     return [times.cut(actions) for actions in stages]
 
 
-def source_stage(clock: Clock, stage: int, stages: int) -> int | None:
+def source_stage(clock: ClockActions, stage: int, stages: int) -> int | None:
     """The neighbour whose clock of the same name this one needs; None where it needs none."""
     source = {"F": stage - 1, "B": stage + 1}.get(clock[0].kind, -1)
     return source if 0 <= source < stages else None
 
 
-def stages_meet(plan: Plan, clock: Clock) -> bool:
+def stages_meet(plan: Plan, clock: ClockActions) -> bool:
     """Whether all stages wait for each other in a clock: a STEP that clips by the norm over all of them."""
     step = clock[0]
     return (
@@ -77,7 +74,9 @@ def stages_meet(plan: Plan, clock: Clock) -> bool:
 
 
 def replay(
-    stages: Sequence[Sequence[Clock]], timing: Timing, meets: Callable[[Clock], bool] = lambda _: False
+    stages: Sequence[Sequence[ClockActions]],
+    timing: Timing,
+    meets: Callable[[ClockActions], bool] = lambda _: False,
 ) -> list[list[Moment]]:
     """Play clocks.
 
@@ -93,8 +92,8 @@ def replay(
         RuntimeError: The schedule deadlocks.
     """
     played: list[list[Moment]] = [[] for _ in stages]
-    ends: dict[tuple[int, Clock], float] = {}
-    ready: dict[Clock, dict[int, float]] = {}  # of clocks where stages meet
+    ends: dict[tuple[int, ClockActions], float] = {}
+    ready: dict[ClockActions, dict[int, float]] = {}  # of clocks where stages meet
 
     def advance(stage: int) -> bool:
         """Play a stage's next clock if what it needs is there."""
@@ -136,7 +135,7 @@ def _advance_far(advance: Callable[[int], bool], stage: int) -> bool:
 
 
 def iteration_ends_s(
-    stages: Sequence[Sequence[Clock]], played: Sequence[Sequence[Moment]]
+    stages: Sequence[Sequence[ClockActions]], played: Sequence[Sequence[Moment]]
 ) -> dict[int, float]:
     """End of each iteration by its number: that of its last STEP on any stage."""
     ends: dict[int, float] = {}

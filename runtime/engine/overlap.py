@@ -13,7 +13,7 @@ from functools import partial
 
 import torch
 
-from muxtune.orchestration import Segment
+from muxtune.orchestration import LaunchSegment
 from muxtune.schedule import Action
 from runtime.device.devices import CPU, RankDevice
 from runtime.device.stopwatch import Mark
@@ -62,7 +62,7 @@ class Overlap:
         torch.set_num_threads(self._threads)
         self._device.enter()
 
-    def play(self, bodies: Mapping[Action, Body], segments: Sequence[Segment]) -> None:
+    def play(self, bodies: Mapping[Action, Body], segments: Sequence[LaunchSegment]) -> None:
         """Play a clock.
 
         Args:

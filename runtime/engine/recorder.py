@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from muxtune.schedule import COMMUNICATION, COMPUTE, Action, OperatorSpan, Span
+from muxtune.schedule import COMMUNICATION, COMPUTE, Action, ActionSpan, OperatorSpan
 from runtime.device.stopwatch import Mark
 from runtime.distributed.mesh import RankMesh
 from runtime.reports.footprint import MeasuredMemory
@@ -34,8 +34,8 @@ class Recorder:
         self._microbatches = microbatches
         self._stopwatch = mesh.stopwatch
         self._elapsed_s = 0.0
-        self._spans: list[Span] = []
-        self._turns: dict[Action, Span] = {}
+        self._spans: list[ActionSpan] = []
+        self._turns: dict[Action, ActionSpan] = {}
         """All turns of an action but the first, as long as they are together, up to the end of the last."""
         self._unread: deque[tuple[str, Action, Mark, Mark, bool]] = deque()
         """Spans whose marks may not have passed, and whether they are turns."""
@@ -87,7 +87,7 @@ class Recorder:
         watch.settle()
         while self._unread and (wait or watch.has_passed(self._unread[0][3])):
             stream, action, start, end, turn = self._unread.popleft()
-            span = Span(self._mesh.stage, stream, action, watch.seconds(start), watch.seconds(end))
+            span = ActionSpan(self._mesh.stage, stream, action, watch.seconds(start), watch.seconds(end))
             if turn and len(self._spans) >= TRACED_SPANS:
                 others = self._turns.get(action)
                 if others is not None:
@@ -102,7 +102,7 @@ class Recorder:
             self.exposed_s[replace(action, number=first)] += ns / 1e9
 
     @property
-    def spans(self) -> list[Span]:
+    def spans(self) -> list[ActionSpan]:
         """What the rank did and waited for, if it reports for its stage."""
         return [*self._spans, *self._turns.values()]
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from muxtune.cluster import DeviceKind
 from muxtune.placement import Placement
 from muxtune.plan import IterationTokens, Parallelism, Plan, ideal_iteration_s
-from muxtune.schedule import COMPUTE, Action, OperatorSpan, Span, iteration_ends_s
+from muxtune.schedule import COMPUTE, Action, ActionSpan, OperatorSpan, iteration_ends_s
 from muxtune.support.errors import UserError, spec_error_from
 from muxtune.support.files import write_text_atomically
 from muxtune.support.machine import usable_cores
@@ -98,7 +98,7 @@ class RunReport(BaseModel):
 class StageRecord:
     """What one rank measured, or what stands for all ranks of a stage."""
 
-    spans: list[Span]
+    spans: list[ActionSpan]
     memory: MeasuredMemory
     operators: list[OperatorSpan] = field(default_factory=list)
     """Collectives that are traced."""
@@ -222,7 +222,7 @@ def _steady_steps(plan: Plan, first_step: int, steps: int) -> list[int]:
     return full or list(later) or [first_step]
 
 
-def _seconds_within(spans: Sequence[Span], stream: str | None, start_s: float, end_s: float) -> float:
+def _seconds_within(spans: Sequence[ActionSpan], stream: str | None, start_s: float, end_s: float) -> float:
     """Seconds of the spans of one stage that lie in a window; all streams if ``stream`` is None."""
     return sum(
         max(0.0, min(span.end_s, end_s) - max(span.start_s, start_s))
@@ -237,7 +237,7 @@ def _seconds_in_steps(plan: Plan, seconds: Mapping[Action, float], steps: set[in
 
 
 def _class_medians(
-    plan: Plan, spans: Sequence[Span], steady: set[int]
+    plan: Plan, spans: Sequence[ActionSpan], steady: set[int]
 ) -> dict[str, tuple[tuple[float, ...], ...]]:
     """Median seconds per action kind, [stage][hTask]."""
     seconds: dict[tuple[int, Action], float] = defaultdict(float)

@@ -17,8 +17,8 @@ from muxtune.tasks import PeftTask
 from muxtune.validation import (
     ClassComparison,
     Comparison,
-    Explanation,
     IterationComparison,
+    IterationExplanation,
     SlowIteration,
     StageComparison,
     compare,
@@ -92,7 +92,7 @@ class ValidationReport(BaseModel):
     max_loss_difference: float | None
     """Largest ``loss_difference`` of all tasks; null without solo runs."""
     tasks: tuple[TaskValidation, ...]
-    explanation: Explanation
+    explanation: IterationExplanation
     """Parts of the difference between measured and predicted iteration time."""
     classes: tuple[ClassComparison, ...]
     """Seconds per kind of action, stage and hTask."""

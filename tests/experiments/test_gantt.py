@@ -7,7 +7,7 @@ from muxtune.plan import extend_schedule, stage_times
 from muxtune.schedule import (
     COMPUTE,
     Action,
-    Span,
+    ActionSpan,
     StageTimes,
     build_schedule,
     evaluate_schedule,
@@ -18,7 +18,7 @@ from muxtune.support.errors import UserError
 from tests.plans import make_plan
 
 
-def flush_spans(iterations: int) -> list[Span]:
+def flush_spans(iterations: int) -> list[ActionSpan]:
     stages = build_schedule([[0]], [2], pp=2, template="flush", steps=[iterations])
     return evaluate_schedule(stages, StageTimes(fwd_s=[[1.0]] * 2, bwd_s=[[2.0]] * 2, p2p_s=[0.0]))
 
@@ -37,7 +37,7 @@ def test_window_is_everything_where_there_are_few_iterations():
 
 def test_timelines_show_the_same_iterations_each_from_its_own_start():
     measured = [
-        Span(span.stage, span.stream, span.action, 1 + 2 * span.start_s, 1 + 2 * span.end_s)
+        ActionSpan(span.stage, span.stream, span.action, 1 + 2 * span.start_s, 1 + 2 * span.end_s)
         for span in flush_spans(7)
     ]
     first, second = same_windows({"simulated": flush_spans(5), "measured": measured}, 3).values()
@@ -75,7 +75,7 @@ def test_an_unknown_format_is_refused_before_anything_is_written(tmp_path):
 
 
 def test_a_timeline_without_a_complete_iteration_is_refused(tmp_path):
-    forward = Span(0, COMPUTE, Action("F", 0, 0), 0.0, 1.0)
+    forward = ActionSpan(0, COMPUTE, Action("F", 0, 0), 0.0, 1.0)
     assert iteration_ends_s([forward]) == []
     with pytest.raises(UserError, match="'measured' has no complete iteration"):
         draw_gantt({"measured": [forward]}, tmp_path / "gantt.png")

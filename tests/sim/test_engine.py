@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 
-from muxtune.schedule import COMMUNICATION, COMPUTE, Action, Span, StageTimes, evaluate_schedule
+from muxtune.schedule import COMMUNICATION, COMPUTE, Action, ActionSpan, StageTimes, evaluate_schedule
 from sim.engine import simulate_schedule
 from tests.sampling import examples
 from tests.sim.strategies import Case, cases
@@ -63,9 +63,9 @@ def test_simultaneous_transfers_queue():
     stages = [[f0, f1, b0, b1], [f0, b0, f1, b1]]
     times = StageTimes(fwd_s=[[1.0], [1.0]], bwd_s=[[1.0], [1.0]], p2p_s=[3.0])
     spans = simulate_schedule(stages, times)
-    assert Span(0, COMMUNICATION, f1, 4.0, 7.0) in spans
-    assert Span(1, COMPUTE, f1, 7.0, 8.0) in spans
-    assert Span(1, COMPUTE, f1, 6.0, 7.0) in evaluate_schedule(stages, times)
+    assert ActionSpan(0, COMMUNICATION, f1, 4.0, 7.0) in spans
+    assert ActionSpan(1, COMPUTE, f1, 7.0, 8.0) in spans
+    assert ActionSpan(1, COMPUTE, f1, 6.0, 7.0) in evaluate_schedule(stages, times)
 
 
 def test_a_deadlock_is_reported():

@@ -11,7 +11,7 @@ from muxtune.orchestration import Mode
 from muxtune.schedule import Template
 from muxtune.support.errors import SpecError
 
-Part = Literal["fusion", "orchestration", "chunking"]
+Switchable = Literal["fusion", "orchestration", "chunking"]
 """What :mod:`muxtune.policies.switches` can switch off."""
 
 
@@ -43,7 +43,7 @@ class PlanOptions:
     """The only meshes (``tp``, ``pp``, ``dp``) that are looked at, where they stand in for all possible."""
     one_method: bool = False
     """Whether the tasks of an hTask must have one PEFT method, in a fusion that is searched."""
-    without: tuple[Part, ...] = ()
+    without: tuple[Switchable, ...] = ()
     """Parts of the policy ``muxtune`` that are switched off."""
     objective: ObjectiveOption = "iteration"
     """What plans are compared by; see :mod:`muxtune.planning.problem.objectives`."""

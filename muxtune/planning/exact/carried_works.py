@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from muxtune.batches import (
     HTaskShape,
-    Part,
+    Piece,
     batched_calls,
     batched_carried_calls,
     cut_chunks,
@@ -115,7 +115,7 @@ class _Dealt:
             self._known[key] = tuple(self._measure([next(chunks) for _ in range(count)]) for count in counts)
         return self._known[key]
 
-    def _measure(self, chunks: Sequence[Iterable[Part]]) -> _Share:
+    def _measure(self, chunks: Sequence[Iterable[Piece]]) -> _Share:
         share = _Share(len(chunks) * self._chunk_tokens, [], [], 0, 0)
         rows: dict[int, tuple[int, int]] = {}  # begin and end in the sequence
         for part in chain.from_iterable(chunks):

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from muxtune.api.validation_summary import explanation_text
-from muxtune.validation import DifferencePart, Explanation, SlowIteration
+from muxtune.validation import DifferencePart, IterationExplanation, SlowIteration
 
 SLOWEST = SlowIteration(
     step=7, seconds=0.15, excess_s=0.04, stage=1, action="B0.14", place="before", place_excess_s=0.035
@@ -13,7 +13,7 @@ def part(cause: str, seconds: float, meaning: str) -> DifferencePart:
 
 
 def test_small_parts_are_one_row_and_the_rest_is_always_shown():
-    explanation = Explanation(
+    explanation = IterationExplanation(
         predicted_s=0.1,
         measured_s=0.11,
         parts=(

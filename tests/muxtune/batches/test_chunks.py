@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from muxtune.batches import (
     HTaskShape,
-    Part,
+    Piece,
     attention_calls,
     cut_chunks,
     layout_step,
@@ -59,12 +59,12 @@ def test_no_two_shared_chunks_could_have_been_one(lengths):
 def test_rests_share_a_chunk_that_follows_the_full_chunks_of_both():
     chunks = cut_chunks(np.array([14, 40, 35]), range(3), CHUNK)
     assert chunks == [
-        [Part(1, 0, 16)],
-        [Part(1, 16, 16)],
-        [Part(2, 0, 16)],
-        [Part(2, 16, 16)],
-        [Part(1, 32, 8), Part(2, 32, 3)],
-        [Part(0, 0, 14)],
+        [Piece(1, 0, 16)],
+        [Piece(1, 16, 16)],
+        [Piece(2, 0, 16)],
+        [Piece(2, 16, 16)],
+        [Piece(1, 32, 8), Piece(2, 32, 3)],
+        [Piece(0, 0, 14)],
     ]
 
 

@@ -12,7 +12,7 @@ from muxtune.orchestration import (
     MODES,
     Cut,
     LaunchOrder,
-    Segment,
+    LaunchSegment,
     action_cut,
     check_order,
     clock_segments,
@@ -51,7 +51,7 @@ class OneOrder:
         return self.order
 
 
-def shown(segments: tuple[Segment, ...] | None) -> str:
+def shown(segments: tuple[LaunchSegment, ...] | None) -> str:
     assert segments is not None
     return " ".join(f"{s.htask}.{s.number}{'s' if s.side else ''}" for s in segments)
 
@@ -108,7 +108,7 @@ def test_segments_of_a_plan_are_whole_and_ascend(mode, pp):
                 assert bool(sides) == (kind == "B")
                 assert len(set(sides)) == len(sides)
                 for each in sides:
-                    assert own.index(each) > own.index(Segment(h, each.number, side=False))
+                    assert own.index(each) > own.index(LaunchSegment(h, each.number, side=False))
 
 
 def test_interleaved_clocks_overlap_and_keep_gradients_of_factors_for_later():

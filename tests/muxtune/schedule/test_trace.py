@@ -11,8 +11,8 @@ from muxtune.schedule import (
     COMMUNICATION,
     COMPUTE,
     Action,
+    ActionSpan,
     OperatorSpan,
-    Span,
     iteration_ends_s,
     load_trace,
     save_trace,
@@ -30,7 +30,7 @@ def spans(draw):
         draw(st.sampled_from(["F", "B", "STEP"])), draw(st.integers(0, 99)), draw(st.integers(0, 999))
     )
     start_s = draw(st.floats(0, 1e5))
-    return Span(
+    return ActionSpan(
         stage=draw(st.integers(0, 15)),
         stream=draw(st.sampled_from([COMPUTE, COMMUNICATION])),
         action=action,
@@ -69,7 +69,7 @@ def timelines(draw):
 
     streams = st.sampled_from([COMPUTE, COMMUNICATION])
     actions = [
-        Span(draw(st.integers(0, 1)), draw(streams), Action("F", i, 0), *interval())
+        ActionSpan(draw(st.integers(0, 1)), draw(streams), Action("F", i, 0), *interval())
         for i in range(draw(st.integers(0, 8)))
     ]
     operators = [
@@ -109,7 +109,7 @@ def test_operators_lie_inside_their_action_to_the_last_nanosecond(to_ns, cuts_ns
         OperatorSpan(0, COMPUTE, action, "linear", "base", start_s, end_s)
         for start_s, end_s in pairwise(cuts)
     ]
-    events = complete_events([Span(0, COMPUTE, action, cuts[0], cuts[-1])], operators)
+    events = complete_events([ActionSpan(0, COMPUTE, action, cuts[0], cuts[-1])], operators)
     assert {event["tid"] for event in events} == {0}
     names = perfetto_stacks(events, to_ns)
     assert names == [[]] + [["F0.3"]] * len(operators)
@@ -124,9 +124,9 @@ def test_an_operator_says_what_it_belongs_to():
 
 
 def test_communication_at_once_gets_a_second_thread_of_the_same_name():
-    forward = Span(1, COMMUNICATION, Action("F", 0, 1), 0.0, 4.0)
-    backward = Span(1, COMMUNICATION, Action("B", 0, 0), 1.0, 2.0)
-    later = Span(1, COMMUNICATION, Action("F", 0, 2), 4.0, 5.0)
+    forward = ActionSpan(1, COMMUNICATION, Action("F", 0, 1), 0.0, 4.0)
+    backward = ActionSpan(1, COMMUNICATION, Action("B", 0, 0), 1.0, 2.0)
+    later = ActionSpan(1, COMMUNICATION, Action("F", 0, 2), 4.0, 5.0)
     events = to_chrome([forward, backward, later], "simulated")["traceEvents"]
     threads = {event["name"]: event["tid"] for event in events if event["ph"] == "X"}
     assert threads["F0.1"] == threads["F0.2"] == 3
@@ -136,13 +136,13 @@ def test_communication_at_once_gets_a_second_thread_of_the_same_name():
 
 
 def test_actions_of_a_shared_clock_lie_inside_each_other():
-    clock = [Span(0, COMPUTE, Action("F", htask, 0), 0.0, 2.0) for htask in (1, 2)]
+    clock = [ActionSpan(0, COMPUTE, Action("F", htask, 0), 0.0, 2.0) for htask in (1, 2)]
     events = complete_events(clock, [OperatorSpan(0, COMPUTE, clock[1].action, "norm", "base", 0.5, 1.0)])
     assert perfetto_stacks(events, round)[2] == ["F1.0", "F2.0"]
 
 
 def test_times_are_microseconds_and_names_are_those_of_the_schedule():
-    span = Span(1, COMMUNICATION, Action("B", 2, 5), 0.25, 0.75)
+    span = ActionSpan(1, COMMUNICATION, Action("B", 2, 5), 0.25, 0.75)
     *_, event = to_chrome([span], "measured")["traceEvents"]
     assert event == {
         "ph": "X",
@@ -171,7 +171,7 @@ def test_a_trace_is_read_back_to_the_nanosecond(tmp_path_factory, given_spans):
 
 
 def test_operators_are_left_out_where_actions_are_read(tmp_path):
-    action = Span(0, COMPUTE, Action("F", 0, 0), 0.0, 1.0)
+    action = ActionSpan(0, COMPUTE, Action("F", 0, 0), 0.0, 1.0)
     save_trace(
         tmp_path / "t.json",
         [action],
@@ -189,7 +189,7 @@ def test_a_trace_from_before_there_were_operators_is_read(tmp_path):
         '"ts": 1500000.25, "dur": 250000.0, "args": {"htask": 0, "number": 2}}]}'
     )
     assert load_trace(tmp_path / "t.json") == [
-        Span(1, COMMUNICATION, Action("B", 0, 2), 1.50000025, 1.75000025)
+        ActionSpan(1, COMMUNICATION, Action("B", 0, 2), 1.50000025, 1.75000025)
     ]
 
 
@@ -227,10 +227,10 @@ def test_a_file_that_is_no_trace_of_ours_is_refused_in_one_line(tmp_path, conten
 
 def test_an_iteration_ends_with_its_last_step_on_any_stage():
     def step(stage, htask, number, end_s):
-        return Span(stage, COMPUTE, Action("STEP", htask, number), end_s, end_s)
+        return ActionSpan(stage, COMPUTE, Action("STEP", htask, number), end_s, end_s)
 
     timeline = [
-        Span(0, COMPUTE, Action("F", 0, 0), 0.0, 9.0),
+        ActionSpan(0, COMPUTE, Action("F", 0, 0), 0.0, 9.0),
         step(0, 0, 0, 3.0),
         step(1, 0, 0, 2.0),
         step(0, 1, 0, 4.0),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from muxtune.plan import Plan, extend_schedule, stage_times
-from muxtune.schedule import COMMUNICATION, COMPUTE, Action, Span
+from muxtune.schedule import COMMUNICATION, COMPUTE, Action, ActionSpan
 
 STEADY = (1, 2, 3)
 """Iterations of a run of four that count."""
@@ -30,12 +30,12 @@ class Reality:
     """STEPs at which all stages wait for each other."""
 
 
-def make_trace(plan: Plan, reality: Reality, *, iterations: int = 4, first: int = 0) -> list[Span]:
+def make_trace(plan: Plan, reality: Reality, *, iterations: int = 4, first: int = 0) -> list[ActionSpan]:
     """What the runtime would record, played as its ranks play: by hand, not by the code under test."""
     times = stage_times(plan)
     lists = extend_schedule(plan, iterations, first=first)
     pp = len(lists)
-    spans: list[Span] = []
+    spans: list[ActionSpan] = []
     free_s, position = [0.0] * pp, [0] * pp
     ends: dict[tuple[int, Action], float] = {}
     moved = True
@@ -59,14 +59,14 @@ def make_trace(plan: Plan, reality: Reality, *, iterations: int = 4, first: int 
                     moved = True
                     continue
                 if action.kind == "F":
-                    spans.append(Span(stage, COMPUTE, action, clock_s, clock_s + reality.feed_s))
+                    spans.append(ActionSpan(stage, COMPUTE, action, clock_s, clock_s + reality.feed_s))
                     clock_s, busy_s = clock_s + reality.feed_s, busy_s - reality.feed_s
                 if source is not None:
                     transfer_s = times.p2p_s[action.htask] + reality.transfer_s(stage, action)
                     arrival_s = max(clock_s + reality.call_s, ends[source, action] + transfer_s)
-                    spans.append(Span(stage, COMMUNICATION, action, clock_s, arrival_s))
+                    spans.append(ActionSpan(stage, COMMUNICATION, action, clock_s, arrival_s))
                     clock_s = arrival_s
-                spans.append(Span(stage, COMPUTE, action, clock_s, clock_s + busy_s))
+                spans.append(ActionSpan(stage, COMPUTE, action, clock_s, clock_s + busy_s))
                 free_s[stage] = ends[stage, action] = clock_s + busy_s
                 position[stage] += 1
                 moved = True
@@ -74,9 +74,9 @@ def make_trace(plan: Plan, reality: Reality, *, iterations: int = 4, first: int 
     return spans
 
 
-def _meet(spans: list[Span], free_s: list[float], action: Action, busy_s: float) -> None:
+def _meet(spans: list[ActionSpan], free_s: list[float], action: Action, busy_s: float) -> None:
     together_s = max(free_s)
     for stage, ready_s in enumerate(free_s):
-        spans.append(Span(stage, COMMUNICATION, action, ready_s, together_s))
-        spans.append(Span(stage, COMPUTE, action, together_s, together_s + busy_s))
+        spans.append(ActionSpan(stage, COMMUNICATION, action, ready_s, together_s))
+        spans.append(ActionSpan(stage, COMPUTE, action, together_s, together_s + busy_s))
         free_s[stage] = together_s + busy_s

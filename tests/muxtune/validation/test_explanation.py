@@ -8,7 +8,7 @@ import pytest
 
 from muxtune.plan import Plan, stage_times
 from muxtune.schedule import iteration_ends_s
-from muxtune.validation import Explanation, explain_difference, read_run
+from muxtune.validation import IterationExplanation, explain_difference, read_run
 from muxtune.validation.replay import iteration_ends_s as replayed_ends_s
 from muxtune.validation.replay import replay, stages_meet
 from tests.muxtune.validation.runs import STEADY, Reality, make_trace
@@ -17,7 +17,7 @@ from tests.plans import changed, make_plan
 TEMPLATES = ("continuous", "flush")
 
 
-def explain(plan: Plan, reality: Reality) -> Explanation:
+def explain(plan: Plan, reality: Reality) -> IterationExplanation:
     spans = make_trace(plan, reality)
     ends_s = iteration_ends_s(spans)
     lengths_s = sorted(ends_s[k] - ends_s[k - 1] for k in STEADY)
@@ -25,11 +25,11 @@ def explain(plan: Plan, reality: Reality) -> Explanation:
     return explain_difference(run, predicted_s=plan.predicted.iteration_s, measured_s=lengths_s[1])
 
 
-def parts_of(explanation: Explanation) -> dict[tuple[str, int | None], float]:
+def parts_of(explanation: IterationExplanation) -> dict[tuple[str, int | None], float]:
     return {(part.cause, part.stage): part.seconds for part in explanation.parts}
 
 
-def assert_only(explanation: Explanation, *causes: tuple[str, int | None]) -> None:
+def assert_only(explanation: IterationExplanation, *causes: tuple[str, int | None]) -> None:
     """All of the difference lies in these causes; the plan's own window may differ a little."""
     parts = parts_of(explanation)
     assert sum(parts.values()) == pytest.approx(explanation.difference_s, abs=1e-12)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from muxtune.orchestration import Segment
+from muxtune.orchestration import LaunchSegment
 from muxtune.schedule import Action
 from runtime.backbone.stage import Stage
 from runtime.data.batch import build_microbatch
@@ -27,12 +27,12 @@ from tests.runtime.worlds import LLAMA, lay_out, make_task, make_tenant
 A, B = Action("F", 0, 0), Action("F", 3, 0)
 
 
-def main(htask: int, number: int = 0) -> Segment:
-    return Segment(htask, number, side=False)
+def main(htask: int, number: int = 0) -> LaunchSegment:
+    return LaunchSegment(htask, number, side=False)
 
 
-def side(htask: int, number: int) -> Segment:
-    return Segment(htask, number, side=True)
+def side(htask: int, number: int) -> LaunchSegment:
+    return LaunchSegment(htask, number, side=True)
 
 
 @dataclass
@@ -191,10 +191,10 @@ class RendezvousMember:
         return wait
 
 
-def random_order(seed: int, turns: int) -> list[Segment]:
+def random_order(seed: int, turns: int) -> list[LaunchSegment]:
     generator = torch.Generator().manual_seed(seed)
     draws = torch.randint(4, (turns,), generator=generator).tolist()
-    return [Segment(draw % 2, i // 2, side=draw > 1) for i, draw in enumerate(draws)]
+    return [LaunchSegment(draw % 2, i // 2, side=draw > 1) for i, draw in enumerate(draws)]
 
 
 def train(spec, htasks, weights, shard, forward, backward):

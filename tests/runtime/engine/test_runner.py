@@ -18,7 +18,7 @@ from muxtune.model import PRESETS
 from muxtune.plan import Plan, extend_schedule
 from muxtune.planning.decisions.options import PlanOptions
 from muxtune.policies import plan_workload
-from muxtune.schedule import COMPUTE, Action, Span
+from muxtune.schedule import COMPUTE, Action, ActionSpan
 from muxtune.tasks import Workload
 from runtime.backbone.stage import Stage
 from runtime.backbone.weights import open_weights
@@ -124,9 +124,9 @@ def played(plan, tmp_path_factory) -> Rank:
     return played
 
 
-def parts(rank: Rank) -> dict[Action, list[Span]]:
+def parts(rank: Rank) -> dict[Action, list[ActionSpan]]:
     """Spans in which each action computes."""
-    found: dict[Action, list[Span]] = defaultdict(list)
+    found: dict[Action, list[ActionSpan]] = defaultdict(list)
     for span in rank.recorder.spans:
         if span.stream == COMPUTE:
             found[span.action].append(span)

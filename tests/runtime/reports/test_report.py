@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from muxtune.plan import IterationTokens, Parallelism, extend_schedule
-from muxtune.schedule import COMPUTE, Action, Span, StageTimes, evaluate_schedule
+from muxtune.schedule import COMPUTE, Action, ActionSpan, StageTimes, evaluate_schedule
 from muxtune.support.errors import UserError
 from runtime.reports.footprint import MeasuredMemory
 from runtime.reports.report import StageRecord, build_report, load_report, save_report, stage_records
@@ -53,7 +53,7 @@ def test_a_stage_of_several_ranks_has_the_times_of_its_first_and_the_memory_of_i
     peaks = [10, 11, 20, 21, 13, 12, 22, 29]  # rank = (replica * 2 + stage) * 2 + shard
     ranks = [
         StageRecord(
-            spans=[Span(0, COMPUTE, Action("F", rank, 0), 0.0, 1.0)],
+            spans=[ActionSpan(0, COMPUTE, Action("F", rank, 0), 0.0, 1.0)],
             memory=MEMORY.model_copy(update={"peak_bytes": peak}),
         )
         for rank, peak in enumerate(peaks)

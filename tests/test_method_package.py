@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.documents import ROOT, load_page
+from tests.installed import install, run_muxtune, run_python
 
 PACKAGE = ROOT / "examples" / "method-package"
 
@@ -22,29 +19,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
-    """A folder that the package is installed into; pip builds it where it lies, so from a copy."""
-    folder = tmp_path_factory.mktemp("method")
-    source = shutil.copytree(PACKAGE, folder / "source")
-    target = folder / "site"
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    # Nothing is fetched: setuptools comes with torch, and muxtune is here already.
-    offline = ["--no-index", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*pip, *offline, "--target", str(target), str(source)], check=True, timeout=120)
-    return target
-
-
-def run(installed: Path, arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
-    """A process that sees the folder as a place of packages."""
-    paths = [str(installed), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return subprocess.run(
-        [sys.executable, *arguments],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=280,
-    )
+    return install(PACKAGE, tmp_path_factory.mktemp("method"))
 
 
 def test_it_is_planned_and_priced_on_gpus_beside_lora(installed, tmp_path):
@@ -56,7 +31,6 @@ def test_it_is_planned_and_priced_on_gpus_beside_lora(installed, tmp_path):
     }
     tasks = [{"id": name, "peft": peft, **common} for name, peft in pefts.items()]
     (tmp_path / "w.yaml").write_text(yaml.safe_dump({"backbone": "llama2-7b", "tasks": tasks}))
-    program = "import sys; from muxtune.cli.app import main; main(sys.argv[1:])"
     options = [
         "--workload",
         "w.yaml",
@@ -68,17 +42,17 @@ def test_it_is_planned_and_priced_on_gpus_beside_lora(installed, tmp_path):
         "2",
         "--json",
     ]
-    planned = run(installed, ["-c", program, "plan", *options], tmp_path)
+    planned = run_muxtune(installed, "plan", *options, cwd=tmp_path)
     assert planned.returncode == 0, planned.stderr
     assert json.loads(planned.stdout)["predicted"]["iteration_s"] > 0
-    missing = run(tmp_path, ["-c", program, "plan", *options], tmp_path)
+    missing = run_muxtune(tmp_path, "plan", *options, cwd=tmp_path)
     assert missing.returncode == 2
     assert "head_scale" in missing.stderr
 
 
 def test_its_own_tests_pass_where_it_is_installed(installed):
-    ran = run(
-        installed, ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"], installed.parent / "source"
+    ran = run_python(
+        installed, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests", cwd=installed.parent / "source"
     )
     assert ran.returncode == 0, ran.stdout
     assert re.search(r"\d+ passed", ran.stdout)

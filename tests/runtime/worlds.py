@@ -53,25 +53,7 @@ GPT2 = ModelSpec(
     mlp_bias=True,
     dtype="float64",
 )
-OPT = ModelSpec(
-    name="opt-test",
-    family="opt",
-    source="preset",
-    layers=4,
-    hidden=24,
-    ffn=56,
-    heads=3,
-    kv_heads=3,
-    head_dim=8,
-    vocab=50,
-    max_positions=128,
-    activation="relu",
-    norm_eps=1e-5,
-    tied_embeddings=True,
-    attention_bias=True,
-    mlp_bias=True,
-    dtype="float64",
-)
+OPT = GPT2.model_copy(update={"name": "opt-test", "family": "opt", "activation": "relu"})
 BACKBONES = {spec.family: spec for spec in (LLAMA, GPT2, OPT)}
 
 

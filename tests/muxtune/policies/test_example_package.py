@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+from tests.documents import ROOT
+from tests.installed import install, run_muxtune
+
 PACKAGE = ROOT / "examples" / "policy-package"
 WORKLOAD = ROOT / "examples" / "eight-tenants.yaml"
 
@@ -20,34 +18,11 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
-    """A folder that the package is installed into; pip builds it where it lies, so from a copy."""
-    folder = tmp_path_factory.mktemp("policy")
-    source = shutil.copytree(PACKAGE, folder / "source")
-    target = folder / "site"
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    # Nothing is fetched: setuptools comes with torch, and muxtune is here already.
-    offline = ["--no-index", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*pip, *offline, "--target", str(target), str(source)], check=True, timeout=120)
-    return target
-
-
-def muxtune(installed: Path, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """The command line in a process of its own, which sees the folder as a place of packages."""
-    paths = [str(installed), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    program = "import sys; from muxtune.cli.app import main; main(sys.argv[1:])"
-    return subprocess.run(
-        [sys.executable, "-c", program, *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    return install(PACKAGE, tmp_path_factory.mktemp("policy"))
 
 
 def test_its_policy_is_listed_with_its_summary(installed, tmp_path):
-    listed = muxtune(installed, "policies", cwd=tmp_path)
+    listed = run_muxtune(installed, "policies", cwd=tmp_path)
     assert listed.returncode == 0, listed.stderr
     assert "by-length" in listed.stdout
     assert "an hTask per declared length" in listed.stdout
@@ -55,7 +30,7 @@ def test_its_policy_is_listed_with_its_summary(installed, tmp_path):
 
 def test_it_makes_plans(installed, tmp_path):
     arguments = ["--workload", WORKLOAD, "--cluster", "testbed-a", "--policy", "by-length"]
-    planned = muxtune(installed, "plan", *arguments, "--json", cwd=tmp_path)
+    planned = run_muxtune(installed, "plan", *arguments, "--json", cwd=tmp_path)
     assert planned.returncode == 0, planned.stderr
     plan = json.loads(planned.stdout)
     assert plan["decisions"]["policy"] == "by-length"
@@ -68,32 +43,32 @@ def test_it_makes_plans(installed, tmp_path):
 def test_it_may_be_asked_for_an_orchestration_and_an_objective(installed, tmp_path):
     arguments = ["--workload", WORKLOAD, "--cluster", "testbed-a", "--policy", "by-length"]
     asked = ["--tp", "2", "--orchestration", "interleaved", "--objective", "memory"]
-    planned = muxtune(installed, "plan", *arguments, *asked, "--json", cwd=tmp_path)
+    planned = run_muxtune(installed, "plan", *arguments, *asked, "--json", cwd=tmp_path)
     assert planned.returncode == 0, planned.stderr
     decisions = json.loads(planned.stdout)["decisions"]
     assert decisions["orchestration"]["mode"] == "interleaved"
     assert decisions["objective"] == "memory"
-    refused = muxtune(installed, "plan", *arguments, "--policy-option", "width=2", cwd=tmp_path)
+    refused = run_muxtune(installed, "plan", *arguments, "--policy-option", "width=2", cwd=tmp_path)
     assert refused.returncode == 2
     assert "--policy-option = 'width': expected nothing: by-length has no options" in refused.stderr
 
 
 def test_it_is_compared_with_the_others(installed, tmp_path):
     arguments = ["--workload", WORKLOAD, "--cluster", "testbed-a", "--policies", "by-length,nemo"]
-    compared = muxtune(installed, "compare", *arguments, "--json", cwd=tmp_path)
+    compared = run_muxtune(installed, "compare", *arguments, "--json", cwd=tmp_path)
     assert compared.returncode == 0, compared.stderr
     assert set(json.loads(compared.stdout)["predicted_speedup"]) == {"by-length", "nemo"}
 
 
 def test_a_fusion_by_hand_is_refused_as_by_our_own_policies(installed, tmp_path):
     arguments = ["--workload", WORKLOAD, "--cluster", "testbed-a", "--policy", "by-length"]
-    refused = muxtune(installed, "plan", *arguments, "--partition", "sst2-a,sst2-b", cwd=tmp_path)
+    refused = run_muxtune(installed, "plan", *arguments, "--partition", "sst2-a,sst2-b", cwd=tmp_path)
     assert refused.returncode == 2
     assert "by-length decides the fusion by itself" in refused.stderr
 
 
 def test_without_the_package_the_name_is_unknown(tmp_path):
     arguments = ["--workload", WORKLOAD, "--cluster", "testbed-a", "--policy", "by-length"]
-    refused = muxtune(tmp_path, "plan", *arguments, cwd=tmp_path)
+    refused = run_muxtune(tmp_path, "plan", *arguments, cwd=tmp_path)
     assert refused.returncode == 2
     assert "no policy named 'by-length'" in refused.stderr

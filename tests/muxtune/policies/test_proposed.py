@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,9 +18,8 @@ from muxtune.policies import POLICIES, fixed_partition, plan_problem
 from muxtune.support.errors import SpecError, UserError
 from muxtune.support.registry import PluginError
 from muxtune.tasks import Workload
+from tests.installed import run_muxtune
 from tests.muxtune.policies.gpus import gpu_problem
-
-ROOT = Path(__file__).parents[3]
 
 
 class Policy:
@@ -225,23 +221,9 @@ def site(tmp_path_factory) -> Path:
     return folder
 
 
-def muxtune(site: Path, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    paths = [str(site), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    program = "import sys; from muxtune.cli.app import main; main(sys.argv[1:])"
-    return subprocess.run(
-        [sys.executable, "-c", program, *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-
-
 @pytest.mark.integration
 def test_the_policies_of_others_are_listed_with_what_is_wrong_with_them(site, tmp_path):
-    listed = muxtune(site, "policies", "--json", cwd=tmp_path)
+    listed = run_muxtune(site, "policies", "--json", cwd=tmp_path)
     assert listed.returncode == 0, listed.stderr
     content = json.loads(listed.stdout)
     names = {policy["name"] for policy in content["policies"]}
@@ -270,7 +252,7 @@ def test_the_policies_of_others_are_listed_with_what_is_wrong_with_them(site, tm
 )
 def test_one_bad_policy_stops_no_other_plan(site, tmp_path, policy, code, said):
     arguments = ("--workload", site / "w.yaml", "--cluster", "testbed-a", "--policy", policy)
-    done = muxtune(site, "plan", *arguments, cwd=tmp_path)
+    done = run_muxtune(site, "plan", *arguments, cwd=tmp_path)
     assert done.returncode == code, done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("muxtune: error: ")]
     assert len(errors) == (code != 0)
@@ -282,20 +264,22 @@ def test_one_bad_policy_stops_no_other_plan(site, tmp_path, policy, code, said):
 @pytest.mark.integration
 def test_a_comparison_and_a_sweep_go_on_without_the_bad_ones(site, tmp_path):
     arguments = ("--workload", site / "w.yaml", "--cluster", "testbed-a")
-    compared = muxtune(site, "compare", *arguments, "--json", cwd=tmp_path)
+    compared = run_muxtune(site, "compare", *arguments, "--json", cwd=tmp_path)
     assert compared.returncode == 0, compared.stderr
     rows = {row["policy"]: row for row in json.loads(compared.stdout)["policies"]}
     refused = {name for name, row in rows.items() if row["refused"]}
     assert refused == {"broken", "mute", "raises"}
     assert rows["nemo"]["predicted"] is not None
-    asked = muxtune(site, "compare", *arguments, "--policies", "nemo,broken", cwd=tmp_path)
+    asked = run_muxtune(site, "compare", *arguments, "--policies", "nemo,broken", cwd=tmp_path)
     assert asked.returncode == 2
     assert "theirs_broken:P" in asked.stderr
 
     names = ["nemo", "raises", "broken", "works"]
     content = {"workload": str(site / "w.yaml"), "cluster": "testbed-a", "grid": {"policy": names}}
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(content))
-    swept = muxtune(site, "sweep", "sweep.yaml", "--out", "r.parquet", "--jobs", 1, "--json", cwd=tmp_path)
+    swept = run_muxtune(
+        site, "sweep", "sweep.yaml", "--out", "r.parquet", "--jobs", 1, "--json", cwd=tmp_path
+    )
     assert swept.returncode == 0, swept.stderr
     summary = json.loads(swept.stdout)
     assert (summary["planned"], summary["refused"], summary["failed"]) == (2, 1, 1)

@@ -91,7 +91,11 @@ KINDS: Mapping[str, OperatorKind] = {
         mixed_sizes=(16, 64),
     ),
     "lora_magnitude": OperatorKind(
-        dims=("out_features", "tokens"), work=_magnitude, grid=_output_grid, fitted="adapter"
+        dims=("out_features", "tokens"),
+        work=_magnitude,
+        grid=_output_grid,
+        fitted="adapter",
+        samples=((4096, 512),),
     ),
     "lora_dropped_dora": OperatorKind(
         dims=("in_features", "out_features", "r", "tokens"),
@@ -100,9 +104,14 @@ KINDS: Mapping[str, OperatorKind] = {
         split=looked_up(2),
         gpu=_dropped_dora_gpu,
         fitted="adapter",
+        samples=((4096, 4096, 8, 512),),
     ),
     "lora_bias": OperatorKind(
-        dims=("out_features", "tokens"), work=_bias, grid=_output_grid, fitted="adapter"
+        dims=("out_features", "tokens"),
+        work=_bias,
+        grid=_output_grid,
+        fitted="adapter",
+        samples=((4096, 512),),
     ),
 }
 """Kinds by name.

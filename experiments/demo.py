@@ -25,6 +25,7 @@ from experiments.comparison import (
 from experiments.demo_texts import DEMO_DATASETS, write_demo_texts
 from experiments.gantt import draw_plan
 from muxtune.cluster import load_cluster
+from muxtune.costs.needs import needed_kinds
 from muxtune.costs.profiled import ProfiledCosts
 from muxtune.model import load_model_spec
 from muxtune.plan import Plan, Predicted, save_plan
@@ -143,6 +144,7 @@ def _loop(out: Path, clock: _Stations, *, steps: int, baseline_steps: int, solo_
             device="cpu",
             out=out / "profile.parquet",
             ranks=cluster.ranks,
+            kinds=needed_kinds((task.peft for task in workload.tasks), model),
             progress=True,
         )
     with clock.station("plan and simulate"):

@@ -116,7 +116,7 @@ def _save(figure: Figure, out: Path) -> None:
 
 
 def gantt_figure(
-    timelines: Mapping[str, Sequence[Span]],
+    timelines: Mapping[str, Sequence[ActionSpan]],
     *,
     labels: Mapping[int, str] | None = None,
     iterations: int = 3,

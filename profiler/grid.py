@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from itertools import product
 
 from muxtune.batches import ROW_MULTIPLE, row_slots
 from muxtune.costs.compose import frozen_products
+from muxtune.costs.needs import PLAIN_KINDS
 from muxtune.model import ModelSpec
 from muxtune.operators import COLLECTIVE_KINDS, KINDS, Operator
 from muxtune.peft import all_kinds
@@ -18,12 +19,15 @@ MAX_TOKENS = 4096
 _LOSS_BYTES = (64, 512)
 
 
-def operator_grid(model: ModelSpec, *, quick: bool, group_sizes: Sequence[int] = (2,)) -> list[Operator]:
+def operator_grid(
+    model: ModelSpec, *, quick: bool, kinds: Set[str] = PLAIN_KINDS, group_sizes: Sequence[int] = (2,)
+) -> list[Operator]:
     """Every operator to measure, transfers and collectives included.
 
     Args:
         model: Backbone whose shapes are measured.
         quick: Fewer points, for a first look.
+        kinds: Kinds to measure.
         group_sizes: Numbers of ranks of the collectives.
     """
     products = sorted(set(frozen_products(model)))
@@ -49,7 +53,7 @@ def operator_grid(model: ModelSpec, *, quick: bool, group_sizes: Sequence[int] =
     # The losses of a micro-batch over a split vocabulary are a few numbers for each target.
     grid += [Operator("all_reduce", dims) for dims in product(_LOSS_BYTES, group_sizes)]
     grid += _stages(model, quick=quick)
-    return grid
+    return [op for op in grid if op.kind in kinds]
 
 
 def _adapters(model: ModelSpec, *, quick: bool) -> Iterator[Operator]:

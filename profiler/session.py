@@ -1,61 +1,52 @@
-"""A profiling session: starts the measuring processes, gathers their readings, stores the profile."""
+"""A profiling session: measures what a profile lacks, and stores it."""
 
 from __future__ import annotations
 
 import os
-import random
-import selectors
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Iterable, Sequence, Set
+from contextlib import closing
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import IO, cast
 
-from muxtune.cluster import load_cluster
-from muxtune.costs.profile import ClockReading, Measurement, Overlap, Overlaps, Profile, save_profile
+from muxtune.costs.conditions import conditions_digest, foreign_conditions
+from muxtune.costs.needs import PLAIN_KINDS
+from muxtune.costs.profile import (
+    ClockReading,
+    Measurement,
+    Overlap,
+    Overlaps,
+    Profile,
+    load_profile,
+    save_profile,
+)
 from muxtune.graph.attention_backends import AttentionContest
-from muxtune.graph.operators import COLLECTIVE_KINDS, FWD_ONLY, LINK_KINDS, Operator, Phase
+from muxtune.graph.operators import Operator, Phase
 from muxtune.model import ModelSpec
-from muxtune.support.errors import RunError, SpecError, UserError, unknown_name
+from muxtune.support.errors import SpecError, UserError, unknown_name
 from muxtune.support.files import written_file
+from muxtune.support.processes import keeping
 from profiler.devices import DEVICES, Description
-from profiler.grid import operator_grid, powers
-from profiler.provenance import build_provenance
-from profiler.rendezvous import create_rendezvous
+from profiler.jobs import Job, plan_job, remaining_job
+from profiler.journal import Journal, open_journal
+from profiler.load import ProcessorShare, busy_machine, taken_cores
+from profiler.processes import measured_lines
+from profiler.progress import shown
+from profiler.provenance import add_session, build_provenance, in_order
 from profiler.timing import Sample, merge_samples
-from profiler.worker import JOB_FILE, RENDEZVOUS_FILE, Job
 from profiler.worker_protocol import Line, Reading, read_line
 
-_SUITE = "torch"
 _MAX_RANKS = 64
 
-_LIMIT_S, _QUICK_LIMIT_S = 0.075, 0.1
-"""Seconds per operator, phase and round, and those of a quick profile."""
 
-_ROUNDS, _QUICK_ROUNDS = 2, 1
-"""Operators are measured so often, minutes apart, so that a burst of other load does not own a shape."""
-
-_TRANSFER_ROUNDS = 3
-_COLLECTIVE_ROUNDS = 2
-
-_OVERLAP_TOKENS = (64, 256, 1024)
-"""Tokens of a linear beside an all-reduce: small, usual and large micro-batches."""
-
-_SILENCE_S = 600.0
-"""A session that hears nothing for so long has lost a process."""
-
-_PIPE_BYTES = 1 << 16
-
-
-def profile_model(
+def profile_model(  # an argument per choice of a session
     model: ModelSpec,
     *,
     device: str = "cpu",
     out: Path | None = None,
     ranks: int | None = None,
     quick: bool = False,
+    kinds: Set[str] = PLAIN_KINDS,
+    fresh: bool = False,
     progress: bool = False,
 ) -> Profile:
     """Measure the operators of a backbone on this machine.
@@ -65,17 +56,28 @@ def profile_model(
     collectives of 2, 4, ... and all ranks; GPUs must not be shared for that, so one GPU alone has neither, as
     the provenance then says. Several ranks also measure what they lose that compute beside a collective.
 
+    A profile that is there already under the same conditions is added to: what it has stays as it is, and
+    kinds that it lacks are measured. Until the profile is written, readings are kept beside it, so that the
+    same call goes on where a stopped one was.
+
     Args:
         model: The backbone.
         device: ``cpu`` (one thread per process) or ``cuda`` (one GPU per process, in turn).
         out: Where to store the profile; it is written whole at the end or not at all.
         ranks: Processes that measure at once; by default 2, or 1 on a single core or GPU.
         quick: A coarser grid, in a third of the time.
-        progress: Show a progress bar on stderr.
+        kinds: Kinds of operators that are needed (:mod:`muxtune.costs.needs`); by default plain LoRA's.
+        fresh: Measure everything anew, and replace the profile that is there.
+        progress: Show on stderr how far it is, and whether the machine is busy.
+
+    Returns:
+        The profile, with everything that it has now.
 
     Raises:
-        UserError: Unknown or absent device, a senseless number of ranks, a place that cannot be written.
+        UserError: Unknown or absent device, a senseless number of ranks, a place that cannot be written, a
+            profile there that was measured under other conditions.
         RunError: A measuring process failed.
+        Stopped: A signal came that :func:`muxtune.support.processes.stoppable` waits for.
     """
     if device not in DEVICES:
         raise unknown_name("device", device, DEVICES)
@@ -83,24 +85,37 @@ def profile_model(
     if ranks is not None and not 1 <= ranks <= _MAX_RANKS:
         raise SpecError("ranks", ranks, f"1 to {_MAX_RANKS}")
     ranks = ranks or min(2, available)
-    if out is not None:
-        _check_writable(out)
-    job = _plan_job(model, device, ranks, link_ranks=_link_ranks(device, ranks, available), quick=quick)
-    lines = _measure(job, progress=progress)
-    (description,) = (line for line in lines if isinstance(line, Description))
-    clocks = [line for line in lines if isinstance(line, ClockReading)]
-    measurements = _merge([line for line in lines if isinstance(line, Reading)])
-    overlaps = _overlaps(job, [line for line in lines if isinstance(line, Overlap)])
-    contest = next((line for line in lines if isinstance(line, AttentionContest)), None)
-    provenance = build_provenance(job, description, clocks, available, contest)
-    profile = Profile(measurements, provenance, overlaps)
-    if out is not None:
-        save_profile(profile, out)
+    target = None if out is None else _checked_place(out)
+    former = None if fresh or target is None or not target.exists() else _former(target, model, device, ranks)
+    job = plan_job(
+        model,
+        device,
+        ranks,
+        kinds=kinds - (frozenset() if former is None else former.kinds),
+        link_ranks=_link_ranks(device, ranks, available),
+        quick=quick,
+        attention=None if former is None else former.attention,
+    )
+    if former is not None and job.is_empty:
+        return former
+    conditions = f"{conditions_digest(model, ranks)} {device} {'quick' if quick else 'full'}"
+    with open_journal(target, conditions) as journal, keeping(lambda: _kept(journal)):
+        lines = _measure(job, journal, progress=progress)
+        profile = _profile(job, lines, available, former)
+        if out is not None:
+            save_profile(profile, out)
+        journal.remove()
     return profile
 
 
-def _check_writable(out: Path) -> None:
-    """Refuse before a minute of measurement what would fail after it."""
+def _kept(journal: Journal) -> str:
+    if journal.path is None or journal.is_empty:
+        return "nothing is measured yet"
+    return f"what is measured so far is kept in {journal.path}; the same command goes on from there"
+
+
+def _checked_place(out: Path) -> Path | None:
+    """The regular file that is written; None if it is none. Refuses before a minute what would fail after."""
     if out.is_dir():
         raise SpecError("out", str(out), "a file, not a directory")
     try:
@@ -112,18 +127,21 @@ def _check_writable(out: Path) -> None:
         raise UserError(f"cannot write the profile {out}: {error.strerror}") from error
     if not os.access(place, os.W_OK):
         raise UserError(f"cannot write the profile {out}: no permission")
+    return target
 
 
-def _check_room(model: ModelSpec, ranks: int, grid: Sequence[Operator]) -> None:
-    """Refuse before anything is allocated a backbone whose largest measured stage no rank can hold."""
-    layers = max((op.dims[0] for op in grid if op.kind == "stage"), default=1)
-    loaded = model.model_copy(update={"source": "preset", "layers": layers, "vocab": 8})
-    needed = loaded.loading_bytes + layers * model.layer_parameters * model.dtype_bytes
-    available = load_cluster(f"cpu-{ranks}").device.memory_bytes
-    if needed > available:
-        need, has = (bytes_ / 2**30 for bytes_ in (needed, available))
-        expected = f"one of which {layers} layers fit a rank: they need {need:.1f} GiB, it has {has:.1f} GiB"
-        raise SpecError("model", model.name, expected)
+def _former(path: Path, model: ModelSpec, device: str, ranks: int) -> Profile:
+    """The profile that is there.
+
+    Raises:
+        UserError: It is none, or of other conditions.
+    """
+    profile = load_profile(path)
+    foreign = foreign_conditions(profile, model, device, ranks)
+    if foreign is not None:
+        expected = f"another file, or --fresh to replace what was measured under other conditions ({foreign})"
+        raise SpecError("out", str(path), expected)
+    return profile
 
 
 def _link_ranks(device: str, ranks: int, available: int) -> int:
@@ -133,130 +151,50 @@ def _link_ranks(device: str, ranks: int, available: int) -> int:
     return communicating if communicating > 1 else 0
 
 
-def _plan_job(model: ModelSpec, device: str, ranks: int, *, link_ranks: int, quick: bool) -> Job:
-    grid = operator_grid(model, quick=quick, group_sizes=powers(2, max(link_ranks, 2), 2))
-    if device == "cpu":
-        _check_room(model, ranks, grid)
-    compute = [op for op in grid if op.kind not in LINK_KINDS]
-    transfers = [op for op in grid if op.kind == "p2p"]  # which measures messages too
-    collectives = [op for op in grid if op.kind in COLLECTIVE_KINDS]
-    links = transfers * _TRANSFER_ROUNDS + collectives * _COLLECTIVE_ROUNDS if link_ranks else []
-    order = random.Random(0)  # load that comes and goes must not follow an axis of the grid
-    operators: list[Operator] = []
-    rounds = _QUICK_ROUNDS if quick else _ROUNDS
-    for _ in range(rounds):
-        operators += order.sample(compute, len(compute))
-    return Job(
-        model=model,
-        device=device,
-        suite=_SUITE,
-        ranks=ranks,
-        operators=tuple((op.kind, op.dims) for op in operators),
-        link_ranks=link_ranks,
-        links=tuple((op.kind, op.dims) for op in links),
-        overlaps=_OVERLAP_TOKENS * rounds if link_ranks and ranks > 1 else (),
-        limit_s=_QUICK_LIMIT_S if quick else _LIMIT_S,
+def _measure(job: Job, journal: Journal, *, progress: bool) -> Sequence[Line]:
+    """Lines of this session and those before it."""
+    left = remaining_job(job, journal.lines)
+    described = any(isinstance(line, Description) for line in journal.lines)
+    if left.is_empty and described:
+        return journal.lines
+    if progress and (busy := busy_machine(job.ranks)) is not None:
+        warnings.warn(busy, stacklevel=3)
+    said: list[Line] = []
+    with shown(left, wanted=progress) as saw, closing(measured_lines(left)) as texts:
+        for text in texts:
+            line = read_line(text)
+            journal.keep(text)
+            said.append(line)
+            saw(line)
+    return (*journal.lines, *said)
+
+
+def _profile(job: Job, lines: Sequence[Line], available: int, former: Profile | None) -> Profile:
+    wanted = {*job.operators, *job.links} | {("message", dims) for kind, dims in job.links if kind == "p2p"}
+    readings = [
+        line for line in lines if isinstance(line, Reading) and (line.op.kind, line.op.dims) in wanted
+    ]
+    clocks = {(line.rank, line.moment): line for line in lines if isinstance(line, ClockReading)}
+    shares = [line for line in lines if isinstance(line, ProcessorShare)]
+    session = build_provenance(
+        job,
+        [line for line in lines if isinstance(line, Description)][-1],
+        clocks.values(),  # those of the last session, where one was stopped
+        available,
+        next((line for line in lines if isinstance(line, AttentionContest)), None),
+        shares,
     )
+    if (taken := taken_cores(shares)) is not None:
+        warnings.warn(taken, stacklevel=3)
+    measurements = _merge(readings)
+    if former is not None:
+        return add_session(former, measurements, session)
+    return Profile(measurements, session, _overlaps(job, lines))
 
 
-def _measure(job: Job, *, progress: bool) -> list[Line]:
-    phases = sum(1 if kind in FWD_ONLY else 2 for kind, _ in job.operators)
-    link_readings = sum(2 if kind == "p2p" else 1 for kind, _ in job.links)
-    link_readings += len(job.overlaps)
-    total = job.ranks * phases + link_readings + 1 + 2 * job.processes  # a description, clocks twice
-    with TemporaryDirectory(prefix="muxtune-profile-") as name:
-        folder = Path(name)
-        (folder / JOB_FILE).write_text(job.model_dump_json())
-        create_rendezvous(folder / RENDEZVOUS_FILE, job.ranks)
-        with _processes(folder, job.processes) as processes:
-            lines = _lines(processes, folder)
-            if progress:
-                lines = _with_progress(lines, total, f"{job.model.name} on {job.device}")
-            return [read_line(line) for line in lines]
-
-
-@contextmanager
-def _processes(folder: Path, number: int) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Measuring processes; none is left when the block ends, however it ends."""
-    # The caller's import path as it is, and nothing else: -P keeps the current directory out.
-    path = os.pathsep.join(str(Path(entry or ".").resolve()) for entry in sys.path)
-    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    if sys.platform == "linux":
-        # As the runtime has it: gloo would otherwise look for an interface by the host's name.
-        environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    processes: list[subprocess.Popen[bytes]] = []
-    try:
-        for rank in range(number):
-            command = [sys.executable, "-P", "-m", "profiler.worker", str(folder), str(rank)]
-            with _error_file(folder, rank).open("w") as errors:
-                process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.PIPE,  # which ends when the session does
-                    stdout=subprocess.PIPE,
-                    stderr=errors,
-                    env=environment,
-                    start_new_session=True,  # Ctrl-C reaches the session alone, which then ends them
-                )
-            processes.append(process)
-        yield processes
-    finally:
-        for process in processes:
-            process.kill()
-        for process in processes:
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                cast("IO[bytes]", pipe).close()
-
-
-def _lines(processes: Sequence[subprocess.Popen[bytes]], folder: Path) -> Iterator[str]:
-    """Lines of all processes as they come, until all have ended.
-
-    Raises:
-        RunError: One failed, or none says anything any more.
-    """
-    unfinished = [b""] * len(processes)
-    with selectors.DefaultSelector() as selector:
-        for rank, process in enumerate(processes):
-            selector.register(cast("IO[bytes]", process.stdout), selectors.EVENT_READ, rank)
-        while selector.get_map():
-            ready = selector.select(_SILENCE_S)
-            if not ready:
-                raise RunError(f"profiling stalled: no reading for {_SILENCE_S:.0f} s")
-            for key, _ in ready:
-                rank = int(key.data)
-                received = os.read(key.fd, _PIPE_BYTES)
-                *whole, unfinished[rank] = (unfinished[rank] + received).split(b"\n")
-                yield from (line.decode() for line in whole)
-                if received:
-                    continue
-                selector.unregister(key.fileobj)
-                if processes[rank].wait() != 0:
-                    raise RunError(f"profiling failed on rank {rank}: {_last_line(folder, rank)}")
-
-
-def _error_file(folder: Path, rank: int) -> Path:
-    return folder / f"stderr-{rank}"
-
-
-def _last_line(folder: Path, rank: int) -> str:
-    lines = _error_file(folder, rank).read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it ended without a word"
-
-
-def _with_progress(lines: Iterator[str], total: int, title: str) -> Iterator[str]:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    # Redrawn rarely: the bar shares the cores with what is measured.
-    with Progress(console=Console(stderr=True), refresh_per_second=1, transient=True) as bar:
-        task = bar.add_task(title, total=total)
-        for line in lines:
-            bar.advance(task)
-            yield line
-
-
-def _overlaps(job: Job, rounds: Sequence[Overlap]) -> Overlaps | None:
-    return Overlaps(ranks=job.link_ranks, rounds=tuple(rounds)) if rounds else None
+def _overlaps(job: Job, lines: Iterable[Line]) -> Overlaps | None:
+    rounds = tuple(line for line in lines if isinstance(line, Overlap))
+    return Overlaps(ranks=job.link_ranks, rounds=rounds) if rounds and job.overlaps else None
 
 
 def _merge(readings: Sequence[Reading]) -> tuple[Measurement, ...]:
@@ -264,9 +202,8 @@ def _merge(readings: Sequence[Reading]) -> tuple[Measurement, ...]:
     for reading in readings:
         samples.setdefault((reading.op, reading.phase), []).append(reading.sample)
     merged = {key: merge_samples(found) for key, found in samples.items()}
-    return tuple(
+    measurements = (
         Measurement(op, phase, sample.median_s, sample.p10_s, sample.p90_s, sample.repetitions)
-        for (op, phase), sample in sorted(
-            merged.items(), key=lambda item: (item[0][0].kind, item[0][0].dims, item[0][1])
-        )
+        for (op, phase), sample in merged.items()
     )
+    return tuple(sorted(measurements, key=in_order))

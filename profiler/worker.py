@@ -12,54 +12,25 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
 from muxtune.graph import frozen_products
 from muxtune.graph.attention_backends import AttentionSuite
 from muxtune.graph.operators import COLLECTIVE_KINDS, OPERATOR_SUITES, Operator
-from muxtune.model import ModelSpec
 from muxtune.support.allocator import keep_freed_memory
 from muxtune.support.processes import end_process, end_with_parent
 from profiler.attention import hold_contest
 from profiler.devices import DEVICES, Device
+from profiler.jobs import Job
 from profiler.links import RankGroup
+from profiler.load import ProcessorShare
 from profiler.measure import measure_operator
+from profiler.progress import OVERLAP_LIMITS
 from profiler.rendezvous import Rendezvous
+from profiler.timing import CpuTimer
 from profiler.worker_protocol import Line, Reading, write_line
 
 JOB_FILE = "job.json"
-RENDEZVOUS_FILE = "rendezvous"
+RENDEZVOUS = "rendezvous"
 _STORE_FILE = "store"
-
-_OVERLAP_LIMITS = 8
-"""An overlap is three timings, of which the other ranks disturb each."""
-
-
-class Job(BaseModel):
-    """What the processes of one session measure."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model: ModelSpec
-    device: str
-    suite: str
-    ranks: int
-    """Processes that measure the same operator at the same time."""
-    operators: tuple[tuple[str, tuple[int, ...]], ...]
-    """Kind and dimensions, in the order of measurement; one that stands there twice is measured twice."""
-    link_ranks: int
-    """Processes that communicate; 0 if none do."""
-    links: tuple[tuple[str, tuple[int, ...]], ...]
-    """Kind and dimensions of collectives and transfers, in order; they are measured first."""
-    overlaps: tuple[int, ...] = ()
-    """Tokens of a linear beside an all-reduce of all processes that communicate, in order."""
-    limit_s: float
-    """Seconds per operator and phase, each time."""
-
-    @property
-    def processes(self) -> int:
-        """Number of processes."""
-        return max(self.ranks, self.link_ranks)
 
 
 def measure_job(job: Job, device: Device, folder: Path, say: Callable[[Line], None]) -> None:
@@ -73,9 +44,9 @@ def measure_job(job: Job, device: Device, folder: Path, say: Callable[[Line], No
     if device.rank == 0:
         say(device.describe())
     say(device.read_clocks("before"))
-    if device.rank < job.link_ranks:
+    if job.communicates and device.rank < job.link_ranks:
         _measure_links(job, device, folder, say)
-    if device.rank < job.ranks:
+    if job.operators and device.rank < job.ranks:
         _measure_operators(job, device, folder, say)
     say(device.read_clocks("after"))
 
@@ -90,16 +61,18 @@ def _measure_links(job: Job, device: Device, folder: Path, say: Callable[[Line],
     for tokens in job.overlaps:
         op = Operator("linear", (*frozen_products(job.model)[0], tokens))
         forward, _ = suite.build(op, job.model, device.name, needs_backward=False)
-        found = group.overlap(tokens, forward, job.model, _OVERLAP_LIMITS * job.limit_s)
+        found = group.overlap(tokens, forward, job.model, OVERLAP_LIMITS * job.limit_s)
         if found is not None:
             say(found)
     group.close()
 
 
 def _measure_operators(job: Job, device: Device, folder: Path, say: Callable[[Line], None]) -> None:
-    rendezvous = Rendezvous(folder / RENDEZVOUS_FILE, device.rank, job.ranks)
+    rendezvous = Rendezvous(folder / RENDEZVOUS, device.rank, job.ranks)
     suite = OPERATOR_SUITES.get(job.suite)
-    if isinstance(suite, AttentionSuite):
+    if isinstance(suite, AttentionSuite) and job.attention is not None:
+        suite = suite.with_attention(job.attention)
+    elif isinstance(suite, AttentionSuite):
         contest = hold_contest(
             suite,
             job.model,
@@ -118,6 +91,9 @@ def _measure_operators(job: Job, device: Device, folder: Path, say: Callable[[Li
         for phase, sample in readings:
             say(Reading(op, phase, sample))
         gc.collect(0)
+    if isinstance(device.timer, CpuTimer):
+        timer = device.timer
+        say(ProcessorShare(rank=device.rank, computed_s=timer.computed_s, elapsed_s=timer.elapsed_s))
 
 
 def main(folder: Path, rank: int) -> None:

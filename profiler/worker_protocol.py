@@ -9,6 +9,7 @@ from muxtune.costs.profile import ClockReading, Overlap
 from muxtune.graph.attention_backends import AttentionContest
 from muxtune.graph.operators import Operator, Phase
 from profiler.devices import Description
+from profiler.load import ProcessorShare
 from profiler.timing import Sample
 
 
@@ -21,14 +22,15 @@ class Reading:
     sample: Sample
 
 
-Line = Reading | Overlap | Description | ClockReading | AttentionContest
+Line = Reading | Overlap | Description | ClockReading | AttentionContest | ProcessorShare
 
 
-_MODELS: dict[str, type[Overlap | Description | ClockReading | AttentionContest]] = {
+_MODELS: dict[str, type[Overlap | Description | ClockReading | AttentionContest | ProcessorShare]] = {
     "overlap": Overlap,
     "description": Description,
     "clocks": ClockReading,
     "attention": AttentionContest,
+    "share": ProcessorShare,
 }
 
 

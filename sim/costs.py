@@ -7,6 +7,7 @@ from pathlib import Path
 from muxtune.costs import AnalyticCosts, CostModel, ProfiledCosts, load_profile
 from muxtune.costs.collectives import interconnect_of
 from muxtune.costs.devices import device_names
+from muxtune.costs.needs import needed_kinds
 from muxtune.plan import Plan
 from muxtune.support.errors import SpecError
 
@@ -29,6 +30,7 @@ def plan_costs(plan: Plan, profile: Path | None = None) -> CostModel:
         costs = AnalyticCosts(plan.cluster.device.name, plan.model, interconnect_of(plan.cluster))
     else:
         raise SpecError("profile", None, f"the file of {wanted}, which the plan was made with")
+    costs = costs.of_kinds(needed_kinds((task.peft for task in plan.decisions.tasks), plan.model))
     if costs.ref.digest != plan.costs.digest:
         raise SpecError("profile", costs.ref.profile_id, f"{wanted}, which the plan was made with")
     return costs

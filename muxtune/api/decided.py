@@ -55,7 +55,7 @@ def _check_model(model: ModelSpec, path: Path) -> None:
 def _check_default_costs(costs: CostModel, decisions: Decisions, path: Path) -> None:
     """Refuse to price with other measurements than the plan's; coefficients that ship may change."""
     wanted, found = decisions.costs, costs.ref
-    if wanted is None or wanted.digest == found.digest:
+    if wanted is None or wanted.profile_id == found.profile_id:
         return
     if wanted.device in device_names() and wanted.profile_id.startswith("analytic-"):
         text = f"priced with {found.profile_id}; the plan was made with {one_line(wanted.profile_id)}"

@@ -8,14 +8,20 @@ from typing import Annotated, Literal
 import typer
 from pydantic import BaseModel
 
+from muxtune.api.costs import kept_profile_path
 from muxtune.cli.options import JsonFlag
 from muxtune.cli.output import check_writable, emit
+from muxtune.cluster import load_cluster
 from muxtune.costs.measurements import MeasurementsProvenance
-from muxtune.costs.profile import Profile, Provenance
+from muxtune.costs.needs import method_kinds, needed_kinds
+from muxtune.costs.profile import Profile, Provenance, load_provenance
 from muxtune.graph.attention_backends import DEFAULT_ATTENTION, AttentionContest
-from muxtune.model import Dtype, load_model_spec
+from muxtune.model import Dtype, ModelSpec, load_model_spec
+from muxtune.peft import METHODS
 from muxtune.support.clean_stdout import stdout_kept_clean
+from muxtune.support.errors import SpecError
 from muxtune.support.tables import format_table, show_percent, show_seconds
+from muxtune.tasks import Workload, load_workload
 
 profile_app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 _import_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -43,16 +49,28 @@ class ImportSummary(BaseModel):
 
 
 @profile_app.callback()
-def profile(
+def profile(  # noqa: PLR0913, PLR0917  # an argument per option
     context: typer.Context,
     model: Annotated[
         str | None,
-        typer.Option("--model", help="Preset or Hugging Face directory.  [required]", show_default=False),
+        typer.Option(
+            "--model",
+            help="Preset or Hugging Face directory; by default the workload's backbone, or that of the "
+            "profile in --out.",
+            show_default=False,
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Parquet file to write.  [required]", show_default=False)
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Parquet file. By default that which `muxtune plan` looks for on this machine's CPU.",
+            show_default=False,
+        ),
     ] = None,
-    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Device to measure.")] = "cpu",
+    device: Annotated[
+        Literal["cpu", "cuda"] | None, typer.Option(help="Device to measure; cpu by default.")
+    ] = None,
     dtype: Annotated[
         Dtype | None,
         typer.Option(
@@ -63,43 +81,114 @@ def profile(
     ranks: Annotated[
         int | None, typer.Option(min=1, help="Processes that measure at the same time; 2 by default.")
     ] = None,
+    workload: Annotated[
+        Path | None,
+        typer.Option(
+            "--workload", help="Measure what the tasks of this workload file need.", show_default=False
+        ),
+    ] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            "--methods",
+            help="Measure what these PEFT methods need, with commas between them, or `all`; plain LoRA is "
+            "always among them.",
+            show_default=False,
+        ),
+    ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="A coarser grid, in a fraction of the time.")
     ] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Measure everything anew, and replace what --out has.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Measure what the backbone's operators cost on this machine."""
+    """Measure what the backbone's operators cost on this machine; what a profile has is not measured again.
+
+    A profile that is there is added to. A measurement that is stopped goes on with the same command.
+    """
     if context.invoked_subcommand is not None:
         # A group cannot demand its options only when it runs alone, so it looks for itself which case it is.
-        own = (model, out, device, dtype, ranks, quick, as_json)
-        if own != (None, None, "cpu", None, None, False, False):
+        if any(_was_given(context, name) for name in context.params):
             context.fail(f"The options of profile do not go with {context.invoked_subcommand}.")
         return
-    if model is None:
-        context.fail("Missing option '--model'.")
+    check_writable(out, "--out", inputs=[workload])
+    kinds = method_kinds(_method_names(methods))  # a wrong name is refused before anything is loaded
+    tasks = None if workload is None else load_workload(workload)
+    former = load_provenance(out) if out is not None and out.is_file() and not fresh else None
+    spec = _backbone(model, dtype, tasks, former)
+    if spec is None:
+        context.fail("Missing option '--model' (or '--workload', or an '--out' that has a profile).")
+    if tasks is not None:
+        tasks.check(spec)
+        kinds |= needed_kinds((task.peft for task in tasks.tasks), spec)
+    if former is not None:
+        device, ranks = device or ("cuda" if former.device == "cuda" else "cpu"), ranks or former.ranks
     if out is None:
-        context.fail("Missing option '--out'.")
-    check_writable(out, "--out")
-    spec = load_model_spec(model, dtype)
+        if device == "cuda" or quick:
+            raise SpecError(
+                "--out",
+                None,
+                f"a file: what {'a GPU' if device == 'cuda' else '--quick'} "
+                "gives is not kept for `muxtune plan`",
+            )
+        ranks = ranks or _KEPT_RANKS
+        out = kept_profile_path(spec, load_cluster(f"cpu-{ranks}"))
     from profiler import profile_model
 
     with stdout_kept_clean():
-        measured = profile_model(spec, device=device, out=out, ranks=ranks, quick=quick, progress=True)
-    kinds = sorted({m.op.kind for m in measured.measurements})
+        measured = profile_model(
+            spec,
+            device=device or "cpu",
+            out=out,
+            ranks=ranks,
+            quick=quick,
+            kinds=kinds,
+            fresh=fresh,
+            progress=True,
+        )
+    names = sorted(measured.kinds)
     summary = ProfileSummary(
         out=out,
         profile_id=measured.profile_id,
         digest=measured.digest,
-        measurements={kind: sum(1 for _ in measured.of_kind(kind)) for kind in kinds},
+        measurements={kind: sum(1 for _ in measured.of_kind(kind)) for kind in names},
         contention=None if measured.overlaps is None else measured.overlaps.contention,
         provenance=measured.provenance,
     )
-    text = f"{measured.profile_id} in {out}\n\n{_table(measured, kinds)}"
+    text = f"{measured.profile_id} in {out}\n\n{_table(measured, names)}"
     if measured.provenance.attention is not None:
         text += f"\n\n{_contest(measured.provenance.attention)}"
     if summary.contention is not None:
         text += f"\n\ncomputing beside an all-reduce: each at rate 1 / (1 + {summary.contention:.2f})"
     emit(summary, text, as_json=as_json)
+
+
+_KEPT_RANKS = 2
+"""Ranks of the cluster that is planned for by default."""
+
+
+def _was_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _method_names(text: str | None) -> list[str]:
+    if text is None:
+        return []
+    return list(METHODS.names()) if text.strip() == "all" else [name.strip() for name in text.split(",")]
+
+
+def _backbone(
+    model: str | None, dtype: Dtype | None, workload: Workload | None, former: Provenance | None
+) -> ModelSpec | None:
+    """The backbone that is named, or that of the workload, or of the profile that is there."""
+    if model is None and workload is not None:
+        model, dtype = workload.backbone, dtype or workload.dtype
+    if model is not None:
+        return load_model_spec(model, dtype)
+    return None if former is None or dtype is not None else former.model
 
 
 @_import_app.command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol, Self
 
@@ -77,6 +77,14 @@ class CostModel(Protocol):
             SpecError: The backbone cannot be split into so many parts.
         """
         ...
+
+    def of_kinds(self, kinds: Set[str]) -> Self:
+        """These costs without what they know of other kinds of operators, in prices and identity.
+
+        Plans are made with the costs of what their tasks run, so that a plan does not depend on what else was
+        ever measured.
+        """
+        return self
 
     def with_adapters(self, launching: Launching) -> Self:
         """Costs on the same device with adapters launched in that way; these costs where both run alike.

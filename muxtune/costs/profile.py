@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from muxtune.costs.needs import PLAIN_KINDS
 from muxtune.costs.ref import CostsRef
 from muxtune.graph.attention_backends import DEFAULT_ATTENTION, AttentionContest, AttentionName
 from muxtune.model import ModelSpec
@@ -63,6 +64,20 @@ class ClockReading(BaseModel):
     """What holds the clocks down, in the driver's words."""
 
 
+class Addition(BaseModel):
+    """A session that measured what an earlier profile lacked."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    created_utc: str
+    """ISO 8601."""
+    kinds: tuple[str, ...] = Field(min_length=1)
+    """Kinds that were measured."""
+    clocks: tuple[ClockReading, ...] = ()
+    notes: tuple[str, ...] = ()
+    """Sentences, as in the provenance."""
+
+
 class Provenance(BaseModel):
     """How, where and for which backbone a profile was measured."""
 
@@ -89,6 +104,8 @@ class Provenance(BaseModel):
     """Contest that chose the attention backend that was measured; None for a suite that has one only."""
     notes: tuple[str, ...] = ()
     """Sentences: what was left out and why, clocks that fell."""
+    additions: tuple[Addition, ...] = ()
+    """Later sessions under the same conditions, in which further kinds were measured."""
 
 
 SHORTEST_S = 1e-7
@@ -171,11 +188,39 @@ class Profile:
         contest = self.provenance.attention
         return DEFAULT_ATTENTION if contest is None else contest.chosen
 
-    @property
+    @cached_property
+    def kinds(self) -> frozenset[str]:
+        """Kinds that were measured."""
+        return frozenset(m.op.kind for m in self.measurements)
+
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences of all its sessions."""
+        added = (note for session in self.provenance.additions for note in session.notes)
+        return tuple(dict.fromkeys((*self.provenance.notes, *added)))
+
+    def of_kinds(self, kinds: Set[str]) -> Profile:
+        """The part that is about some kinds; all of the session that measured the first ones is in it.
+
+        What it says does not depend on which others were measured before, beside or after them.
+        """
+        if self.kinds <= kinds:
+            return self
+        additions = tuple(each for each in self.provenance.additions if kinds & set(each.kinds))
+        return Profile(
+            tuple(m for m in self.measurements if m.op.kind in kinds),
+            self.provenance.model_copy(update={"additions": additions}),
+            self.overlaps,
+        )
+
+    @cached_property
     def profile_id(self) -> str:
-        """Readable name that no other content has."""
+        """Readable name of the machine's first measurement: it stays when a profile grows.
+
+        What plain LoRA needs has a name that no other content has; a kind that comes to it is measured once.
+        """
         p = self.provenance
-        return f"{p.device}-{p.model.name}-{p.model.dtype}-{self.digest[:12]}"
+        return f"{p.device}-{p.model.name}-{p.model.dtype}-{self.of_kinds(PLAIN_KINDS).digest[:12]}"
 
     @cached_property
     def digest(self) -> str:
@@ -259,6 +304,18 @@ def load_profile(path: Path) -> Profile:
     rows = enumerate(table.to_pylist())
     measurements = tuple(_measurement(row, f"{path}: row {number}") for number, row in rows)
     return Profile(measurements, provenance, overlaps)
+
+
+def load_provenance(path: Path) -> Provenance | None:
+    """Where a profile comes from, without its measurements; None if the file is no profile of this format."""
+    import pyarrow as pa  # noqa: PLC0415  # a tenth of a second to import
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+        return Provenance.model_validate_json(metadata.get(_METADATA_KEY, b""))
+    except (OSError, pa.ArrowException, ValidationError):
+        return None
 
 
 def _row(m: Measurement, provenance: Provenance) -> dict[str, object]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Self
@@ -144,7 +144,7 @@ class ProfiledCosts(CostModel):
         finally:
             self._warnings.asked = before
         notes += self._notes
-        notes += self.profile.provenance.notes
+        notes += self.profile.notes
         notes += dict.fromkeys(doubt for phase in PHASES for doubt in self._overheads[phase].doubts)
         if asked.kinds & LINK_KINDS and self.analytic.coefficients.link_bytes_per_s == math.inf:
             notes.append("the measured transfers show no rate; larger ones are priced as if it had no limit")
@@ -176,6 +176,18 @@ class ProfiledCosts(CostModel):
             shard._shards = {}
             self._shards[tp] = shard
         return self._shards[tp]
+
+    def of_kinds(self, kinds: Set[str]) -> Self:
+        """Costs of the part of the profile that has these kinds."""
+        part = self.profile.of_kinds(kinds)
+        if part is self.profile:
+            return self
+        costs = copy.copy(self)  # fits are to kinds that every profile has
+        costs.profile = part
+        costs._tables = {key: tables for key, tables in self._tables.items() if key[0] in kinds}
+        costs._cache = {}
+        costs._shards = {}
+        return costs
 
     def action_s(self, operators_s: float, phase: Phase) -> float:
         """Seconds of a whole action whose operators sum up to ``operators_s``."""

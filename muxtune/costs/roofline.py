@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from muxtune.costs.base import CostModel
 from muxtune.costs.identity import own_ref
+from muxtune.costs.needs import PLAIN_KINDS
 from muxtune.costs.operator_work import operator_work
 from muxtune.costs.profile import Profile
 from muxtune.costs.ref import CostsRef
@@ -110,10 +111,12 @@ class RooflineCosts(CostModel):
 def fit_coefficients(profile: Profile) -> RooflineCoefficients:
     """Coefficients that fit a profile best, in relative terms and with every kind counting the same.
 
+    Only kinds that every profile has: the same ones come out, whatever else was measured.
+
     Raises:
         UserError: The profile has no operators to fit to.
     """
-    rows = [m for m in profile.measurements if m.op.kind not in _NOT_FITTED]
+    rows = [m for m in profile.measurements if m.op.kind in _FITTED]
     if not rows:
         raise UserError(f"profile {profile.profile_id} has no measured operators")
     work = np.array([operator_work(m.op, m.phase, profile.model) for m in rows])
@@ -138,8 +141,8 @@ def fit_coefficients(profile: Profile) -> RooflineCoefficients:
     return RooflineCoefficients(**(asdict(coefficients) | {"error": error}))
 
 
-_NOT_FITTED = LINK_KINDS | {"stage", "feed"}
-"""Sums of others, links, and what runs in Python on the host."""
+_FITTED = PLAIN_KINDS - LINK_KINDS - {"stage", "feed"}
+"""Neither sums of others, nor links, nor what runs in Python on the host."""
 
 _MAX_OVERLAP = 8.0
 """Beyond this the smooth maximum is within 10% of the sharp one everywhere and the fit is flat."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from contextlib import AbstractContextManager
 from typing import Self
 
@@ -96,6 +96,10 @@ class WrappedCosts(CostModel):
     def shard(self, tp: int) -> Self:
         """This change around the costs of one of ``tp`` ranks."""
         return self._around(self.inner.shard(tp))
+
+    def of_kinds(self, kinds: Set[str]) -> Self:
+        """This change around the costs of these kinds alone."""
+        return self._around(self.inner.of_kinds(kinds))
 
     def with_adapters(self, launching: Launching) -> Self:
         """This change around costs with adapters launched in that way."""

@@ -2,6 +2,7 @@
 
 from muxtune.operators.kinds import (
     COLLECTIVE_KINDS,
+    FROZEN_KINDS,
     FWD_ONLY,
     KINDS,
     LINK_KINDS,
@@ -18,6 +19,7 @@ from muxtune.operators.operator import Operator, OperatorShape, operator
 
 __all__ = [
     "COLLECTIVE_KINDS",
+    "FROZEN_KINDS",
     "FWD_ONLY",
     "KINDS",
     "LINK_KINDS",

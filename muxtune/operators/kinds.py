@@ -265,6 +265,9 @@ stage      a whole micro-batch through consecutive middle layers, as the runtime
 The kinds of PEFT methods come to these when the methods are loaded.
 """
 
+FROZEN_KINDS = frozenset(name for name, kind in KINDS.items() if kind.grid is None and not kind.derived)
+"""Kinds that every task needs, whatever its method: those of the backbone, of messages and of steps."""
+
 COLLECTIVE_KINDS = frozenset(name for name, kind in KINDS.items() if kind.between == "group")
 """Kinds in which a whole group of ranks takes part."""
 

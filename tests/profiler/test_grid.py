@@ -4,6 +4,7 @@ import pytest
 
 from muxtune.batches import row_slots
 from muxtune.costs.compose import MicrobatchWork, stage_operators
+from muxtune.costs.needs import PLAIN_KINDS
 from muxtune.model import PRESETS
 from muxtune.peft.lora import LoraSpec
 from profiler.grid import MAX_TOKENS, operator_grid, powers, powers_and_between
@@ -21,7 +22,7 @@ MODELS = [
 @pytest.mark.parametrize("quick", [False, True])
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: f"{model.name}-{model.hidden}")
 def test_every_kind_is_measured_within_the_limits(model, quick):
-    grid = operator_grid(model, quick=quick)
+    grid = operator_grid(model, quick=quick, kinds=set(MEASURED_KINDS))
     assert len(grid) == len(set(grid))
     absent = KINDS_WITHOUT_BIASES if model.family == "llama" else set()
     assert {op.kind for op in grid} == set(MEASURED_KINDS) - absent
@@ -65,6 +66,13 @@ def test_sums_of_a_tensor_parallel_stage_lie_inside_the_measured_ones(quick):
             assert sizes
             assert min(measured) <= min(sizes)
             assert max(sizes) <= max(measured)
+
+
+def test_plain_lora_needs_no_kind_of_the_other_methods():
+    kinds = {op.kind for op in operator_grid(PRESETS["llama-tiny"], quick=False)}
+    assert kinds == PLAIN_KINDS
+    assert "lora" in kinds
+    assert not kinds & {"dropout", "ia3", "sparse", "lora_magnitude", "lora_dropped_dora"}
 
 
 def test_quick_is_less_than_the_half():

@@ -7,8 +7,8 @@ import pytest
 from muxtune.costs.profile import ClockReading
 from muxtune.model import PRESETS
 from profiler.devices import Description
+from profiler.jobs import Job
 from profiler.provenance import build_provenance
-from profiler.worker import Job
 
 DESCRIPTION = Description(
     processor="a GPU", versions={"driver": "550", "nccl": "2.21.5"}, settings={"power_limit_w": "400"}

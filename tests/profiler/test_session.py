@@ -8,14 +8,20 @@ import time
 
 import pytest
 
+import profiler.jobs
 import profiler.session
-from muxtune.costs import ProfiledCosts, load_profile
+from muxtune.costs import ProfiledCosts, load_profile, save_profile
+from muxtune.costs.conditions import conditions_digest
+from muxtune.costs.needs import PLAIN_KINDS
 from muxtune.graph.operators import COLLECTIVE_KINDS, FWD_ONLY, LINK_KINDS, Operator
 from muxtune.model import PRESETS
 from muxtune.support.errors import RunError, SpecError, UserError
 from profiler import profile_model
+from profiler.jobs import plan_job
+from profiler.journal import journal_path, open_journal
+from profiler.worker_protocol import Reading
 from tests.kinds import KINDS_WITHOUT_BIASES, MEASURED_KINDS
-from tests.muxtune.costs.synthetic import stage_s
+from tests.muxtune.costs.synthetic import analytic_law, make_profile, operators, stage_s
 
 SMALL = PRESETS["llama-tiny"].model_copy(
     update={
@@ -69,11 +75,11 @@ TINY_GRID = [
 def test_a_session_of_two_ranks_measures_collectives_too(monkeypatch, tmp_path):
     asked = []
 
-    def tiny_grid(model, *, quick, group_sizes):
+    def tiny_grid(model, *, quick, kinds, group_sizes):
         asked.append(group_sizes)
         return TINY_GRID
 
-    monkeypatch.setattr(profiler.session, "operator_grid", tiny_grid)
+    monkeypatch.setattr(profiler.jobs, "operator_grid", tiny_grid)
     profile = profile_model(SMALL, out=tmp_path / "p.parquet", ranks=2, quick=True)
     assert asked == [[2]]
     assert load_profile(tmp_path / "p.parquet") == profile
@@ -108,7 +114,7 @@ def test_a_session_of_two_ranks_measures_collectives_too(monkeypatch, tmp_path):
 def test_so_many_ranks_communicate(device, ranks, available, communicating):
     link_ranks = profiler.session._link_ranks(device, ranks, available)
     assert link_ranks == communicating
-    job = profiler.session._plan_job(SMALL, device, ranks, link_ranks=link_ranks, quick=True)
+    job = plan_job(SMALL, device, ranks, kinds=set(MEASURED_KINDS), link_ranks=link_ranks, quick=True)
     assert job.processes == max(ranks, communicating)
     assert bool(job.overlaps) == (ranks > 1 and communicating > 0)
     assert {kind for kind, _ in job.operators} == set(MEASURED_KINDS) - LINK_KINDS - KINDS_WITHOUT_BIASES
@@ -121,9 +127,9 @@ def test_so_many_ranks_communicate(device, ranks, available, communicating):
 @pytest.mark.slow
 @pytest.mark.integration
 def test_a_real_profile_prices_its_own_stages(tmp_path, monkeypatch):
-    monkeypatch.setattr(profiler.session, "_QUICK_LIMIT_S", 0.03)  # hundreds of repetitions of such operators
+    monkeypatch.setattr(profiler.jobs, "_QUICK_LIMIT_S", 0.03)  # hundreds of repetitions of such operators
     out = tmp_path / "new" / "p.parquet"
-    profile = profile_model(SMALL, out=out, ranks=1, quick=True)
+    profile = profile_model(SMALL, out=out, ranks=1, quick=True, kinds=set(MEASURED_KINDS))
     assert load_profile(out) == profile
     assert [path.name for path in out.parent.iterdir()] == ["p.parquet"]
     assert {m.op.kind for m in profile.measurements} == set(MEASURED_KINDS) - KINDS_WITHOUT_BIASES
@@ -139,11 +145,11 @@ def test_a_real_profile_prices_its_own_stages(tmp_path, monkeypatch):
 
 @pytest.mark.integration
 def test_a_failing_process_is_reported_with_its_last_words(monkeypatch, tmp_path):
-    monkeypatch.setattr(profiler.session, "operator_grid", lambda *_, **__: TINY_GRID)
-    monkeypatch.setattr(profiler.session, "_SUITE", "toch")
+    monkeypatch.setattr(profiler.jobs, "operator_grid", lambda *_, **__: TINY_GRID)
+    monkeypatch.setattr(profiler.jobs, "SUITE", "toch")
     with pytest.raises(RunError, match=r"on rank ([01]): \[rank\1\]: .*no operator suite named 'toch'"):
         profile_model(SMALL, out=tmp_path / "p.parquet", ranks=1, quick=True)
-    assert list(tmp_path.iterdir()) == []
+    assert not (tmp_path / "p.parquet").exists()
 
 
 _INTERRUPTED = """
@@ -151,6 +157,9 @@ import signal, sys
 from pathlib import Path
 from muxtune.model import PRESETS
 from profiler import profile_model
+from profiler.jobs import plan_job
+from profiler.journal import journal_path, open_journal
+from profiler.worker_protocol import Reading
 # A shell's background jobs inherit that it is ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 profile_model(PRESETS["llama-tiny"], out=Path(sys.argv[1]), ranks=2)
@@ -182,7 +191,7 @@ def _until(condition, deadline_s):
 @pytest.mark.integration
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc to find the processes")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_interruption_leaves_neither_file_nor_process(tmp_path, how):
+def test_interruption_leaves_no_process_and_what_was_measured(tmp_path, how):
     out, temporary = tmp_path / "out" / "p.parquet", tmp_path / "tmp"
     temporary.mkdir()
     session = subprocess.Popen(
@@ -190,10 +199,10 @@ def test_interruption_leaves_neither_file_nor_process(tmp_path, how):
         env=os.environ | {"TMPDIR": str(temporary)},
         stderr=subprocess.DEVNULL,
     )
+    journal = journal_path(out)
     try:
-        _until(lambda: len(_workers_of(temporary)) == 2, 60)
-        # Torch is loaded, and the ranks meet.
-        _until(lambda: list(temporary.glob("muxtune-profile-*/store")), 120)
+        _until(lambda: journal.exists() and journal.read_text().count("reading") > 3, 120)
+        assert len(_workers_of(temporary)) == 2
         session.send_signal(how)
         session.wait(30)
         _until(lambda: not _workers_of(temporary), 60)
@@ -203,6 +212,73 @@ def test_interruption_leaves_neither_file_nor_process(tmp_path, how):
     assert not out.exists()
     if how == signal.SIGINT:
         assert list(temporary.iterdir()) == []
+    with open_journal(out, conditions_digest(PRESETS["llama-tiny"], 2) + " cpu full") as opened:
+        assert sum(isinstance(line, Reading) for line in opened.lines) > 3
+
+
+@pytest.mark.integration
+def test_a_stopped_session_goes_on_and_a_profile_grows(monkeypatch, tmp_path):
+    """Stopped in the middle, continued, added to: everything is measured once, and prices stay."""
+    grid = {
+        "plain": [op for op in TINY_GRID if op.kind not in COLLECTIVE_KINDS],
+        "ia3": [Operator("ia3", (64, 64, 16))],
+    }
+    monkeypatch.setattr(
+        profiler.jobs,
+        "operator_grid",
+        lambda model, *, kinds, **_: [op for ops in grid.values() for op in ops if op.kind in kinds],
+    )
+    asked = []
+    whole = profiler.session.measured_lines
+
+    def lines(job, *, stop_after=None):
+        asked.append({kind for kind, _ in job.operators} | {kind for kind, _ in job.links})
+        for number, text in enumerate(whole(job)):
+            yield text
+            if stop_after is not None and "reading" in text and '"norm"' in text and number:
+                raise KeyboardInterrupt
+
+    out = tmp_path / "p.parquet"
+    monkeypatch.setattr(profiler.session, "measured_lines", lambda job: lines(job, stop_after="norm"))
+    with pytest.raises(KeyboardInterrupt):
+        profile_model(SMALL, out=out, ranks=1, quick=True)
+    assert not out.exists()
+    assert journal_path(out).exists()
+    monkeypatch.setattr(profiler.session, "measured_lines", lines)
+    plain = profile_model(SMALL, out=out, ranks=1, quick=True)
+    assert not journal_path(out).exists()
+    assert asked[0] == {"norm", "linear", "feed", "p2p"}
+    assert asked[1] < asked[0]
+    assert "p2p" not in asked[1]
+    assert plain.kinds == {op.kind for op in grid["plain"]}
+
+    assert profile_model(SMALL, out=out, ranks=1, quick=True) == plain
+    assert len(asked) == 2
+    grown = profile_model(SMALL, out=out, ranks=1, quick=True, kinds=PLAIN_KINDS | {"ia3"})
+    assert asked[2] == {"ia3"}
+    assert load_profile(out) == grown
+    assert grown.profile_id == plain.profile_id
+    assert grown.digest != plain.digest
+    assert grown.of_kinds(PLAIN_KINDS) == plain
+    (addition,) = grown.provenance.additions
+    assert addition.kinds == ("ia3",)
+    assert [clock.moment for clock in addition.clocks] == ["before", "after"]
+
+
+def test_a_profile_of_other_conditions_is_neither_added_to_nor_replaced(tmp_path):
+    out = tmp_path / "p.parquet"
+    save_profile(make_profile(analytic_law(), operators()), out)
+    before = out.read_bytes()
+    for model, options, said in (
+        (PRESETS["gpt2-tiny"], {"ranks": 2}, "family llama, here gpt2"),
+        (PRESETS["llama-tiny"], {"ranks": 1}, "ranks 2, here 1"),
+    ):
+        with pytest.raises(SpecError, match=f"expected another file, or --fresh .*{said}"):
+            profile_model(model, out=out, **options)
+    out.write_text("no profile")
+    with pytest.raises(UserError, match="not a whole Parquet file"):
+        profile_model(PRESETS["llama-tiny"], out=out)
+    out.write_bytes(before)
 
 
 def test_a_backbone_whose_layers_do_not_fit_a_rank_is_refused_before_measuring(tmp_path):

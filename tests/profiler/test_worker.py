@@ -7,8 +7,10 @@ from muxtune.graph.attention_backends import AttentionContest
 from muxtune.graph.operators import OPERATOR_SUITES
 from muxtune.model import PRESETS
 from profiler.devices import Description
+from profiler.jobs import Job
+from profiler.load import ProcessorShare
 from profiler.rendezvous import create_rendezvous
-from profiler.worker import RENDEZVOUS_FILE, Job, measure_job
+from profiler.worker import RENDEZVOUS, measure_job
 from profiler.worker_protocol import Reading
 from tests.profiler.fakes import CountingSuite, FakeDevice
 from tests.profiler.test_attention import ThreeBackends
@@ -20,10 +22,10 @@ OPERATORS = (("norm", (64,)), ("embedding", (64,)), ("norm", (64,)))
 def say_all(monkeypatch, tmp_path):
     """What a process says that measures ``OPERATORS`` with a suite that counts."""
 
-    def run(device, *, ranks=1, suite=None):
+    def run(device, *, ranks=1, suite=None, **options):
         suite = suite or CountingSuite(device)
         monkeypatch.setattr(OPERATOR_SUITES, "get", lambda name: suite)
-        create_rendezvous(tmp_path / RENDEZVOUS_FILE, ranks)
+        create_rendezvous(tmp_path / RENDEZVOUS, ranks)
         job = Job(
             model=PRESETS["llama-tiny"],
             device="fake",
@@ -33,6 +35,7 @@ def say_all(monkeypatch, tmp_path):
             link_ranks=0,
             links=(),
             limit_s=0.1,
+            **options,
         )
         said = []
         measure_job(job, device, tmp_path, said.append)
@@ -47,7 +50,7 @@ def test_it_describes_its_device_and_reads_the_clocks_around_the_measurement(say
     assert [type(line) for line in said] == [
         *(Description, ClockReading),
         *[Reading] * 5,
-        ClockReading,
+        *(ProcessorShare, ClockReading),
     ]
     assert [line.moment for line in said if isinstance(line, ClockReading)] == ["before", "after"]
     readings = [(line.op.kind, line.phase) for line in said if isinstance(line, Reading)]
@@ -63,6 +66,19 @@ def test_only_rank_0_describes_the_device(say_all):
     said = say_all(FakeDevice(rank=1), ranks=1)  # beyond the measuring ranks
     assert [type(line) for line in said] == [ClockReading, ClockReading]
     assert {line.rank for line in said} == {1}
+
+
+def test_it_tells_what_it_had_of_its_core(say_all):
+    device = FakeDevice()
+    (share,) = (line for line in say_all(device) if isinstance(line, ProcessorShare))
+    assert share.rank == 0
+    assert share.computed_s == share.elapsed_s == pytest.approx(device.now_s)
+
+
+def test_attention_that_is_chosen_does_not_compete_again(say_all):
+    device = FakeDevice()
+    said = say_all(device, suite=ThreeBackends(device), attention="loop")
+    assert not [line for line in said if isinstance(line, AttentionContest)]
 
 
 def test_operators_are_measured_with_the_attention_that_has_won(say_all):

@@ -23,6 +23,7 @@ from muxtune.batches import (
 )
 from muxtune.cluster import ClusterSpec
 from muxtune.costs.base import CostModel
+from muxtune.costs.needs import needed_kinds
 from muxtune.memory import StageMemory
 from muxtune.model import ModelSpec
 from muxtune.peft import PeftSpec
@@ -65,6 +66,7 @@ class PlanningProblem:
         workload.check(model)
         self.model = model
         self.cluster = cluster
+        costs = costs.of_kinds(needed_kinds((task.peft for task in workload.tasks), model))
         self.costs = costs
         self.progress = progress
         self.settings = settings

@@ -5,8 +5,10 @@ import yaml
 
 from muxtune.api.costs import kept_profile_path
 from muxtune.cluster import load_cluster
-from muxtune.costs.profile import save_profile
+from muxtune.costs.needs import PLAIN_KINDS
+from muxtune.costs.profile import load_profile, save_profile
 from muxtune.model import PRESETS
+from muxtune.operators import KINDS, Operator
 from muxtune.plan import load_plan
 from tests.muxtune.cli.conftest import task
 from tests.muxtune.costs.synthetic import analytic_law, make_profile, operators
@@ -23,7 +25,59 @@ def test_the_machine_is_measured_once(cli, write_workload, monkeypatch, tmp_path
     for _ in range(2):
         assert cli("plan", "--workload", write_workload()).code == 0
     assert calls == [("llama-tiny", 2)]
-    assert len(list((tmp_path / "cache" / "profiles").iterdir())) == 1
+    assert len(list((tmp_path / "cache" / "profiles").glob("*/*.parquet"))) == 1
+
+
+def test_what_a_later_workload_needs_is_measured_then_and_comes_to_the_profile(
+    cli, write_workload, monkeypatch, tmp_path
+):
+    asked = []
+
+    def measure(model, *, out, kinds, **options):
+        former = load_profile(out) if out.exists() else None
+        asked.append(kinds - PLAIN_KINDS - (former.kinds if former else set()))
+        ops = [op for op in operators() if op.kind != "dropout"]
+        for kind in kinds - PLAIN_KINDS:
+            ops += [Operator(kind, dims) for dims in KINDS[kind].grid(model, True)]
+        save_profile(make_profile(analytic_law(), ops), out)
+
+    monkeypatch.setattr("profiler.profile_model", measure)
+    plan = tmp_path / "plan.json"
+
+    def planned(*tasks):
+        result = cli("plan", "--workload", write_workload(*tasks))
+        assert result.code == 0, result.err
+        return load_plan(plan), result.err
+
+    plain, _ = planned(task("a"))
+    vectors, said = planned(task("a", peft=IA3))
+    assert "the profile has no ia3 of llama-tiny yet; measuring this machine into" in said
+    both, _ = planned(task("a", peft=IA3), task("b", peft=DROPPED))
+    assert asked == [set(), {"ia3"}, {"dropout"}]
+    # What was measured later for others changes neither prices nor identity.
+    assert planned(task("a"))[0] == plain
+    assert planned(task("a", peft=IA3))[0] == vectors
+    assert plain.costs.profile_id == vectors.costs.profile_id == both.costs.profile_id
+    assert len({each.costs.digest for each in (plain, vectors, both)}) == 3
+    assert len(asked) == 3
+
+
+def test_a_given_profile_without_what_tasks_need_is_refused_with_what_adds_it(
+    cli, write_workload, profile_path, tmp_path
+):
+    workload = write_workload(task("a", peft=IA3))
+    result = cli("plan", "--workload", workload, "--profile", profile_path)
+    assert result.code == 2
+    assert (
+        f"--profile = '{profile_path}': expected a profile with ia3, which tasks need: "
+        f"muxtune profile --out {profile_path} --methods ia3 adds what is missing"
+    ) in result.err
+    assert result.err.count("\n") == 1
+    assert not (tmp_path / "plan.json").exists()
+
+
+IA3 = {"method": "ia3", "targets": ["k_proj", "v_proj"], "feedforward": []}
+DROPPED = {"method": "lora", "r": 8, "alpha": 16, "targets": ["q_proj"], "dropout": 0.1}
 
 
 def test_nothing_is_measured_for_a_workload_whose_data_is_missing(cli, write_workload, monkeypatch):
@@ -101,10 +155,10 @@ def test_what_changes_the_costs_changes_the_kept_file(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("target", "value"),
     [
-        ("muxtune.api.costs.processor_name", lambda: "Another Core"),
-        ("muxtune.api.costs.usable_cores", lambda: 7),
-        ("muxtune.api.costs.package_version", lambda package: "0.0"),
-        ("muxtune.api.costs.PROFILE_FORMAT", 99),
+        ("muxtune.costs.conditions.processor_name", lambda: "Another Core"),
+        ("muxtune.costs.conditions.usable_cores", lambda: 7),
+        ("muxtune.costs.conditions.package_version", lambda package: "0.0"),
+        ("muxtune.costs.conditions.PROFILE_FORMAT", 99),
         ("platform.node", lambda: "another-host"),
         ("platform.machine", lambda: "riscv64"),
         ("platform.python_version", lambda: "3.99"),

@@ -5,9 +5,15 @@ from pathlib import Path
 
 import pytest
 
+from muxtune.cli.costs import kept_profile_path
+from muxtune.cluster import load_cluster
 from muxtune.costs.measurements import load_measurements
+from muxtune.costs.needs import PLAIN_KINDS
 from muxtune.costs.profile import load_profile, save_profile
 from muxtune.graph.attention_backends import AttentionContest, AttentionTime
+from muxtune.model import PRESETS
+from tests.kinds import MEASURED_KINDS
+from tests.muxtune.cli.conftest import task
 from tests.muxtune.costs.synthetic import analytic_law, make_profile, operators
 from tests.profiler.vidur_layout import write_layout
 
@@ -31,9 +37,52 @@ def test_profile_is_a_command_of_its_own(cli, measured, tmp_path):
     out = tmp_path / "p.parquet"
     result = cli("profile", "--model", "llama-tiny", "--out", out, "--ranks", "1", "--quick", "--json")
     assert result.code == 0, result.err
-    options = {"device": "cpu", "ranks": 1, "quick": True, "progress": True}
+    options = {"device": "cpu", "ranks": 1, "quick": True, "progress": True, "kinds": PLAIN_KINDS}
+    options |= {"fresh": False}
     assert measured == [("llama-tiny", "float32", options)]
     assert result.json["profile_id"] == load_profile(out).profile_id
+
+
+def test_methods_and_workloads_say_what_is_measured(cli, measured, write_workload, tmp_path):
+    out = tmp_path / "p.parquet"
+
+    def kinds(*arguments):
+        result = cli("profile", "--out", tmp_path / "new.parquet", "--fresh", *arguments)
+        assert result.code == 0, result.err
+        return measured[-1][2]["kinds"] - PLAIN_KINDS
+
+    model = ("--model", "llama-tiny")
+    assert kinds(*model) == set()
+    assert kinds(*model, "--methods", "ia3") == {"ia3"}
+    lora = {"dropout", "lora_magnitude", "lora_dropped_dora", "lora_bias"}
+    assert kinds(*model, "--methods", "lora, ia3") == lora | {"ia3"}
+    assert kinds(*model, "--methods", "all") == set(MEASURED_KINDS) - PLAIN_KINDS
+    dora = {"method": "lora", "r": 8, "alpha": 16, "targets": ["q_proj"], "use_dora": True}
+    workload = write_workload(task("a"), task("b", peft=dora), task("c", peft=dora | {"dropout": 0.1}))
+    assert kinds("--workload", workload) == {"dropout", "lora_magnitude", "lora_dropped_dora"}
+    assert kinds("--workload", workload, "--methods", "ia3") == {
+        *("dropout", "lora_magnitude", "lora_dropped_dora", "ia3")
+    }
+    assert not out.exists()
+
+
+def test_what_plan_looks_for_is_measured_by_default(cli, measured, write_workload, tmp_path):
+    result = cli("profile", "--workload", write_workload(task("a")), "--json")
+    assert result.code == 0, result.err
+    kept = kept_profile_path(PRESETS["llama-tiny"], load_cluster("cpu-2"))
+    assert result.json["out"] == str(kept)
+    assert kept.exists()
+
+
+def test_a_profile_that_is_there_says_what_it_is_of(cli, measured, tmp_path):
+    out = tmp_path / "p.parquet"
+    save_profile(make_profile(analytic_law(), operators()), out)
+    result = cli("profile", "--out", out, "--methods", "ia3")
+    assert result.code == 0, result.err
+    model, dtype, options = measured[-1]
+    assert (model, dtype) == ("llama-tiny", "float32")
+    assert (options["ranks"], options["device"]) == (2, "cpu")
+    assert cli("profile", "--out", out, "--fresh").code == 2  # nothing says what to measure
 
 
 def test_profile_prints_a_table_for_people(cli, measured, tmp_path):
@@ -66,7 +115,12 @@ def test_profile_says_which_attention_has_won(cli, monkeypatch, tmp_path):
     ("arguments", "message"),
     [
         ([], "Missing option '--model'"),
-        (["--model", "llama-tiny"], "Missing option '--out'"),
+        (
+            ["--model", "llama-tiny", "--quick"],
+            "--out = None: expected a file: what --quick gives is not kept",
+        ),
+        (["--model", "llama-tiny", "--device", "cuda"], "--out = None: expected a file: what a GPU gives"),
+        (["--model", "llama-tiny", "--methods", "lora,ia4"], "no PEFT method named 'ia4'"),
         (["--model", "llama-tiny", "--out", "p.parquet", "--device", "tpu"], "tpu"),
         (
             ["--quick", "import", "vidur", ".", "--device", "a40", "--out", "p.parquet"],
@@ -88,7 +142,6 @@ def test_wrong_usage_ends_with_2(cli, measured, arguments, message):
 def test_help_shows_options_and_import(cli):
     text = cli("profile", "--help").out
     assert "--model" in text
-    assert "[required]" in text
     assert "\n  import " in text
     text = " ".join(cli("profile", "import", "vidur", "--help").out.split())
     assert "--json" in text

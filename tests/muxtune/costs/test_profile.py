@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from muxtune.costs import ProfiledCosts, load_profile, save_profile
-from muxtune.costs.profile import Overlap, Overlaps
+from muxtune.costs.needs import PLAIN_KINDS
+from muxtune.costs.profile import Addition, Measurement, Overlap, Overlaps, Profile, load_provenance
 from muxtune.graph.attention_backends import AttentionContest, AttentionTime
 from muxtune.graph.operators import Operator
 from muxtune.support.errors import UserError
@@ -68,7 +69,9 @@ def test_digest_follows_the_content(profile):
     law = analytic_law()
     slower = make_profile(lambda op, phase: 1.001 * law(op, phase), [m.op for m in profile.measurements])
     assert slower.digest != profile.digest
-    assert profile.profile_id == f"cpu-llama-tiny-float32-{profile.digest[:12]}"
+    plain = profile.of_kinds(PLAIN_KINDS)
+    assert profile.profile_id == plain.profile_id == f"cpu-llama-tiny-float32-{plain.digest[:12]}"
+    assert plain.digest != profile.digest  # which has dropout, too
 
 
 def test_the_choice_of_attention_survives_and_is_part_of_the_identity(profile, tmp_path):
@@ -167,3 +170,35 @@ def test_a_profile_from_before_clocks_and_notes_were_recorded_still_loads(profil
     loaded = load_profile(_edited(profile, tmp_path, without_the_new_fields))
     assert loaded == profile
     assert (loaded.provenance.backend, loaded.provenance.notes) == (None, ())
+
+
+def test_a_part_of_a_profile_is_the_same_whatever_came_to_it(profile):
+    """Its measurements, identity and notes: those of later sessions count where their kinds do."""
+    early, late = (
+        Addition(created_utc="2025-01-02T00:00:00+00:00", kinds=(kind,), notes=(f"note on {kind}",))
+        for kind in ("dropout", "ia3")
+    )
+    ia3 = Measurement(Operator("ia3", (256, 256, 16)), "fwd", 1e-3, 1e-3, 1e-3, 5)
+    grown = Profile(
+        (*profile.measurements, ia3),
+        profile.provenance.model_copy(update={"notes": ("first",), "additions": (early, late)}),
+    )
+    plain = grown.of_kinds(PLAIN_KINDS)
+    assert plain.kinds == profile.kinds - {"dropout"}
+    assert plain.digest == profile.of_kinds(PLAIN_KINDS).digest
+    assert plain.notes == ("first",)
+    dropped = grown.of_kinds(PLAIN_KINDS | {"dropout"})
+    assert dropped.digest == profile.digest != plain.digest
+    assert dropped.notes == ("first", "note on dropout")
+    assert grown.of_kinds(PLAIN_KINDS | {"dropout", "ia3"}) is grown
+    assert grown.notes == ("first", "note on dropout", "note on ia3")
+    assert grown.profile_id == plain.profile_id == dropped.profile_id
+
+
+def test_provenance_is_read_without_the_measurements(profile, tmp_path):
+    path = tmp_path / "p.parquet"
+    save_profile(profile, path)
+    assert load_provenance(path) == profile.provenance
+    path.write_text("none")
+    assert load_provenance(path) is None
+    assert load_provenance(tmp_path / "nothing") is None

@@ -186,10 +186,10 @@ def comparison_table(comparison: Comparison) -> str:
     """
     measured = any(r.measured for r in comparison.policies)
     against = f"vs {comparison.baseline}"
-    header = ["policy", "tp x pp x dp", "hTasks", "template", "iteration", "tokens/s", "effective", "bubble"]
-    header += ["MFU", "memory", against]
+    header = ["policy", "iteration", "effective", against, "memory"]
     if measured:
-        header += ["measured iteration", "effective", "memory", against]
+        header += ["measured", "effective", against, "memory"]
+    header += ["tp x pp x dp", "hTasks", "template", "tokens/s", "bubble", "MFU"]
     rows = []
     notes = []
     for result in comparison.policies:
@@ -198,25 +198,34 @@ def comparison_table(comparison: Comparison) -> str:
         row = _predicted_cells(result, comparison)
         if measured:
             row += _measured_cells(result, comparison)
-        rows.append([result.policy, *row])
+        rows.append([result.policy, *row, *_plan_cells(result)])
     return "\n".join([format_table(header, rows), *notes])
 
 
 def _predicted_cells(result: PolicyResult, comparison: Comparison) -> list[str]:
+    p = result.predicted
+    if p is None:
+        return ["no plan", *["-"] * 3]
+    return [
+        show_seconds(p.iteration_s),
+        show_rate(p.effective_tokens_per_s),
+        _show_speedup(comparison.predicted_speedup, result.policy),
+        show_bytes(max(p.peak_memory_bytes)),
+    ]
+
+
+def _plan_cells(result: PolicyResult) -> list[str]:
+    """What is interesting about a plan beside what it gives; a narrow terminal leaves this out."""
     p, mesh = result.predicted, result.parallelism
     if p is None or mesh is None:
-        return ["no plan", *["-"] * 9]
+        return ["-"] * 6
     return [
         f"{mesh.tp} x {mesh.pp} x {mesh.dp}" + (f", {result.idle_ranks} idle" if result.idle_ranks else ""),
         str(len(result.htasks)),
         str(result.template),
-        show_seconds(p.iteration_s),
         show_rate(p.tokens_per_s),
-        show_rate(p.effective_tokens_per_s),
         show_percent(p.bubble_fraction),
         "unknown" if p.mfu is None else show_percent(p.mfu),
-        show_bytes(max(p.peak_memory_bytes)),
-        _show_speedup(comparison.predicted_speedup, result.policy),
     ]
 
 
@@ -227,8 +236,8 @@ def _measured_cells(result: PolicyResult, comparison: Comparison) -> list[str]:
     return [
         show_seconds(m.iteration_s),
         show_rate(m.effective_tokens_per_s),
-        show_bytes(max(m.peak_memory_bytes)),
         _show_speedup(comparison.measured_speedup, result.policy),
+        show_bytes(max(m.peak_memory_bytes)),
     ]
 
 

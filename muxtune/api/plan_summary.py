@@ -115,17 +115,17 @@ def _memory_table(plan: Plan) -> str:
     rows = [
         [
             f"stage {stage}",
+            show_bytes(memory.total_bytes),
             show_bytes(memory.backbone_bytes + memory.table_bytes),
             show_bytes(memory.adapter_bytes + memory.gradient_bytes + memory.optimizer_bytes),
             show_bytes(memory.activation_bytes + memory.chunk_kv_bytes),
             show_bytes(memory.logit_bytes),
             show_bytes(memory.message_bytes),
             show_bytes(memory.workspace_bytes + memory.allocator_bytes),
-            show_bytes(memory.total_bytes),
         ]
         for stage, memory in enumerate(plan_memory(plan))
     ]
-    header = ["memory", "backbone", "adapters", "activations", "logits", "messages", "temporaries", "total"]
+    header = ["memory", "total", "backbone", "adapters", "activations", "logits", "messages", "temporaries"]
     return format_table(header, rows)
 
 
@@ -139,14 +139,14 @@ def _htask_table(plan: Plan) -> str:
         rows.append(
             [
                 f"{htask.id}: {' + '.join(htask.task_ids)}",
-                str(bucket_of[htask.id]),
-                _alignment(htask),
                 str(htask.microbatches),
                 str(htask.tokens_per_microbatch),
+                _alignment(htask),
                 show_percent(ineffective),
+                str(bucket_of[htask.id]),
             ]
         )
-    header = ["hTask", "bucket", "alignment", "micro-batches", "tokens per micro-batch", "ineffective"]
+    header = ["hTask", "micro-batches", "tokens in each", "alignment", "ineffective", "bucket"]
     return format_table(header, rows)
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from html import escape
-from itertools import groupby, pairwise
+from itertools import groupby
 from typing import TYPE_CHECKING
+
+from muxtune.support.tables import parse_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,18 +53,17 @@ def _paragraph(lines: list[str]) -> str:
 
 
 def _table(lines: list[str]) -> str:
-    rule = lines[1]
-    bars = [place for place, character in enumerate(rule) if character == "|"]  # a cell may have one, too
-    columns = [
-        (start + 1, stop, "right" if rule[stop - 2] == ":" else "left") for start, stop in pairwise(bars)
+    header, *rows = parse_table(lines)
+    sides = [
+        "right" if mark.endswith(":") else "left" for mark in parse_table([lines[0], lines[1], lines[1]])[1]
     ]
 
-    def row(line: str, tag: str) -> str:
-        cells = (
-            f'<{tag} style="text-align:{side}">{escape(line[start:stop].strip())}</{tag}>'
-            for start, stop, side in columns
+    def row(cells: list[str], tag: str) -> str:
+        shown = (
+            f'<{tag} style="text-align:{side}">{escape(cell)}</{tag}>'
+            for cell, side in zip(cells, sides, strict=True)
         )
-        return f"<tr>{''.join(cells)}</tr>"
+        return f"<tr>{''.join(shown)}</tr>"
 
-    body = "".join(row(line, "td") for line in lines[2:])
-    return f"<table><thead>{row(lines[0], 'th')}</thead><tbody>{body}</tbody></table>"
+    body = "".join(row(cells, "td") for cells in rows)
+    return f"<table><thead>{row(header, 'th')}</thead><tbody>{body}</tbody></table>"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, computed_field
 
-from muxtune.cli.options import JsonFlag
+from muxtune.cli.options import JsonFlag, WideFlag
 from muxtune.cli.output import emit
 from muxtune.cluster import ClusterSpec, cluster_names, load_cluster
 from muxtune.model import PRESETS, ModelSpec
@@ -68,7 +68,7 @@ class PolicyList(BaseModel):
     faults: list[PolicyFault]
 
 
-def models(as_json: JsonFlag = False) -> None:
+def models(wide: WideFlag = False, as_json: JsonFlag = False) -> None:
     """List the preset backbones; a Hugging Face directory (Llama, GPT-2, OPT) works as well."""
     specs = list(PRESETS.values())
     rows = [
@@ -88,7 +88,7 @@ def models(as_json: JsonFlag = False) -> None:
     ]
     header = "model,family,layers,hidden,heads / kv,ffn,vocab,positions,parameters,dtype".split(",")
     summaries = [ModelSummary(**m.model_dump()) for m in specs]
-    emit(ModelList(models=summaries), format_table(header, rows), as_json=as_json)
+    emit(ModelList(models=summaries), format_table(header, rows), wide=wide, as_json=as_json)
 
 
 def _show_parameters(parameters: int) -> str:
@@ -97,7 +97,7 @@ def _show_parameters(parameters: int) -> str:
     return f"{parameters / _BILLION:.2f} B" if billions else f"{parameters / _MILLION:.2f} M"
 
 
-def clusters(as_json: JsonFlag = False) -> None:
+def clusters(wide: WideFlag = False, as_json: JsonFlag = False) -> None:
     """List the preset clusters; a YAML file works as well."""
     specs = [load_cluster(name) for name in cluster_names()]
     rows = [
@@ -114,10 +114,10 @@ def clusters(as_json: JsonFlag = False) -> None:
     ]
     header = ["cluster", "device", "nodes", "per node", "memory per rank", "reserved", "links"]
     table = format_table(header, rows)
-    emit(ClusterList(clusters=specs), table, as_json=as_json)
+    emit(ClusterList(clusters=specs), table, wide=wide, as_json=as_json)
 
 
-def policies(as_json: JsonFlag = False) -> None:
+def policies(wide: WideFlag = False, as_json: JsonFlag = False) -> None:
     """List the policies, those of installed packages included."""
     from muxtune.policies import POLICIES, choose_policy
     from muxtune.support.registry import PluginError
@@ -139,7 +139,7 @@ def policies(as_json: JsonFlag = False) -> None:
     lines += [(fault.name, f"cannot be used: {fault.reason}") for fault in faults]
     width = max(len(name) for name, _ in lines)
     text = "\n".join(f"{printable(name).ljust(width)}  {one_line(what)}" for name, what in lines)
-    emit(PolicyList(policies=found, faults=faults), text, as_json=as_json)
+    emit(PolicyList(policies=found, faults=faults), text, wide=wide, as_json=as_json)
 
 
 def _policy_options(model: type[BaseModel] | None) -> list[PolicyOption]:

@@ -10,13 +10,21 @@ import typer
 from muxtune.api.calls import compared_policies
 from muxtune.api.costs import find_costs
 from muxtune.api.inputs import load_inputs
-from muxtune.cli.options import DEFAULT_CLUSTER, ClusterName, JsonFlag, ModelName, ProfilePath, WorkloadPath
+from muxtune.cli.options import (
+    DEFAULT_CLUSTER,
+    ClusterName,
+    JsonFlag,
+    ModelName,
+    ProfilePath,
+    WideFlag,
+    WorkloadPath,
+)
 from muxtune.cli.output import check_writable, emit
 from muxtune.support.clean_stdout import stdout_kept_clean
 from muxtune.support.errors import SpecError
 
 
-def compare(
+def compare(  # noqa: PLR0913, PLR0917  # an argument per option
     workload: WorkloadPath,
     model: ModelName = None,
     cluster: ClusterName = DEFAULT_CLUSTER,
@@ -38,6 +46,7 @@ def compare(
         Path | None,
         typer.Option("--picture", help="Draw tokens/s and memory (.png, .svg or .pdf).", show_default=False),
     ] = None,
+    wide: WideFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Plan a workload under every policy; one table, and one picture."""
@@ -72,4 +81,4 @@ def compare(
 
         title = f"{len(inputs.workload.tasks)} tasks on {inputs.model.name}, {inputs.cluster.name}"
         draw_comparison(comparison, picture, title=title)
-    emit(comparison, comparison_table(comparison), as_json=as_json)
+    emit(comparison, comparison_table(comparison), wide=wide, as_json=as_json)

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import typer
 from pydantic import BaseModel
 
-from muxtune.cli.options import JsonFlag
+from muxtune.cli.options import JsonFlag, WideFlag
 from muxtune.cli.output import check_writable, emit
 from muxtune.support.errors import SpecError
 
@@ -49,6 +49,7 @@ def gemm(
             show_default=False,
         ),
     ] = None,
+    wide: WideFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Predict the time of matrix products y[m, n] = x[m, k] W[k, n] in 16 bits."""
@@ -73,6 +74,7 @@ def gemm(
     emit(
         summary,
         f"{out}: {done.rows:,} products on {device}, predicted {how} in {summary.seconds:.1f} s",
+        wide=wide,
         as_json=as_json,
     )
 
@@ -91,6 +93,7 @@ def report(
         Path | None,
         typer.Option("--out", help="Folder for the tables as CSV, and a picture.", show_default=False),
     ] = None,
+    wide: WideFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Show where the shipped costs come from, how well they fit, and their errors on measurements."""
@@ -101,4 +104,4 @@ def report(
     found = report_costs(table or (), out)
     width = shutil.get_terminal_size((_PIPE_COLUMNS, 0)).columns
     text = "" if as_json else render_report(found, width=width, colour=sys.stdout.isatty())
-    emit(found, text, as_json=as_json, styled=True)
+    emit(found, text, wide=wide, as_json=as_json, styled=True)

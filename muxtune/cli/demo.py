@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from muxtune.cli.options import JsonFlag
+from muxtune.cli.options import JsonFlag, WideFlag
 from muxtune.cli.output import emit
 from muxtune.support.clean_stdout import stdout_kept_clean
 
@@ -16,6 +16,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder; an earlier demo in it is replaced.")] = Path(
         "runs/demo"
     ),
+    wide: WideFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """The whole loop on this machine, in minutes: profile, plan, simulate, run, validate, compare."""
@@ -23,4 +24,4 @@ def demo(
 
     with stdout_kept_clean():
         report = run_demo(out)
-    emit(report, report.to_markdown(), as_json=as_json)
+    emit(report, report.to_markdown(), wide=wide, as_json=as_json)

@@ -27,5 +27,8 @@ GanttPath = Annotated[
     Path | None, typer.Option("--gantt", help="Draw the timeline (.png, .svg or .pdf).", show_default=False)
 ]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")]
+WideFlag = Annotated[
+    bool, typer.Option("--wide", help="All columns and whole texts of tables, however narrow the terminal.")
+]
 
 DEFAULT_CLUSTER = "cpu-2"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +15,7 @@ from pydantic import BaseModel
 from muxtune.support.errors import SpecError
 from muxtune.support.files import OutputError, written_file
 from muxtune.support.printable import printable
+from muxtune.support.terminal import fit_text
 
 
 @contextmanager
@@ -75,17 +77,25 @@ def planning_bar() -> Iterator[Callable[[int, int], None] | None]:
         yield lambda done, of: bar.update(shown, completed=done, total=of)
 
 
-def emit(result: BaseModel, text: str, *, as_json: bool, styled: bool = False) -> None:
+def emit(result: BaseModel, text: str, *, as_json: bool, wide: bool = False, styled: bool = False) -> None:
     """Print the result of a command: as JSON for machines, as text for people.
 
     Args:
         result: What machines read: a model that is written as JSON.
         text: What people read; control characters in it are escaped.
         as_json: Print the result.
+        wide: Tables keep their columns where the terminal is too narrow for them, too.
         styled: The text has colours of our own, and nothing of a user that is not escaped.
     """
+    show(result.model_dump_json() if as_json else for_people(text, wide=wide, styled=styled))
+
+
+def for_people(text: str, *, wide: bool = False, styled: bool = False) -> str:
+    """A text as it is printed: fitted to the terminal, if it goes to one, without control characters."""
     shown = text if styled else printable(text, lines=True)
-    show(result.model_dump_json() if as_json else shown)
+    if wide or not sys.stdout.isatty():
+        return shown
+    return fit_text(shown, shutil.get_terminal_size().columns)
 
 
 def check_writable(

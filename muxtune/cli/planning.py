@@ -21,15 +21,15 @@ from muxtune.cli.options import (
     ModelName,
     PlanPath,
     ProfilePath,
+    WideFlag,
 )
-from muxtune.cli.output import check_writable, emit, planning_bar, show
+from muxtune.cli.output import check_writable, emit, for_people, planning_bar, show
 from muxtune.orchestration import Mode
 from muxtune.plan import Plan, load_plan, save_plan
 from muxtune.planning.decisions.options import ObjectiveName
 from muxtune.schedule import Template
 from muxtune.support.clean_stdout import stdout_kept_clean
 from muxtune.support.errors import SpecError
-from muxtune.support.printable import printable
 
 
 def _print_schema(wanted: bool) -> None:
@@ -113,11 +113,12 @@ def plan(  # noqa: PLR0913, PLR0917  # an argument per option
     explain: Annotated[
         bool, typer.Option("--explain", help="Say what the runners-up lose, and on what.")
     ] = False,
+    wide: WideFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Search the best plan of a policy for a workload, or price decisions that are given."""
     if decisions is not None or reprice is not None:
-        _plan_decided(context, decisions, reprice, profile, out, as_json=as_json)
+        _plan_decided(context, decisions, reprice, profile, out, wide=wide, as_json=as_json)
         return
     if workload is None:
         raise SpecError("--workload", None, "a workload file (or --decisions, or --reprice)")
@@ -160,16 +161,16 @@ def plan(  # noqa: PLR0913, PLR0917  # an argument per option
         summary = "" if as_json else plan_summary(best)
     save_plan(best, out)
     if explanation is None:
-        emit(best, f"{summary}\n\nwritten to {out}", as_json=as_json)
+        emit(best, f"{summary}\n\nwritten to {out}", wide=wide, as_json=as_json)
     elif as_json:
         content = {"plan": best.model_dump(mode="json"), "explanation": explanation.as_dict()}
         show(json.dumps(content))
     else:
         text = f"{summary}\n\n{explanation_table(explanation)}\n\nwritten to {out}"
-        show(printable(text, lines=True))
+        show(for_people(text, wide=wide))
 
 
-_BESIDE_DECISIONS = {"decisions", "reprice", "profile", "out", "as_json", "schema"}
+_BESIDE_DECISIONS = {"decisions", "reprice", "profile", "out", "wide", "as_json", "schema"}
 """Parameters that say nothing that decisions say."""
 
 
@@ -180,6 +181,7 @@ def _plan_decided(
     profile: Path | None,
     out: Path,
     *,
+    wide: bool,
     as_json: bool,
 ) -> None:
     """Price the decisions of a file."""
@@ -202,7 +204,7 @@ def _plan_decided(
         summary = "" if as_json else plan_summary(made)
     check_writable(out, "--out", inputs=[task.dataset.path for task in made.tasks])
     save_plan(made, out)
-    emit(made, f"{summary}\n\nwritten to {out}", as_json=as_json)
+    emit(made, f"{summary}\n\nwritten to {out}", wide=wide, as_json=as_json)
 
 
 def _was_given(context: typer.Context, name: str) -> bool:
@@ -237,6 +239,7 @@ def simulate(
         float, typer.Option(min=0, help="Spread of operators (of the logarithm); with --operators.")
     ] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
+    wide: WideFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Predict timeline, memory and throughput of a plan."""
@@ -258,4 +261,4 @@ def simulate(
         from experiments.gantt import draw_plan
 
         draw_plan(loaded, gantt)
-    emit(report.predicted, predicted_table(report.predicted, loaded), as_json=as_json)
+    emit(report.predicted, predicted_table(report.predicted, loaded), wide=wide, as_json=as_json)

@@ -9,7 +9,7 @@ import typer
 from pydantic import BaseModel
 
 from muxtune.api.costs import kept_profile_path
-from muxtune.cli.options import JsonFlag
+from muxtune.cli.options import JsonFlag, WideFlag
 from muxtune.cli.output import check_writable, emit
 from muxtune.cluster import load_cluster
 from muxtune.costs.measurements import MeasurementsProvenance
@@ -102,6 +102,7 @@ def profile(  # noqa: PLR0913, PLR0917  # an argument per option
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Measure everything anew, and replace what --out has.")
     ] = False,
+    wide: WideFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Measure what the backbone's operators cost on this machine; what a profile has is not measured again.
@@ -162,7 +163,7 @@ def profile(  # noqa: PLR0913, PLR0917  # an argument per option
         text += f"\n\n{_contest(measured.provenance.attention)}"
     if summary.contention is not None:
         text += f"\n\ncomputing beside an all-reduce: each at rate 1 / (1 + {summary.contention:.2f})"
-    emit(summary, text, as_json=as_json)
+    emit(summary, text, wide=wide, as_json=as_json)
 
 
 _KEPT_RANKS = 2
@@ -204,6 +205,7 @@ def vidur(
     ],
     device: Annotated[str, typer.Option("--device", help="Whose measurements: a40, a100, h100, ...")],
     out: Annotated[Path, typer.Option("--out", help="Parquet file to write.")],
+    wide: WideFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Read the CSV files that the Vidur simulator publishes (github.com/microsoft/vidur)."""
@@ -218,7 +220,7 @@ def vidur(
         lines.append(f"  {provenance.merged:,} repeated measurements merged into medians")
     if provenance.below_resolution:
         lines.append(f"  {provenance.below_resolution:,} measurements of 0 ms left out")
-    emit(ImportSummary(out=out, provenance=provenance), "\n".join(lines), as_json=as_json)
+    emit(ImportSummary(out=out, provenance=provenance), "\n".join(lines), wide=wide, as_json=as_json)
 
 
 def _contest(contest: AttentionContest) -> str:

@@ -10,7 +10,7 @@ import typer
 
 from muxtune.api.run_summary import run_table
 from muxtune.api.validation_summary import validation_table
-from muxtune.cli.options import GanttPath, JsonFlag, PlanPath
+from muxtune.cli.options import GanttPath, JsonFlag, PlanPath, WideFlag
 from muxtune.cli.output import check_writable, emit
 from muxtune.plan import load_plan
 from muxtune.support.clean_stdout import stdout_kept_clean
@@ -31,6 +31,7 @@ def run(
         Literal["cpu", "cuda"] | None,
         typer.Option(help="Compute on these instead of what the plan is for; times are then not comparable."),
     ] = None,
+    wide: WideFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Execute a plan with torch, on ranks that it starts itself or under torchrun."""
@@ -50,7 +51,7 @@ def run(
         end_process(PEER_LOST_EXIT_CODE)
     # Under torchrun every rank comes here, and one of them speaks.
     if not joins or os.environ["RANK"] == "0":
-        emit(report, run_table(report), as_json=as_json)
+        emit(report, run_table(report), wide=wide, as_json=as_json)
     if joins:
         end_process()
 
@@ -66,6 +67,7 @@ def validate(
     details: Annotated[
         bool, typer.Option("--details", help="Also a row per hTask, and one per iteration.")
     ] = False,
+    wide: WideFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Compare a run with its prediction, say what explains the difference, and compare with solo runs."""
@@ -79,4 +81,4 @@ def validate(
         from experiments.gantt import draw_plan
 
         draw_plan(loaded, gantt, run_dir=run_dir)
-    emit(report, validation_table(report, details=details), as_json=as_json)
+    emit(report, validation_table(report, details=details), wide=wide, as_json=as_json)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from muxtune.api.sweep_costs import FoundCosts, profile_digest
-from muxtune.cli.options import JsonFlag, ProfilePath
+from muxtune.cli.options import JsonFlag, ProfilePath, WideFlag
 from muxtune.cli.output import check_writable, emit
 from muxtune.support.clean_stdout import stdout_kept_clean
 
@@ -22,6 +22,7 @@ def sweep(
         Literal["loky", "ray"], typer.Option(help="This machine, or the Ray cluster of RAY_ADDRESS.")
     ] = "loky",
     resume: Annotated[bool, typer.Option("--resume", help="Keep the points that are finished.")] = False,
+    wide: WideFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Plan every point of a grid or list; one row of a Parquet file for each."""
@@ -39,4 +40,4 @@ def sweep(
             resume=resume,
             progress=True,
         )
-    emit(summary, summary_text(summary), as_json=as_json)
+    emit(summary, summary_text(summary), wide=wide, as_json=as_json)

@@ -14,6 +14,7 @@ from muxtune.plan.extension import check_step_meetings
 from muxtune.plan.plan import Plan
 from muxtune.schedule import Kind, Template, check_own_order, check_schedule, clocks_of
 from muxtune.support.errors import SpecError, naming
+from muxtune.support.tables import Quantity, show_bytes_down, show_bytes_up
 
 PART = "decisions."
 """Where decisions stand in a plan."""
@@ -159,8 +160,8 @@ def _check_shape(plan: Plan, position: int, field: str) -> None:
 def _check_memory(plan: Plan, where: str) -> None:
     most, device = max(plan.predicted.peak_memory_bytes), plan.cluster.device
     if most > device.memory_bytes:
-        expected = f"at most {device.memory_bytes}, the memory of {device.name}"
-        raise SpecError(f"{where}: predicted.peak_memory_bytes", most, expected)
+        expected = f"at most {show_bytes_down(device.memory_bytes)}, the memory of {device.name}"
+        raise SpecError(f"{where}: predicted.peak_memory_bytes", Quantity(show_bytes_up(most)), expected)
 
 
 def _check_launches(plan: Plan, where: str) -> None:

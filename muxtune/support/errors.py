@@ -39,8 +39,27 @@ class SpecError(UserError, ValueError):
         super().__init__(field, value, expected)  # all in args: survives pickling between workers
 
     def __str__(self) -> str:
-        field, value, expected = self.args
+        field, value, expected = self.args[:3]
         return f"{field} = {short_repr(value)}: expected {expected}"
+
+
+class NotEnoughMemoryError(SpecError):
+    """A plan needs more memory than a rank has.
+
+    Args:
+        field: As for a :class:`SpecError`, like the next two.
+        value: What there is, as people read it.
+        expected: What would have been enough, and the nearest plan that fits.
+        needed_bytes: Memory that the plan needs at least.
+        nearest_bytes: What the plan needs that is proposed instead, or the least that any near one needs.
+    """
+
+    def __init__(
+        self, field: str, value: object, expected: str, needed_bytes: int, nearest_bytes: int
+    ) -> None:
+        Exception.__init__(self, field, value, expected, needed_bytes, nearest_bytes)
+        self.needed_bytes = needed_bytes
+        self.nearest_bytes = nearest_bytes
 
 
 @contextmanager

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 from muxtune.support.printable import printable
 
-_BYTES_PER_MIB = 2**20
+_BYTE_UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 _QUANTITY = "0123456789+-"  # what one begins with
 
 
@@ -29,6 +32,16 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(header), line(rule), *map(line, rows)])
 
 
+def parse_table(lines: Sequence[str]) -> list[list[str]]:
+    """Cells of a table of :func:`format_table`: of the header, and of each row.
+
+    The line below the header says where columns end, as a cell may hold a bar, too.
+    """
+    header, rule, *rows = lines
+    bars = [place for place, character in enumerate(rule) if character == "|"]
+    return [[line[start + 1 : stop].strip() for start, stop in pairwise(bars)] for line in [header, *rows]]
+
+
 def _is_quantity(cell: str) -> bool:
     return cell[:1] in _QUANTITY and ":" not in cell  # "3: name" is a text
 
@@ -43,8 +56,36 @@ def show_seconds(seconds: float) -> str:
 
 
 def show_bytes(bytes_: float) -> str:
-    """Bytes as text, in MiB."""
-    return f"{bytes_ / _BYTES_PER_MIB:.1f} MiB"
+    """``44.0 GiB``, ``1.5 MiB``, ``2.0 KiB`` or ``12 bytes``."""
+    return _in_unit(bytes_, lambda amount: amount)
+
+
+def show_bytes_up(bytes_: int) -> str:
+    """:func:`show_bytes`, rounded up: of what is needed, so that as much is enough."""
+    return _in_unit(bytes_, lambda amount: math.ceil(10 * amount) / 10)
+
+
+def show_bytes_down(bytes_: int) -> str:
+    """:func:`show_bytes`, rounded down: of what there is."""
+    return _in_unit(bytes_, lambda amount: math.floor(10 * amount) / 10)
+
+
+def _in_unit(bytes_: float, rounded: Callable[[float], float]) -> str:
+    for size, unit in _BYTE_UNITS:
+        if bytes_ >= size:
+            return f"{rounded(bytes_ / size):.1f} {unit}"
+    return f"{bytes_:.0f} bytes"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Quantity:
+    """A quantity as people read it, for messages that would show its number."""
+
+    text: str
+
+    def __repr__(self) -> str:
+        """The text, without quotes."""
+        return self.text
 
 
 def show_rate(tokens_per_s: float) -> str:

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from muxtune.cluster import DeviceKind, ranks_memory_bytes
 from muxtune.support.errors import SpecError
 from muxtune.support.processes import under_torchrun
+from muxtune.support.tables import Quantity, show_bytes_down, show_bytes_up
 from runtime.device.allocations import AllocationTrace, MemoryTrace
 from runtime.device.stopwatch import EventStopwatch, HostStopwatch, Stopwatch
 from runtime.device.torch_internals import gloo_options, set_group_timeout
@@ -247,7 +248,8 @@ def check_memory(kind: DeviceKind, needed_bytes: Sequence[int], field: str) -> N
         ]
     for needed, total, whose in memories:
         if needed > total:
-            raise SpecError(field, needed, f"at most {total}, the memory of {whose}")
+            expected = f"at most {show_bytes_down(total)}, the memory of {whose}"
+            raise SpecError(field, Quantity(show_bytes_up(needed)), expected)
 
 
 def _ranks_here(ranks: int) -> range:

@@ -12,8 +12,8 @@ from muxtune.memory import StageMemory
 from muxtune.planning.decisions.structure import HTaskChoice, PlanStructure
 from muxtune.planning.problem.assemble import structure_schedule
 from muxtune.planning.problem.problem import PlanningProblem
-from muxtune.support.errors import SpecError
-from muxtune.support.tables import show_bytes
+from muxtune.support.errors import NotEnoughMemoryError
+from muxtune.support.tables import Quantity, show_bytes, show_bytes_down, show_bytes_up
 from muxtune.tasks import Workload
 
 Variant = tuple[str, PlanningProblem, PlanStructure]
@@ -99,11 +99,14 @@ class MemoryLimit:
         raise _refusal(self._problem, self._least[1])
 
 
-def _refusal(problem: PlanningProblem, structure: PlanStructure) -> SpecError:
+def _refusal(problem: PlanningProblem, structure: PlanStructure) -> NotEnoughMemoryError:
     stage, memory = _fullest(problem, structure)
     field = f"cluster.device.memory_bytes of {problem.cluster.name}"
-    needs = f"at least {memory.total_bytes}: stage {stage} needs {_parts(memory)}"
-    return SpecError(field, problem.cluster.device.memory_bytes, f"{needs}; {_advice(problem, structure)}")
+    has = Quantity(show_bytes_down(problem.cluster.device.memory_bytes))
+    needed_bytes = memory.total_bytes
+    needs = f"at least {show_bytes_up(needed_bytes)}: stage {stage} needs {_parts(memory)}"
+    advice, nearest_bytes = _advice(problem, structure)
+    return NotEnoughMemoryError(field, has, f"{needs}; {advice}", needed_bytes, nearest_bytes)
 
 
 def _fullest(
@@ -124,18 +127,19 @@ def _parts(memory: StageMemory) -> str:
     return f"{', '.join([first, *others])} and {last}"
 
 
-def _advice(problem: PlanningProblem, structure: PlanStructure) -> str:
+def _advice(problem: PlanningProblem, structure: PlanStructure) -> tuple[str, int]:
+    """What could be changed, and the memory that it needs then."""
     limit = problem.cluster.device.memory_bytes
     least = ("", _fullest(problem, structure)[1].total_bytes)
     for change, changed_problem, changed in _variants(problem, structure):
         needed = _fullest(changed_problem, changed)[1].total_bytes
         if needed <= limit:
-            return f"the nearest that fits needs {needed}: {change}"
+            return f"the nearest that fits needs {show_bytes_up(needed)}: {change}", needed
         if needed < least[1]:
             least = (change, needed)
     if not least[0]:
-        return "other partitions and smaller micro-batches need no less"
-    return f"nothing near fits; least is {least[1]}: {least[0]}"
+        return "other partitions and smaller micro-batches need no less", least[1]
+    return f"nothing near fits; least is {show_bytes_up(least[1])}: {least[0]}", least[1]
 
 
 def _variants(problem: PlanningProblem, structure: PlanStructure) -> Iterator[Variant]:

@@ -71,7 +71,7 @@ def test_points_without_a_plan_say_why_and_stop_nothing(tmp_path):
     found = rows(tmp_path)
     assert list(found.status) == ["planned", "refused", "refused", "refused", "refused"]
     assert pd.isna(found.failure[0])
-    assert found.failure[1].startswith("cluster.device.memory_bytes of cpu-2 = 1000: expected at least")
+    assert found.failure[1].startswith("cluster.device.memory_bytes of cpu-2 = 1000 bytes: expected at least")
     assert found.failure[2] == "no costs of three ranks"
     assert "expected an id, or a position below 2" in found.failure[4]
     assert found.iteration_s.isna().sum() == 4

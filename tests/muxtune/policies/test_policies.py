@@ -146,7 +146,7 @@ def test_policies_that_decide_the_fusion_refuse_a_partition(policy):
 
 @pytest.mark.parametrize("policy", ["muxtune", *SYSTEMS])
 def test_too_little_memory_is_refused_with_the_bytes_needed(policy):
-    with pytest.raises(SpecError, match=r"memory_bytes of fake = 1000000: expected at least \d+: stage \d"):
+    with pytest.raises(SpecError, match=r"of fake = 976\.5 KiB: expected at least \d+\.\d MiB: stage \d"):
         best(policy, memory_bytes=1_000_000)
 
 

@@ -15,7 +15,7 @@ from muxtune.planning.decisions.options import FREE
 from muxtune.planning.decisions.structure import Mesh
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.policies import POLICIES, fixed_partition, plan_problem
-from muxtune.support.errors import SpecError, UserError
+from muxtune.support.errors import NotEnoughMemoryError, SpecError, UserError
 from muxtune.support.registry import PluginError
 from muxtune.tasks import Workload
 from tests.installed import run_muxtune
@@ -154,10 +154,9 @@ def test_a_structure_beyond_the_memory_is_left_out(foreign):
     name = foreign(None)
     POLICIES._entries[name] = propose(on_one)
     assert plan_problem(enough, policy=name)[0].predicted.peak_memory_bytes == (needed,)
-    with pytest.raises(
-        SpecError, match=f"memory_bytes of testbed-a = {needed - 1}: expected at least {needed}"
-    ):
+    with pytest.raises(NotEnoughMemoryError, match="memory_bytes of testbed-a = ") as refused:
         plan_problem(little, policy=name)
+    assert refused.value.needed_bytes == needed
     POLICIES._entries[name] = propose([*on_one, *on_four])
     assert {plan.parallelism.pp for plan in plan_problem(little, policy=name)} == {4}
 

@@ -115,20 +115,22 @@ def sizes(monkeypatch):
 def test_ranks_on_cpu_share_its_memory_and_what_fits_together_is_accepted(sizes):
     check_memory("cpu", [900, 100], "plan: peak")  # more than half of it on one
     whose = f"the memory of {platform.node()}, for 2 ranks together"
-    with pytest.raises(SpecError, match=f"^plan: peak = 1001: expected at most 1000, {whose}"):
+    with pytest.raises(SpecError, match=f"^plan: peak = 1001 bytes: expected at most 1000 bytes, {whose}"):
         check_memory("cpu", [900, 101], "plan: peak")
 
 
 def test_each_gpu_must_hold_its_own_rank(sizes):
     check_memory("cuda", [40, 41, 42], "plan: peak")
-    with pytest.raises(SpecError, match=r"^plan: peak = 42: expected at most 41, the memory of cuda:1 on "):
+    with pytest.raises(
+        SpecError, match=r"^plan: peak = 42 bytes: expected at most 41 bytes, the memory of cuda:1 "
+    ):
         check_memory("cuda", [40, 42, 42], "plan: peak")
 
 
 def test_a_node_of_torchrun_holds_its_own_ranks(sizes, torchrun):
     check_memory("cuda", [50] * 4 + [40, 41, 42, 43], "plan: peak")
     check_memory("cpu", [900] * 4 + [250] * 4, "plan: peak")
-    with pytest.raises(SpecError, match=r"= 44: expected at most 42, the memory of cuda:2 on "):
+    with pytest.raises(SpecError, match=r"= 44 bytes: expected at most 42 bytes, the memory of cuda:2 on "):
         check_memory("cuda", [50] * 4 + [40, 41, 44, 43], "plan: peak")
 
 

@@ -95,7 +95,9 @@ def test_a_plan_for_larger_devices_than_there_are(plan, tmp_path):
         "cluster": plan.cluster.model_copy(update={"device": device}),
         "predicted": plan.predicted.model_copy(update={"peak_memory_bytes": (1, 2**60)}),
     }
-    message = r"^plan: predicted\.peak_memory_bytes = \d+: expected at most \d+, the memory of .*, for 2 "
+    message = (
+        r"^plan: predicted\.peak_memory_bytes = \d.* GiB: expected at most \d.* GiB, the memory of .*, for 2 "
+    )
     _refused(_changed(plan, **changes), tmp_path / "run", message, device="cpu")
 
 

@@ -125,5 +125,5 @@ def test_a_partition_that_is_fixed_leaves_nothing_to_try():
 
 
 def test_if_nothing_fits_the_least_that_is_needed_is_named():
-    with pytest.raises(SpecError, match=r"memory_bytes of fake = 1000000: expected at least \d+: stage \d"):
+    with pytest.raises(SpecError, match=r"of fake = 976\.5 KiB: expected at least \d+\.\d MiB: stage \d"):
         plan_problem(make_problem(memory_bytes=1_000_000), policy="exhaustive")

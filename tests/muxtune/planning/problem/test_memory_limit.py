@@ -11,15 +11,21 @@ from muxtune.planning.decisions.options import PlanOptions
 from muxtune.planning.problem.assemble import structure_schedule
 from muxtune.planning.problem.memory_limit import fits, fitting
 from muxtune.policies import POLICIES, plan_problem
-from muxtune.support.errors import SpecError
+from muxtune.support.errors import NotEnoughMemoryError, SpecError
+from muxtune.support.tables import show_bytes_up
 from tests.muxtune.planning.problems import MIXED, make_problem
 
 
-def refusal(policy: str, memory_bytes: int, options: PlanOptions | None = None) -> str:
-    with pytest.raises(SpecError) as caught:
+def refused(policy: str, memory_bytes: int, options: PlanOptions | None = None) -> NotEnoughMemoryError:
+    with pytest.raises(NotEnoughMemoryError) as caught:
         plan_problem(make_problem(memory_bytes=memory_bytes), policy=policy, options=options or PlanOptions())
     assert "\n" not in str(caught.value)
-    return str(caught.value)
+    assert f"expected at least {show_bytes_up(caught.value.needed_bytes)}: stage" in str(caught.value)
+    return caught.value
+
+
+def refusal(policy: str, memory_bytes: int, options: PlanOptions | None = None) -> str:
+    return str(refused(policy, memory_bytes, options))
 
 
 def needed_bytes(
@@ -33,17 +39,17 @@ def needed_bytes(
 @pytest.mark.parametrize("policy", ["nemo", "sl-peft"])
 @pytest.mark.parametrize("options", [PlanOptions(pp=1), PlanOptions(pp=2)], ids=["one", "two"])
 def test_the_bytes_in_the_message_are_just_enough(policy, options):
-    needed = int(re.search(r"expected at least (\d+)", refusal(policy, 20_000_000, options))[1])
+    needed = refused(policy, 20_000_000, options).needed_bytes
     assert needed == needed_bytes(policy, options=options)
     assert needed_bytes(policy, memory_bytes=needed, options=options) == needed
-    assert f"expected at least {needed}: stage" in refusal(policy, needed - 1, options)
+    assert refused(policy, needed - 1, options).needed_bytes == needed
 
 
 @pytest.mark.parametrize("policy", ["nemo", "sl-peft", "temporal-only"])
 def test_the_bytes_in_the_message_are_those_of_the_mesh_that_needs_least(policy):
-    needed = int(re.search(r"expected at least (\d+)", refusal(policy, 20_000_000))[1])
+    needed = refused(policy, 20_000_000).needed_bytes
     assert needed_bytes(policy, memory_bytes=needed) == needed
-    assert f"expected at least {needed}: stage" in refusal(policy, needed - 1)
+    assert refused(policy, needed - 1).needed_bytes == needed
 
 
 def test_instances_are_told_to_share_one_backbone():
@@ -59,22 +65,20 @@ def test_a_padded_batch_is_told_to_pack():
     assert refusal("sl-peft", needed - 1, options).endswith("packed sequences (--alignment pack)")
 
 
-def promised_bytes(message: str) -> int:
-    return int(re.search(r"nearest that fits needs (\d+)", message)[1])
-
-
-def refusals(policy: str) -> Iterator[tuple[int, str]]:
+def refusals(policy: str) -> Iterator[tuple[int, NotEnoughMemoryError]]:
     """Memory, and what is said about it: always a byte less than the nearest that fits."""
-    limit = int(re.search(r"expected at least (\d+)", refusal(policy, 10**6))[1]) - 1
-    while "nearest that fits" in (message := refusal(policy, limit)):
-        yield limit, message
-        limit = promised_bytes(message) - 1
+    limit = refused(policy, 10**6).needed_bytes - 1
+    while "nearest that fits" in str(error := refused(policy, limit)):
+        promised = f"the nearest that fits needs {show_bytes_up(error.nearest_bytes)}: "
+        assert promised in str(error)
+        yield limit, error
+        limit = error.nearest_bytes - 1
 
 
 def test_the_cut_micro_batches_that_are_proposed_do_fit():
-    limit, message = next(each for each in refusals("temporal-only") if "--carry" in each[1])
-    chunk, carry = map(int, re.search(r"--chunk-tokens (\d+) --carry (\d)\)$", message).groups())
-    assert promised_bytes(message) <= limit
+    limit, error = next(each for each in refusals("temporal-only") if "--carry" in str(each[1]))
+    chunk, carry = map(int, re.search(r"--chunk-tokens (\d+) --carry (\d)\)$", str(error)).groups())
+    assert error.nearest_bytes <= limit
     # Layers and order of the hTasks are chosen anew for cut micro-batches, which moves some bytes.
     near = make_problem(memory_bytes=round(1.1 * limit))
     cut = PlanOptions(carry=carry, chunk_tokens=chunk)
@@ -84,9 +88,9 @@ def test_the_cut_micro_batches_that_are_proposed_do_fit():
 
 
 def test_the_smaller_micro_batches_that_are_proposed_do_fit():
-    limit, message = next(each for each in refusals("temporal-only") if "micro_batch_size" in each[1])
-    cap = int(message.rsplit(" ", 1)[1])
-    assert promised_bytes(message) <= limit
+    limit, error = next(each for each in refusals("temporal-only") if "micro_batch_size" in str(each[1]))
+    cap = int(str(error).rsplit(" ", 1)[1])
+    assert error.nearest_bytes <= limit
     smaller = [
         task | {"micro_batch_size": min(cap, int(str(task.get("micro_batch_size", 4))))} for task in MIXED
     ]
@@ -94,11 +98,12 @@ def test_the_smaller_micro_batches_that_are_proposed_do_fit():
 
 
 def test_if_nothing_near_fits_the_least_is_named():
-    message = refusal("muxtune", 1_000_000)
+    error = refused("muxtune", 1_000_000)
     # Two of the tasks need less memory fused, so the change begins with taking them apart.
     changes = r"every task in an hTask of its own \(policy temporal-only\), micro_batch_size of at most 1"
-    least = int(re.search(rf"nothing near fits; least is (\d+): {changes}$", message)[1])
-    assert 1_000_000 < least < int(re.search(r"expected at least (\d+)", message)[1])
+    least = re.escape(show_bytes_up(error.nearest_bytes))
+    assert re.search(rf"nothing near fits; least is {least}: {changes}$", str(error))
+    assert 1_000_000 < error.nearest_bytes < error.needed_bytes
 
 
 def test_structures_that_fit_only_by_their_schedule_are_kept():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from muxtune.cli.costs import kept_profile_path
+from muxtune.api.costs import kept_profile_path
 from muxtune.cluster import load_cluster
 from muxtune.costs.measurements import load_measurements
 from muxtune.costs.needs import PLAIN_KINDS

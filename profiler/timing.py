@@ -45,7 +45,7 @@ class CpuTimer:
         self.elapsed_s = 0.0
         """Seconds in timed calls."""
         self.computed_s = 0.0
-        """Of these, those in which the process had the core."""
+        """Seconds of these in which the process had the core."""
 
     def call_s(self, function: Callable[[], object]) -> float:
         """Run ``function`` once; seconds until it has returned, without those that others had the core."""

@@ -55,6 +55,7 @@ NO_MODULES = {
     "muxtune.runtime_peft",
     "muxtune.profile",
     "muxtune.overlaps",
+    "muxtune.checkpoint",
     "muxtune.measurements",
 }
 """Entry points, and keys of metadata."""

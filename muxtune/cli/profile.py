@@ -91,8 +91,8 @@ def profile(  # noqa: PLR0913, PLR0917  # an argument per option
         str | None,
         typer.Option(
             "--methods",
-            help="Measure what these PEFT methods need, with commas between them, or `all`; plain LoRA is "
-            "always among them.",
+            help="Measure what these PEFT methods need, with commas between them, or `all`; what "
+            "every profile has is always among them.",
             show_default=False,
         ),
     ] = None,

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 from muxtune.model import ModelSpec
 from muxtune.operators import FROZEN_KINDS, KINDS
-from muxtune.peft import EMBEDDING, METHODS, PeftSpec, attachments
+from muxtune.peft import EMBEDDING, METHODS, PLAIN_KIND, PeftSpec, attachments
 
-PLAIN_KINDS = FROZEN_KINDS | {"lora"}
+PLAIN_KINDS = FROZEN_KINDS | {PLAIN_KIND}
 """What plain LoRA needs. Every profile has these: whole stages are measured with pairs on all linears, and
 the coefficients of the device are fitted to these kinds alone, so that no price depends on what else a
 profile has."""

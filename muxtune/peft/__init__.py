@@ -25,7 +25,7 @@ from muxtune.peft.layers import (
     stage_layers,
     stages_layers,
 )
-from muxtune.peft.lora import at_first_linear, everywhere
+from muxtune.peft.lora import PLAIN_KIND, at_first_linear, everywhere
 from muxtune.peft.method import (
     METHODS,
     AnyPeft,
@@ -57,6 +57,7 @@ __all__ = [
     "EMBEDDING",
     "METHODS",
     "NOTHING",
+    "PLAIN_KIND",
     "AnyPeft",
     "Attachment",
     "Extra",

@@ -26,6 +26,9 @@ from muxtune.peft.start import check_said
 from muxtune.peft.targets import TargetedSpec, module_path, targeted_paths
 from muxtune.support.errors import SpecError
 
+PLAIN_KIND = "lora"
+"""Operator of a pair of factors, which every profile has."""
+
 Pattern = tuple[tuple[str, Any], ...]
 """Ends of module paths, which may be regular expressions, and what holds there; the first that matches."""
 

@@ -69,7 +69,7 @@ class Header(BaseModel):
     part: int
     parts: int
     cuts: dict[str, Cut]
-    """Of each tensor of the adapter, and its moments."""
+    """What each tensor of the adapter, and its moments, is cut to."""
     optimizer_steps: dict[str, int]
     """Steps that the optimizer has taken, per tensor that has moments."""
     losses: list[tuple[int, float, int, float]]

@@ -20,12 +20,14 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from time import perf_counter, process_time, thread_time
 from typing import NamedTuple
+
+from torch import Tensor
 
 import runtime.launch.local
 from benchmarks.helpers.machine import machine_line
@@ -36,10 +38,11 @@ from muxtune.costs.collectives import interconnect_of
 from muxtune.model import load_model_spec
 from muxtune.plan import Plan
 from muxtune.planning.decisions.options import PlanOptions
-from muxtune.schedule import Template
+from muxtune.schedule import Action, Template
 from muxtune.support.tables import format_table, show_seconds
 from runtime import RunOptions, load_report, run_plan
 from runtime.engine.job import RunJob
+from runtime.tasks.tenant import Tenant
 from sim import search_plan
 
 BAR = 0.01
@@ -140,6 +143,7 @@ def counting_rank() -> None:
     from runtime.tasks.verdict import StepVerdict  # noqa: PLC0415
 
     seconds: dict[int, dict[str, float]] = {}
+    steps: dict[int, int] = {}
     find, finish = Stepper._verdict, RankRun._save_results
     parts = {name: getattr(StepVerdict, name) for name in ("tell", "pronounce")}
 
@@ -149,17 +153,21 @@ def counting_rank() -> None:
         counted["wall_s"] += perf_counter() - begin[0]
         counted["cpu_s"] += thread_time() - begin[1]
 
-    def timed_find(self: Stepper, *arguments: object) -> StepVerdict:
+    def timed_find(
+        self: Stepper, action: Action, active: Sequence[Tenant], nll: Tensor | None
+    ) -> StepVerdict:
         begin = perf_counter(), thread_time()
-        verdict = find(self, *arguments)  # type: ignore[arg-type]
-        count(verdict._step, begin)
+        verdict = find(self, action, active, nll)
+        steps[id(verdict)] = action.number
+        count(steps[id(verdict)], begin)
         return verdict
 
-    def timed(name: str) -> Callable[[StepVerdict], None]:
-        def call(self: StepVerdict) -> None:
+    def timed(name: str) -> Callable[[StepVerdict], object]:
+        def call(self: StepVerdict) -> object:
             begin = perf_counter(), thread_time()
-            parts[name](self)
-            count(self._step, begin)
+            result = parts[name](self)
+            count(steps[id(self)], begin)
+            return result
 
         return call
 

@@ -12,8 +12,10 @@ if TYPE_CHECKING:
 
 def run_table(report: RunReport) -> str:
     """What a run took."""
+    failed = sum(task.state == "failed" for task in report.tasks)
     rows = [
         ["iterations", f"{report.steps}"],
+        *([["tasks failed", f"{failed} of {len(report.tasks)}"]] if failed else []),
         ["iteration", show_seconds(report.median_iteration_s)],
         ["tokens/s", show_rate(report.tokens_per_s)],
         ["billed tokens/s", show_rate(report.billed_tokens_per_s)],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,7 +15,11 @@ from muxtune.cli.options import GanttPath, JsonFlag, PlanPath, WideFlag
 from muxtune.cli.output import check_writable, emit
 from muxtune.plan import load_plan
 from muxtune.support.clean_stdout import stdout_kept_clean
+from muxtune.support.printable import one_line
 from muxtune.support.processes import end_process, under_torchrun
+
+SOME_FAILED_EXIT_CODE = 3
+"""Exit code of a run that has finished, but for some tasks."""
 
 
 def run(
@@ -27,6 +32,9 @@ def run(
     peer_timeout_s: Annotated[
         float, typer.Option("--peer-timeout", help="Seconds after which a rank that does not answer hangs.")
     ] = 1800.0,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="End the run if a task fails; else the others go on.")
+    ] = False,
     device: Annotated[
         Literal["cpu", "cuda"] | None,
         typer.Option(help="Compute on these instead of what the plan is for; times are then not comparable."),
@@ -42,7 +50,12 @@ def run(
     from runtime import PEER_LOST_EXIT_CODE, PeerLostError, RunOptions, run_plan
 
     options = RunOptions(
-        steps=steps, resume=resume, peer_timeout_s=peer_timeout_s, device=device, progress=True
+        steps=steps,
+        resume=resume,
+        peer_timeout_s=peer_timeout_s,
+        device=device,
+        strict=strict,
+        progress=True,
     )
     try:
         with stdout_kept_clean():
@@ -50,10 +63,16 @@ def run(
     except PeerLostError:  # only under torchrun, which says what this rank knows; another one has the cause
         end_process(PEER_LOST_EXIT_CODE)
     # Under torchrun every rank comes here, and one of them speaks.
-    if not joins or os.environ["RANK"] == "0":
+    failed = [task for task in report.tasks if task.state == "failed"]
+    speaks = not joins or os.environ["RANK"] == "0"
+    if speaks:
         emit(report, run_table(report), wide=wide, as_json=as_json)
+        for task in failed:
+            sys.stderr.write(f"muxtune: task failed: {one_line(str(task.reason))}\n")
+    code = SOME_FAILED_EXIT_CODE if failed and speaks else 0
     if joins:
-        end_process()
+        end_process(code)
+    sys.exit(code)
 
 
 def validate(

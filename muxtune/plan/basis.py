@@ -44,6 +44,7 @@ _FREE_OF_TASK = frozenset(
         "warmup_steps",
         "weight_decay",
         "max_grad_norm",
+        "abort_grad_norm",
     }
 )
 _DIGEST_CHARACTERS = 10

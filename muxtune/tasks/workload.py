@@ -86,6 +86,9 @@ class PeftTask(StrictModel):
     """Decoupled weight decay of AdamW."""
     max_grad_norm: float | None = Field(default=None, gt=0)
     """Largest norm of the task's gradient, to which larger ones are clipped; null for no clipping."""
+    abort_grad_norm: float | None = Field(default=None, gt=0)
+    """Norm of the task's gradient, before it is clipped, above which the task fails; null where any will do
+    that the optimizer can hold."""
 
     @property
     def row_tokens(self) -> int:

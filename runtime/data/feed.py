@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
-from muxtune.batches import MicrobatchLayout, layout_step, phase_tokens, phases, step_group_tokens
+from muxtune.batches import HTaskShape, MicrobatchLayout, layout_step, phase_tokens, phases, step_group_tokens
 from muxtune.peft import extra
 from muxtune.plan import IterationTokens, Plan
 from muxtune.support.errors import SpecError
 from muxtune.tasks import Example, TaskData, load_task_data, load_tokenizer
 from runtime.attention.carried_kv import CarriedKv
 from runtime.data.batch import MicrobatchTensors, build_microbatch
+
+SHORTER_AFTER = 2
+"""Steps for which the stream stays as long as it was after a task has left before its end: messages of so
+many steps may be posted by then."""
 
 
 @dataclass(slots=True)
@@ -48,6 +53,7 @@ class Feed:
             {i: each.task.seed for i, each in enumerate(members) if each.task.peft.drops}
             for members in self._data
         ]
+        self._stops = {task.id: task.steps for task in plan.tasks}
         self._tokens = [_stream_lengths(plan, htask.id, data) for htask in plan.htasks]
         self._current: dict[int, _Step] = {}
         self._carried: dict[int, CarriedKv] = {}
@@ -86,19 +92,50 @@ class Feed:
         """Tokens of each micro-batch of a step, without tasks that have finished; 0 if all have."""
         return next((tokens for phase, tokens in self._tokens[htask] if step < phase.stop), 0)
 
+    def leave(self, task_id: str, step: int) -> None:
+        """Deal out nothing of a task from a step on, before any rank has asked for that step.
+
+        The stream gets shorter :data:`SHORTER_AFTER` steps later.
+        """
+        self._stops[task_id] = min(step, self._stops[task_id])
+        for h, members in enumerate(self._data):
+            if all(data.task.id != task_id for data in members):
+                continue
+            first = step + SHORTER_AFTER
+            before = [
+                (range(phase.start, min(phase.stop, first)), tokens)
+                for phase, tokens in self._tokens[h]
+                if phase.start < first
+            ]
+            self._tokens[h] = before + self._lengths_from(h, first)
+
+    def _lengths_from(self, htask: int, first: int) -> list[tuple[range, int]]:
+        """Length of the stream in each phase from a step on."""
+        members = [data for data in self._data[htask] if self._stops[data.task.id] > first]
+        stops = sorted({self._stops[data.task.id] for data in members})
+        training = [
+            (range(start, stop), [data for data in members if self._stops[data.task.id] >= stop])
+            for start, stop in pairwise([first, *stops])
+        ]
+        return _phase_lengths(self._shapes[htask], members, training)
+
     def target_tokens(self, htask: int, step: int) -> dict[str, int]:
         """Target tokens in the global batch of each task that still trains, in the order of spans."""
         return {
             data.task.id: int(data.targets[data.step_indices(step)].sum())
             for data in self._data[htask]
-            if _active(data, step)
+            if self._active(data, step)
         }
+
+    def _active(self, data: TaskData, step: int) -> bool:
+        return step < self._stops[data.task.id]
 
     def step_tokens(self, step: int) -> IterationTokens:
         """Tokens of all tasks in iteration ``step``, on all replicas."""
-        active = [data for row in self._data for data in row if _active(data, step)]
+        active = [data for row in self._data for data in row if self._active(data, step)]
         sizes = [
-            [data.task.global_batch_size if _active(data, step) else 0 for data in row] for row in self._data
+            [data.task.global_batch_size if self._active(data, step) else 0 for data in row]
+            for row in self._data
         ]
         return IterationTokens(
             all=sum(
@@ -112,11 +149,13 @@ class Feed:
     def _build_step(self, htask: int, step: int) -> _Step:
         nothing = np.zeros(0, dtype=np.int64)
         rows = self._data[htask]
-        lengths = [data.batch_lengths(step) if _active(data, step) else nothing for data in rows]
-        batches = [data.batch(step) if _active(data, step) else [] for data in rows]
+        lengths = [data.batch_lengths(step) if self._active(data, step) else nothing for data in rows]
+        batches = [data.batch(step) if self._active(data, step) else [] for data in rows]
         tokens = self.tokens(htask, step)
-        layouts = layout_step(self._shapes[htask], lengths, tokens=tokens)
         m = self._shapes[htask].microbatches
+        if not any(batches):  # all tasks have failed
+            return _Step(step, [MicrobatchLayout(tokens, (), ())] * m, batches)
+        layouts = layout_step(self._shapes[htask], lengths, tokens=tokens)
         return _Step(step, layouts[self._replica * m : (self._replica + 1) * m], batches)
 
 
@@ -154,19 +193,28 @@ def _stream_lengths(plan: Plan, htask: int, data: Mapping[str, TaskData]) -> lis
 def _needed_tokens(plan: Plan, htask: int, data: Mapping[str, TaskData]) -> list[tuple[range, int]]:
     shape = plan.shape(htask)
     members = [data[task_id] for task_id in plan.htasks[htask].task_ids]
-    sizes = [
-        step_group_tokens(each, shape.alignment, shape.carry_groups, shape.row_tokens) for each in members
-    ]
+    return _phase_lengths(shape, members, [(phase, members) for phase in phases(members)])
+
+
+def _phase_lengths(
+    shape: HTaskShape, members: Sequence[TaskData], training: Sequence[tuple[range, Sequence[TaskData]]]
+) -> list[tuple[range, int]]:
+    """Length of the stream in phases of which each has tasks that train in it."""
+    sizes = {
+        data.task.id: step_group_tokens(data, shape.alignment, shape.carry_groups, shape.row_tokens)
+        for data in members
+    }
     return [
         (
             phase,
             phase_tokens(
-                members, sizes, shape.alignment, phase, row_tokens=shape.row_tokens, carry=shape.carry
+                active,
+                [sizes[data.task.id] for data in active],
+                shape.alignment,
+                phase,
+                row_tokens=shape.row_tokens,
+                carry=shape.carry,
             ),
         )
-        for phase in phases(members)
+        for phase, active in training
     ]
-
-
-def _active(data: TaskData, step: int) -> bool:
-    return step < data.task.steps

@@ -44,6 +44,8 @@ class RunOptions(BaseModel):
     device: DeviceKind | None = None
     """What to compute on, instead of what the plan is for: results are the same but for rounding, times are
     not what the plan predicts."""
+    strict: bool = False
+    """A task that fails ends the run; else the others go on."""
     progress: bool = False
     """Show a bar on stderr (not under torchrun)."""
 

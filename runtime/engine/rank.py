@@ -6,12 +6,13 @@ import os
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
 import torch.distributed as dist
+from torch import Tensor
 
 from muxtune.plan import Plan, extend_schedule, load_plan
 from muxtune.schedule import save_trace
@@ -33,7 +34,14 @@ from runtime.reports.report import build_report, save_report, stage_records
 from runtime.tasks.adapter_files import save_adapter
 from runtime.tasks.checkpoint import CheckpointWriter, RunCheckpoints, writing_ranks
 from runtime.tasks.losses import LossLedger
-from runtime.tasks.outputs import ADAPTER, ADAPTER_INIT, RUN_BEFORE, save_progress, task_folder
+from runtime.tasks.outputs import (
+    ADAPTER,
+    ADAPTER_INIT,
+    RUN_BEFORE,
+    load_status,
+    save_progress,
+    task_folder,
+)
 from runtime.tasks.verdict import NonFiniteError, end_rank
 
 
@@ -64,12 +72,19 @@ class RankRun:
         """Train, and write everything that this rank has to write.
 
         Raises:
-            RunError: A loss or gradient is not finite, another rank is gone, or the run's folder is.
+            RunError: Another rank is gone, or the run's folder is; with ``strict`` also that a task fails.
         """
         plan, ready = self._plan, self._ready
         tenants = [[ready.tenants[task_id] for task_id in htask.task_ids] for htask in plan.htasks]
         ledger = LossLedger(ready.feed, plan.microbatches)
-        stepper = Stepper(ready.mesh, tenants, ledger, self._recorder, on_step=self._after_step)
+        stepper = Stepper(
+            ready.mesh,
+            tenants,
+            ledger,
+            self._recorder,
+            on_fault=self._after_fault,
+            on_step=self._after_step,
+        )
         runner = StageRunner(
             plan,
             ready.mesh,
@@ -90,21 +105,40 @@ class RankRun:
             self._check_state()
         except NonFiniteError as error:
             error = error.keeping(self._kept(error.step))
-            if self._mesh.last and self._mesh.reports:
-                self._save_progress("running")
-                task = self._plan.tasks_by_id[error.task_id]
-                save_progress(self._job.out_dir, task, self._losses[task.id], "failed", str(error))
+            self._ready.tenants[error.task_id].fail(error.step, str(error))
+            self._save_progress("running")
             raise error from None
         self._save_progress("finished")
         self._save_results()
 
     def _check_state(self) -> None:
         """The last steps have no loss after them that would show what they did."""
-        bad = [task.id for task in self._plan.tasks if not self._ready.tenants[task.id].is_finite()]
-        for task_id in [task_id for of_rank in all_gather(bad) for task_id in of_rank][:1]:
-            step = min(self._job.steps, self._plan.tasks_by_id[task_id].steps) - 1
-            what = "adapter or optimizer state is not finite after it"
-            end_rank(self._mesh, NonFiniteError(task_id, step, what))
+        tenants = self._ready.tenants
+        bad = [
+            task_id
+            for task_id, tenant in tenants.items()
+            if tenant.failure is None and not tenant.is_finite()
+        ]
+        for task_id in dict.fromkeys(task_id for of_rank in all_gather(bad) for task_id in of_rank):
+            step = min(self._job.steps, tenants[task_id].task.steps) - 1
+            self._after_fault(task_id, step, "adapter or optimizer state is not finite after it")
+
+    def _after_fault(self, task_id: str, step: int, what: str) -> None:
+        """Go on without a task, or end the run; all ranks come here before the task's next step.
+
+        Raises:
+            NonFiniteError: The run is strict; on the rank that writes the losses.
+            PeerLostError: The run is strict; on all others.
+        """
+        error = NonFiniteError(task_id, step, what)
+        if self._job.strict:
+            end_rank(self._mesh, error)
+        self._leave(task_id, step, str(error))
+        self._save_progress("running", [task_id])
+
+    def _leave(self, task_id: str, step: int, reason: str) -> None:
+        self._ready.tenants[task_id].fail(step, reason)
+        self._ready.feed.leave(task_id, step + 1)
 
     def _kept(self, step: int) -> str:
         """What is left of a run whose step failed, and how to go on."""
@@ -126,10 +160,13 @@ class RankRun:
             losses=self._losses,
             every=self._job.checkpoint_every,
             steps=self._job.steps,
+            strict=self._job.strict,
         )
 
     def _restore(self) -> None:
         checkpoints = RunCheckpoints(self._job.out_dir, self._plan)
+        for task_id, (step, reason) in checkpoints.failed(self._job.first_step).items():
+            self._leave(task_id, step, reason)
         for task_id, tenant in self._ready.tenants.items():
             state = checkpoints.load(task_id, self._job.first_step)
             if state is not None:
@@ -153,17 +190,18 @@ class RankRun:
             self._ready.watch.check()
             for task in self._plan.tasks:
                 if task_ids is None or task.id in task_ids:
-                    save_progress(self._job.out_dir, task, self._losses[task.id], state)
+                    failure = self._ready.tenants[task.id].failure
+                    save_progress(self._job.out_dir, task, self._losses[task.id], state, failure)
 
     def _save_results(self) -> None:
         """Adapters and trace, and at the very end the report: a run that has one is whole."""
         plan, job, ready = self._plan, self._job, self._ready
         ready.watch.check()
         for task in plan.tasks:
-            ranks = gather(self._adapter_parts(task.id))
-            folder = task_folder(job.out_dir, task.id)
+            failed = ready.tenants[task.id].failure is not None
+            ranks = [] if failed else gather(self._adapter_parts(task.id))
             if ready.rank == 0:
-                save_adapter(folder / ADAPTER, assemble(ranks), like=folder / ADAPTER_INIT)
+                self._save_adapter(task.id, self._last_good(task.id) if failed else assemble(ranks))
         record = self._recorder.record(self._measure_memory())
         records = stage_records(gather(record), plan.parallelism)
         if ready.rank == 0:
@@ -177,11 +215,26 @@ class RankRun:
                 records=records,
                 tokens=[ready.feed.step_tokens(k) for k in range(job.first_step, job.steps)],
                 device=job.device,
+                stops={task_id: tenant.stop for task_id, tenant in ready.tenants.items()},
+                tasks=[load_status(job.out_dir, task.id) for task in plan.tasks],
             )
             ready.watch.check()
             save_report(report, job.out_dir / "run.json")
             (job.out_dir / RUN_BEFORE).unlink(missing_ok=True)
         barrier()
+
+    def _save_adapter(self, task_id: str, tensors: Mapping[str, Tensor]) -> None:
+        folder = task_folder(self._job.out_dir, task_id)
+        if tensors:
+            save_adapter(folder / ADAPTER, tensors, like=folder / ADAPTER_INIT)
+
+    def _last_good(self, task_id: str) -> Mapping[str, Tensor]:
+        """Adapter of a failed task in its newest checkpoint; nothing if it has none.
+
+        Its tenants are no place to look: some may have taken the step that failed on others.
+        """
+        state = RunCheckpoints(self._job.out_dir, self._plan).last(task_id)
+        return {} if state is None else state.tensors["adapter"]
 
     def _measure_memory(self) -> MeasuredMemory:
         plan, ready = self._plan, self._ready

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 
 import torch
@@ -80,7 +80,7 @@ class StageRunner:
             elapsed_s: What the resumed run had taken before; added to the losses' times.
 
         Raises:
-            NonFiniteError: A loss or a gradient of a step is not finite; on the rank that keeps the losses.
+            NonFiniteError: The verdict on a step ends the run; on the rank that keeps the losses.
             PeerLostError: A neighbouring rank is gone, or tells of such a step.
         """
         self._recorder.begin(origin_ns, elapsed_s)
@@ -108,9 +108,10 @@ class StageRunner:
             self._overlap.close()
         self._recorder.settle(wait=True)
 
-    def _sizes(self, kind: str) -> list[int]:
+    def _sizes(self, kind: str) -> Iterator[int]:
+        """Tokens of the messages to come, each found when it is asked for: tasks may leave until then."""
         m = self._plan.microbatches
-        return [self._feed.tokens(a.htask, a.number // m[a.htask]) for a in self._actions if a.kind == kind]
+        return (self._feed.tokens(a.htask, a.number // m[a.htask]) for a in self._actions if a.kind == kind)
 
     def _play(self, clock: Sequence[Action]) -> None:
         """Play a clock: as one where the plan has a launch order for it, else action by action."""
@@ -156,33 +157,52 @@ class StageRunner:
         """
         if self._activations is None:
             self._stepper.settle(action.htask)  # may wait, which is no part of the forward
+            return partial(self._forward, action, self._microbatch(action), None)
+        self._stepper.settle()
+        if self._stepper.awaits(action.htask):
+            batch, hidden_TD = self._recorder.wait(
+                action, partial(self._verdict_and_arrival, self._activations, action)
+            )
+        else:
+            batch = self._microbatch(action)
+            hidden_TD = self._recorder.wait(action, self._activations.receive)
+        return partial(self._forward, action, batch, hidden_TD.requires_grad_())
+
+    def _microbatch(self, action: Action) -> MicrobatchTensors:
         start = self._recorder.now()
         batch = self._feed.microbatch(action.htask, action.number)
         self._recorder.span(COMPUTE, action, start)
-        hidden_TD = None
-        if self._activations is not None:
-            hidden_TD = self._recorder.wait(
-                action, partial(self._arrival, self._activations, action)
-            ).requires_grad_()
-        return partial(self._forward, action, batch, hidden_TD)
+        return batch
 
-    def _arrival(self, activations: Inbox, action: Action) -> Tensor:
-        """A forward's input; verdicts before it are known by then, as stage 0 settled before it sent one."""
-        hidden_TD = activations.receive()
+    def _verdict_and_arrival(self, activations: Inbox, action: Action) -> tuple[MicrobatchTensors, Tensor]:
+        """A forward's micro-batch, which has no task that has failed by now, and its input.
+
+        Stage 0 knows the verdict before it begins this forward, so it comes before the input.
+        """
         self._stepper.settle(action.htask)
-        return hidden_TD
+        return self._feed.microbatch(action.htask, action.number), activations.receive()
 
     def _forward(self, action: Action, batch: MicrobatchTensors, hidden_TD: Tensor | None) -> None:
         backbone = self._backbones[action.htask]
         self._meter.note_messages(self._message_bytes())
         with self._meter.forward(action, backbone) as counted:
-            output = backbone.forward(batch, hidden_TD)
-            if self._mesh.last:
-                output = self._ledger.add(action, output)
+            if not batch.spans:  # all its tasks have failed
+                output = self._nothing(batch)
+            else:
+                output = backbone.forward(batch, hidden_TD)
+                if self._mesh.last:
+                    output = self._ledger.add(action, output)
             if counted is not None:
                 counted.hold(hidden_TD, output)
                 self._meter.follow(action, batch.attention.carried)
         self._open[action.htask, action.number] = (hidden_TD, output)
+
+    def _nothing(self, batch: MicrobatchTensors) -> Tensor:
+        """What a forward of no task hands on."""
+        model = self._plan.model
+        return torch.zeros(
+            len(batch.tokens_T), model.hidden, dtype=torch_dtype(model), device=batch.tokens_T.device
+        )
 
     def _end_forward(self, action: Action) -> None:
         if self._to_next is not None:

@@ -38,6 +38,7 @@ class Stepper:
         tenants: Tenants of each hTask.
         ledger: Sums of the losses of steps that are under way.
         recorder: Gets the spans, and the losses of steps that count.
+        on_fault: Called with task id, step and what is wrong with it, before ``on_step``; it may end the run.
         on_step: Called with hTask and step when an optimizer step counts, before the hTask goes on.
     """
 
@@ -48,12 +49,14 @@ class Stepper:
         ledger: LossLedger,
         recorder: Recorder,
         *,
+        on_fault: Callable[[str, int, str], None],
         on_step: Callable[[int, int], None],
     ) -> None:
         self._mesh = mesh
         self._tenants = tenants
         self._ledger = ledger
         self._recorder = recorder
+        self._on_fault = on_fault
         self._on_step = on_step
         self._unsettled: deque[_Unsettled] = deque()
         """Steps that do not count yet, in order."""
@@ -67,8 +70,12 @@ class Stepper:
         """
         h, step, recorder = action.htask, action.number, self._recorder
         self.settle()
+        active = [tenant for tenant in self._tenants[h] if step < tenant.stop]
+        if not active:  # all have failed
+            recorder.span(COMPUTE, action, recorder.now())
+            self._on_step(h, step)
+            return
         sums = self._step_sums(action) if self._mesh.last else None
-        active = [tenant for tenant in self._tenants[h] if step < tenant.task.steps]
         self._sum_gradients(action, active)
         verdict = self._verdict(action, active, None if sums is None else sums[1])
         start = recorder.now()
@@ -89,15 +96,15 @@ class Stepper:
         recorder.settle()
 
     def settle(self, htask: int | None = None, *, wait: bool = False) -> None:
-        """Let the steps count whose verdicts are there, in order.
+        """Let the steps count whose verdicts are there, in order; tasks that they are bad for have failed.
 
         Args:
             htask: Wait for those up to its last one.
             wait: Wait for all.
 
         Raises:
-            NonFiniteError: A loss or a gradient of a step is not finite; on the rank that keeps the losses.
-            PeerLostError: A verdict is bad and another rank names it; or a neighbouring rank is gone.
+            NonFiniteError: A verdict is bad and ends the run; on the rank that keeps the losses.
+            PeerLostError: A verdict ends the run and another rank names it; or a neighbouring rank is gone.
         """
         pending = self._unsettled
         waited = len(pending) if wait else 0
@@ -106,10 +113,17 @@ class Stepper:
         while pending and (waited > 0 or pending[0].verdict.is_known()):
             waited -= 1
             settled = pending.popleft()
-            settled.verdict.pronounce()
+            faults = settled.verdict.pronounce()
             for task_id, loss in settled.losses.items():
-                self._recorder.losses[task_id].append(loss)
+                if task_id not in faults:
+                    self._recorder.losses[task_id].append(loss)
+            for task_id, what in faults.items():
+                self._on_fault(task_id, settled.action.number, what)
             self._on_step(settled.action.htask, settled.action.number)
+
+    def awaits(self, htask: int) -> bool:
+        """Whether the verdict on a step of an hTask is not there yet."""
+        return any(each.action.htask == htask for each in self._unsettled)
 
     def _step_sums(self, action: Action) -> tuple[dict[str, int], Tensor]:
         """Targets per task id, and the sums ``[K]`` of all replicas."""
@@ -137,7 +151,7 @@ class Stepper:
         if shards is not None:
             recorder.wait(action, partial(shards.sum_, squared_K))
         start = recorder.now()
-        verdict = StepVerdict(self._mesh, action.number, active, squared_K=squared_K, nll_K=nll_K)
+        verdict = StepVerdict(self._mesh, active, squared_K=squared_K, nll_K=nll_K)
         recorder.span(COMPUTE, action, start)
         if self._mesh.stages is not None and any(t.task.max_grad_norm is not None for t in active):
             recorder.wait(action, partial(verdict.meet, self._mesh.stages))

@@ -21,6 +21,7 @@ from muxtune.support.errors import UserError, spec_error_from
 from muxtune.support.files import write_text_atomically
 from muxtune.support.machine import usable_cores
 from runtime.reports.footprint import MeasuredMemory
+from runtime.tasks.outputs import TaskStatus
 
 _STRICT = ConfigDict(frozen=True, extra="forbid")
 
@@ -88,6 +89,8 @@ class RunReport(BaseModel):
     exposed_communication_s: tuple[float, ...]
     """Per stage, waits of its actions for sums over its ranks in one steady iteration; part of ``busy_s``."""
     tokens: TokenTotals
+    tasks: tuple[TaskStatus, ...] = ()
+    """What became of each task; empty in a report of an earlier version."""
     memory: tuple[MeasuredMemory, ...]
     """Per stage, of that of its ranks that held most."""
     versions: dict[str, str]
@@ -128,6 +131,8 @@ def build_report(
     records: Sequence[StageRecord],
     tokens: Sequence[IterationTokens],
     device: DeviceKind = "cpu",
+    stops: Mapping[str, int] | None = None,
+    tasks: Sequence[TaskStatus | None] = (),
 ) -> RunReport:
     """Turn measurements into a report.
 
@@ -138,11 +143,13 @@ def build_report(
         records: Record of every stage.
         tokens: Tokens of each iteration from ``first_step`` on.
         device: Kind of device that the ranks computed on.
+        stops: Steps up to which each task took part; by default all of its own.
+        tasks: What became of each.
     """
     spans = [span for record in records for span in record.spans]
     ends = iteration_ends_s(spans)
     lengths = [end - start for start, end in zip([0.0, *ends], ends, strict=False)]
-    steady = _steady_steps(plan, first_step, steps)
+    steady = _steady_steps(plan, first_step, steps, stops or {})
     positions = [k - first_step for k in steady]
     start_s = ends[positions[0] - 1] if positions[0] else 0.0
     window_s = ends[positions[-1]] - start_s
@@ -176,6 +183,7 @@ def build_report(
             billed=int(sum(t.billed for t in tokens)),
             effective=int(sum(t.effective for t in tokens)),
         ),
+        tasks=tuple(task for task in tasks if task is not None),
         memory=tuple(record.memory for record in records),
         versions={"python": platform.python_version()}
         | {name: version(name) for name in ("muxtune", "torch", "transformers", "peft")},
@@ -212,13 +220,15 @@ def load_report(path: Path) -> RunReport:
         raise spec_error_from(error, str(path)) from error
 
 
-def _steady_steps(plan: Plan, first_step: int, steps: int) -> list[int]:
+def _steady_steps(plan: Plan, first_step: int, steps: int, stops: Mapping[str, int]) -> list[int]:
     """Iterations to take medians of; as many conditions as can be met.
 
-    The first iteration is slower (memory is being measured and allocated, the pipeline fills).
+    The first iteration is slower (memory is being measured and allocated, the pipeline fills). Tasks that had
+    failed before it do not count.
     """
     later = range(first_step + 1, steps)
-    full = [k for k in later if all(k < task.steps for task in plan.tasks)]
+    own = [stops.get(task.id, task.steps) for task in plan.tasks]
+    full = [k for k in later if all(k < stop for stop in own if stop > first_step)]
     return full or list(later) or [first_step]
 
 

@@ -31,7 +31,7 @@ from runtime.reports.report import RunReport, load_report
 from runtime.reports.solo import SoloResult, train_solo
 from runtime.reports.spread import DRAWS, Agreement, Distance, bound_of, judge, largest, needs_spread
 from runtime.tasks.adapter_files import load_adapter
-from runtime.tasks.outputs import ADAPTER, load_losses, task_folder
+from runtime.tasks.outputs import ADAPTER, load_losses, load_status, task_folder
 
 _STRICT = ConfigDict(frozen=True, extra="forbid")
 
@@ -186,11 +186,14 @@ def _validate_tasks(plan: Plan, run_dir: Path, solo_steps: int | None) -> tuple[
         return tuple(
             _validate_task(task, load_losses(run_dir, task.id), None, run_dir, plan.model)
             for task in plan.tasks
+            if load_losses(run_dir, task.id)
         )
     data = load_plan_data(plan)
     validations = []
     for task in plan.tasks:
         losses = load_losses(run_dir, task.id)
+        if not losses:  # it failed at once
+            continue
         steps = len(losses) if solo_steps is None else min(solo_steps, len(losses))
         solo = train_solo(plan.model, data[task.id], steps)
         again: list[SoloResult] = []
@@ -213,7 +216,9 @@ def _validate_task(
     again: Sequence[SoloResult] = (),
 ) -> TaskValidation:
     found = bound = spread = None
-    whole = solo is not None and len(solo.losses) == len(losses)
+    status = load_status(run_dir, task.id)
+    failed = status is not None and status.state == "failed"  # its adapter is of an earlier step
+    whole = solo is not None and len(solo.losses) == len(losses) and not failed
     if solo is not None:
         adapter = load_adapter(task_folder(run_dir, task.id) / ADAPTER) if whole else None
         found = distance_of(losses, adapter, solo)

@@ -41,17 +41,15 @@ class _Kept:
     steps: int
     """Steps of the task itself."""
     failed_at: int | None
-    """Steps that it had done when it failed."""
+    """Step that failed, and steps that it had done by then; None if none did."""
+    failure: str
+    """Why, in words."""
 
     def at(self, iteration: int) -> int | None:
         """Steps that it had done after an iteration; None if it had failed before."""
         if self.failed_at is not None and iteration > self.failed_at:
             return None
         return min(iteration, self.steps)
-
-    def newest(self, iteration: int) -> int | None:
-        """Steps of its newest checkpoint up to an iteration."""
-        return max((step for step in complete_steps(self.folder) if step <= iteration), default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +76,14 @@ class RunCheckpoints:
         self._tasks: dict[str, _Kept] = {}
         for task in plan.tasks:
             status = load_status(run_dir, task.id)
-            failed_at = status.steps_done if status is not None and status.state == "failed" else None
-            folder = task_folder(run_dir, task.id) / CHECKPOINTS
-            self._tasks[task.id] = _Kept(folder, identity(plan, task), task.steps, failed_at)
+            failed = status if status is not None and status.state == "failed" else None
+            self._tasks[task.id] = _Kept(
+                folder=task_folder(run_dir, task.id) / CHECKPOINTS,
+                identity=identity(plan, task),
+                steps=task.steps,
+                failed_at=None if failed is None else failed.steps_done,
+                failure="" if failed is None else failed.reason or "",
+            )
 
     def iterations(self) -> list[int]:
         """Iterations at which all tasks have a complete checkpoint, ascending."""
@@ -117,6 +120,14 @@ class RunCheckpoints:
                 return WholeCheckpoint(iteration, tuple(complaints), tuple(damaged))
         return WholeCheckpoint(None, tuple(complaints), tuple(damaged))
 
+    def failed(self, iteration: int) -> dict[str, tuple[int, str]]:
+        """Tasks that had failed before an iteration: the step that failed, and why."""
+        return {
+            task_id: (kept.failed_at, kept.failure)
+            for task_id, kept in self._tasks.items()
+            if kept.failed_at is not None and kept.at(iteration) is None
+        }
+
     def load(self, task_id: str, iteration: int) -> TaskState | None:
         """State of a task after an iteration; the last that was kept of one that had failed before.
 
@@ -128,8 +139,16 @@ class RunCheckpoints:
         """
         kept = self._tasks[task_id]
         step = kept.at(iteration)
-        if step is None:
-            step = kept.newest(iteration)
+        return self.last(task_id) if step is None else load_task(kept.folder, step, kept.identity)
+
+    def last(self, task_id: str) -> TaskState | None:
+        """State of a task in its newest checkpoint; None if it has none.
+
+        Raises:
+            DamagedCheckpointError: A file is not as it was written.
+        """
+        kept = self._tasks[task_id]
+        step = max(complete_steps(kept.folder), default=None)
         return None if step is None else load_task(kept.folder, step, kept.identity)
 
     def remove_older(self, *, keep: int = KEPT) -> None:
@@ -171,6 +190,8 @@ class CheckpointWriter:
         losses: Grows with the run; copied into each checkpoint.
         every: Steps between checkpoints.
         steps: Steps of the run; the last needs no checkpoint, as the adapters themselves are written.
+        strict: Whether a state that is not finite ends the run. Else it is only not written: the next loss or
+            the end of the run shows it on all ranks.
     """
 
     def __init__(
@@ -183,6 +204,7 @@ class CheckpointWriter:
         losses: Mapping[str, Sequence[StepLoss]],
         every: int,
         steps: int,
+        strict: bool = False,
     ) -> None:
         self._run_dir = run_dir
         self._part = part
@@ -191,17 +213,18 @@ class CheckpointWriter:
         self._losses = losses
         self._every = every
         self._steps = steps
+        self._strict = strict
         self._awaited: dict[int, set[int]] = {}
         """Per iteration with checkpoints, hTasks that have not come there and train until then."""
 
     def after_step(self, htask: int, step: int) -> list[str]:
-        """Write the tasks of an hTask that have got to a checkpoint, or to their end.
+        """Write the tasks of an hTask that have got to a checkpoint, or to their end, and have not failed.
 
         Returns:
-            Ids of these tasks.
+            Ids of those that were written.
 
         Raises:
-            NonFiniteError: A task's state is not finite; its checkpoint is not written.
+            NonFiniteError: A task's state is not finite.
         """
         done = step + 1
         if done >= self._steps:
@@ -209,10 +232,10 @@ class CheckpointWriter:
         due = [
             task.id
             for task in self._plan.htask_tasks(htask)
-            if (done < task.steps and done % self._every == 0) or done == task.steps
+            if self._tenants[task.id].failure is None
+            and ((done < task.steps and done % self._every == 0) or done == task.steps)
         ]
-        for task_id in due:
-            self._write(task_id, done)
+        written = [task_id for task_id in due if self._write(task_id, done)]
         if done % self._every == 0:
             trains = {h for h, steps in enumerate(self._plan.htask_steps()) if steps >= done}
             awaited = self._awaited.setdefault(done, trains)
@@ -220,13 +243,15 @@ class CheckpointWriter:
             if not awaited:
                 del self._awaited[done]
                 RunCheckpoints(self._run_dir, self._plan).remove_older()
-        return due
+        return written
 
-    def _write(self, task_id: str, done: int) -> None:
+    def _write(self, task_id: str, done: int) -> bool:
         tenant = self._tenants[task_id]
         snapshot = tenant.snapshot()
         if not is_finite(snapshot):
-            raise NonFiniteError(task_id, done - 1, "adapter or optimizer state is not finite after it")
+            if self._strict:
+                raise NonFiniteError(task_id, done - 1, "adapter or optimizer state is not finite after it")
+            return False
         save_part(
             task_folder(self._run_dir, task_id) / CHECKPOINTS,
             tenant,
@@ -237,6 +262,7 @@ class CheckpointWriter:
             parts=writing_ranks(self._plan),
             losses=[loss for loss in self._losses[task_id] if loss.step < done],
         )
+        return True
 
 
 def writing_ranks(plan: Plan) -> int:

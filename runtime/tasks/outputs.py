@@ -49,10 +49,18 @@ def save_progress(
     run_dir: Path,
     task: PeftTask,
     losses: Sequence[StepLoss],
-    state: Literal["running", "finished", "failed"],
-    reason: str | None = None,
+    state: Literal["running", "finished"],
+    failure: str | None = None,
 ) -> None:
-    """Write ``losses.csv`` and ``status.json`` of a task; each is whole at any moment."""
+    """Write ``losses.csv`` and ``status.json`` of a task; each is whole at any moment.
+
+    Args:
+        run_dir: The run's folder.
+        task: Task whose files they are.
+        losses: Losses of its steps that count.
+        state: What it is, if it has not failed.
+        failure: Why it has failed.
+    """
     folder = task_folder(run_dir, task.id)
     lines = ["step,loss,target_tokens,wall_s"]
     # repr keeps all digits, so that a loss can be compared to 1e-9 and better
@@ -60,11 +68,11 @@ def save_progress(
     write_text_atomically(folder / LOSSES, "\n".join(lines) + "\n")
     status = TaskStatus(
         id=task.id,
-        state=state,
+        state=state if failure is None else "failed",
         steps_done=len(losses),
         steps=task.steps,
         loss=losses[-1].loss if losses else None,
-        reason=reason,
+        reason=failure,
     )
     write_text_atomically(folder / STATUS, status.model_dump_json(indent=1) + "\n")
 

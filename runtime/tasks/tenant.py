@@ -45,6 +45,10 @@ class Tenant:
         changed: Callable[[], None] = lambda: None,
     ) -> None:
         self.task = task
+        self.stop = task.steps
+        """Takes part in the steps before this one; in fewer than its task has, if it has failed."""
+        self.failure: str | None = None
+        """Why it has failed."""
         self._changed = changed
         self.parameters = dict(parameters)
         self.portions = (
@@ -55,9 +59,14 @@ class Tenant:
         some = next(iter(self.parameters.values()), torch.empty(0, device=device))
         self.device, self._dtype = some.device, some.dtype
 
+    def fail(self, step: int, reason: str) -> None:
+        """Take part in no step after this one, which has failed."""
+        self.stop = step + 1
+        self.failure = reason
+
     @property
     def most_squared_norm(self) -> float:
-        """Largest squared gradient norm whose step leaves everything finite.
+        """Largest squared norm of a part of the gradient whose step may be taken.
 
         AdamW squares what is left of the gradient after clipping. Its second moment is a mean of such
         squares, so it stays finite as long as each of them is.
@@ -65,7 +74,13 @@ class Tenant:
         most = torch.finfo(self._dtype).max
         limit = self.task.max_grad_norm
         is_cut = limit is not None and limit * limit <= most
-        return torch.finfo(torch.float64).max if is_cut else most
+        return min(self.squared_limit, torch.finfo(torch.float64).max if is_cut else most)
+
+    @property
+    def squared_limit(self) -> float:
+        """Largest squared norm of the whole gradient that the task allows."""
+        largest, limit = torch.finfo(torch.float64).max, self.task.abort_grad_norm
+        return largest if limit is None else min(largest, limit * limit)
 
     def step(self, step: int, gradient_norm: Tensor | float, refused: Tensor | None = None) -> None:
         """Optimizer step ``step`` (from 0), clipped as ``torch.nn.utils.clip_grad_norm_`` does.

@@ -1,11 +1,12 @@
-"""Whether the optimizer steps of an hTask may count: losses and gradients are finite on all ranks.
+"""Whether the optimizer steps of an hTask's tasks may count: losses and gradients are sound on all ranks.
 
 A step comes to a stage when its last backward is done, on the last stage first. No stage waits for the others
 there, unless a task is clipped by the norm of its whole gradient. Each leaves a step out that its own
 gradients would spoil, and tells the others. The verdict of all stages is waited for where something first
 depends on the step: at the hTask's next forward, and before its losses, its checkpoint and its adapters are
 written. It is there by then: a stage gets the activations of a forward only after all stages have come to
-the step before it. If it is bad, the run ends, and what the step did to this rank's memory ends with it.
+the step before it. A task whose verdict is bad has failed: it leaves the hTask before that forward, and what
+the step did to its adapter on other stages is never read.
 """
 
 # K tasks of an hTask that still train, S stages
@@ -31,7 +32,7 @@ TELL_WAIT_S = 2.0
 
 
 class NonFiniteError(RunError):
-    """Something of a task's optimizer step is NaN or infinite."""
+    """Something of a task's optimizer step is NaN, infinite or larger than the task allows."""
 
     def __init__(self, task_id: str, step: int, what: str, kept: str = "") -> None:
         super().__init__(task_id, step, what, kept)
@@ -66,7 +67,6 @@ class StepVerdict:
 
     Args:
         mesh: Place of the rank in the mesh.
-        step: Number of the step.
         tenants: Tenants of the hTask, those that still train.
         squared_K: Squared gradient norms, of all shards of the stage.
         nll_K: Sums of all replicas' losses; on the last stage.
@@ -75,14 +75,12 @@ class StepVerdict:
     def __init__(
         self,
         mesh: RankMesh,
-        step: int,
         tenants: Sequence[Tenant],
         *,
         squared_K: Tensor,
         nll_K: Tensor | None,
     ) -> None:
         self._mesh = mesh
-        self._step = step
         self._tenants = tenants
         sound_K = [squared <= t.most_squared_norm for t, squared in zip(tenants, squared_K, strict=True)]
         self._table = squared_K.new_zeros((2 + mesh.stage_count, len(tenants)))
@@ -102,7 +100,12 @@ class StepVerdict:
     @property
     def refused(self) -> Tensor:
         """Whether a task's step must leave no trace, ``[K]``, by all that has been added up so far."""
-        return (self._table[1:] != 0).any(0) | ~self._table[0].isfinite()
+        squared_K = self._table[0]
+        allowed_K = squared_K.isfinite()
+        if any(tenant.task.abort_grad_norm is not None for tenant in self._tenants):
+            pairs = zip(self._tenants, squared_K, strict=True)
+            allowed_K = torch.stack([squared <= tenant.squared_limit for tenant, squared in pairs])
+        return (self._table[1:] != 0).any(0) | ~allowed_K
 
     def meet(self, stages: Team) -> None:
         """Add up what all stages have, now."""
@@ -119,24 +122,33 @@ class StepVerdict:
         """Whether :meth:`pronounce` would not wait for another rank."""
         return self._work is None or self._work.is_completed()
 
-    def pronounce(self) -> None:
-        """Wait for all stages, and end the run if a step is not finite.
+    def pronounce(self) -> dict[str, str]:
+        """Wait for all stages.
+
+        Returns:
+            What is wrong with a task's step, by its id; the same on all ranks.
 
         Raises:
-            NonFiniteError: A step is not finite: of the first such task, on the rank that writes losses.
-            PeerLostError: A step is not finite, on all other ranks; or another rank is gone.
+            PeerLostError: Another rank is gone.
         """
         if self._work is not None and self._mesh.verdicts is not None:
             or_peer_lost(self._work.wait, self._mesh.verdicts.peer)
         squared_K, loss_K, *refused_SK = self._table.tolist()
+        faults: dict[str, str] = {}
         for k, tenant in enumerate(self._tenants):
             stages = [str(stage) for stage, refused_K in enumerate(refused_SK) if refused_K[k]]
-            if loss_K[k] or stages or not math.isfinite(squared_K[k]):
-                what = f"the loss is {loss_K[k]}" if loss_K[k] else _gradient_fault(squared_K[k], stages)
-                end_rank(self._mesh, NonFiniteError(tenant.task.id, self._step, what))
+            if loss_K[k] or stages or not squared_K[k] <= tenant.squared_limit:
+                what = (
+                    f"the loss is {loss_K[k]}" if loss_K[k] else _gradient_fault(tenant, squared_K[k], stages)
+                )
+                faults[tenant.task.id] = what
+        return faults
 
 
-def _gradient_fault(squared: float, stages: Sequence[str]) -> str:
-    norm = squared**0.5
-    text = f"the gradient norm is {norm:.3g}" + (f" (stage {', '.join(stages)})" if stages else "")
+def _gradient_fault(tenant: Tenant, squared: float, stages: Sequence[str]) -> str:
+    norm, limit = squared**0.5, tenant.task.abort_grad_norm
+    text = f"the gradient norm is {norm:.3g}"
+    if limit is not None and limit < norm < math.inf:
+        return f"{text}, above abort_grad_norm ({limit:g})"
+    text += f" (stage {', '.join(stages)})" if stages else ""
     return f"{text}, too large for AdamW to square" if math.isfinite(norm) else text

@@ -93,7 +93,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_task_and_step(tmp_path
         prepared_ranks(),
         pytest.raises(RunError, match=r"rank 1: task [abc], step \d+: the loss is (nan|inf)") as caught,
     ):
-        run_plan(plan, tmp_path / "run")
+        run_plan(plan, tmp_path / "run", RunOptions(strict=True))
     assert "\n" not in str(caught.value)
     assert '"state": "failed"' in "".join(
         path.read_text() for path in (tmp_path / "run" / "tasks").glob("*/status.json")

@@ -118,6 +118,7 @@ FREE = {
     "decisions.tasks.lr_schedule",
     "decisions.tasks.warmup_steps",
     "decisions.tasks.weight_decay",
+    "decisions.tasks.abort_grad_norm",
     "decisions.tasks.max_grad_norm",
 }
 """Labels, places, and what decides results but neither a duration nor a byte."""
@@ -151,6 +152,7 @@ LEGITIMATE = [
     (("decisions", "tasks", 2, "warmup_steps"), 2),
     (("decisions", "tasks", 2, "lr_schedule"), "cosine"),
     (("decisions", "tasks", 0, "max_grad_norm"), 1.0),
+    (("decisions", "tasks", 0, "abort_grad_norm"), 9.0),
     (("decisions", "tasks", 0, "peft", "alpha"), 16.0),
     (
         (

@@ -58,7 +58,7 @@ def with_value(content: object, path: Path, value: object) -> object:
     return changed
 
 
-NUMBERS = {"alpha", "learning_rate", "max_grad_norm"}
+NUMBERS = {"alpha", "learning_rate", "max_grad_norm", "abort_grad_norm"}
 """Fields that a whole number is written in; they take 16 and 16.0."""
 
 CASES = [

@@ -164,6 +164,7 @@ def test_absolute_paths_and_home_are_kept(tmp_path, monkeypatch):
         ("tasks.0.shuffle", "maybe", "tasks.0.shuffle = 'maybe': expected a valid boolean"),
         ("tasks.0.weight_decay", -0.1, "tasks.0.weight_decay = -0.1: expected greater than or equal to 0"),
         ("tasks.0.max_grad_norm", 0, "tasks.0.max_grad_norm = 0: expected greater than 0"),
+        ("tasks.0.abort_grad_norm", 0, "tasks.0.abort_grad_norm = 0: expected greater than 0"),
         ("tasks.0.learning_rat", 1, "tasks.0.learning_rat = 1: expected no such field"),
     ],
 )

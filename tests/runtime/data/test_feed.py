@@ -44,6 +44,40 @@ def test_a_finished_task_leaves_the_stream(plan):
     assert list(feed.target_tokens(0, 2)) == ["b"]
 
 
+def _targets(task_id: str, batches) -> list[int]:
+    """Predicted tokens of a task, in any order."""
+    return sorted(
+        token
+        for batch in batches
+        for own, span in zip(batch.task_ids, batch.target_spans, strict=True)
+        if own == task_id
+        for token in batch.target_ids_N[slice(*span)].tolist()
+    )
+
+
+def test_a_task_that_leaves_before_its_end_is_dealt_out_no_more_and_the_stream_gets_shorter_later(tmp_path):
+    """Messages of two steps may be posted by the time that a rank learns of it."""
+    tasks = tuple(
+        make_task(name, write_examples(tmp_path / f"{name}.jsonl", seed=i), steps=steps)
+        for i, (name, steps) in enumerate([("a", 9), ("b", 7)])
+    )
+    plan = make_plan(Workload(tasks=tasks), PRESETS["llama-tiny"], partition=[["a", "b"]])
+    feed, undisturbed = (Feed(plan, load_plan_data(plan)) for _ in range(2))
+    before = [feed.tokens(0, step) for step in range(9)]
+    feed.leave("a", 3)
+    after = [feed.tokens(0, step) for step in range(9)]
+    assert after[:5] == before[:5]
+    assert all(0 < after[step] < before[step] for step in (5, 6))
+    assert after[7:] == [0, 0]
+    for step in range(9):
+        assert list(feed.target_tokens(0, step)) == ["a"] * (step < 3) + ["b"] * (step < 7)
+        batches = [feed.microbatch(0, 2 * step + position) for position in range(2)]
+        assert {len(batch.tokens_T) for batch in batches} == {after[step]}
+        expected = [undisturbed.microbatch(0, 2 * step + position) for position in range(2)]
+        assert _targets("b", batches) == _targets("b", expected)
+    assert feed.step_tokens(8).all == feed.step_tokens(8).effective == 0
+
+
 def test_tokens_of_an_iteration_are_counted_in_three_ways(plan):
     data = load_plan_data(plan)
     feed = Feed(plan, data)

@@ -101,7 +101,14 @@ def build_rank(plan: Plan, folder: Path, rank: int = 0) -> Rank:
     feed = Feed(plan, load_plan_data(plan))
     ledger = LossLedger(feed, plan.microbatches)
     htask_tenants = [[tenants[task_id] for task_id in htask.task_ids] for htask in plan.htasks]
-    stepper = Stepper(mesh, htask_tenants, ledger, recorder, on_step=lambda htask, step: None)
+    stepper = Stepper(
+        mesh,
+        htask_tenants,
+        ledger,
+        recorder,
+        on_fault=lambda task_id, step, what: None,
+        on_step=lambda htask, step: None,
+    )
     runner = StageRunner(
         plan,
         mesh,

@@ -42,7 +42,7 @@ app = typer.Typer(
 app.command()(demo.demo)
 app.add_typer(profile.profile_app, name="profile")
 app.add_typer(costs_commands.costs_app, name="costs", help="What operators cost, and how well it is known.")
-app.command()(planning.plan)
+app.add_typer(planning.plan_app, name="plan")
 app.command()(planning.simulate)
 app.command()(running.run)
 app.command()(running.validate)

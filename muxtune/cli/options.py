@@ -32,3 +32,9 @@ WideFlag = Annotated[
 ]
 
 DEFAULT_CLUSTER = "cpu-2"
+
+
+def was_given(context: typer.Context, name: str) -> bool:
+    """Whether a parameter of the command stands on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"

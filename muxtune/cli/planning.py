@@ -22,8 +22,10 @@ from muxtune.cli.options import (
     PlanPath,
     ProfilePath,
     WideFlag,
+    was_given,
 )
 from muxtune.cli.output import check_writable, emit, for_people, planning_bar, show
+from muxtune.cli.plan_diff import diff
 from muxtune.orchestration import Mode
 from muxtune.plan import Plan, load_plan, save_plan
 from muxtune.planning.decisions.options import ObjectiveName
@@ -38,6 +40,11 @@ def _print_schema(wanted: bool) -> None:
         raise typer.Exit
 
 
+plan_app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
+plan_app.command()(diff)
+
+
+@plan_app.callback()
 def plan(  # noqa: PLR0913, PLR0917  # an argument per option
     context: typer.Context,
     workload: Annotated[
@@ -117,6 +124,10 @@ def plan(  # noqa: PLR0913, PLR0917  # an argument per option
     as_json: JsonFlag = False,
 ) -> None:
     """Search the best plan of a policy for a workload, or price decisions that are given."""
+    if context.invoked_subcommand is not None:
+        if any(was_given(context, name) for name in context.params):
+            context.fail(f"The options of plan do not go with {context.invoked_subcommand}.")
+        return
     if decisions is not None or reprice is not None:
         _plan_decided(context, decisions, reprice, profile, out, wide=wide, as_json=as_json)
         return
@@ -186,7 +197,7 @@ def _plan_decided(
 ) -> None:
     """Price the decisions of a file."""
     option, path = ("--decisions", decisions) if decisions is not None else ("--reprice", reprice)
-    given = {name for name in context.params if _was_given(context, name)}
+    given = {name for name in context.params if was_given(context, name)}
     others = sorted(given - _BESIDE_DECISIONS)
     if others:
         name = f"--{others[0].replace('_', '-')}"
@@ -205,11 +216,6 @@ def _plan_decided(
     check_writable(out, "--out", inputs=[task.dataset.path for task in made.tasks])
     save_plan(made, out)
     emit(made, f"{summary}\n\nwritten to {out}", wide=wide, as_json=as_json)
-
-
-def _was_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 def _by_key(pairs: Sequence[str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ import typer
 from pydantic import BaseModel
 
 from muxtune.api.costs import kept_profile_path
-from muxtune.cli.options import JsonFlag, WideFlag
+from muxtune.cli.options import JsonFlag, WideFlag, was_given
 from muxtune.cli.output import check_writable, emit
 from muxtune.cluster import load_cluster
 from muxtune.costs.measurements import MeasurementsProvenance
@@ -111,7 +111,7 @@ def profile(  # noqa: PLR0913, PLR0917  # an argument per option
     """
     if context.invoked_subcommand is not None:
         # A group cannot demand its options only when it runs alone, so it looks for itself which case it is.
-        if any(_was_given(context, name) for name in context.params):
+        if any(was_given(context, name) for name in context.params):
             context.fail(f"The options of profile do not go with {context.invoked_subcommand}.")
         return
     check_writable(out, "--out", inputs=[workload])
@@ -168,11 +168,6 @@ def profile(  # noqa: PLR0913, PLR0917  # an argument per option
 
 _KEPT_RANKS = 2
 """Ranks of the cluster that is planned for by default."""
-
-
-def _was_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 def _method_names(text: str | None) -> list[str]:

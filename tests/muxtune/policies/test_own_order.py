@@ -19,6 +19,7 @@ from muxtune.support.registry import PluginError
 from muxtune.tasks import Workload
 from sim import search_problem, simulate_plan
 from tests.helpers import make_task, write_examples
+from tests.integration.prepared import prepared_ranks
 from tests.muxtune.planning.problems import FakeCosts
 from tests.muxtune.policies.gpus import gpu_problem
 
@@ -157,7 +158,8 @@ def test_a_run_ends_with_the_same_adapters(tmp_path, hf_dirs):
     for number, policy in enumerate((More(0, fused=False), More(1, fused=False, injection=rounds))):
         plan = search_problem(problem, policy=policy, options=options)
         assert plan.in_flight == ((3, 2) if number else ())
-        run_plan(plan, tmp_path / f"run{number}")
+        with prepared_ranks():
+            run_plan(plan, tmp_path / f"run{number}")
         files = sorted((tmp_path / f"run{number}").rglob("adapter/adapter_model.safetensors"))
         assert len(files) == 2
         weights.append([load_file(file) for file in files])

@@ -7,8 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
+from muxtune.costs.ref import CostsRef
 from muxtune.plan import Parallelism, Plan, Predicted
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.support.errors import UserError
@@ -62,6 +63,8 @@ class PolicyResult(BaseModel):
     policy: str
     refused: str | None = None
     """Why it has no plan (out of memory, say); then it has no numbers."""
+    costs: CostsRef | None = Field(default=None, exclude=True)
+    """Costs of the plan."""
     parallelism: Parallelism | None = None
     idle_ranks: int | None = None
     """Ranks of the cluster that it leaves idle."""
@@ -81,6 +84,8 @@ class Comparison(BaseModel):
     """The first with a plan of ``nemo``, ``hf-peft`` and ``sl-peft``."""
     device_memory_bytes: int | None = None
     """What each rank has."""
+    costs: CostsRef | None = None
+    """Costs that the plans are predicted by; null where no policy has a plan."""
     policies: tuple[PolicyResult, ...]
     predicted_speedup: dict[str, float]
     """Per policy, effective tokens/s relative to the baseline's; empty without the baseline."""
@@ -157,6 +162,7 @@ def policy_result(plan: Plan, measured: Measured | None = None) -> PolicyResult:
     """A policy's plan and, if there was one, its run."""
     return PolicyResult(
         policy=plan.policy,
+        costs=plan.costs,
         parallelism=plan.parallelism,
         idle_ranks=plan.idle_ranks,
         htasks=tuple(htask.task_ids for htask in plan.htasks),
@@ -173,6 +179,7 @@ def compare_results(results: Sequence[PolicyResult], *, device_memory_bytes: int
     return Comparison(
         baseline=baseline,
         device_memory_bytes=device_memory_bytes,
+        costs=next((result.costs for result in results if result.costs is not None), None),
         policies=tuple(results),
         predicted_speedup=_speedups(baseline, {r.policy: r.predicted for r in results}),
         measured_speedup=_speedups(baseline, {r.policy: r.measured for r in results}),
@@ -192,6 +199,8 @@ def comparison_table(comparison: Comparison) -> str:
     header += ["tp x pp x dp", "hTasks", "template", "tokens/s", "bubble", "MFU"]
     rows = []
     notes = []
+    if comparison.costs is not None and comparison.costs.mark is not None:
+        notes.append(f"predicted {comparison.costs.mark}")
     for result in comparison.policies:
         if result.refused is not None:
             notes.append(f"{result.policy} has no plan: {result.refused}")

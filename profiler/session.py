@@ -101,7 +101,7 @@ def profile_model(  # an argument per choice of a session
     conditions = f"{conditions_digest(model, ranks)} {device} {'quick' if quick else 'full'}"
     with open_journal(target, conditions) as journal, keeping(lambda: _kept(journal)):
         lines = _measure(job, journal, progress=progress)
-        profile = _profile(job, lines, available, former)
+        profile = assemble_profile(job, lines, available, former)
         if out is not None:
             save_profile(profile, out)
         journal.remove()
@@ -169,7 +169,17 @@ def _measure(job: Job, journal: Journal, *, progress: bool) -> Sequence[Line]:
     return (*journal.lines, *said)
 
 
-def _profile(job: Job, lines: Sequence[Line], available: int, former: Profile | None) -> Profile:
+def assemble_profile(
+    job: Job, lines: Sequence[Line], available: int, former: Profile | None = None
+) -> Profile:
+    """The profile that the lines of a finished job make.
+
+    Args:
+        job: The whole job.
+        lines: What its processes said, in one session or several.
+        available: Devices of its kind that the machine has.
+        former: A profile that it comes to.
+    """
     wanted = {*job.operators, *job.links} | {("message", dims) for kind, dims in job.links if kind == "p2p"}
     readings = [
         line for line in lines if isinstance(line, Reading) and (line.op.kind, line.op.dims) in wanted

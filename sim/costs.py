@@ -23,6 +23,9 @@ def plan_costs(plan: Plan, profile: Path | None = None) -> CostModel:
         UserError: The profile cannot be read, a profile is needed, or these are other costs than the plan's.
     """
     wanted = plan.costs.profile_id
+    if plan.costs.kind == "estimated":
+        expected = f"a plan with measured costs; those of this one, {wanted}, are estimates"
+        raise SpecError("plan: decisions.costs.kind", plan.costs.kind, expected)
     costs: CostModel
     if profile is not None:
         costs = ProfiledCosts(load_profile(profile), plan.model)

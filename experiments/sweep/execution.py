@@ -111,6 +111,7 @@ def plan_columns(plan: Plan) -> Outcome:
         "alignments": [_alignment_text(htask.alignment, htask.chunk_tokens) for htask in plan.htasks],
         "buckets": [list(bucket) for bucket in plan.buckets],
         "costs": plan.costs.profile_id,
+        "costs_kind": plan.costs.kind,
         "plan_digest": hashlib.sha256(plan.model_dump_json().encode()).hexdigest(),
         **plan.predicted.model_dump(mode="json", exclude={"made_for"}),
         "max_peak_memory_bytes": max(plan.predicted.peak_memory_bytes),

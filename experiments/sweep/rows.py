@@ -50,6 +50,7 @@ _OF_OUTCOME = {
     "alignments": pa.list_(_TEXT),
     "buckets": pa.list_(pa.list_(_INTEGER)),
     "costs": _TEXT,
+    "costs_kind": _TEXT,
     "plan_digest": _TEXT,
     "planning_s": _NUMBER,
     "max_peak_memory_bytes": _INTEGER,

@@ -40,6 +40,8 @@ class SweepSummary(BaseModel):
     """No such plan exists."""
     failed: int
     """Our own mistake, or a policy's."""
+    estimated: int = 0
+    """Points that were planned by estimated costs."""
     reused: int
     """Points that were finished before."""
     seconds: float
@@ -65,6 +67,7 @@ def summarize(
         planned=status["planned"],
         refused=status["refused"],
         failed=status["failed"],
+        estimated=sum(outcome.get("costs_kind") == "estimated" for outcome in outcomes),
         reused=reused,
         seconds=seconds,
         failures=tuple(sorted(failures, key=lambda failure: -failure.points)),
@@ -78,6 +81,8 @@ def summary_text(summary: SweepSummary) -> str:
         f"{summary.points} points: {counts}; {summary.reused} were finished before; "
         f"{summary.seconds:.1f} s\nwritten to {summary.out}"
     )
+    if summary.estimated:
+        head += f"\n{summary.estimated} planned by estimated costs (column costs_kind)"
     if not summary.failures:
         return head
     shown = summary.failures[:SHOWN_REASONS]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import warnings
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from pathlib import Path
 
 from muxtune.cluster import ClusterSpec
@@ -15,6 +15,7 @@ from muxtune.costs.base import CostModel
 from muxtune.costs.collectives import interconnect_of
 from muxtune.costs.conditions import conditions_digest, machine_digest
 from muxtune.costs.devices import device_names
+from muxtune.costs.estimated import EstimatedCosts, Source, nearest_profile
 from muxtune.costs.needs import PLAIN_KINDS, methods_with, needed_kinds
 from muxtune.costs.profile import Profile, load_profile
 from muxtune.costs.profiled import ProfiledCosts
@@ -30,10 +31,11 @@ from muxtune.tasks import Workload, load_task_data
 def find_costs(profile: Path | None, workload: Workload, model: ModelSpec, cluster: ClusterSpec) -> CostModel:
     """Costs of the cluster's device for this backbone.
 
-    Without ``profile``, a GPU is priced by the coefficients that ship for it. A CPU is this machine's, and is
-    measured once per backbone, dtype and number of ranks; the profile is kept in
+    Without ``profile``, a GPU is priced by the coefficients that ship for it. A CPU is this machine's:
+    ``muxtune profile`` measures it once per backbone, dtype and number of ranks, and keeps the profile in
     ``~/.cache/muxtune/profiles`` (``MUXTUNE_CACHE`` replaces ``~/.cache/muxtune``). What a later workload
-    needs beyond it is measured then, and comes to it.
+    needs beyond it is measured then, and comes to it. Until then costs are estimated, from what was measured
+    of a similar backbone, or from a calibration of a few seconds, which is kept as well.
 
     Raises:
         UserError: The profile cannot be read or is of another backbone or device, there are neither
@@ -49,12 +51,13 @@ def find_costs(profile: Path | None, workload: Workload, model: ModelSpec, clust
     kept = kept_profile_path(model, cluster)
     former = load_profile(kept) if kept.exists() else None
     lacking = needed - PLAIN_KINDS - (frozenset() if former is None else former.kinds)
-    if former is None or lacking:
+    if former is None:
+        return _estimated_costs(model, cluster, methods_with(needed))
+    if lacking:
         for task in workload.tasks:
             load_task_data(task, model)
-        what = "no profile" if former is None else f"the profile has no {', '.join(sorted(lacking))}"
-        text = f"{what} of {one_line(model.name)} yet; measuring this machine into {kept}"
-        sys.stderr.write(f"muxtune: {text}\n")
+        what = f"the profile of {one_line(model.name)} has no {', '.join(sorted(lacking))} yet"
+        sys.stderr.write(f"muxtune: {what}; measuring this machine into {kept}\n")
         measure_profile(model, cluster, kept, kinds=needed)
     return _profiled_costs(kept, model, cluster)
 
@@ -74,6 +77,49 @@ def _refuse_lacking(profile: Profile, path: Path, needed: Set[str]) -> None:
         adds = f"muxtune profile --out {shlex.quote(str(path))} --methods {','.join(methods_with(lacking))}"
         expected = f"a profile with {', '.join(lacking)}, which tasks need: {adds} adds what is missing"
         raise SpecError("--profile", str(path), expected)
+
+
+def _estimated_costs(model: ModelSpec, cluster: ClusterSpec, methods: Sequence[str]) -> EstimatedCosts:
+    better = profile_command(model, cluster, methods)
+    source = nearest_profile(kept_profiles(), model, cluster.ranks)
+    origin: Source = "another backbone"
+    if source is None:
+        origin, source = (
+            "calibration",
+            kept_profiles() / "calibrations" / kept_profile_path(model, cluster).name,
+        )
+        if not source.exists():
+            text = f"nothing is measured on this machine that is like {one_line(model.name)}; calibrating"
+            sys.stderr.write(f"muxtune: {text} for a few seconds\n")
+            from profiler.calibration import calibrate
+
+            with stdout_kept_clean():
+                calibrate(model, ranks=cluster.ranks, out=source)
+    profile = load_profile(source)
+    costs = EstimatedCosts(ProfiledCosts(profile, profile.model), model, origin, better)
+    warnings.warn(f"costs of {one_line(model.name)} are {costs.sentence}", stacklevel=2)
+    return costs
+
+
+def profile_command(model: ModelSpec, cluster: ClusterSpec, methods: Sequence[str]) -> str:
+    """The command that measures a backbone on this machine for ``muxtune plan``.
+
+    Args:
+        model: The backbone.
+        cluster: Where it is planned for.
+        methods: Names of the PEFT methods that its tasks have beside plain LoRA.
+    """
+    name = model.name if model.source == "preset" else model.source
+    words = ["muxtune", "profile", "--model", name, "--dtype", model.dtype]
+    if cluster.ranks != DEFAULT_RANKS:
+        words += ["--ranks", str(cluster.ranks)]
+    if methods:
+        words += ["--methods", ",".join(methods)]
+    return shlex.join(words)
+
+
+DEFAULT_RANKS = 2
+"""Ranks of the cluster that is planned for by default."""
 
 
 def _coefficient_costs(model: ModelSpec, cluster: ClusterSpec) -> AnalyticCosts:

@@ -57,6 +57,9 @@ def _check_default_costs(costs: CostModel, decisions: Decisions, path: Path) -> 
     wanted, found = decisions.costs, costs.ref
     if wanted is None or wanted.profile_id == found.profile_id:
         return
+    if wanted.kind == "estimated":
+        sys.stderr.write(f"muxtune: priced with {found.profile_id}; the plan was made with estimates\n")
+        return
     if wanted.device in device_names() and wanted.profile_id.startswith("analytic-"):
         text = f"priced with {found.profile_id}; the plan was made with {one_line(wanted.profile_id)}"
         sys.stderr.write(f"muxtune: {text}\n")

@@ -25,7 +25,7 @@ class FoundCosts:
         return find_costs(self.profile, workload, model, cluster)
 
     def prepare(self, workload: Workload, model: ModelSpec, cluster: ClusterSpec) -> None:
-        """Measure this machine's CPU now if that is still to do; workers would measure it all at once."""
+        """Measure or calibrate this machine's CPU now if need be; workers would do it all at once."""
         if self.profile is None and cluster.device.kind == "cpu":
             self(workload, model, cluster)
 

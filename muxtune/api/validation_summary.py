@@ -36,6 +36,8 @@ def validation_table(report: ValidationReport, *, details: bool = False) -> str:
         details: Also rows per hTask and per iteration.
     """
     tables = [_totals(report), _stage_table(report.stages)]
+    if report.costs.mark is not None:
+        tables.insert(0, f"The predicted times are {report.costs.mark}.")
     if not report.comparable:
         tables.insert(0, _NOT_COMPARABLE)
     if details:

@@ -19,7 +19,8 @@ ProfilePath = Annotated[
     Path | None,
     typer.Option(
         "--profile",
-        help="Operator costs; by default a GPU's that ship, or this machine's, measured once and kept.",
+        help="Operator costs; by default a GPU's that ship, or this machine's: as `muxtune profile` measured "
+        "and kept them, or estimated.",
     ),
 ]
 PlanPath = Annotated[Path, typer.Argument(metavar="PLAN", help="A plan.json.", show_default=False)]

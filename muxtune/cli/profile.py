@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 from pydantic import BaseModel
 
-from muxtune.api.costs import kept_profile_path
+from muxtune.api.costs import DEFAULT_RANKS, kept_profile_path
 from muxtune.cli.options import JsonFlag, WideFlag, was_given
 from muxtune.cli.output import check_writable, emit
 from muxtune.cluster import load_cluster
@@ -134,7 +134,7 @@ def profile(  # noqa: PLR0913, PLR0917  # an argument per option
                 f"a file: what {'a GPU' if device == 'cuda' else '--quick'} "
                 "gives is not kept for `muxtune plan`",
             )
-        ranks = ranks or _KEPT_RANKS
+        ranks = ranks or DEFAULT_RANKS
         out = kept_profile_path(spec, load_cluster(f"cpu-{ranks}"))
     from profiler import profile_model
 
@@ -164,10 +164,6 @@ def profile(  # noqa: PLR0913, PLR0917  # an argument per option
     if summary.contention is not None:
         text += f"\n\ncomputing beside an all-reduce: each at rate 1 / (1 + {summary.contention:.2f})"
     emit(summary, text, wide=wide, as_json=as_json)
-
-
-_KEPT_RANKS = 2
-"""Ranks of the cluster that is planned for by default."""
 
 
 def _method_names(text: str | None) -> list[str]:

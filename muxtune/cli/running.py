@@ -46,7 +46,9 @@ def run(
     check_writable(out, "--out", folder=True)
     joins = under_torchrun()
     if not joins:
-        load_plan(plan)  # a bad plan is refused before torch is loaded
+        costs = load_plan(plan).costs  # a bad plan is refused before torch is loaded
+        if costs.mark is not None:
+            typer.echo(f"muxtune: the times of this plan are {costs.mark}", err=True)
     from runtime import PEER_LOST_EXIT_CODE, PeerLostError, RunOptions, run_plan
 
     options = RunOptions(

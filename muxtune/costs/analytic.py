@@ -156,7 +156,10 @@ class AnalyticCosts(CostModel):
         ]
         digest = hashlib.sha256(f"{self.gpu.digest} {links} {settings}".encode()).hexdigest()
         ref = CostsRef(
-            profile_id=f"analytic-{self.gpu.name}-{digest[:12]}", device=self.gpu.name, digest=digest
+            kind="fitted",
+            profile_id=f"analytic-{self.gpu.name}-{digest[:12]}",
+            device=self.gpu.name,
+            digest=digest,
         )
         return ref if type(self) is AnalyticCosts else own_ref(self, ref, self.latency_s)
 

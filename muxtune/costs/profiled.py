@@ -110,7 +110,7 @@ class ProfiledCosts(CostModel):
         return self.profile.attention
 
     @property
-    def largest_group(self) -> int:
+    def largest_group(self) -> int | None:
         """Ranks of the largest group whose collectives were measured; 1 where none were."""
         return max((m.op.dims[1] for m in self.profile.of_kind("all_reduce")), default=1)
 

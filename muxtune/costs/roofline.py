@@ -67,7 +67,9 @@ class RooflineCosts(CostModel):
         """Identity of the coefficients."""
         digest = hashlib.sha256(repr(asdict(self.coefficients)).encode()).hexdigest()
         device = self.coefficients.device
-        return CostsRef(profile_id=f"roofline-{device}-{digest[:12]}", device=device, digest=digest)
+        return CostsRef(
+            kind="fitted", profile_id=f"roofline-{device}-{digest[:12]}", device=device, digest=digest
+        )
 
     def latency_s(self, op: Operator, phase: Phase) -> float:
         """Seconds of one operator; nothing to do costs nothing.

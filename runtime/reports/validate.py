@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from muxtune.costs.ref import CostsRef
 from muxtune.model import ModelSpec
 from muxtune.plan import Plan, check_backbone, check_plan, check_recorded, load_plan
 from muxtune.schedule import load_trace
@@ -75,6 +76,8 @@ class ValidationReport(BaseModel):
     comparable: bool
     """Whether it ran on the kind of device that it was planned for; else its times say nothing of the
     prediction."""
+    costs: CostsRef
+    """Costs that the predicted times are by; of estimates, with their usual error."""
     predicted_iteration_s: float
     measured_iteration_s: float
     iteration_error: float
@@ -133,6 +136,7 @@ def validate_run(plan: Plan | Path, run_dir: Path, *, solo_steps: int | None = N
     differences = [task.loss_difference for task in tasks if task.loss_difference is not None]
     return ValidationReport(
         comparable=report.device == plan.cluster.device.kind,
+        costs=plan.costs,
         predicted_iteration_s=predicted.iteration_s,
         measured_iteration_s=report.median_iteration_s,
         iteration_error=predicted.iteration_s / report.median_iteration_s - 1,

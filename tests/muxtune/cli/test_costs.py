@@ -5,6 +5,7 @@ import yaml
 
 from muxtune.api.costs import kept_profile_path
 from muxtune.cluster import load_cluster
+from muxtune.costs.estimated import usual_errors
 from muxtune.costs.needs import PLAIN_KINDS
 from muxtune.costs.profile import load_profile, save_profile
 from muxtune.model import PRESETS
@@ -14,18 +15,95 @@ from tests.muxtune.cli.conftest import task
 from tests.muxtune.costs.synthetic import analytic_law, make_profile, operators
 
 
-def test_the_machine_is_measured_once(cli, write_workload, monkeypatch, tmp_path):
+@pytest.fixture
+def calibrated(monkeypatch):
+    """Calls of the calibration, which measures nothing."""
     calls = []
 
-    def measure(model, *, out, **options):
-        calls.append((model.name, options["ranks"]))
-        save_profile(make_profile(analytic_law(), operators()), out)
+    def calibrate(model, *, ranks, out):
+        calls.append((model.name, ranks))
+        save_profile(make_profile(analytic_law(model), operators(model), model), out)
 
-    monkeypatch.setattr("profiler.profile_model", measure)
-    for _ in range(2):
-        assert cli("plan", "--workload", write_workload()).code == 0
-    assert calls == [("llama-tiny", 2)]
-    assert len(list((tmp_path / "cache" / "profiles").glob("*/*.parquet"))) == 1
+    monkeypatch.setattr("profiler.calibration.calibrate", calibrate)
+    monkeypatch.setattr("profiler.profile_model", _not_to_be_called)
+    return calls
+
+
+def _not_to_be_called(*_, **__):
+    raise AssertionError("measured in vain")
+
+
+def test_an_unmeasured_backbone_is_estimated_by_a_calibration_that_is_kept(
+    cli, write_workload, calibrated, tmp_path
+):
+    options = ("--workload", write_workload(), "--out", tmp_path / "plan.json")
+    first = cli("plan", *options)
+    assert first.code == 0, first.err
+    assert "nothing is measured on this machine that is like llama-tiny; calibrating" in first.err
+    sentence = "estimated from a calibration of a few seconds; "
+    assert f"muxtune: warning: costs of llama-tiny are {sentence}" in first.err
+    assert f"note on costs: {sentence}" in first.out
+    assert "`muxtune profile --model llama-tiny --dtype float32` measures" in first.out
+    plan = load_plan(tmp_path / "plan.json")
+    assert plan.costs.kind == "estimated"
+    error = usual_errors().errors.get("calibration")
+    assert plan.costs.usual_error == (error and error.mean)
+    assert plan.derived.cost_notes[0].startswith(sentence)
+    second = cli("plan", *options)
+    assert "calibrating" not in second.err
+    assert calibrated == [("llama-tiny", 2)]
+    assert load_plan(tmp_path / "plan.json") == plan
+
+
+def test_what_was_measured_of_a_similar_backbone_estimates_another(cli, write_workload, calibrated, tmp_path):
+    kept = kept_profile_path(PRESETS["llama-tiny"], load_cluster("cpu-2"))
+    save_profile(make_profile(analytic_law(), operators()), kept)
+    options = ("--model", "gpt2-tiny", "--out", tmp_path / "plan.json")
+    ia3 = task("a", peft={"method": "ia3", "targets": ["all-linear"]})
+    result = cli("plan", "--workload", write_workload(ia3), *options)
+    assert result.code == 0, result.err
+    assert "estimated from what was measured of llama-tiny on this machine" in result.err
+    assert "`muxtune profile --model gpt2-tiny --dtype float32 --methods ia3` measures" in result.err
+    assert load_plan(tmp_path / "plan.json").costs.kind == "estimated"
+    assert not calibrated
+    own = kept_profile_path(PRESETS["gpt2-tiny"], load_cluster("cpu-2"))
+    gpt2 = PRESETS["gpt2-tiny"]
+    save_profile(make_profile(analytic_law(gpt2), operators(gpt2), gpt2), own)
+    result = cli("plan", "--workload", write_workload(), *options)
+    assert result.code == 2  # targets of the workload are another family's
+    assert "estimated" not in result.err
+
+
+def test_the_other_commands_say_that_costs_are_estimated(cli, write_workload, calibrated, tmp_path):
+    workload = write_workload()
+    result = cli("compare", "--workload", workload, "--policies", "nemo,sl-peft")
+    assert result.code == 0, result.err
+    assert "predicted by estimated costs" in result.out
+    told = cli("compare", "--workload", workload, "--policies", "nemo", "--json").json
+    assert told["costs"]["kind"] == "estimated"
+    sweep = tmp_path / "sweep.yaml"
+    content = {"workload": str(workload), "cluster": "cpu-2", "grid": {"policy": ["nemo", "sl-peft"]}}
+    sweep.write_text(yaml.safe_dump(content))
+    result = cli("sweep", sweep, "--out", tmp_path / "r.parquet", "--jobs", "1")
+    assert result.code == 0, result.err
+    assert "2 planned by estimated costs (column costs_kind)" in result.out
+    plan = tmp_path / "plan.json"
+    assert cli("plan", "--workload", workload, "--out", plan).code == 0
+    result = cli("simulate", plan, "--operators")
+    assert result.code == 2
+    assert "decisions.costs.kind = 'estimated': expected a plan with measured costs" in result.err
+
+
+def test_an_estimated_plan_is_priced_again_by_what_is_measured(cli, write_workload, calibrated, tmp_path):
+    plan = tmp_path / "plan.json"
+    assert cli("plan", "--workload", write_workload(), "--out", plan).code == 0
+    kept = kept_profile_path(PRESETS["llama-tiny"], load_cluster("cpu-2"))
+    profile = make_profile(analytic_law(), operators())
+    save_profile(profile, kept)
+    result = cli("plan", "--reprice", plan)
+    assert result.code == 0, result.err
+    assert f"priced with {profile.profile_id}; the plan was made with estimates" in result.err
+    assert load_plan(plan).costs.kind == "measured"
 
 
 def test_what_a_later_workload_needs_is_measured_then_and_comes_to_the_profile(
@@ -49,9 +127,14 @@ def test_what_a_later_workload_needs_is_measured_then_and_comes_to_the_profile(
         assert result.code == 0, result.err
         return load_plan(plan), result.err
 
+    measure(
+        PRESETS["llama-tiny"],
+        out=kept_profile_path(PRESETS["llama-tiny"], load_cluster("cpu-2")),
+        kinds=PLAIN_KINDS,
+    )
     plain, _ = planned(task("a"))
     vectors, said = planned(task("a", peft=IA3))
-    assert "the profile has no ia3 of llama-tiny yet; measuring this machine into" in said
+    assert "the profile of llama-tiny has no ia3 yet; measuring this machine into" in said
     both, _ = planned(task("a", peft=IA3), task("b", peft=DROPPED))
     assert asked == [set(), {"ia3"}, {"dropout"}]
     # What was measured later for others changes neither prices nor identity.
@@ -81,11 +164,12 @@ DROPPED = {"method": "lora", "r": 8, "alpha": 16, "targets": ["q_proj"], "dropou
 
 
 def test_nothing_is_measured_for_a_workload_whose_data_is_missing(cli, write_workload, monkeypatch):
-    def measure(*_, **__):
-        raise AssertionError("measured in vain")
-
-    monkeypatch.setattr("profiler.profile_model", measure)
-    result = cli("plan", "--workload", write_workload(task("a", dataset={"path": "no.jsonl"})))
+    monkeypatch.setattr("profiler.profile_model", _not_to_be_called)
+    save_profile(
+        make_profile(analytic_law(), operators()),
+        kept_profile_path(PRESETS["llama-tiny"], load_cluster("cpu-2")),
+    )
+    result = cli("plan", "--workload", write_workload(task("a", dataset={"path": "no.jsonl"}, peft=IA3)))
     assert result.code == 2
     assert "expected a readable JSONL file" in result.err
 

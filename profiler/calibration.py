@@ -12,6 +12,7 @@ from muxtune.graph import frozen_products
 from muxtune.graph.attention_backends import DEFAULT_ATTENTION
 from muxtune.graph.operators import Operator
 from muxtune.model import ModelSpec
+from muxtune.peft import PLAIN_KIND
 from profiler.devices import DEVICES
 from profiler.jobs import SUITE, Job
 from profiler.processes import measured_lines
@@ -69,7 +70,7 @@ def calibration_grid(model: ModelSpec) -> Iterator[Operator]:
     linear = max(model.linears, key=lambda each: each.in_features * each.out_features)
     i, o = linear.in_features, linear.out_features
     for tokens in sorted({_affordable(64, i * o), _affordable(512, i * o), 64}):
-        yield Operator("lora", (i, o, min(8, i, o), tokens))
+        yield Operator(PLAIN_KIND, (i, o, min(8, i, o), tokens))
         yield Operator("norm", (tokens,))
         yield Operator("activation", (tokens,))
         yield Operator("embedding", (tokens,))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from muxtune.costs import ProfiledCosts, save_profile, stage_seconds
+from muxtune.costs import ProfiledCosts, save_profile
 from muxtune.costs.compose import MicrobatchWork
 from muxtune.costs.estimated import (
     EstimatedCosts,
@@ -16,6 +16,7 @@ from muxtune.graph.operators import Operator
 from muxtune.model import PRESETS
 from muxtune.operators import KINDS
 from muxtune.peft.lora import LoraSpec
+from tests.muxtune.costs.actions import stage_seconds
 from tests.muxtune.costs.synthetic import MODEL, analytic_law, make_profile, operators
 
 WIDER = MODEL.model_copy(

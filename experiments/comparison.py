@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from muxtune.costs.ref import CostsRef
-from muxtune.plan import Parallelism, Plan, Predicted
+from muxtune.plan import Parallelism, Plan, Predicted, load_plan
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.support.errors import UserError
 from muxtune.support.processes import keeping
@@ -61,6 +61,7 @@ class PolicyResult(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     policy: str
+    """Policy, or the name of a plan's file where plans are compared."""
     refused: str | None = None
     """Why it has no plan (out of memory, say); then it has no numbers."""
     costs: CostsRef | None = Field(default=None, exclude=True)
@@ -80,8 +81,10 @@ class Comparison(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
+    compared: Literal["policy", "plan"] = "policy"
+    """What stands side by side: policies on one workload, or plans as they are."""
     baseline: str
-    """The first with a plan of ``nemo``, ``hf-peft`` and ``sl-peft``."""
+    """The first with a plan of ``nemo``, ``hf-peft`` and ``sl-peft``; where plans are compared, the first."""
     device_memory_bytes: int | None = None
     """What each rank has."""
     costs: CostsRef | None = None
@@ -131,6 +134,25 @@ def run_comparison(
     return compare_results(results, device_memory_bytes=problem.cluster.device.memory_bytes)
 
 
+def compare_plan_files(paths: Sequence[Path]) -> Comparison:
+    """Hold plans side by side as they are, each under the name of its file, against the first.
+
+    Raises:
+        UserError: A plan cannot be read.
+    """
+    plans = [load_plan(path) for path in paths]
+    stems = [path.stem for path in paths]
+    names = stems if len(set(stems)) == len(stems) else [str(path) for path in paths]
+    results = [
+        policy_result(plan).model_copy(update={"policy": name})
+        for name, plan in zip(names, plans, strict=True)
+    ]
+    memory = {plan.cluster.device.memory_bytes for plan in plans}
+    return compare_results(
+        results, compared="plan", device_memory_bytes=memory.pop() if len(memory) == 1 else None
+    )
+
+
 def _kept(measure_dir: Path, measured: Sequence[PolicyResult]) -> str:
     runs = ", ".join(result.policy for result in measured) or "of no policy yet"
     return f"the finished runs ({runs}) are kept in {measure_dir}; a new comparison needs another folder"
@@ -172,11 +194,18 @@ def policy_result(plan: Plan, measured: Measured | None = None) -> PolicyResult:
     )
 
 
-def compare_results(results: Sequence[PolicyResult], *, device_memory_bytes: int | None = None) -> Comparison:
+def compare_results(
+    results: Sequence[PolicyResult],
+    *,
+    compared: Literal["policy", "plan"] = "policy",
+    device_memory_bytes: int | None = None,
+) -> Comparison:
     """Set results in relation to the baseline's."""
     planned = {result.policy for result in results if result.predicted is not None}
-    baseline = next((name for name in (BASELINE, *_OTHER_BASELINES) if name in planned), BASELINE)
+    candidates = (BASELINE, *_OTHER_BASELINES) if compared == "policy" else (results[0].policy,)
+    baseline = next((name for name in candidates if name in planned), BASELINE)
     return Comparison(
+        compared=compared,
         baseline=baseline,
         device_memory_bytes=device_memory_bytes,
         costs=next((result.costs for result in results if result.costs is not None), None),
@@ -193,7 +222,7 @@ def comparison_table(comparison: Comparison) -> str:
     """
     measured = any(r.measured for r in comparison.policies)
     against = f"vs {comparison.baseline}"
-    header = ["policy", "iteration", "effective", against, "memory"]
+    header = [comparison.compared, "iteration", "effective", against, "memory"]
     if measured:
         header += ["measured", "effective", against, "memory"]
     header += ["tp x pp x dp", "hTasks", "template", "tokens/s", "bubble", "MFU"]

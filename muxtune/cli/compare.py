@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +18,7 @@ from muxtune.cli.options import (
     ModelName,
     ProfilePath,
     WideFlag,
-    WorkloadPath,
+    was_given,
 )
 from muxtune.cli.output import check_writable, emit
 from muxtune.support.clean_stdout import stdout_kept_clean
@@ -25,7 +26,16 @@ from muxtune.support.errors import SpecError
 
 
 def compare(  # noqa: PLR0913, PLR0917  # an argument per option
-    workload: WorkloadPath,
+    context: typer.Context,
+    files: Annotated[
+        list[Path] | None, typer.Argument(metavar="[PLAN]...", help="With --plans.", show_default=False)
+    ] = None,
+    workload: Annotated[
+        Path | None, typer.Option("--workload", help="Workload file (YAML).", show_default=False)
+    ] = None,
+    plans: Annotated[
+        bool, typer.Option("--plans", help="Instead of policies: plans as they are, against the first.")
+    ] = False,
     model: ModelName = None,
     cluster: ClusterName = DEFAULT_CLUSTER,
     profile: ProfilePath = None,
@@ -49,7 +59,12 @@ def compare(  # noqa: PLR0913, PLR0917  # an argument per option
     wide: WideFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Plan a workload under every policy; one table, and one picture."""
+    """Plan a workload under every policy, or hold plans side by side; one table, and one picture."""
+    if plans or files:
+        _compare_plans(context, files or [], picture, plans=plans, wide=wide, as_json=as_json)
+        return
+    if workload is None:
+        raise SpecError("--workload", None, "a workload file (or --plans with plan files)")
     from muxtune.planning.problem.problem import PlanningProblem
     from muxtune.policies import choose_policy
 
@@ -81,4 +96,36 @@ def compare(  # noqa: PLR0913, PLR0917  # an argument per option
 
         title = f"{len(inputs.workload.tasks)} tasks on {inputs.model.name}, {inputs.cluster.name}"
         draw_comparison(comparison, picture, title=title)
+    emit(comparison, comparison_table(comparison), wide=wide, as_json=as_json)
+
+
+_BESIDE_PLANS = {"files", "plans", "picture", "wide", "as_json"}
+
+
+def _compare_plans(
+    context: typer.Context,
+    files: Sequence[Path],
+    picture: Path | None,
+    *,
+    plans: bool,
+    wide: bool,
+    as_json: bool,
+) -> None:
+    if not plans:
+        raise SpecError("PLAN", str(files[0]), "--plans before plan files, or no file")
+    if len(files) < 2:  # a comparison has two
+        raise SpecError("--plans", [str(file) for file in files], "two plan files, or more")
+    others = [name for name in context.params if was_given(context, name) and name not in _BESIDE_PLANS]
+    if others:
+        name = f"--{others[0].replace('_', '-')}"
+        raise SpecError(name, context.params[others[0]], "nothing beside --plans: the files have it")
+    check_writable(picture, "--picture", inputs=files)
+    from experiments.comparison import compare_plan_files, comparison_table
+    from experiments.comparison_picture import check_picture, draw_comparison
+
+    if picture is not None:
+        check_picture(picture, "--picture")
+    comparison = compare_plan_files(files)
+    if picture is not None:
+        draw_comparison(comparison, picture, title=f"{len(files)} plans")
     emit(comparison, comparison_table(comparison), wide=wide, as_json=as_json)

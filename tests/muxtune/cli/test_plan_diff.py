@@ -1,4 +1,4 @@
-"""``muxtune plan diff``: decisions and predictions of two plans side by side."""
+"""``muxtune plan diff`` and ``compare --plans``: plans side by side."""
 
 from __future__ import annotations
 
@@ -52,3 +52,27 @@ def test_options_of_plan_do_not_go_with_it(cli, tmp_path):
     assert result.code == 2
     assert "do not go with diff" in result.err
     assert cli("plan", "diff", tmp_path / "no.json", tmp_path / "no.json").code == 2
+
+
+def test_plans_are_compared_against_the_first(cli, tmp_path):
+    first, second = plans(cli, tmp_path)
+    result = cli("compare", "--plans", first, second, "--picture", tmp_path / "p.png", "--json")
+    assert result.code == 0, result.err
+    assert [row["policy"] for row in result.json["policies"]] == ["a", "b"]
+    rates = [row["predicted"]["effective_tokens_per_s"] for row in result.json["policies"]]
+    assert result.json["predicted_speedup"] == {"a": 1.0, "b": rates[1] / rates[0]}
+    assert (tmp_path / "p.png").stat().st_size > 10_000
+    assert cli("compare", "--plans", first, second).out.splitlines()[0].startswith("| plan ")
+
+
+def test_what_does_not_go_with_plans_is_refused(cli, tmp_path):
+    first, second = plans(cli, tmp_path)
+    for arguments, words in (
+        (("--plans", first), "two plan files"),
+        ((first, second), "--plans before plan files"),
+        (("--plans", first, second, "--cluster", "testbed-b"), "--cluster = 'testbed-b': expected nothing"),
+        ((), "--workload = None"),
+    ):
+        result = cli("compare", *arguments)
+        assert result.code == 2
+        assert words in result.err

@@ -54,7 +54,7 @@ from muxtune.costs.identity import own_ref
 from muxtune.costs.links import AS_GIVEN
 from muxtune.costs.pointwise import ELEMENT_BYTES, PointwiseKind
 from muxtune.costs.ref import CostsRef
-from muxtune.graph.layer import Launching
+from muxtune.graph.layer import Launching, frozen_products
 from muxtune.model import DTYPE_BYTES, ModelSpec
 from muxtune.operators import KINDS, LINK_KINDS, GpuWork, Operator, Phase
 from muxtune.placement import Route
@@ -123,6 +123,10 @@ class AnalyticCosts(CostModel):
         model = self.model
         self._heads = Heads(heads=model.heads, kv_heads=model.kv_heads, head_dim=model.head_dim)
         self._known: dict[tuple[str, tuple[int, ...], Route | None, Phase], float] = {}
+        self._known_products: dict[tuple[int, int, int], float] = {}
+        products = frozen_products(model)
+        self._frozen_widths = tuple(dict.fromkeys((*products, *(each[::-1] for each in products))))
+        """Output and input features of the frozen products of a layer, forth and back."""
         self._known_groups: dict[tuple[tuple[tuple[int, ...], ...], Phase], float] = {}
         self._shards: dict[int, Self] = {}
         self._on_device: dict[str, Callable[[tuple[int, ...], Phase], Priced]] = {
@@ -269,7 +273,15 @@ class AnalyticCosts(CostModel):
         return links.reduce_scatter_s(bytes_, ranks)
 
     def _product_s(self, m: int, n: int, k: int) -> float:
-        return self.gpu.product_s(m, n, k, element_bytes=self.model.dtype_bytes)
+        if self.model.dtype_bytes != ELEMENT_BYTES:
+            return self.gpu.product_s(m, n, k, element_bytes=self.model.dtype_bytes)
+        known = self._known_products
+        if (m, n, k) not in known:
+            # Who has a stream go through one frozen product has it go through all, forth and back.
+            widths = self._frozen_widths if (n, k) in self._frozen_widths else ((n, k),)
+            seconds = gemm_seconds(self.gpu.gemm, m, *np.array(widths).T)
+            known |= zip([(m, *each) for each in widths], seconds.tolist(), strict=True)
+        return known[m, n, k]
 
     def _pointwise_s(self, kind: PointwiseKind, tokens: int, width: int, phase: Phase) -> float:
         return self.gpu.pointwise_s(kind, tokens, width, phase, element_bytes=self.model.dtype_bytes)

@@ -16,7 +16,7 @@ from muxtune.graph import (
     stage_parts,
     step_graph,
 )
-from muxtune.graph.layer import Launch, layer_launches
+from muxtune.graph.layer import own_launches, stream_launches
 from muxtune.graph.microbatch_work import MicrobatchWork
 from muxtune.graph.stage import Part
 from muxtune.model import ModelSpec
@@ -27,6 +27,7 @@ from muxtune.placement import Route
 __all__ = [
     "ActionPrices",
     "MicrobatchWork",
+    "StreamSeconds",
     "Weighted",
     "frozen_products",
     "message_bytes",
@@ -37,6 +38,9 @@ __all__ = [
 
 Weighted = tuple[Operator, float]
 """An operator, and how often it runs."""
+
+StreamSeconds = dict[tuple[object, ...], float]
+"""Seconds of what a layer runs that depends on the length of the stream alone."""
 
 
 def stage_operators(
@@ -64,6 +68,8 @@ class ActionPrices:
         phase: ``fwd`` for an F, ``bwd`` for a B.
         tp: Tensor-parallel ranks.
         adapters: How those of several tasks at one base op are launched.
+        streams: What is known of streams of some length, whatever their tasks; several prices may share it
+            if they have the same costs and backbone.
 
     Raises:
         SpecError: The backbone cannot be split into so many parts.
@@ -78,6 +84,7 @@ class ActionPrices:
         *,
         tp: int = 1,
         adapters: Launching = "grouped",
+        streams: StreamSeconds | None = None,
     ) -> None:
         self._costs = costs if tp == 1 else costs.shard(tp)
         self._model = model
@@ -86,6 +93,7 @@ class ActionPrices:
         self._tp = tp
         self._adapters = adapters
         self._parts_s: dict[Part, float] = {}
+        self._streams = {} if streams is None else streams
 
     def seconds(self, layers: Layers, *, first: bool, last: bool) -> float:
         """Seconds of the action on a stage: its operators, and the messages from and to its neighbours.
@@ -101,17 +109,40 @@ class ActionPrices:
     def _part_s(self, part: Part) -> float:
         seconds = self._parts_s.get(part)
         if seconds is None:
-            nodes: Iterable[Node | Launch]
-            model, work, phase, tp, adapters = self._model, self._work, self._phase, self._tp, self._adapters
             if part.kind == "layer":
-                nodes = layer_launches(
-                    model, work, phase, tp=tp, layer=part.layer, trained=part.trained, adapters=adapters
-                )
+                seconds = self._stream_s(part.trained) + self._own_s(part)
             else:
-                nodes = part_graph(part, model, work, phase, tp=tp, adapters=adapters)
-            seconds = sum(node_seconds(node, self._costs, self._phase) for node in nodes)
+                nodes = part_graph(
+                    part, self._model, self._work, self._phase, tp=self._tp, adapters=self._adapters
+                )
+                seconds = sum([node_seconds(node, self._costs, self._phase) for node in nodes])
             self._parts_s[part] = seconds
         return seconds
+
+    def _stream_s(self, trained: int | None) -> float:
+        """What of a layer depends on the length of the stream alone."""
+        key = self._work.tokens, self._phase, self._tp, self._adapters, trained
+        seconds = self._streams.get(key)
+        if seconds is None:
+            launches = stream_launches(
+                self._model, self._work.tokens, self._phase, tp=self._tp, trained=trained
+            )
+            seconds = sum([node_seconds(each, self._costs, self._phase) for each in launches])
+            self._streams[key] = seconds
+        return seconds
+
+    def _own_s(self, part: Part) -> float:
+        """What of a layer depends on the micro-batch's sequences and tasks."""
+        launches = own_launches(
+            self._model,
+            self._work,
+            self._phase,
+            tp=self._tp,
+            layer=part.layer,
+            trained=part.trained,
+            adapters=self._adapters,
+        )
+        return sum([node_seconds(each, self._costs, self._phase) for each in launches])
 
 
 def step_seconds(

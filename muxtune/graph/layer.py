@@ -124,7 +124,23 @@ def layer_graph(
     return _filled(_slots(shard, *places, phase, tp, trained), work, adapted, adapters)
 
 
-def layer_launches(
+def stream_launches(
+    model: ModelSpec, tokens: int, phase: Phase, *, tp: int = 1, trained: int | None = None
+) -> list[Launch]:
+    """What nodes of :func:`layer_graph` run that depend on the length of the stream alone.
+
+    With :func:`own_launches` they are all nodes of the layer, for those who need nothing else of them.
+    """
+    shard = model.shard(tp)
+    work = MicrobatchWork(tokens=tokens, task_tokens=(), pefts=(), attention=(), targets=0.0)
+    return [
+        launch
+        for slot in _slots(shard, (), (), phase, tp, trained)
+        for launch in _launches(slot, work, (), "grouped")
+    ]
+
+
+def own_launches(
     model: ModelSpec,
     work: MicrobatchWork,
     phase: Phase,
@@ -134,12 +150,21 @@ def layer_launches(
     trained: int | None = None,
     adapters: Launching = "grouped",
 ) -> Iterator[Launch]:
-    """What the nodes of :func:`layer_graph` run, in their order, for those who need nothing else of them."""
-    shard = model.shard(tp)
-    adapted, *places = _adapted(shard, work.pefts, layer)
-    for slot in _slots(shard, *places, phase, tp, trained):
-        attached = adapted[slot.place] if slot.place is not None else ()
+    """What nodes of :func:`layer_graph` run that depend on sequences and tasks: attention and adapters."""
+    for slot, attached in _own_slots(model.shard(tp), work.pefts, layer, phase, tp, trained):
         yield from _launches(slot, work, attached, adapters)
+
+
+@lru_cache(maxsize=4096)
+def _own_slots(
+    shard: ModelSpec, pefts: Specs, layer: int, phase: Phase, tp: int, trained: int | None
+) -> tuple[tuple[_Slot, Sequence[tuple[int, Attachment]]], ...]:
+    adapted, *places = _adapted(shard, pefts, layer)
+    return tuple(
+        (slot, adapted[slot.place] if slot.place is not None else ())
+        for slot in _slots(shard, *places, phase, tp, trained)
+        if slot.place is not None or slot.kind == "attention"
+    )
 
 
 @lru_cache(maxsize=4096)  # a search asks for the same tasks with other tokens again and again

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from muxtune.graph.layer import Launching, layer_graph
@@ -36,6 +37,7 @@ _LOSS_CALLS = 2
 """Collectives that these numbers take."""
 
 
+@lru_cache(maxsize=1 << 14)
 def stage_parts(
     model: ModelSpec, layers: Layers, pefts: Specs, *, first: bool, last: bool, phase: Phase
 ) -> tuple[tuple[Part, int], ...]:

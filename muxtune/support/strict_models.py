@@ -76,7 +76,7 @@ class KeyModel(StrictModel):
     def __hash__(self) -> int:
         """Hash of the fields; models that are equal have equal ones."""
         try:
-            known: int = self._hash
+            known: int = object.__getattribute__(self, "_hash")
         except AttributeError:
             known = hash(tuple([getattr(self, name) for name in type(self).model_fields]))
             object.__setattr__(self, "_hash", known)

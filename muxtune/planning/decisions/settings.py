@@ -131,6 +131,12 @@ class SearchSettings:
     patience_of_few: tuple[int, int] = (12, 24)
     """Patience per mesh once all partitions are ranked: (many meshes in line, one or two). With 8 on a single
     mesh, 2 of 141 random instances missed the optimum by more than 1 %."""
+    far: float = 1.1
+    """A mesh is far if nothing that was played on it came within this factor of the best. On 20 meshes of the
+    first instances of ``benchmarks.planning``, the best partition of a mesh was at most 8 % faster than the
+    best of its first six."""
+    patience_far: int = 6
+    """Partitions that are tried on a mesh that is far, of those that fit the memory."""
     less_memory: float = 0.98
     """Partitions that need less than this share of what did not fit are looked at when patience has ended."""
     least_work: float = 0.95
@@ -150,6 +156,11 @@ class SearchSettings:
     """HTasks that are tried in every number of buckets where the usual numbers do not fit the memory."""
     modes: tuple[Mode, ...] = ("intra", "interleaved")
     """Ways to overlap operators inside of stages with several ranks."""
+    overlaps_seen: int = 3
+    """Partitions of a mesh that are played with overlap before what they hid is held against others."""
+    hides_more: float = 1.5
+    """Overlap is expected to hide at most this many times the most that it hid of what it could, on the same
+    mesh so far. Seen were shares of 0.05 to 0.3, up to twice the median of a mesh."""
     most_orchestrated: int = 2
     """Schedules of a partition that are also played with overlap."""
 

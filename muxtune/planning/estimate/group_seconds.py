@@ -14,8 +14,8 @@ the estimate is from it is tested.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from muxtune.batches import PACKED_MULTIPLE, chunked_sizes, group_by_length, packed_sizes, row_slots
 from muxtune.model import ModelSpec
 from muxtune.peft import EMBEDDING, PeftSpec, extra, first_trained, stage_layers
+from muxtune.placement import Route
 from muxtune.planning.decisions.partition_dp import Places
 from muxtune.planning.decisions.structure import Layout
 from muxtune.planning.estimate.busiest_replica import BusiestReplica, LengthClass
@@ -91,6 +92,8 @@ class GroupBands:
         self._row_tokens = np.array([data.task.row_tokens for data in self.tasks])
         self.pefts = tuple(data.task.peft for data in self.tasks)
         self.one_method = one_method
+        self.stage_bytes: dict[Hashable, object] = {}
+        """What is known of the memory of stages; see :mod:`muxtune.planning.estimate.memory_bound`."""
         self.microbatches_nw = lru_cache(maxsize=None)(self._microbatches)
         self.layout_band = lru_cache(maxsize=None)(self._layout_band)
 
@@ -246,6 +249,7 @@ def price_groups(
         carry: Carry of the layouts to choose from; the least by default.
     """
     carry, dp = carry or bands.carry, shape.dp
+    messages = shape.on(bands.problem.cluster).message_routes()
     microbatches = bands.microbatches_nw(dp) * carry
     busiest = BusiestReplica(bands.batches, bands.length_classes, bands.sum, bands.microbatches_nw(dp), dp)
     numbers = [number for number, layout in enumerate(bands.layouts) if layout.carry == carry]
@@ -262,7 +266,6 @@ def price_groups(
     sizes = tokens.astype(np.float64)
     links_s = prices.links_s(sizes)
     share = np.choose(layout, [busiest.share(band.layout.alignment) for band in candidates])
-    messages = shape.on(bands.problem.cluster).message_routes()
     return GroupPrices(
         microbatches_nw=microbatches,
         carry_nw=np.full(microbatches.shape, carry),
@@ -277,6 +280,11 @@ def price_groups(
         message_s_nw=prices.message_s(sizes),
         p2p_s_nw=prices.p2p_s(sizes, messages),
     )
+
+
+def with_messages(known: GroupPrices, prices: StagePrices, messages: Sequence[Route]) -> GroupPrices:
+    """The prices on a mesh that differs in the links between stages alone."""
+    return replace(known, p2p_s_nw=prices.p2p_s(known.tokens_nw.astype(np.float64), messages))
 
 
 def join_prices(alternatives: Sequence[GroupPrices], chosen_nw: NDArray[np.intp]) -> GroupPrices:

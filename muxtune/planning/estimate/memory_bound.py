@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ from muxtune.memory.weights import MOMENTS, Sharding, adapter_dtype_bytes, adapt
 from muxtune.memory.workspace import backward_workspace_bytes, forward_workspace_bytes
 from muxtune.model import ModelSpec
 from muxtune.peft import (
+    LayerRuns,
     PeftSpec,
     Specs,
     at_first_linear,
@@ -83,32 +85,36 @@ class Room:
             safe &= stage.in_flight * stage.kept_nw + stage.passing_nw <= stage.free_bytes
         return safe
 
-    def suffices(self, places: Places) -> bool:
-        """Whether a partition has room with its largest micro-batches open at once."""
-        return self.excess_bytes(places) <= 0
+    def needed_bytes(self, places: Places, inside: NDArray[np.bool_]) -> Floats:
+        """What surely suffices for partitions on the stage with least room, by estimate.
 
-    def excess_bytes(self, places: Places) -> float:
-        """What a partition lacks on the stage with least room for it; negative where all have room."""
-        excess = -np.inf
+        It is above the memory where their largest micro-batches have no room if they are open at once.
+
+        Args:
+            places: Places of the groups of some partitions, ``[P, H]``.
+            inside: Whether there is a group.
+        """
+        excess = np.full(len(inside), -np.inf)
         for stage in self.stages:
-            copies = np.minimum(self.microbatches_nw[places], stage.in_flight)
-            kept = np.sort(np.repeat(stage.kept_nw[places], copies))[-stage.in_flight :]
-            excess = max(excess, float(kept.sum() + stage.passing_nw[places].max() - stage.free_bytes))
-        return excess
-
-    def needed_bytes(self, places: Places) -> float:
-        """What surely suffices for a partition on the stage with least room, by estimate."""
-        return self.memory_bytes + self.excess_bytes(places)
+            copies = np.where(inside, np.minimum(self.microbatches_nw[places], stage.in_flight), 0)
+            kept = stage.kept_nw[places]
+            largest_first = np.argsort(-kept, axis=1, kind="stable")
+            copies = np.take_along_axis(copies, largest_first, 1)
+            before = np.cumsum(copies, axis=1) - copies
+            opened = np.clip(stage.in_flight - before, 0, copies)
+            most = (opened * np.take_along_axis(kept, largest_first, 1)).sum(axis=1)
+            most += np.where(inside, stage.passing_nw[places], -np.inf).max(axis=1)
+            excess = np.maximum(excess, most - stage.free_bytes)
+        return np.asarray(self.memory_bytes + excess)
 
 
 def room_for_groups(bands: GroupBands, prices: GroupPrices, mesh: Mesh) -> Room:
     """Estimate all groups on a mesh."""
-    sharding = Sharding(tp=mesh.tp)
     targets = bands.sum(bands.batches.targets_n) / (prices.microbatches_nw * mesh.dp)
     stages = []
     for stage in sorted({0, mesh.pp - 1}):
         in_flight = mesh.pp - stage - 1 + prices.run
-        probe = _Probe(bands, mesh, stage, in_flight, sharding)
+        read_off = _read_off(bands, mesh, stage, in_flight)
 
         def bytes_nw(slopes: tuple[float, float]) -> Floats:
             return np.asarray(prices.tokens_nw * slopes[0] + targets * slopes[1])
@@ -116,29 +122,62 @@ def room_for_groups(bands: GroupBands, prices: GroupPrices, mesh: Mesh) -> Room:
         stages.append(
             _StageRoom(
                 in_flight=in_flight,
-                free_bytes=probe.free_bytes(),
-                least_nw=bytes_nw(probe.kept(adapted=False)),
-                kept_nw=bytes_nw(probe.kept(adapted=True)),
-                passing_nw=bytes_nw(probe.passing()),
+                free_bytes=read_off.free_bytes,
+                least_nw=bytes_nw(read_off.least),
+                kept_nw=bytes_nw(read_off.kept),
+                passing_nw=bytes_nw(read_off.passing),
             )
         )
     memory_bytes = bands.problem.cluster.device.memory_bytes
     return Room(tuple(stages), prices.microbatches_nw, bands.allowed_nw, memory_bytes)
 
 
+class _ReadOff(NamedTuple):
+    """What a stage has room for, and what a micro-batch needs per token and per target."""
+
+    free_bytes: float
+    least: tuple[float, float]
+    kept: tuple[float, float]
+    passing: tuple[float, float]
+
+
+def _read_off(bands: GroupBands, mesh: Mesh, stage: int, in_flight: int) -> _ReadOff:
+    """Bytes of a stage; the meshes of a search, and their cuts, have many stages that are alike."""
+    layers = stages_layers(bands.problem.model, bands.pefts, mesh.layers_per_stage)[stage]
+    first, last = stage == 0, stage == mesh.pp - 1
+    key = layers, first, last, mesh.tp, in_flight
+    found = bands.stage_bytes.get(key)
+    if not isinstance(found, _ReadOff):
+        probe = _Probe(bands, layers, in_flight, Sharding(tp=mesh.tp), first=first, last=last)
+        found = _ReadOff(
+            probe.free_bytes(), probe.kept(adapted=False), probe.kept(adapted=True), probe.passing()
+        )
+        bands.stage_bytes[key] = found
+    return found
+
+
 class _Probe:
     """Reads bytes per token off the memory model of a stage."""
 
-    def __init__(self, bands: GroupBands, mesh: Mesh, stage: int, in_flight: int, sharding: Sharding) -> None:
+    def __init__(
+        self,
+        bands: GroupBands,
+        layers: LayerRuns,
+        in_flight: int,
+        sharding: Sharding,
+        *,
+        first: bool,
+        last: bool,
+    ) -> None:
         self._problem = bands.problem
         self._model = bands.problem.model
         self._pefts = bands.pefts
-        self._layers = stages_layers(self._model, tuple(bands.pefts), mesh.layers_per_stage)[stage]
-        self._first, self._last = stage == 0, stage == mesh.pp - 1
+        self._layers = layers
+        self._first, self._last = first, last
         self._in_flight = in_flight
         self._sharding = sharding
         self._all = everywhere(1)
-        self._least = [at_first_linear(self._model), *_unlike(self._model, tuple(bands.pefts))]
+        self._least = [at_first_linear(self._model), *_unlike(self._model, bands.pefts)]
 
     def free_bytes(self) -> float:
         """What a stage has beside what it always holds, and the gradients of all adapters."""

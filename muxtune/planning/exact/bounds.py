@@ -105,6 +105,54 @@ def bound_terms(fwd_s_sh: Floats, bwd_s_sh: Floats, microbatches_h: Floats, p2p_
     return BoundTerms(microbatches_h * work_s, microbatches_h * behind_s, head_s, tail_s)
 
 
+@dataclass(frozen=True, slots=True)
+class PartitionBounds:
+    """:class:`IterationBounds` of many partitions, ``[P]`` each."""
+
+    load_s: Floats
+    continuous_s: Floats
+    flush_s: Floats
+
+    def of(self, templates: Sequence[Template]) -> Floats:
+        """Bounds for the best of some templates."""
+        each = [self.continuous_s if name == "continuous" else self.flush_s for name in templates]
+        return np.asarray(np.min(each, axis=0))
+
+
+def partition_bounds(
+    work_s_sph: Floats,
+    microbatches_ph: Floats,
+    p2p_s_ph: Floats,
+    runs_p: NDArray[np.int64],
+    inside_ph: NDArray[np.bool_],
+) -> PartitionBounds:
+    """Bounds of many partitions at once, as :func:`bound_terms` and :meth:`BoundTerms.together` say of one.
+
+    Half of the work stands for the forward, and half for the backward.
+
+    Args:
+        work_s_sph: Seconds of a micro-batch on each stage, forward and backward.
+        microbatches_ph: Micro-batches per iteration; 0 where there is no hTask.
+        p2p_s_ph: Seconds of a transfer.
+        runs_p: Micro-batches of the longest carry group.
+        inside_ph: Whether there is an hTask.
+    """
+    pp = len(work_s_sph)
+    half_s = 0.5 * work_s_sph
+    head_s = np.cumsum(half_s, axis=0) - half_s
+    head_s += np.arange(pp)[:, None, None] * p2p_s_ph
+    load_s_sph = microbatches_ph * work_s_sph
+    load_s_sp = load_s_sph.sum(axis=2)
+    trip_s_sp = (microbatches_ph * (2 * (head_s[-1] - head_s) + work_s_sph[-1])).sum(axis=2)
+    open_sp = np.arange(pp)[::-1, None] + runs_p
+    chain_s_p = np.where(inside_ph, 2 * head_s + load_s_sph, 0.0).max(axis=(0, 2))
+    load_s_p = load_s_sp.max(axis=0)
+    steady_s_p = np.maximum(np.maximum(load_s_p, (trip_s_sp / open_sp).max(axis=0)), chain_s_p)
+    least_head_s_sp = np.where(inside_ph, head_s, np.inf).min(axis=2)
+    drained_s_p = (2 * least_head_s_sp + load_s_sp).max(axis=0)
+    return PartitionBounds(load_s_p, steady_s_p, np.maximum(steady_s_p, drained_s_p))
+
+
 def exact_bounds(times: Sequence[HTaskTimes], microbatches: Sequence[int], run: int = 1) -> IterationBounds:
     """Bounds of priced hTasks, whose longest carry group has ``run`` micro-batches."""
     return exact_terms(times, microbatches).together(run)

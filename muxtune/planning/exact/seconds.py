@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 from muxtune.cluster import ClusterSpec
 from muxtune.costs.base import CostModel
-from muxtune.costs.compose import ActionPrices, p2p_seconds, step_seconds
+from muxtune.costs.compose import ActionPrices, StreamSeconds, p2p_seconds, step_seconds
 from muxtune.graph import Launching, stage_graph, time_graph
 from muxtune.graph.microbatch_work import MicrobatchWork
 from muxtune.graph.operators import PHASES, Phase
@@ -90,6 +90,7 @@ class StructurePrices:
         self._launch_graph = lru_cache(maxsize=1024)(self._build_graph)
         self._clock_s = lru_cache(maxsize=None)(self._orchestrate)
         self._step_s = lru_cache(maxsize=None)(self._price_step)
+        self._streams: StreamSeconds = {}
         self._task_step_s = lru_cache(maxsize=None)(self._price_task_step)
 
     def price(self, htask: HTaskChoice, mesh: Mesh, orchestration: Orchestration = SEQUENTIAL) -> HTaskTimes:
@@ -245,13 +246,13 @@ class StructurePrices:
 
     def _find_replicas(self, htask: HTaskChoice, tp: int, adapters: Launching) -> SlowestReplicas:
         costs, works = self._adapted(adapters), self._works(htask)
-        return SlowestReplicas(works, costs, self._model, tp=tp, adapters=adapters)
+        return SlowestReplicas(works, costs, self._model, tp=tp, adapters=adapters, streams=self._streams)
 
     def _action_prices(
         self, htask: HTaskChoice, choice: Choice, phase: Phase, tp: int, adapters: Launching
     ) -> ActionPrices:
         costs, work = self._adapted(adapters), self._works(htask).of(choice)
-        return ActionPrices(costs, self._model, work, phase, tp=tp, adapters=adapters)
+        return ActionPrices(costs, self._model, work, phase, tp=tp, adapters=adapters, streams=self._streams)
 
     def _orchestrate(
         self,

@@ -13,11 +13,11 @@ from functools import lru_cache
 from itertools import chain
 
 from muxtune.costs.base import CostModel
-from muxtune.costs.compose import ActionPrices
+from muxtune.costs.compose import ActionPrices, StreamSeconds
 from muxtune.graph import Launching
 from muxtune.graph.microbatch_work import MicrobatchWork
-from muxtune.graph.operators import PHASES, Operator, Phase
 from muxtune.model import ModelSpec
+from muxtune.operators import PHASES, Phase, operator
 from muxtune.peft import Layers, PeftSpec
 from muxtune.planning.exact.works import Choice, HTaskWorks
 
@@ -31,6 +31,7 @@ class SlowestReplicas:
         model: The backbone, whole.
         tp: Tensor-parallel ranks.
         adapters: How those of several tasks at one base op are launched.
+        streams: What is known of streams of some length, see :class:`muxtune.costs.compose.ActionPrices`.
     """
 
     def __init__(
@@ -41,12 +42,14 @@ class SlowestReplicas:
         *,
         tp: int = 1,
         adapters: Launching = "grouped",
+        streams: StreamSeconds | None = None,
     ) -> None:
         self._works = works
         self._costs = costs
         self._model = model
         self._tp = tp
         self._adapters = adapters
+        self._streams = {} if streams is None else streams
         self._replicas = lru_cache(maxsize=None)(self._find_front)
         self._prices = lru_cache(maxsize=None)(self._price)
 
@@ -93,7 +96,15 @@ class SlowestReplicas:
 
     def _price(self, step: int, replica: int, phase: Phase) -> ActionPrices:
         work = self._works.steps[step][replica].mean
-        return ActionPrices(self._costs, self._model, work, phase, tp=self._tp, adapters=self._adapters)
+        return ActionPrices(
+            self._costs,
+            self._model,
+            work,
+            phase,
+            tp=self._tp,
+            adapters=self._adapters,
+            streams=self._streams,
+        )
 
 
 def _front(measures: Sequence[tuple[float, ...]]) -> list[int]:
@@ -108,9 +119,6 @@ def _front(measures: Sequence[tuple[float, ...]]) -> list[int]:
 
 def _attention_s(work: MicrobatchWork, prices: CostModel) -> float:
     """Seconds of attention in a layer, forward and backward."""
-    calls = [(n, Operator("attention", (sequences, length))) for n, sequences, length in work.attention]
-    calls += [
-        (n, Operator("carried_attention", (sequences, queries, keys)))
-        for n, sequences, queries, keys in work.carried_attention
-    ]
+    calls = [(n, operator("attention", sequences, length)) for n, sequences, length in work.attention]
+    calls += [(n, operator("carried_attention", *shape)) for n, *shape in work.carried_attention]
     return sum(n * prices.latency_s(op, phase) for n, op in calls for phase in PHASES)

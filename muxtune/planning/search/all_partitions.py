@@ -29,9 +29,8 @@ from muxtune.planning.problem.meshes import MeshShape, balanced_layers, mesh_of
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.planning.search.proposals import (
     MeshProposals,
-    Proposal,
     loads_s,
-    make_proposal,
+    make_proposals,
     stage_work_s,
     turnaround,
 )
@@ -149,22 +148,40 @@ class RankedMesh:
     @property
     def least_safe_s(self) -> float:
         """Least guess at a partition that surely fits the memory."""
-        return float(np.where(self.safe_p, self.guess_s_p, np.inf).min())
+        return float(np.where(self.safe_p, self.guess_s_p, np.inf).min(initial=np.inf))
 
 
 def rank_on_mesh(
-    bands: SetBands, prices: GroupPrices, shape: MeshShape, templates: Sequence[Template], *, overlaps: bool
+    bands: SetBands,
+    prices: GroupPrices,
+    shape: MeshShape,
+    templates: Sequence[Template],
+    *,
+    overlaps: bool,
+    below_s: float = np.inf,
 ) -> list[RankedMesh]:
-    """All partitions with layers balanced for the tasks one by one, and for the best of these partitions."""
+    """All partitions with layers balanced for the tasks one by one, and for the best of these partitions.
+
+    Args:
+        bands: Bands of the groups.
+        prices: Prices of the groups.
+        shape: Shape of the mesh.
+        templates: Templates that may be used.
+        overlaps: Whether operators inside of a stage may overlap.
+        below_s: Partitions are left out whose busiest stage has more work than this, even if all is hidden
+            that can be.
+    """
     layers = bands.problem.model.layers
     mesh = mesh_of(shape, balanced_layers(layers, shape.pp, *loads_s(bands, prices, shape, bands.alone)))
-    ranked = [_rank(bands, prices, shape, mesh, templates, overlaps)]
+    ranked = [_rank(bands, prices, shape, mesh, templates, overlaps, below_s)]
+    if not len(ranked[0].guess_s_p):
+        return ranked
     best = int(ranked[0].guess_s_p.argmin())
     if shape.pp > 1 and np.isfinite(ranked[0].guess_s_p[best]):
         loads = loads_s(bands, prices, shape, _places(bands, ranked[0], best))
         rebalanced = mesh_of(shape, balanced_layers(layers, shape.pp, *loads))
         if rebalanced != mesh:
-            ranked.append(_rank(bands, prices, shape, rebalanced, templates, overlaps))
+            ranked.append(_rank(bands, prices, shape, rebalanced, templates, overlaps, below_s))
     return ranked
 
 
@@ -175,6 +192,7 @@ def _rank(
     mesh: Mesh,
     templates: Sequence[Template],
     overlaps: bool,
+    below_s: float,
 ) -> RankedMesh:
     """Guess at the iterations from what :mod:`muxtune.planning.exact.bounds` says group by group."""
     settings = bands.problem.settings
@@ -199,7 +217,12 @@ def _rank(
         )
         rows, load_s, possible, safe = rows[kept], load_s[kept], possible[kept], safe[kept]
     layer_work_s_g = m_g * (prices.layer_s_nw - settings.overlapped * prices.hidden_s_nw)[:, 0]
-    layer_work_s_p = _of_groups(layer_work_s_g, rows, 0.0).sum(axis=1)
+    least_layer_work_s = float(_of_groups(layer_work_s_g, rows, 0.0).sum(axis=1).min())
+    hidden_s_g = overlaps * m_g * max(mesh.layers_per_stage) * prices.hidden_s_nw[:, 0]
+    if np.isfinite(below_s):
+        hidden_s = _of_groups(hidden_s_g, rows, 0.0).sum(axis=1) if overlaps else 0.0
+        kept = np.flatnonzero(load_s - hidden_s < below_s)
+        rows, load_s, possible, safe = rows[kept], load_s[kept], possible[kept], safe[kept]
     guess_s = np.maximum(load_s, _of_groups(window_s_g, rows, 0.0).sum(axis=1))
     guess_s = np.maximum(guess_s, _of_groups(terms.chain_s, rows, 0.0).max(axis=1))
     if "continuous" not in templates:
@@ -214,7 +237,6 @@ def _rank(
     slots_s = _of_groups(slot_s_g, rows, 0.0)
     uneven_s = slots_s.max(axis=1) - np.where(slots_s > 0, slots_s, np.inf).min(axis=1)
     if overlaps:
-        hidden_s_g = m_g * max(mesh.layers_per_stage) * prices.hidden_s_nw[:, 0]
         hidden_s = _of_groups(hidden_s_g, rows, 0.0).sum(axis=1)
         guess_s -= settings.overlapped * hidden_s
         bound_s = load_s - hidden_s
@@ -230,7 +252,7 @@ def _rank(
         bound_s_p=bound_s,
         rows_pn=rows,
         least_load_s=least_load_s,
-        layer_work_s=mesh.dp * float(layer_work_s_p.min()),
+        layer_work_s=mesh.dp * least_layer_work_s,
         overlaps=overlaps,
         safe_p=safe,
     )
@@ -286,18 +308,15 @@ def propose_sets(
             if near:
                 near += int((guess_s[front[near : settings.roughly_first]] <= roughly_s).sum())
             chosen += front[:near].tolist()
-        proposals: list[Proposal] = [
-            make_proposal(
-                bands,
-                each.prices,
-                each.room,
-                each.mesh,
-                templates,
-                each.work_s,
-                _places(bands, each, partition),
-                overlaps=each.overlaps,
-            )
-            for partition in chosen
-        ]
+        proposals = make_proposals(
+            bands,
+            each.prices,
+            each.room,
+            each.mesh,
+            templates,
+            each.work_s,
+            [_places(bands, each, partition) for partition in chosen],
+            overlaps=each.overlaps,
+        )
         found.append(MeshProposals(each.shape, each.mesh, tuple(proposals), each.layer_work_s))
     return found

@@ -17,7 +17,13 @@ from muxtune.placement import Route
 from muxtune.planning.decisions.options import PlanOptions
 from muxtune.planning.decisions.structure import Layout, Mesh
 from muxtune.planning.estimate.curves import Floats
-from muxtune.planning.estimate.group_seconds import GroupBands, GroupPrices, join_prices, price_groups
+from muxtune.planning.estimate.group_seconds import (
+    GroupBands,
+    GroupPrices,
+    join_prices,
+    price_groups,
+    with_messages,
+)
 from muxtune.planning.estimate.part_seconds import StagePrices
 from muxtune.planning.problem.carrying import carries_to_try, may_carry
 from muxtune.planning.problem.layouts import (
@@ -122,13 +128,27 @@ def _propose_sets(
     ranked: list[RankedMesh] = []
     for shape in shapes:
         overlaps = shape.tp > 1 and "orchestration" not in options.without
-        ranked += rank_on_mesh(bands, estimates.prices(shape), shape, templates, overlaps=overlaps)
+        ranked += rank_on_mesh(
+            bands,
+            estimates.prices(shape),
+            shape,
+            templates,
+            overlaps=overlaps,
+            below_s=below_s / (1 - settings.slack),
+        )
         estimates.report(len(ranked), 4 * len(shapes))
     best_s = min(below_s, *(each.least_safe_s for each in ranked))
     for each in list(ranked):
         if each.least_load_s < settings.worth_cutting * best_s:
             for prices in estimates.cut(each.shape, each.mesh):
-                ranked += rank_on_mesh(bands, prices, each.shape, templates, overlaps=each.overlaps)
+                ranked += rank_on_mesh(
+                    bands,
+                    prices,
+                    each.shape,
+                    templates,
+                    overlaps=each.overlaps,
+                    below_s=min(below_s / (1 - settings.slack), settings.roughly_within * best_s),
+                )
     return propose_sets(bands, ranked, templates, below_s)
 
 
@@ -195,13 +215,15 @@ class _Estimates(Generic[Bands]):
         self.bands = bands
         self.report = report
         self._per_tp: dict[int, StagePrices] = {}
+        self._priced: dict[tuple[int, int, int], GroupPrices] = {}
         self._known: dict[tuple[int, int, int, tuple[Route, ...]], GroupPrices] = {}
 
     def prices(self, shape: MeshShape, carry: int | None = None) -> GroupPrices:
         """Prices on a mesh; see :func:`muxtune.planning.estimate.group_seconds.price_groups`."""
         bands, tp = self.bands, shape.tp
         messages = shape.on(bands.problem.cluster).message_routes()
-        key = (tp, shape.dp, carry or bands.carry, messages)
+        alike = (tp, shape.dp, carry or bands.carry)
+        key = (*alike, messages)
         if key not in self._known:
             if tp not in self._per_tp:
                 # Problems of about a size share their curves.
@@ -214,7 +236,9 @@ class _Estimates(Generic[Bands]):
                     bands.problem.settings.curve_points,
                 )
                 self._per_tp[tp] = shared.between(bands.pefts, bands.typical_tokens)
-            self._known[key] = price_groups(bands, self._per_tp[tp], shape, carry)
+            if alike not in self._priced:
+                self._priced[alike] = price_groups(bands, self._per_tp[tp], shape, carry)
+            self._known[key] = with_messages(self._priced[alike], self._per_tp[tp], messages)
         return self._known[key]
 
     def cut(self, shape: MeshShape, mesh: Mesh) -> Iterator[GroupPrices]:

@@ -1,6 +1,7 @@
 """The partitions of a mesh that are worth a look, by estimate: for every number of hTasks, and every pace."""
 
-# Shapes, in names in lower case: n tasks, W widest group, S stages, H hTasks of a partition
+# Shapes, in names in lower case: n tasks, W widest group, S stages, K kinds of stages, P partitions,
+# H hTasks of a partition
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from muxtune.peft import count_layers, stage_layers
 from muxtune.planning.decisions.partition_dp import Places, cheapest_cuts, paced_cuts
@@ -16,7 +18,7 @@ from muxtune.planning.decisions.structure import HTaskChoice, Mesh
 from muxtune.planning.estimate.curves import Floats
 from muxtune.planning.estimate.group_seconds import GroupBands, GroupPrices, group_steps_s
 from muxtune.planning.estimate.memory_bound import Room, room_for_groups
-from muxtune.planning.exact.bounds import bound_terms
+from muxtune.planning.exact.bounds import partition_bounds
 from muxtune.planning.exact.seconds import StageKind
 from muxtune.planning.problem.carrying import cut_choice
 from muxtune.planning.problem.layouts import cheapest_choice
@@ -174,15 +176,12 @@ def _proposals(
     room = room_for_groups(bands, prices, mesh)
     possible_nw, safe_nw = room.possible_nw, room.safe_nw
     masks = [possible_nw] if np.array_equal(possible_nw, safe_nw) else [possible_nw, safe_nw]
-    found: dict[tuple[bytes, bytes], Proposal] = {}
+    distinct: dict[tuple[bytes, bytes], Places] = {}
     for mask in masks:
-        for places in _all_cuts(
-            np.where(mask, slowest_s, np.inf), microbatches, mesh.pp, bands.problem.settings
-        ):
-            key = (places[0].tobytes(), places[1].tobytes())
-            if key not in found:
-                found[key] = make_proposal(bands, prices, room, mesh, templates, work_s, places)
-    return list(found.values())
+        slot_s = np.where(mask, slowest_s, np.inf)
+        for places in _all_cuts(slot_s, microbatches, mesh.pp, bands.problem.settings):
+            distinct.setdefault((places[0].tobytes(), places[1].tobytes()), places)
+    return make_proposals(bands, prices, room, mesh, templates, work_s, list(distinct.values()))
 
 
 def _all_cuts(slot_s_nw: Floats, microbatches_nw: Floats, pp: int, settings: SearchSettings) -> list[Places]:
@@ -219,18 +218,18 @@ def turnaround(most: Floats, clocks: Floats, pp: int, run: Floats) -> Floats:
     return np.asarray(np.maximum((most + pp - 1 + later) / clocks, 1.0))
 
 
-def make_proposal(
+def make_proposals(
     bands: GroupBands,
     prices: GroupPrices,
     room: Room,
     mesh: Mesh,
     templates: Sequence[Template],
     work_s: Sequence[Floats],
-    places: Places,
+    partitions: Sequence[Places],
     *,
     overlaps: bool = False,
-) -> Proposal:
-    """Estimate an iteration.
+) -> list[Proposal]:
+    """Estimate the iterations of some partitions.
 
     Args:
         bands: Bands of the groups.
@@ -239,39 +238,95 @@ def make_proposal(
         mesh: The mesh.
         templates: Templates that may be used.
         work_s: Seconds of the groups on every stage; see :func:`stage_work_s`.
-        places: Places of the partition's groups.
+        partitions: Places of the groups of each partition.
         overlaps: Whether operators inside of a stage may overlap.
     """
+    found: list[Proposal] = []
+    shortest_first = sorted(range(len(partitions)), key=lambda i: len(partitions[i][0]))
+    for start in range(0, len(partitions), _TOGETHER):
+        some = shortest_first[start : start + _TOGETHER]
+        chosen = [partitions[i] for i in some]
+        found += _estimated(bands, prices, room, mesh, templates, work_s, chosen, overlaps)
+    return [found[position] for position in np.argsort(shortest_first).tolist()]
+
+
+_TOGETHER = 32
+"""Partitions estimated at once: of about as many groups, and few enough for the processor's cache."""
+
+
+def _estimated(
+    bands: GroupBands,
+    prices: GroupPrices,
+    room: Room,
+    mesh: Mesh,
+    templates: Sequence[Template],
+    work_s: Sequence[Floats],
+    partitions: Sequence[Places],
+    overlaps: bool,
+) -> list[Proposal]:
+    """:func:`make_proposals` of about as many groups each; arrays are ``[P, H]`` and ``[S, P, H]``."""
     settings = bands.problem.settings
-    m = prices.microbatches_nw[places].astype(np.float64)
-    work_s_sh = np.array([each[places] for each in work_s])
-    run = int(prices.carry_nw[places].max())
-    half_s_sh = 0.5 * work_s_sh
-    bounds = bound_terms(half_s_sh, half_s_sh, m, prices.p2p_s_nw[places]).together(run)
-    slot_s = work_s_sh.max(axis=0)
-    uneven_s = settings.uneven * (mesh.pp - 1) * float(slot_s.max() - slot_s.min())
-    bound_s = bounds.of(templates)
-    least_s_sh = work_s_sh - np.array(mesh.layers_per_stage)[:, None] * prices.hidden_s_nw[places]
-    least_share = min(1.0, float((m * least_s_sh).sum(axis=1).max()) / bound_s)
-    expected_s = max(bound_s, bounds.load_s + uneven_s)
-    if run > 1:
-        waiting = float(turnaround(m.max(), m.sum(), mesh.pp, np.array(run)))
-        expected_s = max(expected_s, bounds.load_s * waiting)
-    if overlaps:  # hTasks that share clocks even out, too
-        expected_s = bound_s * (1 - settings.overlapped * (1 - least_share))
-    return Proposal(
-        bands=bands,
-        mesh=mesh,
-        layout_h=tuple(prices.layout_nw[places].tolist()),
-        runner_up_h=tuple(prices.runner_up_nw[places].tolist()),
-        places=places,
-        bound_s=bound_s,
-        load_s=bounds.load_s,
-        layer_work_s=float(
-            (m * (prices.layer_s_nw - settings.overlapped * prices.hidden_s_nw)[places]).sum()
-        ),
-        expected_s=expected_s,
-        least_share=least_share,
-        needed_bytes=room.needed_bytes(places),
-        has_room=room.suffices(places),
+    inside, places = _filled_up(partitions)
+    m = np.where(inside, prices.microbatches_nw[places], 0).astype(np.float64)
+    kinds = list({id(each): each for each in work_s}.values())
+    of_stage = [next(k for k, kind in enumerate(kinds) if kind is each) for each in work_s]
+    work_s_kph = np.array([kind[places] for kind in kinds])
+    runs_p = np.where(inside, prices.carry_nw[places], 1).max(axis=1)
+    bounds = partition_bounds(work_s_kph[of_stage], m, prices.p2p_s_nw[places], runs_p, inside)
+    bound_s_p = bounds.of(templates)
+    slot_s = work_s_kph.max(axis=0)
+    longest_s_p = np.where(inside, slot_s, 0.0).max(axis=1)
+    uneven_s_p = longest_s_p - np.where(inside, slot_s, np.inf).min(axis=1)
+    hidden_s = m * prices.hidden_s_nw[places]
+    layers = np.array(
+        [
+            max(n for n, k in zip(mesh.layers_per_stage, of_stage, strict=True) if k == kind)
+            for kind in range(len(kinds))
+        ]
     )
+    least_s_p = ((m * work_s_kph).sum(axis=2) - layers[:, None] * hidden_s.sum(axis=1)).max(axis=0)
+    least_share_p = np.minimum(1.0, least_s_p / bound_s_p)
+    expected_s_p = np.maximum(bound_s_p, bounds.load_s + settings.uneven * (mesh.pp - 1) * uneven_s_p)
+    waiting = turnaround(m.max(axis=1), m.sum(axis=1), mesh.pp, runs_p.astype(np.float64))
+    expected_s_p = np.where(runs_p > 1, np.maximum(expected_s_p, bounds.load_s * waiting), expected_s_p)
+    if overlaps:  # hTasks that share clocks even out, too
+        expected_s_p = bound_s_p * (1 - settings.overlapped * (1 - least_share_p))
+    layer_work_s_p = (m * prices.layer_s_nw[places] - settings.overlapped * hidden_s).sum(axis=1)
+    needed_bytes_p = room.needed_bytes(places, inside)
+    return [
+        Proposal(
+            bands=bands,
+            mesh=mesh,
+            layout_h=tuple(prices.layout_nw[own].tolist()),
+            runner_up_h=tuple(prices.runner_up_nw[own].tolist()),
+            places=own,
+            bound_s=bound_s,
+            load_s=load_s,
+            layer_work_s=layer_work_s,
+            expected_s=expected_s,
+            least_share=least_share,
+            needed_bytes=needed_bytes,
+            has_room=needed_bytes <= room.memory_bytes,
+        )
+        for own, bound_s, load_s, layer_work_s, expected_s, least_share, needed_bytes in zip(
+            partitions,
+            bound_s_p.tolist(),
+            bounds.load_s.tolist(),
+            layer_work_s_p.tolist(),
+            expected_s_p.tolist(),
+            least_share_p.tolist(),
+            needed_bytes_p.tolist(),
+            strict=True,
+        )
+    ]
+
+
+def _filled_up(partitions: Sequence[Places]) -> tuple[NDArray[np.bool_], Places]:
+    """Whether there is a group, and its place, or that of the first one where there is none; ``[P, H]``."""
+    counts = np.array([len(ends) for ends, _ in partitions])
+    inside = np.arange(counts.max()) < counts[:, None]
+    places = np.zeros(inside.shape, dtype=np.intp), np.zeros(inside.shape, dtype=np.intp)
+    for side, filled in enumerate(places):
+        filled[:] = np.array([own[side][0] for own in partitions])[:, None]
+        filled[inside] = np.concatenate([own[side] for own in partitions])
+    return inside, places

@@ -72,6 +72,20 @@ class QuickestSchedule:
         self._forced = forced
         self._tried = tried
         self._prune = prune
+        self._hidden: dict[Mesh, list[float]] = {}
+        """Per mesh, what overlap hid of what it could hide, partition by partition."""
+
+    def least_share(self, mesh: Mesh, share: float) -> float:
+        """What overlap leaves of the time of a partition at least, by what it left of others on the mesh.
+
+        Args:
+            mesh: The mesh.
+            share: What is left if all is hidden that can be.
+        """
+        settings, seen = self._problem.settings, self._hidden.get(mesh, [])
+        if not self._prune or len(seen) < settings.overlaps_seen:
+            return share
+        return 1 - min(1.0, settings.hides_more * max(seen)) * (1 - share)
 
     def find(
         self,
@@ -106,8 +120,13 @@ class QuickestSchedule:
         fastest = [structure for _, structure in sorted(timed, key=value_of)]
         if self._forced is not None:
             timed = self._overlapping(fastest, latency_s, asked, [self._forced])
-        elif overlaps and timed and share * min(map(value_of, timed)) < limit_s:  # all hidden that can be
-            timed += self._overlapping(fastest, latency_s, asked, self._modes)
+        elif overlaps and timed:
+            sequential_s = min(map(value_of, timed))
+            if self.least_share(mesh, share) * sequential_s < limit_s:
+                overlapping = self._overlapping(fastest, latency_s, asked, self._modes)
+                hidden_s = sequential_s - min(map(value_of, overlapping), default=sequential_s)
+                self._hidden.setdefault(mesh, []).append(hidden_s / max((1 - share) * sequential_s, 1e-12))
+                timed += overlapping
         timed.sort(key=value_of)
         if not timed:
             return Quickest("bound")

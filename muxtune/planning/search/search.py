@@ -126,7 +126,8 @@ def search_structures(
     elif prune and patience is None and len(problem.tasks) >= settings.refined_below:
         patience = settings.patience
     on_each_mesh = few or not objective.is_iteration
-    proposals = search.play(meshes, patience, on_each_mesh=on_each_mesh, report=report)
+    leaves_far = prune and few and not asked
+    proposals = search.play(meshes, patience, on_each_mesh=on_each_mesh, report=report, leaves_far=leaves_far)
     # Meshes that leave ranks idle are only ranked where they may be faster.
     worth = [
         shape
@@ -139,7 +140,9 @@ def search_structures(
         fewer = propose_alone(search.best if prune else np.inf, worth)
         if prune and few and not asked:
             patience = settings.patience_of_few[1]
-        proposals += search.play(fewer, patience, on_each_mesh=True, alone=True, report=report)
+        proposals += search.play(
+            fewer, patience, on_each_mesh=True, alone=True, report=report, leaves_far=leaves_far
+        )
     # Refinement plays stages one operator after the other.
     sequential = options.orchestration is None or options.orchestration == "sequential"
     if prune and len(problem.tasks) < settings.refined_below and sequential:
@@ -211,7 +214,9 @@ class _Search:
 
     def least_s(self, proposal: Proposal, bound_s: float) -> float:
         """Lower bound that remains of ``bound_s`` if operators of a stage may overlap."""
-        return bound_s * (proposal.least_share if self._overlaps(proposal.mesh) else 1.0)
+        mesh = proposal.mesh
+        share = self._quickest.least_share(mesh, proposal.least_share) if self._overlaps(mesh) else 1.0
+        return bound_s * share
 
     def may_win(self, least_s: float) -> bool:
         """Whether something that takes no less may be faster than the best so far."""
@@ -225,6 +230,7 @@ class _Search:
         on_each_mesh: bool,
         report: Progress,
         alone: bool = False,
+        leaves_far: bool = False,
     ) -> list[Proposal]:
         """Look at partitions in the order of their expected iterations, as long as there is patience.
 
@@ -235,6 +241,7 @@ class _Search:
             report: Is told how far it is.
             alone: Whether a mesh has patience as if there were no others: a partition must be no better than
                 the mesh's own best to try it. So what is found on a mesh does not depend on larger ones.
+            leaves_far: Whether meshes that are far from the best are left after fewer partitions.
 
         Returns:
             The partitions in their order.
@@ -249,18 +256,25 @@ class _Search:
         in_vain: Counter[tuple[Mesh | None, bool]] = Counter()
         too_much: dict[tuple[Mesh | None, bool], float] = {}  # least estimate of what did not fit
         own_best: dict[tuple[Mesh | None, bool], float] = {}
+        looked_at: Counter[tuple[Mesh | None, bool]] = Counter()
         for number, proposal in enumerate(proposals):
             if self._prune and self.least_s(proposal, proposal.bound_s) * (1 - slack) >= self.best:
                 continue
             kind = (proposal.mesh if on_each_mesh else None, proposal.has_room)
             leaner = proposal.needed_bytes <= settings.less_memory * too_much.get(kind, 0.0)
-            if in_vain[kind] == patience and not leaner:
+            far = leaves_far and own_best.get(kind, np.inf) > settings.far * self.best
+            if not leaner and (
+                in_vain[kind] == patience or (far and looked_at[kind] >= settings.patience_far)
+            ):
                 continue
             before = self.best
             outcome = self.look_at(proposal)
-            if self.best < before or (alone and outcome.value < own_best.get(kind, np.inf)):
-                in_vain[kind] = 0
+            looked_at[kind] += outcome.fate != "memory"
+            best_here = outcome.value < own_best.get(kind, np.inf)
+            if best_here:
                 own_best[kind] = outcome.value
+            if self.best < before or (alone and best_here):
+                in_vain[kind] = 0
             elif outcome.fate == "memory" and (leaner or kind not in too_much):
                 too_much[kind] = proposal.needed_bytes
             elif not (alone and outcome.fate == "bound"):
@@ -286,8 +300,7 @@ class _Search:
             if shortest != htasks:
                 leaner = self._look_at(proposal, shortest)
                 outcome = leaner if leaner.fate == "fits" else outcome
-        self.outcomes.append(outcome)
-        self.best = min(self.best, outcome.value)
+        self._note(outcome)
         return outcome
 
     def _look_at(self, proposal: Proposal, htasks: Sequence[HTaskChoice]) -> Outcome:
@@ -309,6 +322,10 @@ class _Search:
             below_s=self.best,
         )
         return Outcome(proposal, found.fate, bound_s, found.value, found.structure)
+
+    def _note(self, outcome: Outcome) -> None:
+        self.outcomes.append(outcome)
+        self.best = min(self.best, outcome.value)
 
     def worth_refining(self, meshes: Sequence[MeshProposals], *, every: bool, within: float) -> list[Mesh]:
         """Meshes for :meth:`refine`, the nearest to the best first.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,6 @@ from hypothesis import settings
 from tests.helpers import make_hf_model
 from tests.sampling import examples
 from tests.scheduling import longest_first, scope_of
-
-# On tensors this small, the threads of torch only wait for each other, which costs several times the
-# processor time of the work. Set before torch is imported; processes that tests start inherit it.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # No test is about time, and machines are shared.
 settings.register_profile("untimed", settings(), deadline=None, max_examples=examples(100))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ConfigDict, ValidationError
 
 from muxtune.plan.check import check_decisions, check_plan
 from muxtune.plan.decisions import Decisions
 from muxtune.plan.plan import SCHEMA_VERSION, Plan
 from muxtune.support.errors import SpecError, spec_error_from
 from muxtune.support.files import write_text_atomically
+from muxtune.support.strict_models import StrictModel
 from muxtune.support.user_files import parse_json, read_user_bytes
 
 MOST_MIB = 256
@@ -46,10 +47,10 @@ def load_decisions(path: Path) -> Decisions:
     return decisions
 
 
-class _Decided(BaseModel):
+class _Decided(StrictModel):
     """A plan of which only the decisions are looked at."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(extra="ignore")
 
     decisions: Decisions
 

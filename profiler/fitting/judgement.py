@@ -28,8 +28,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from muxtune.costs.links import algorithm_load
-from muxtune.support.errors import SpecError, UserError
 from profiler.fitting.link_sources import LinkSource, Series
+from profiler.fitting.table import read_table
 
 Array = NDArray[np.float64]
 
@@ -51,13 +51,7 @@ def load_rows(path: Path) -> pd.DataFrame:
     Raises:
         UserError: Unreadable, or a column is missing.
     """
-    try:
-        table = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the table {path}: {' '.join(str(error).split())}") from error
-    missing = [column for column in COLUMNS if column not in table.columns]
-    if missing:
-        raise SpecError(f"{path}: columns", list(table.columns), f"{', '.join(missing)} among them")
+    table = read_table(path, COLUMNS)
     keys = list(COLUMNS[:-1])
     medians = table.groupby(keys)[["median_ms"]].median()
     return medians.sort_index().reset_index()

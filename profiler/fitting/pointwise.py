@@ -27,9 +27,10 @@ from scipy.optimize import least_squares
 
 from muxtune.costs.devices import FitRecord
 from muxtune.costs.pointwise import PointwiseCoefficients, PointwiseKind, pointwise_seconds
-from muxtune.support.errors import SpecError, UserError, unknown_name
+from muxtune.support.errors import SpecError, unknown_name
 from muxtune.support.files import write_text_atomically
 from muxtune.support.tables import format_table, show_percent
+from profiler.fitting.table import read_table
 
 Array = NDArray[np.float64]
 
@@ -80,13 +81,7 @@ def load_rows(path: Path, device: str) -> pd.DataFrame:
         UserError: Unreadable, a column is missing, nothing of this device, an operator or model that
             is not known here.
     """
-    try:
-        table = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the table {path}: {' '.join(str(error).split())}") from error
-    missing = [column for column in COLUMNS if column not in table.columns]
-    if missing:
-        raise SpecError(f"{path}: columns", list(table.columns), f"{', '.join(missing)} among them")
+    table = read_table(path, COLUMNS)
     rows = table[(table["device"] == device) & (table["tokens"] >= MIN_TOKENS)].reset_index(drop=True)
     if rows.empty:
         raise SpecError(f"{path}: device", sorted(set(table["device"])), f"rows of {device}")

@@ -102,8 +102,12 @@ def compare_results(
 ) -> Difference:
     """Difference of two trainings of a task that started from the same adapter."""
     assert adapter.keys() == reference.keys() == initial.keys()
-    apart = [(adapter[key] - tensor).double() for key, tensor in reference.items()]
-    updates = [(tensor - initial[key]).double() for key, tensor in reference.items()]
+    trained = [key for key, tensor in reference.items() if tensor.is_floating_point()]
+    for key in adapter.keys() - set(trained):  # places of entries
+        assert adapter[key].equal(initial[key]), key
+        assert adapter[key].equal(reference[key]), key
+    apart = [(adapter[key] - reference[key]).double() for key in trained]
+    updates = [(reference[key] - initial[key]).double() for key in trained]
     assert all(bool(update.any()) for update in updates), "every tensor of the adapter is trained"
     return Difference(
         loss=max(abs(a - b) / abs(b) for a, b in zip(losses, reference_losses, strict=True)),

@@ -37,9 +37,6 @@ from tests.integration.tiny_models import (
 )
 from tests.muxtune.planning.problems import FakeCosts
 
-_PEFTS_OWN = {"use_rslora", "use_dora", "bias", "rank_pattern", "alpha_pattern", "exclude_modules"}
-"""Parameters that have the same names and values in peft."""
-
 TaskFields = Mapping[str, object]
 """A task as in a workload file, without its id."""
 
@@ -65,7 +62,7 @@ class Case:
     orchestration: Mode | None = None
     dtype: Dtype = "float64"
     dropout: float | None = None
-    """Of all tasks, if not their own."""
+    """Of all tasks of LoRA, if not their own."""
 
     def __str__(self) -> str:
         fusion = self.policy if self.partition is None else f"{len(self.partition.split(','))}htasks"
@@ -118,9 +115,9 @@ class ParityBench:
         return folder
 
     def fields(self, task_id: str, dropout: float | None = None) -> dict[str, Any]:
-        """A task as in a workload file; with this dropout, if it is given one."""
+        """A task as in a workload file; with this dropout, if it is given one and its method has any."""
         fields = dict(self._tasks[task_id])
-        if dropout is not None:
+        if dropout is not None and fields["peft"]["method"] == "lora":
             fields["peft"] = {**fields["peft"], "dropout": dropout}
         return fields
 
@@ -144,12 +141,7 @@ class ParityBench:
             dtype=dtype,
             byte_tokens=backbone in TINY_PRESETS,
             dataset=self._folder / dataset["path"],
-            r=peft["r"],
-            alpha=peft["alpha"],
-            targets=tuple(peft["targets"]),
-            dropout=peft.get("dropout", 0.0),
-            layers=tuple(peft["layers"]) if "layers" in peft else None,
-            more=json.dumps({name: value for name, value in peft.items() if name in _PEFTS_OWN}),
+            peft=json.dumps(peft),
             **fields,
             **variant,
         )

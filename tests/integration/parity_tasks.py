@@ -102,3 +102,52 @@ TASKS: dict[str, dict[str, object]] = {
     "bytes-gpt2": task("long.jsonl", (2, 1), lora(4, 8, "mlp.c_proj"), max_length=72, seed=14, shuffle=True),
     "bytes-opt": task("long.jsonl", (2, 1), lora(4, 8, "v_proj", "fc1"), max_length=72, seed=17),
 }
+
+_NAMES = {
+    "llama": ("q_proj", "v_proj", "o_proj", "up_proj", "down_proj"),
+    "gpt2": ("c_attn", "c_attn", "attn.c_proj", "c_fc", "mlp.c_proj"),
+    "opt": ("q_proj", "v_proj", "out_proj", "fc1", "fc2"),
+}
+"""Linears by family: one that gives queries, one values, the attention's last, the MLP's first and last."""
+
+METHODS = ("dora", "ia3", "bitfit", "shira", "diff", "serial", "parallel", "prefix", "prompt")
+"""Tenants of every method beside LoRA's own."""
+
+_FIELDS: dict[str, tuple[tuple[int, int], dict[str, object]]] = {
+    "dora": ((4, 2), {"seed": 21, "max_grad_norm": 0.5}),
+    "ia3": ((4, 1), {"seed": 22, "learning_rate": 5e-3}),
+    "bitfit": ((4, 2), {"seed": 23, "max_length": 40}),
+    "shira": ((2, 2), {"seed": 24, "shuffle": True}),
+    "diff": ((4, 2), {"seed": 25, "weight_decay": 0.1}),
+    "serial": ((4, 4), {"seed": 26, "max_grad_norm": 0.5, "max_length": 48}),
+    "parallel": ((2, 1), {"seed": 27, "lr_schedule": "cosine", "warmup_steps": 3}),
+    "prefix": ((4, 2), {"seed": 28, "learning_rate": 1e-2}),
+    "prompt": ((2, 1), {"seed": 29, "learning_rate": 1e-2, "shuffle": True, "max_length": 56}),
+}
+
+
+def tenant(method: str, family: str) -> dict[str, object]:
+    """A task of a method on a family of backbones."""
+    query, value, attended, inner, outer = _NAMES[family]
+    peft = {
+        "dora": lora(3, 6, value, outer) | {"use_dora": True, "use_rslora": True},
+        "ia3": {"method": "ia3", "targets": [value, outer], "feedforward": [outer]},
+        "bitfit": {"method": "bitfit"},
+        "shira": {"method": "shira", "r": 2, "targets": [query, inner, outer]},
+        "diff": {"method": "diff", "density": 0.05, "targets": [query, attended, outer]},
+        "serial": {"method": "bottleneck", "size": 6},
+        "parallel": {
+            "method": "bottleneck",
+            "size": 5,
+            "placement": "parallel",
+            "activation": "silu",
+            "scale": 4,
+        },
+        "prefix": {"method": "prefix_tuning", "num_virtual_tokens": 5},
+        "prompt": {"method": "prompt_tuning", "num_virtual_tokens": 3},
+    }[method]
+    batch, fields = _FIELDS[method]
+    return task("long.jsonl", batch, peft, **({"max_length": 64} | fields))
+
+
+TASKS |= {f"{method}-{family}": tenant(method, family) for family in _NAMES for method in METHODS}

@@ -1,4 +1,4 @@
-"""The reference: one task trained alone with transformers and peft, and nothing of ours.
+"""The reference: one task trained alone with transformers and peft, or plain torch, and nothing of ours.
 
 Written from the texts of docs/files.md ("Workload") and docs/runtime.md ("What a task's result is"), sequence
 by sequence, so that it shares neither code nor data structures with what it judges.
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import PeftModel
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler
 
-from tests.integration.peft_dropout import PeftDropout
+from tests.integration.solo_adapters import attach_adapter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,13 +28,8 @@ class SoloTask:
     byte_tokens: bool
     """Tokens are bytes, BOS 256 and EOS 257, instead of those of the directory's tokenizer."""
     dataset: Path
-    r: int
-    alpha: float
-    targets: tuple[str, ...]
-    dropout: float = 0.0
-    layers: tuple[int, ...] | None = None
-    more: str = "{}"
-    """Further arguments of peft's configuration, as JSON."""
+    peft: str
+    """``peft`` of the task as in a workload file, as JSON."""
     global_batch_size: int
     max_length: int
     learning_rate: float
@@ -67,7 +62,7 @@ class SoloResult:
     initial_adapter: dict[str, Tensor]
     adapter: dict[str, Tensor]
     saved_adapter: Path
-    """Folder that PEFT's ``save_pretrained`` wrote."""
+    """Folder that PEFT's ``save_pretrained`` wrote, if it has the method."""
     first_tokens: list[int]
     """Tokens of the first example of the file."""
     first_logits: Tensor
@@ -82,22 +77,12 @@ def train_solo(task: SoloTask, folder: Path) -> SoloResult:
     """Train a task and save its adapter in ``folder``."""
     examples = read_examples(task)
     model = load_backbone(task)
-    torch.manual_seed(task.seed)
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=task.r,
-        lora_alpha=task.alpha,
-        target_modules="all-linear" if task.targets == ("all-linear",) else list(task.targets),
-        lora_dropout=task.dropout,
-        layers_to_transform=None if task.layers is None else list(task.layers),
-        **json.loads(task.more),
-    )
-    peft_model = get_peft_model(model, config, autocast_adapter_dtype=task.float32_adapter).train()
-    masks = PeftDropout(peft_model, rate=task.dropout, seed=task.seed)
-    initial = _copy_of_adapter(peft_model)
+    fields = json.loads(task.peft)
+    adapter = attach_adapter(model, fields, task.seed, float32_adapter=task.float32_adapter)
+    initial = adapter.state()
     if task.exact:
-        peft_model.double()
-    parameters = [parameter for parameter in peft_model.parameters() if parameter.requires_grad]
+        adapter.module.double()
+    parameters = [parameter for parameter in adapter.module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
         parameters, lr=task.learning_rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=task.weight_decay
     )
@@ -116,10 +101,10 @@ def train_solo(task: SoloTask, folder: Path) -> SoloResult:
         total = 0.0
         groups = [[sequence] for sequence in range(len(batch))]
         if task.one_batch:
-            groups = groups[::-1] if task.dropout else [list(range(len(batch)))]
+            groups = groups[::-1] if fields.get("dropout") else [list(range(len(batch)))]
         for group in groups:
-            masks.place = (step, group[0])
-            nll = _nll_sum(peft_model, [batch[sequence] for sequence in group])
+            adapter.enter(step, group[0])
+            nll = _nll_sum(adapter.module, [batch[sequence] for sequence in group])
             (nll / targets).backward()
             total += nll.item()
         losses.append(total / targets)
@@ -129,17 +114,17 @@ def train_solo(task: SoloTask, folder: Path) -> SoloResult:
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
-    peft_model.save_pretrained(folder)
+    adapter.save(folder)
     first_tokens = examples[0][0]
     return SoloResult(
         losses=losses,
         target_tokens=target_tokens,
         gradient_norms=norms,
         initial_adapter=initial,
-        adapter=_copy_of_adapter(peft_model),
+        adapter=adapter.state(),
         saved_adapter=folder,
         first_tokens=first_tokens,
-        first_logits=logits_of(peft_model, first_tokens),
+        first_logits=logits_of(adapter.module, first_tokens),
     )
 
 
@@ -149,7 +134,7 @@ def _nll_sum(model: torch.nn.Module, batch: list[Example]) -> Tensor:
     ids = torch.tensor([tokens + [0] * (longest - len(tokens)) for tokens, _ in batch])
     mask = torch.tensor([[1] * len(tokens) + [0] * (longest - len(tokens)) for tokens, _ in batch])
     many = {"attention_mask": mask} if len(batch) > 1 else {}
-    logits = model(input_ids=ids, **many).logits
+    logits = model(input_ids=ids, **many).logits[:, -longest:]  # virtual tokens stand in front
     if logits.dtype == torch.bfloat16:
         logits = logits.float()  # as transformers' own loss does
     parts = [
@@ -174,7 +159,7 @@ def logits_with_adapter(task: SoloTask, adapter: Path, tokens: list[int]) -> Ten
 @torch.no_grad()
 def logits_of(model: torch.nn.Module, tokens: list[int]) -> Tensor:
     """Logits of one sequence, ``[tokens, vocabulary]``."""
-    logits: Tensor = model.eval()(input_ids=torch.tensor([tokens])).logits[0]
+    logits: Tensor = model.eval()(input_ids=torch.tensor([tokens])).logits[0, -len(tokens) :]
     return logits
 
 
@@ -219,7 +204,3 @@ def example_order(task: SoloTask, examples: int) -> list[int]:
     while len(order) < task.steps * task.global_batch_size:
         order += torch.randperm(examples, generator=generator).tolist() if task.shuffle else range(examples)
     return order
-
-
-def _copy_of_adapter(model: torch.nn.Module) -> dict[str, Tensor]:
-    return {key: tensor.detach().clone() for key, tensor in get_peft_model_state_dict(model).items()}

@@ -176,7 +176,7 @@ def counting_rank() -> None:
         path.write_text(json.dumps(seconds))
         finish(self)
 
-    Stepper._verdict = timed_find  # type: ignore[method-assign]
+    Stepper._verdict = timed_find  # type: ignore[assignment,method-assign]
     for name in parts:
         setattr(StepVerdict, name, timed(name))
     RankRun._save_results = save  # type: ignore[method-assign]

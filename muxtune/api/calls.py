@@ -150,6 +150,7 @@ def run(
     *,
     steps: int | None = None,
     resume: bool = False,
+    strict: bool = False,
     device: Literal["cpu", "cuda"] | None = None,
     progress: bool = False,
 ) -> Executed:
@@ -160,6 +161,7 @@ def run(
         out: Folder of the run; new or empty, unless the run is resumed.
         steps: Optimizer steps per task; all by default.
         resume: Go on from the folder's checkpoints.
+        strict: End the run if a task fails; else the others go on, and the report says so.
         device: Compute on these instead of what the plan is for.
         progress: Show a bar on stderr.
 
@@ -170,7 +172,7 @@ def run(
     from runtime import RunOptions, run_plan
 
     content = load_plan(plan).plan
-    options = RunOptions(steps=steps, resume=resume, device=device, progress=progress)
+    options = RunOptions(steps=steps, resume=resume, strict=strict, device=device, progress=progress)
     return Executed(content, Path(out), run_plan(content, Path(out), options))
 
 

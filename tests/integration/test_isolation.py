@@ -23,7 +23,7 @@ from tests.integration.faults import BAD_STEP, CASES, SAID, STEPS, Case, spoil
 from tests.integration.parity import read_adapter, read_losses
 from tests.integration.prepared import prepared_ranks
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 EVERY = 2
 LIMIT = 1e-9

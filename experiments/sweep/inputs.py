@@ -22,10 +22,11 @@ from experiments.workloads import random_workload
 from muxtune.cluster import ClusterSpec, load_cluster
 from muxtune.model import Dtype, ModelSpec, load_model_spec
 from muxtune.planning.decisions.options import PlanOptions
-from muxtune.policies import POLICIES, choose_policy, is_from_file
+from muxtune.policies import POLICIES, choose_policy
 from muxtune.support.errors import SpecError, UserError, naming, spec_error_from, unknown_name
 from muxtune.support.registry import PluginError
 from muxtune.support.strict_models import StrictScalars
+from muxtune.support.user_code import is_from_file
 from muxtune.support.user_files import is_folder
 from muxtune.tasks import Workload, load_workload, workload_from
 

@@ -28,7 +28,6 @@ from muxtune.cli.output import check_writable, emit, for_people, planning_bar, s
 from muxtune.cli.plan_diff import diff
 from muxtune.orchestration import Mode
 from muxtune.plan import Plan, load_plan, save_plan
-from muxtune.planning.decisions.options import ObjectiveName
 from muxtune.schedule import Template
 from muxtune.support.clean_stdout import stdout_kept_clean
 from muxtune.support.errors import SpecError
@@ -95,10 +94,10 @@ def plan(  # noqa: PLR0913, PLR0917  # an argument per option
         ),
     ] = None,
     objective: Annotated[
-        ObjectiveName,
+        str,
         typer.Option(
-            help="What is made small: the time of an iteration, the peak memory of the fullest rank, or the "
-            "seconds per own token of the slowest tenant."
+            help="What is made small: the time of an `iteration`, the peak `memory` of the fullest rank, the "
+            "`makespan` of all tasks, the seconds per own token of the `slowest-tenant`, or FILE.py:FUNCTION."
         ),
     ] = "iteration",
     policy_option: Annotated[

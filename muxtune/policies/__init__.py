@@ -20,7 +20,7 @@ from muxtune.policies import (  # noqa: F401  # they register themselves
 from muxtune.policies.base import POLICIES, Policy
 from muxtune.policies.chosen import ChosenPolicy, choose_policy
 from muxtune.policies.finalists import plan_problem, plan_workload
-from muxtune.policies.from_file import is_from_file, policy_identity
+from muxtune.policies.from_file import policy_identity
 from muxtune.policies.muxtune import explain_muxtune
 from muxtune.policies.shared import fixed_partition, refuse_partition
 
@@ -39,7 +39,6 @@ __all__ = [
     "choose_policy",
     "explain_muxtune",
     "fixed_partition",
-    "is_from_file",
     "on_every_mesh",
     "plan_problem",
     "plan_workload",

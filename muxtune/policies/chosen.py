@@ -10,10 +10,11 @@ from typing import cast
 from pydantic import BaseModel, ValidationError
 
 from muxtune.policies.base import POLICIES, Policy
-from muxtune.policies.from_file import is_from_file, policy_from_file
+from muxtune.policies.from_file import policy_from_file
 from muxtune.support.complaints import complaints
 from muxtune.support.errors import SpecError, UserError
 from muxtune.support.registry import PluginError, raised
+from muxtune.support.user_code import is_from_file
 
 FLAG = "--policy-option"
 

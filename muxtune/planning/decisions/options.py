@@ -15,9 +15,10 @@ Switchable = Literal["fusion", "orchestration", "chunking"]
 """What :mod:`muxtune.policies.switches` can switch off."""
 
 
-ObjectiveName = Literal["iteration", "memory", "slowest-tenant"]
-ObjectiveOption = ObjectiveName | Callable[..., float]
-"""An objective, or a function of a planning problem and a structure whose result is to be small."""
+ObjectiveName = Literal["iteration", "memory", "makespan", "slowest-tenant"]
+ObjectiveOption = ObjectiveName | str | Callable[..., float]
+"""An objective, or a function of a planning problem and a structure whose result is to be small; one of a
+file is ``FILE.py:FUNCTION``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from muxtune.batches import effective_tokens
-from muxtune.planning.decisions.options import ObjectiveName, ObjectiveOption
+from muxtune.planning.decisions.options import ObjectiveOption
 from muxtune.planning.decisions.structure import PlanStructure
 from muxtune.planning.problem.assemble import structure_iteration_s, structure_schedule
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.support.errors import SpecError
 from muxtune.support.registry import PluginError, raised
+from muxtune.support.user_code import is_from_file, object_from_file
 
 Score = Callable[[PlanningProblem, PlanStructure], float]
 """A number that is smaller for what is better; of equal ones the first counts."""
@@ -39,11 +40,27 @@ def peak_bytes(problem: PlanningProblem, structure: PlanStructure) -> float:
     return max(stage.total_bytes for stage in stages) + iteration_s / (1.0 + iteration_s)
 
 
+def makespan_s(problem: PlanningProblem, structure: PlanStructure) -> float:
+    """Seconds until the last task has done its last step."""
+    return max(_ends_s(problem, structure).values())
+
+
 def slowest_tenant_s_per_token(problem: PlanningProblem, structure: PlanStructure) -> float:
     """Seconds until a task's last step per token of its examples, for the task with the most.
 
-    hTasks leave when their longest task ends, and the others go on faster. So where all tasks have as many
-    steps, what is best is what has the shortest iteration.
+    Where all tasks have as many steps, what is best is what has the shortest iteration.
+    """
+    ends_s = _ends_s(problem, structure)
+    return max(
+        ends_s[data.task.steps] / (data.task.steps * effective_tokens([data]))
+        for data in problem.data.values()
+    )
+
+
+def _ends_s(problem: PlanningProblem, structure: PlanStructure) -> dict[int, float]:
+    """Seconds until so many steps are done, for every task's number of steps.
+
+    hTasks leave when their longest task ends, and the others go on faster.
     """
     steps = {task.id: task.steps for task in problem.tasks}
     last = [max(steps[task_id] for task_id in htask.task_ids) for htask in structure.htasks]
@@ -53,10 +70,7 @@ def slowest_tenant_s_per_token(problem: PlanningProblem, structure: PlanStructur
         running = [h for h, own in enumerate(last) if own > done]
         elapsed_s += (until - done) * structure_iteration_s(problem, _only(structure, running))
         done, ends_s[until] = until, elapsed_s
-    return max(
-        ends_s[data.task.steps] / (data.task.steps * effective_tokens([data]))
-        for data in problem.data.values()
-    )
+    return ends_s
 
 
 def _only(structure: PlanStructure, kept: list[int]) -> PlanStructure:
@@ -73,24 +87,33 @@ def _only(structure: PlanStructure, kept: list[int]) -> PlanStructure:
     )
 
 
-_OBJECTIVES: Mapping[ObjectiveName, Score] = {
+_OBJECTIVES: Mapping[str, Score] = {
     "iteration": structure_iteration_s,
     "memory": peak_bytes,
+    "makespan": makespan_s,
     "slowest-tenant": slowest_tenant_s_per_token,
 }
 
 
 def find_objective(option: ObjectiveOption) -> Objective:
-    """An objective by its name, or a function of one's own.
+    """An objective by its name, one of a file as ``FILE.py:FUNCTION``, or a function of one's own.
 
     Raises:
-        SpecError: There is no such objective.
+        UserError: There is no such objective.
     """
+    if isinstance(option, str) and is_from_file(option):
+        found = object_from_file(option, "--objective", callable, "a function of problem and structure")
+        if not callable(found):
+            raise SpecError("--objective", option, "a function of problem and structure")
+        option = found
     if callable(option):
         name = getattr(option, "__name__", type(option).__name__)
+        if name in _OBJECTIVES:  # plans record the name
+            raise SpecError("--objective", option, f"a function of another name: {name} is one of ours")
         return Objective(name, _checked(option, name))
     if option not in _OBJECTIVES:
-        raise SpecError("--objective", option, f"{', '.join(_OBJECTIVES)}, or in Python a function")
+        expected = f"{', '.join(_OBJECTIVES)}, FILE.py:FUNCTION, or in Python a function"
+        raise SpecError("--objective", option, expected)
     return Objective(option, _OBJECTIVES[option])
 
 

@@ -14,7 +14,12 @@ from muxtune.planning.decisions.options import FREE, PlanOptions
 from muxtune.planning.decisions.partition_dp import set_partitions
 from muxtune.planning.problem.memory_limit import MemoryLimit
 from muxtune.planning.problem.meshes import candidate_meshes
-from muxtune.planning.problem.objectives import find_objective, peak_bytes, slowest_tenant_s_per_token
+from muxtune.planning.problem.objectives import (
+    find_objective,
+    makespan_s,
+    peak_bytes,
+    slowest_tenant_s_per_token,
+)
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.planning.problem.schedules import aligned_groups, pipeline_candidates
 from muxtune.policies import fixed_partition, plan_problem
@@ -125,6 +130,50 @@ def test_a_tenants_time_is_that_of_the_phases_it_lives_through():
     assert slowest_tenant_s_per_token(problem, structure) == pytest.approx(expected, rel=0.02)
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_no_other_structure_is_done_sooner(ranks):
+    problem = make_problem(MIXED_STEPS[:4], ranks=ranks)
+    chosen: list[float] = []
+
+    def watched(problem, structure):
+        chosen.append(makespan_s(problem, structure))
+        return chosen[-1]
+
+    plan_problem(problem, options=PlanOptions(objective=watched))
+    least = min(makespan_s(problem, structure) for structure in every_structure(problem))
+    assert min(chosen) <= 1.01 * least
+    assert (
+        search_problem(problem, options=PlanOptions(objective="makespan")).decisions.objective == "makespan"
+    )
+
+
+def test_the_makespan_is_the_sum_of_the_phases():
+    problem = make_problem(MIXED_STEPS[:2], ranks=1)
+    options = replace(FREE, template="flush")
+    both = find_objective("iteration").score(problem, structures_of(problem, options)[0])
+    small = make_problem(MIXED_STEPS[1:2], ranks=1)
+    alone = find_objective("iteration").score(small, structures_of(small, options)[0])
+    found = makespan_s(problem, structures_of(problem, options)[0])
+    assert found == pytest.approx(2 * both + 38 * alone, rel=0.02)
+
+
+def test_a_function_with_the_name_of_an_objective_is_refused():
+    def iteration(problem, structure):
+        return structure.pp
+
+    with pytest.raises(SpecError, match="a function of another name: iteration is one of ours"):
+        plan_problem(make_problem(), options=PlanOptions(objective=iteration))
+
+
+def test_a_function_of_a_file_decides(tmp_path):
+    (tmp_path / "mine.py").write_text("def stages(problem, structure):\n    return structure.pp\n")
+    named = f"{tmp_path / 'mine.py'}:stages"
+    plan = search_problem(gpu_problem(count=2), options=PlanOptions(objective=named, tp=1, dp=1))
+    assert (plan.parallelism.pp, plan.decisions.objective) == (1, "stages")
+    with pytest.raises(SpecError, match=r"--objective .*mine\.py = 'stage': expected one of stages"):
+        find_objective(f"{tmp_path / 'mine.py'}:stage")
+
+
 def fewest_stages(problem, structure):
     return structure.pp
 
@@ -143,7 +192,11 @@ def test_a_function_of_ones_own_decides(policy):
 @pytest.mark.parametrize(
     ("objective", "error", "message"),
     [
-        ("speed", SpecError, r"--objective = 'speed': expected iteration, memory, slowest-tenant, or"),
+        (
+            "speed",
+            SpecError,
+            "'speed': expected iteration, memory, makespan, slowest-tenant, FILE",
+        ),
         (lambda problem, structure: float("nan"), PluginError, "it returned nan: expected a finite number"),
         (lambda problem, structure: structure.nothing, PluginError, "'<lambda>': it raised AttributeError"),
         (lambda problem, structure: None, PluginError, "it raised TypeError"),

@@ -13,7 +13,7 @@ import pytest
 import profiler.session
 from muxtune.costs import Profile, save_profile
 from muxtune.support.tables import format_table
-from profiler.worker import Job
+from profiler.jobs import Job
 from tests.integration.parity import ParityBench
 from tests.integration.parity_tasks import TASKS
 from tests.integration.prepared import prepared_ranks
@@ -34,7 +34,7 @@ def brief_measurements(monkeypatch) -> None:
 
     For tests that ask how commands fit together, and not how good the costs are.
     """
-    plan_job = profiler.session._plan_job
+    plan_job = profiler.session.plan_job
 
     def plan_brief_job(*arguments: Any, **options: Any) -> Job:
         job = plan_job(*arguments, **options)
@@ -49,7 +49,7 @@ def brief_measurements(monkeypatch) -> None:
         kept = tuple(each for each in job.operators if each in smaller)
         return job.model_copy(update={"operators": kept, "limit_s": 1e-3})
 
-    monkeypatch.setattr(profiler.session, "_plan_job", plan_brief_job)
+    monkeypatch.setattr(profiler.session, "plan_job", plan_brief_job)
 
 
 @pytest.fixture

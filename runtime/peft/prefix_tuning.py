@@ -8,26 +8,23 @@ positions begin behind them, and no rotation is theirs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from muxtune.batches import Span
 from muxtune.model import ModelSpec
 from muxtune.peft import Attachment, TrainedTensor
 from muxtune.peft.prefix_tuning import PrefixTuningSpec
 from muxtune.tasks import PeftTask
 from runtime.peft.adapter import Frozen, TaskAdapter
-from runtime.peft.method import RUNTIME_METHODS, Content, FilePart, Reference, Run
-from runtime.peft.virtual_tokens import KEY, PromptReference, initial_prompt
+from runtime.peft.method import RUNTIME_METHODS, Content, FilePart, Run
+from runtime.peft.virtual_tokens import KEY, VirtualTokensRuntime
 
 if TYPE_CHECKING:
     from peft import PrefixTuningConfig
-    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,41 +39,27 @@ class Prefix(TaskAdapter):
 
 
 @RUNTIME_METHODS.register("prefix_tuning")
-class PrefixTuningRuntime:
+class PrefixTuningRuntime(VirtualTokensRuntime):
     """The method in the runtime."""
 
     def attach(self, each: Attachment, tensors: Mapping[str, nn.Parameter], frozen: Frozen) -> Prefix:
         """The prefix of a layer."""
         return Prefix(tensors[KEY])
 
-    def adder(self, adapters: Sequence[tuple[Span, TaskAdapter]], keys_T: Tensor | None) -> None:
-        """Nothing adds beside a linear."""
-
     def file_part(self, each: Attachment, tensor: TrainedTensor, layer: int, model: ModelSpec) -> FilePart:
         """The file has the layers side by side, each as keys, then values."""
         return FilePart(KEY, dim=1, start=layer * tensor.shape[1])
 
-    def initial(
-        self, skeleton: PreTrainedModel, task: PeftTask, model: ModelSpec, folder: Path
-    ) -> dict[str, Tensor]:
-        """What peft starts from."""
-        return initial_prompt(skeleton, _config(task), task, folder)
+    def config(self, task: PeftTask) -> PrefixTuningConfig:
+        """The method as peft configures it."""
+        from peft import PrefixTuningConfig  # noqa: PLC0415  # seconds to import
 
-    def reference(self, backbone: PreTrainedModel, task: PeftTask, model: ModelSpec) -> Reference:
-        """Peft's own model."""
-        return PromptReference(backbone, _config(task), task)
+        assert isinstance(task.peft, PrefixTuningSpec)
+        return PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=task.peft.num_virtual_tokens)
 
     def builders(self) -> Mapping[str, Callable[..., tuple[Run, Run]]]:
         """A layer's prefix for the profiler."""
         return {"prefix": _build_prefix}
-
-
-def _config(task: PeftTask) -> PrefixTuningConfig:
-    """The method as peft configures it."""
-    from peft import PrefixTuningConfig  # noqa: PLC0415  # seconds to import
-
-    assert isinstance(task.peft, PrefixTuningSpec)
-    return PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=task.peft.num_virtual_tokens)
 
 
 def _build_prefix(content: Content, features: int, keys: int, tokens: int) -> tuple[Run, Run]:

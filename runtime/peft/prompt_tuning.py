@@ -4,26 +4,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from muxtune.batches import Span
 from muxtune.model import ModelSpec
 from muxtune.peft import Attachment, TrainedTensor
 from muxtune.peft.prompt_tuning import PromptTuningSpec
 from muxtune.tasks import PeftTask
 from runtime.peft.adapter import Frozen, TaskAdapter
-from runtime.peft.method import RUNTIME_METHODS, Content, FilePart, Reference, Run
-from runtime.peft.virtual_tokens import KEY, PromptReference, initial_prompt
+from runtime.peft.method import RUNTIME_METHODS, Content, FilePart, Run
+from runtime.peft.virtual_tokens import KEY, VirtualTokensRuntime
 
 if TYPE_CHECKING:
     from peft import PromptTuningConfig
-    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,45 +37,31 @@ class Prompt(TaskAdapter):
 
 
 @RUNTIME_METHODS.register("prompt_tuning")
-class PromptTuningRuntime:
+class PromptTuningRuntime(VirtualTokensRuntime):
     """The method in the runtime."""
 
     def attach(self, each: Attachment, tensors: Mapping[str, nn.Parameter], frozen: Frozen) -> Prompt:
         """The embeddings."""
         return Prompt(tensors[KEY])
 
-    def adder(self, adapters: Sequence[tuple[Span, TaskAdapter]], keys_T: Tensor | None) -> None:
-        """Nothing adds beside a linear."""
-
     def file_part(self, each: Attachment, tensor: TrainedTensor, layer: int, model: ModelSpec) -> FilePart:
         """The only tensor."""
         return FilePart(KEY)
 
-    def initial(
-        self, skeleton: PreTrainedModel, task: PeftTask, model: ModelSpec, folder: Path
-    ) -> dict[str, Tensor]:
-        """What peft starts from."""
-        return initial_prompt(skeleton, _config(task), task, folder)
+    def config(self, task: PeftTask) -> PromptTuningConfig:
+        """The method as peft configures it."""
+        from peft import PromptTuningConfig  # noqa: PLC0415  # seconds to import
 
-    def reference(self, backbone: PreTrainedModel, task: PeftTask, model: ModelSpec) -> Reference:
-        """Peft's own model."""
-        return PromptReference(backbone, _config(task), task)
+        assert isinstance(task.peft, PromptTuningSpec)
+        return PromptTuningConfig(
+            task_type="CAUSAL_LM",
+            num_virtual_tokens=task.peft.num_virtual_tokens,
+            prompt_tuning_init=task.peft.prompt_tuning_init,
+        )
 
     def builders(self) -> Mapping[str, Callable[..., tuple[Run, Run]]]:
         """A task's embeddings for the profiler."""
         return {"prompt": _build_prompt}
-
-
-def _config(task: PeftTask) -> PromptTuningConfig:
-    """The method as peft configures it."""
-    from peft import PromptTuningConfig  # noqa: PLC0415  # seconds to import
-
-    assert isinstance(task.peft, PromptTuningSpec)
-    return PromptTuningConfig(
-        task_type="CAUSAL_LM",
-        num_virtual_tokens=task.peft.num_virtual_tokens,
-        prompt_tuning_init=task.peft.prompt_tuning_init,
-    )
 
 
 def _build_prompt(content: Content, features: int, rows: int, tokens: int) -> tuple[Run, Run]:

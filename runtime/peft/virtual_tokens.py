@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from muxtune.batches import Span
+from muxtune.model import ModelSpec
 from muxtune.tasks import PeftTask
+from runtime.peft.adapter import TaskAdapter
+from runtime.peft.method import Reference
 from runtime.peft.peft_library import attach_peft, peft_state, write_initial
 
 if TYPE_CHECKING:
@@ -20,12 +25,27 @@ KEY = "prompt_embeddings"
 """Name of the tensor in ``adapter_model.safetensors``."""
 
 
-def initial_prompt(
-    skeleton: PreTrainedModel, config: PeftConfig, task: PeftTask, folder: Path
-) -> dict[str, Tensor]:
-    """What peft draws or has saved, in float32 or what more precision the backbone has."""
-    state = write_initial(skeleton, config, task.seed, folder, task.peft.init)
-    return {key: tensor.to(_precision(skeleton)) for key, tensor in state.items()}
+class VirtualTokensRuntime(ABC):
+    """What the runtime does alike for both methods."""
+
+    @abstractmethod
+    def config(self, task: PeftTask) -> PeftConfig:
+        """The method as peft configures it."""
+
+    def adder(self, adapters: Sequence[tuple[Span, TaskAdapter]], keys_T: Tensor | None) -> None:
+        """Nothing adds beside a linear."""
+        del adapters, keys_T
+
+    def initial(
+        self, skeleton: PreTrainedModel, task: PeftTask, model: ModelSpec, folder: Path
+    ) -> dict[str, Tensor]:
+        """What peft draws or has saved, in float32 or what more precision the backbone has."""
+        state = write_initial(skeleton, self.config(task), task.seed, folder, task.peft.init)
+        return {key: tensor.to(_precision(skeleton)) for key, tensor in state.items()}
+
+    def reference(self, backbone: PreTrainedModel, task: PeftTask, model: ModelSpec) -> Reference:
+        """Peft's own model."""
+        return PromptReference(backbone, self.config(task), task)
 
 
 class PromptReference:

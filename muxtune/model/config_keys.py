@@ -18,8 +18,9 @@ from muxtune.support.errors import SpecError
 
 HARMLESS: frozenset[str] = frozenset(
     # What it is, and how it was stored
-    "model_type architectures transformers_version _name_or_path name_or_path _commit_hash dtype torch_dtype "
-    "torchscript tokenizer_class unsloth_fixed unsloth_version is_llama_config transformers.js_config "
+    "model_type architectures transformers_version _name_or_path name_or_path _model_name_or_path "
+    "_commit_hash dtype torch_dtype torchscript tokenizer_class unsloth_fixed unsloth_version "
+    "is_llama_config transformers.js_config "
     # How transformers runs it: the same results, up to rounding
     "attn_implementation _attn_implementation _attn_implementation_autoset _flash_attn_2_enabled use_cache "
     "return_dict output_attentions output_hidden_states tie_last_hidden_states chunk_size_feed_forward "

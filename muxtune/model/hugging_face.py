@@ -60,7 +60,8 @@ def read_config(folder: Path) -> tuple[Fields, Any]:
     """
     where = folder / "config.json"
     if not where.is_file():
-        raise SpecError("model", str(folder), "a directory with config.json")
+        gguf = " (docs/backbones.md: how a GGUF file becomes one)" if any(folder.glob("*.gguf")) else ""
+        raise SpecError("model", str(folder), f"a directory with config.json{gguf}")
     for name in _QUANTIZED_BY_FILE:
         if (folder / name).is_file():
             raise SpecError("model", str(folder), f"a backbone that is not quantized, as {name} says it is")

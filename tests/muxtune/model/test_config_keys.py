@@ -161,6 +161,7 @@ def test_rotary_tables_of_each_known_type_are_read_with_all_their_parameters(kin
         {"torch_dtype": "float16", "unsloth_version": "2025.1", "transformers.js_config": {"dtype": "q4"}},
         {"attention_dropout": 0.1, "pretraining_tp": 2, "use_cache": False, "pad_token_id": -1},
         {"temperature": 0.6, "max_length": 4096, "id2label": {"0": "a", "1": "b"}, "_name_or_path": "x"},
+        {"_model_name_or_path": "Smollm2 135M", "unk_token_id": 0},  # as transformers saves a GGUF file
     ],
     ids=str,
 )
@@ -216,3 +217,11 @@ def test_every_key_stands_in_the_documents_table():
 def test_the_shared_cases_are_refused_by_their_key(case, message):
     with pytest.raises(SpecError, match=rf"config\.json: {message}.*: expected none"):
         spec_from_hf(SHARED / case)
+
+
+def test_whoever_has_a_gguf_file_is_told_how_it_becomes_a_directory(tmp_path):
+    with pytest.raises(SpecError, match=r"expected a directory with config\.json$"):
+        spec_from_hf(tmp_path)
+    (tmp_path / "smollm2-135m.gguf").touch()
+    with pytest.raises(SpecError, match=r"a directory with config\.json \(.*how a GGUF file becomes one\)$"):
+        spec_from_hf(tmp_path)

@@ -18,12 +18,15 @@ _INDEX_BYTES = 4
 
 
 def _work(dims: tuple[int, ...], phase: Phase, model: ModelSpec) -> OperatorWork:
-    """A sparse product, added; backward: the transposed one, added, and a product at places."""
+    """A sparse product, added; backward: the transposed one, added, and a product at places.
+
+    Rows of the stream are turned into columns before each product, and its result is turned back.
+    """
     i, o, entries, tokens = dims
     flops, matrix = 2.0 * entries * tokens, (model.dtype_bytes + _INDEX_BYTES) * entries
     if phase == "fwd":
-        return OperatorWork(flops, matrix + model.dtype_bytes * tokens * (i + 4 * o), 4)
-    return OperatorWork(2 * flops, 3 * matrix + model.dtype_bytes * tokens * (5 * i + 2 * o), 9)
+        return OperatorWork(flops, matrix + model.dtype_bytes * tokens * (3 * i + 6 * o), 4)
+    return OperatorWork(2 * flops, 3 * matrix + model.dtype_bytes * tokens * (9 * i + 6 * o), 10)
 
 
 def _grid(model: ModelSpec, quick: bool) -> Iterable[tuple[int, ...]]:

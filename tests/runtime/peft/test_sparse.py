@@ -254,7 +254,7 @@ def test_entries_in_any_order_keep_their_places():
     torch.testing.assert_close(pattern.matrix(values_N).to_dense(), dense)
     torch.testing.assert_close(pattern.transposed(values_N).to_dense(), dense.t())
     expected_N = (grad_tO.t() @ x_tI)[tuple(places_2N)]
-    torch.testing.assert_close(pattern.product_at_places(grad_tO, x_tI), expected_N)
+    torch.testing.assert_close(pattern.product_at_places(grad_tO.t(), x_tI.t()), expected_N)
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ def run_sweep(
     jobs: int | None = None,
     backend: Backend = "loky",
     resume: bool = False,
+    force: bool = False,
     progress: bool = False,
 ) -> SweepSummary:
     """Plan all points of a sweep file, and write one row for each.
@@ -48,17 +49,18 @@ def run_sweep(
 
     Args:
         path: Sweep file.
-        out: Parquet file; replaced when everything is planned.
+        out: Parquet file; written when everything is planned.
         source: Source of operator costs.
         costs_digest: Identity of what ``source`` reads; points that were finished with others do not count.
         jobs: Processes; by default one per core.
         backend: Backend that runs the batches.
         resume: Keep what ``out`` and its journal have. The file may have got more points since, nothing else.
+        force: Replace what an earlier sweep has left in ``out``.
         progress: Show a bar on stderr.
 
     Raises:
-        UserError: Something in the file is wrong, an interrupted sweep would be lost, or ``resume`` finds
-            points that the file does not have.
+        UserError: Something in the file is wrong, ``out`` has a sweep already, an interrupted one would be
+            lost, or ``resume`` finds points that the file does not have.
         RunError: A worker died; what is finished is kept.
     """
     start_s = time.perf_counter()
@@ -68,7 +70,7 @@ def run_sweep(
     if resume and kept is None:
         raise SpecError("--resume", str(out), "a file that an earlier sweep can have left")
     with open_journal(kept) as journal:
-        finished = _finished_before(path, out, points, journal.finished, resume=resume)
+        finished = _finished_before(path, out, points, journal.finished, resume=resume, force=force)
         reused = sum(point.digest in finished for point in points)
         for point in points:
             if point.refused is not None:
@@ -122,7 +124,7 @@ def make_batches(todo: Mapping[str, PointInputs], workers: int) -> list[Batch]:
 
 
 def _finished_before(
-    path: Path, out: Path, points: Sequence[Point], journalled: Finished, *, resume: bool
+    path: Path, out: Path, points: Sequence[Point], journalled: Finished, *, resume: bool, force: bool
 ) -> Finished:
     """What an earlier sweep into ``out`` has finished; our own failures are tried again."""
     if not resume:
@@ -130,6 +132,10 @@ def _finished_before(
             raise UserError(
                 f"{journal_path(out)} has {len(journalled)} finished points of an interrupted sweep: "
                 "expected --resume to go on with them, or no such file to begin again"
+            )
+        if not force and out.is_file() and out.stat().st_size:
+            raise SpecError(
+                "--out", str(out), "--resume to add to the sweep in it, --force to replace it, or a new file"
             )
         return {}
     earlier = (load_finished(out) if out.exists() else {}) | journalled

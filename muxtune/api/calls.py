@@ -257,6 +257,7 @@ def sweep(
     jobs: int | None = None,
     backend: Literal["loky", "ray"] = "loky",
     resume: bool = False,
+    force: bool = False,
     progress: bool = False,
 ) -> Swept:
     """Plan every point of a sweep file; one row of a Parquet file for each.
@@ -268,6 +269,7 @@ def sweep(
         jobs: Processes; all cores by default.
         backend: This machine, or the Ray cluster of ``RAY_ADDRESS``.
         resume: Keep the points that are finished.
+        force: Replace the sweep that ``out`` has.
         progress: Show a bar on stderr.
 
     Raises:
@@ -285,6 +287,7 @@ def sweep(
         jobs=jobs,
         backend=backend,
         resume=resume,
+        force=force,
         progress=progress,
     )
     return Swept(summary)

@@ -20,7 +20,7 @@ from muxtune.cli.options import (
     WideFlag,
     was_given,
 )
-from muxtune.cli.output import check_writable, emit
+from muxtune.cli.output import check_writable, emit, written
 from muxtune.support.clean_stdout import stdout_kept_clean
 from muxtune.support.errors import SpecError
 
@@ -96,7 +96,8 @@ def compare(  # noqa: PLR0913, PLR0917  # an argument per option
 
         title = f"{len(inputs.workload.tasks)} tasks on {inputs.model.name}, {inputs.cluster.name}"
         draw_comparison(comparison, picture, title=title)
-    emit(comparison, comparison_table(comparison), wide=wide, as_json=as_json)
+    table = comparison_table(comparison) + written(out if measure else None, picture)
+    emit(comparison, table, wide=wide, as_json=as_json)
 
 
 _BESIDE_PLANS = {"files", "plans", "picture", "wide", "as_json"}
@@ -128,4 +129,4 @@ def _compare_plans(
     comparison = compare_plan_files(files)
     if picture is not None:
         draw_comparison(comparison, picture, title=f"{len(files)} plans")
-    emit(comparison, comparison_table(comparison), wide=wide, as_json=as_json)
+    emit(comparison, comparison_table(comparison) + written(picture), wide=wide, as_json=as_json)

@@ -12,7 +12,7 @@ import typer
 from pydantic import BaseModel
 
 from muxtune.cli.options import JsonFlag, WideFlag
-from muxtune.cli.output import check_writable, emit
+from muxtune.cli.output import check_writable, emit, written
 from muxtune.support.errors import SpecError
 
 _PIPE_COLUMNS = 140
@@ -104,4 +104,4 @@ def report(
     found = report_costs(table or (), out)
     width = shutil.get_terminal_size((_PIPE_COLUMNS, 0)).columns
     text = "" if as_json else render_report(found, width=width, colour=sys.stdout.isatty())
-    emit(found, text, wide=wide, as_json=as_json, styled=True)
+    emit(found, text + written(out), wide=wide, as_json=as_json, styled=True)

@@ -90,6 +90,12 @@ def emit(result: BaseModel, text: str, *, as_json: bool, wide: bool = False, sty
     show(result.model_dump_json() if as_json else for_people(text, wide=wide, styled=styled))
 
 
+def written(*paths: Path | None) -> str:
+    """A line that says which files a command wrote, with an empty one before it; nothing if none."""
+    names = ", ".join(str(path) for path in paths if path is not None)
+    return f"\n\nwritten to {names}" if names else ""
+
+
 def for_people(text: str, *, wide: bool = False, styled: bool = False) -> str:
     """A text as it is printed: fitted to the terminal, if it goes to one, without control characters."""
     shown = text if styled else printable(text, lines=True)

@@ -24,7 +24,7 @@ from muxtune.cli.options import (
     WideFlag,
     was_given,
 )
-from muxtune.cli.output import check_writable, emit, for_people, planning_bar, show
+from muxtune.cli.output import check_writable, emit, for_people, planning_bar, show, written
 from muxtune.cli.plan_diff import diff
 from muxtune.orchestration import Mode
 from muxtune.plan import Plan, load_plan, save_plan
@@ -171,12 +171,12 @@ def plan(  # noqa: PLR0913, PLR0917  # an argument per option
         summary = "" if as_json else plan_summary(best)
     save_plan(best, out)
     if explanation is None:
-        emit(best, f"{summary}\n\nwritten to {out}", wide=wide, as_json=as_json)
+        emit(best, summary + written(out), wide=wide, as_json=as_json)
     elif as_json:
         content = {"plan": best.model_dump(mode="json"), "explanation": explanation.as_dict()}
         show(json.dumps(content))
     else:
-        text = f"{summary}\n\n{explanation_table(explanation)}\n\nwritten to {out}"
+        text = f"{summary}\n\n{explanation_table(explanation)}{written(out)}"
         show(for_people(text, wide=wide))
 
 
@@ -214,7 +214,7 @@ def _plan_decided(
         summary = "" if as_json else plan_summary(made)
     check_writable(out, "--out", inputs=[task.dataset.path for task in made.tasks])
     save_plan(made, out)
-    emit(made, f"{summary}\n\nwritten to {out}", wide=wide, as_json=as_json)
+    emit(made, summary + written(out), wide=wide, as_json=as_json)
 
 
 def _by_key(pairs: Sequence[str]) -> dict[str, str]:
@@ -266,4 +266,9 @@ def simulate(
         from experiments.gantt import draw_plan
 
         draw_plan(loaded, gantt)
-    emit(report.predicted, predicted_table(report.predicted, loaded), wide=wide, as_json=as_json)
+    emit(
+        report.predicted,
+        predicted_table(report.predicted, loaded) + written(trace, gantt),
+        wide=wide,
+        as_json=as_json,
+    )

@@ -12,7 +12,7 @@ import typer
 from muxtune.api.run_summary import run_table
 from muxtune.api.validation_summary import validation_table
 from muxtune.cli.options import GanttPath, JsonFlag, PlanPath, WideFlag
-from muxtune.cli.output import check_writable, emit
+from muxtune.cli.output import check_writable, emit, written
 from muxtune.plan import load_plan
 from muxtune.support.clean_stdout import stdout_kept_clean
 from muxtune.support.printable import one_line
@@ -68,7 +68,7 @@ def run(
     failed = [task for task in report.tasks if task.state == "failed"]
     speaks = not joins or os.environ["RANK"] == "0"
     if speaks:
-        emit(report, run_table(report), wide=wide, as_json=as_json)
+        emit(report, run_table(report) + written(out), wide=wide, as_json=as_json)
         for task in failed:
             sys.stderr.write(f"muxtune: task failed: {one_line(str(task.reason))}\n")
     code = SOME_FAILED_EXIT_CODE if failed and speaks else 0
@@ -102,4 +102,4 @@ def validate(
         from experiments.gantt import draw_plan
 
         draw_plan(loaded, gantt, run_dir=run_dir)
-    emit(report, validation_table(report, details=details), wide=wide, as_json=as_json)
+    emit(report, validation_table(report, details=details) + written(gantt), wide=wide, as_json=as_json)

@@ -22,6 +22,7 @@ def sweep(
         Literal["loky", "ray"], typer.Option(help="This machine, or the Ray cluster of RAY_ADDRESS.")
     ] = "loky",
     resume: Annotated[bool, typer.Option("--resume", help="Keep the points that are finished.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the sweep that OUT has.")] = False,
     wide: WideFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -38,6 +39,7 @@ def sweep(
             jobs=jobs,
             backend=backend,
             resume=resume,
+            force=force,
             progress=True,
         )
     emit(summary, summary_text(summary), wide=wide, as_json=as_json)

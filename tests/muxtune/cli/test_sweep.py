@@ -134,3 +134,16 @@ def test_a_sweep_that_was_ended_goes_on_where_it_was(cli, write_sweep, tmp_path,
     assert cli("sweep", sweep, "--out", "whole.parquet", "--jobs", 1).code == 0
     expected = pd.read_parquet(tmp_path / "whole.parquet")
     pd.testing.assert_frame_equal(rows.drop(columns="planning_s"), expected.drop(columns="planning_s"))
+
+
+def test_a_finished_sweep_is_not_replaced_unasked(cli, write_sweep, tmp_path):
+    sweep = write_sweep(grid={"workload.random": [1], "policy": ["nemo"]})
+    command = ("sweep", sweep, "--out", "r.parquet", "--jobs", 1, "--json")
+    assert cli(*command).code == 0
+    before = (tmp_path / "r.parquet").read_bytes()
+    refused = cli(*command)
+    assert refused.code == 2
+    assert "expected --resume to add to the sweep in it, --force to replace it, or a new file" in refused.err
+    assert (tmp_path / "r.parquet").read_bytes() == before
+    assert cli(*command, "--resume").json["reused"] == 1
+    assert cli(*command, "--force").json["reused"] == 0

@@ -14,18 +14,14 @@ from muxtune.data.histograms import load_length_histogram
 from muxtune.model import PRESETS
 from muxtune.support.errors import UserError
 from muxtune.tasks import DatasetSpec, Example, TaskData, load_task_data, with_digest
-from muxtune.tasks.dataset import HISTOGRAM_EXAMPLES, make_frame
+from muxtune.tasks.dataset import HISTOGRAM_EXAMPLES
 from muxtune.tasks.order import epoch_orders
 from muxtune.tasks.tokenizer import ByteTokenizer
+from tests.muxtune.tasks.sequences import BOS, EOS, ControlTokenizer, NoBosTokenizer, make_example, text
 from tests.plans import make_task
 from tests.sampling import examples
 
 MODEL = PRESETS["llama-tiny"]
-BOS, EOS = ByteTokenizer.bos_id, ByteTokenizer.eos_id
-
-
-class NoBosTokenizer(ByteTokenizer):
-    bos_id = None
 
 
 def write_lines(path, *records):
@@ -35,18 +31,6 @@ def write_lines(path, *records):
 
 def load(path, **changes):
     return load_task_data(make_task("t", dataset={"path": str(path)}, **changes), MODEL)
-
-
-def text(example):
-    names = {BOS: "<", EOS: ">"}
-    return "".join(names.get(int(token), chr(token)) for token in example.tokens)
-
-
-def make_example(prompt, completion, tokenizer, max_length, *, bos="auto"):
-    """One text as a sequence; without a prompt all its tokens are targets."""
-    frame = make_frame(tokenizer, max_length, bos, "bos")
-    head = tokenizer.encode(prompt) if prompt else []
-    return frame.enclose(head, tokenizer.encode(completion))
 
 
 @pytest.mark.parametrize("seed", [0, 1, 7, 2**31, 2**32 - 1, 2**32, 2**32 + 5, 2**40 + 3, 2**63 - 1])
@@ -85,57 +69,6 @@ def test_a_tiny_dataset_and_many_steps_take_linear_time():
     task = make_task("t", global_batch_size=16, steps=5000)
     data = TaskData(task, [Example(np.zeros(3, dtype=np.int64), 1)])
     assert data.order(5000).tolist() == [0] * 80_000  # quadratic, this takes half a minute
-
-
-@pytest.mark.parametrize(
-    ("prompt", "completion", "max_length", "tokens", "target_start"),
-    [
-        ("ab", "cd", 64, "<abcd>", 3),
-        ("ab", "cd", 6, "<abcd>", 3),
-        ("ab", "cd", 5, "<bcd>", 2),  # the prompt loses its left end
-        ("ab", "cd", 4, "<cd>", 1),
-        ("ab", "cd", 3, "<cd", 1),  # then the completion its right end, EOS first
-        ("ab", "cd", 2, "<c", 1),
-        ("", "cd", 64, "<cd>", 1),
-        ("ab", "", 64, "<ab>", 3),
-        ("", "", 64, "<>", 1),
-        (None, "abc", 64, "<abc>", 1),
-        (None, "abc", 4, "<abc", 1),
-    ],
-)
-def test_bos_prompt_completion_eos_within_max_length(prompt, completion, max_length, tokens, target_start):
-    example = make_example(prompt, completion, ByteTokenizer(), max_length)
-    assert text(example) == tokens
-    assert example.target_start == target_start
-    assert example.target_tokens == len(tokens) - target_start
-
-
-@pytest.mark.parametrize(
-    ("prompt", "completion", "max_length", "tokens", "target_start"),
-    [
-        ("ab", "cd", 64, "abcd>", 2),
-        ("ab", "cd", 4, "bcd>", 1),
-        ("ab", "cd", 3, "cd>", 1),  # nothing stands before "c" that could predict it
-        ("", "cd", 64, "cd>", 1),
-        (None, "abc", 64, "abc>", 1),
-    ],
-)
-def test_without_bos_the_first_token_is_no_target(prompt, completion, max_length, tokens, target_start):
-    example = make_example(prompt, completion, NoBosTokenizer(), max_length)
-    assert text(example) == tokens
-    assert example.target_start == target_start
-
-
-@given(st.text(max_size=30), st.text(max_size=30), st.integers(2, 80))
-@settings(max_examples=examples(300))
-def test_truncation_keeps_the_completion_as_long_as_it_can(prompt, completion, max_length):
-    example = make_example(prompt, completion, ByteTokenizer(), max_length)
-    head, targets = list(prompt.encode()), [*completion.encode(), EOS]
-    kept = max(0, min(len(head), max_length - 1 - len(targets)))
-    expected = [BOS, *head[len(head) - kept :], *targets][:max_length]
-    assert example.tokens.tolist() == expected
-    assert example.tokens.dtype == np.int64
-    assert example.tokens[example.target_start :].tolist() == targets[: max_length - 1 - kept]
 
 
 def test_lines_are_read_in_file_order_and_blank_ones_are_skipped(tmp_path):
@@ -304,26 +237,6 @@ def test_lengths_before_tokens_are_those_of_the_examples(tmp_path_factory, pairs
     assert len(data.examples[:]) == len(list(data.examples)) == len(pairs)
 
 
-class ControlTokenizer(ByteTokenizer):
-    """Bytes, and ``<`` and ``>`` are BOS and EOS, as ``<s>`` and ``</s>`` of a real one."""
-
-    def __init__(self, *, adds_bos=True, bos_is_eos=False):
-        self.bos_id = EOS if bos_is_eos else BOS
-        self._adds_bos = adds_bos
-        self.digest = f"control {bos_is_eos}"
-
-    @property
-    def adds_bos(self):
-        return self._adds_bos
-
-    def encode(self, text, *, allow_special=True):
-        ids = {ord("<"): self.bos_id, ord(">"): EOS} if allow_special else {}
-        return [ids.get(byte, byte) for byte in text.encode()]
-
-    def encode_batch(self, texts, *, allow_special=True):
-        return [self.encode(text, allow_special=allow_special) for text in texts]
-
-
 RENDERED = [
     # prompt, completion, adds_bos, rule, tokens, target_start
     ("<ab", "cd>", True, "auto", "<abcd>", 3),
@@ -356,18 +269,6 @@ def test_bos_and_eos_stand_once(tmp_path, prompt, completion, adds, rule, tokens
     assert text(data.examples[0]) == tokens
     assert data.examples[0].target_start == target_start
     assert (data.lengths[0], data.targets[0]) == (len(tokens), len(tokens) - target_start)
-
-
-def test_a_bos_that_the_text_brings_survives_truncation():
-    example = make_example("<abcd", "ef>", ControlTokenizer(), 6)
-    assert text(example) == "<cdef>"
-    assert example.target_start == 3
-
-
-def test_a_token_that_is_bos_and_eos_at_once_is_recognized_at_both_ends():
-    tokenizer = ControlTokenizer(bos_is_eos=True)
-    assert text(make_example(None, "<ab>", tokenizer, 64)) == ">ab>"
-    assert text(make_example(None, ">", tokenizer, 64)) == ">>"
 
 
 def test_control_tokens_in_texts_are_characters_if_they_are_not_allowed(tmp_path):

@@ -14,6 +14,7 @@ from muxtune.model import PRESETS
 from muxtune.plan import save_plan
 from muxtune.tasks import Workload
 from tests.helpers import make_plan, make_task, write_examples
+from tests.muxtune.cli.conftest import task
 
 pytestmark = pytest.mark.integration
 
@@ -26,20 +27,7 @@ _MUXTUNE = [sys.executable, "-P", "-c", "from muxtune.cli.app import main; main(
 _SWEEP = {
     "model": "llama2-7b",
     "cluster": "testbed-a",
-    "workload": {
-        "tasks": [
-            {
-                "id": "a",
-                "peft": {"method": "lora", "r": 8, "alpha": 16, "targets": ["q_proj"]},
-                "dataset": {"lengths": "sst2"},
-                "global_batch_size": 8,
-                "micro_batch_size": 4,
-                "max_length": 64,
-                "learning_rate": 1e-3,
-                "steps": 2,
-            }
-        ]
-    },
+    "workload": {"tasks": [task("a", steps=2)]},
     "grid": {"policy": ["sl-peft", "temporal-only"]},
 }
 

@@ -10,16 +10,9 @@ import unicodedata
 import pytest
 import yaml
 
-TASK = {
-    "id": "a",
-    "peft": {"method": "lora", "r": 4, "alpha": 8, "targets": ["q_proj"]},
-    "dataset": {"lengths": "sst2"},
-    "global_batch_size": 8,
-    "micro_batch_size": 4,
-    "max_length": 64,
-    "learning_rate": 1e-3,
-    "steps": 2,
-}
+from tests.muxtune.cli.conftest import task
+
+TASK = task("a", steps=2)
 CLUSTER = {
     "name": "own",
     "device": {"name": "a100", "kind": "cuda", "memory_bytes": 80_000_000_000},

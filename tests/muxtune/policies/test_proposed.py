@@ -19,6 +19,7 @@ from muxtune.support.errors import NotEnoughMemoryError, SpecError, UserError
 from muxtune.support.registry import PluginError
 from muxtune.tasks import Workload
 from tests.installed import run_muxtune
+from tests.muxtune.cli.conftest import task
 from tests.muxtune.policies.gpus import gpu_problem
 
 
@@ -206,17 +207,8 @@ def site(tmp_path_factory) -> Path:
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 0.1\n")
     (info / "entry_points.txt").write_text(POINTS)
-    task = {
-        "id": "a",
-        "peft": {"method": "lora", "r": 4, "alpha": 8, "targets": ["q_proj"]},
-        "dataset": {"lengths": "sst2"},
-        "global_batch_size": 8,
-        "micro_batch_size": 4,
-        "max_length": 64,
-        "learning_rate": 1e-3,
-        "steps": 2,
-    }
-    (folder / "w.yaml").write_text(yaml.safe_dump({"backbone": "llama2-7b", "tasks": [task]}))
+    content = {"backbone": "llama2-7b", "tasks": [task("a", steps=2)]}
+    (folder / "w.yaml").write_text(yaml.safe_dump(content))
     return folder
 
 

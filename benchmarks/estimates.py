@@ -35,7 +35,7 @@ from muxtune.costs.estimated import (
 )
 from muxtune.costs.needs import PLAIN_KINDS
 from muxtune.model import PRESETS, ModelSpec
-from muxtune.operators import LINK_KINDS
+from muxtune.operators import COLLECTIVE_KINDS
 from muxtune.planning.decisions.options import PlanOptions
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.tasks import Workload
@@ -103,9 +103,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for source, error in errors.items():
         print(f"{source}: mean error {error.mean:.1%}, largest {error.largest:.1%}, {error.cases} cases")
     if chosen.write:
+        options = f" --workloads {chosen.workloads} --ranks {chosen.ranks}" + " --quick" * chosen.quick
         found = EstimateErrors(
             machine=machine_line(),
             date=datetime.now(UTC).date().isoformat(),
+            command=f"python -m benchmarks.estimates{options}",
             backbones=tuple(model.name for model in BACKBONES),
             errors=errors,
         )
@@ -116,14 +118,14 @@ def measure(folder: Path, ranks: int, *, quick: bool) -> None:
     """Profile and calibrate every backbone that is not there."""
     for model in BACKBONES:
         for path, calibrates in ((_profile(folder, model), False), (_calibration(folder, model), True)):
-            if path.exists():
-                continue
+            if calibrates and path.exists():
+                continue  # what a profile has is not measured again
             path.parent.mkdir(parents=True, exist_ok=True)
             if calibrates:
                 calibrate(model, ranks=ranks, out=path)
             else:
-                # One rank alone sends no messages.
-                kinds = PLAIN_KINDS if ranks > 1 else PLAIN_KINDS - LINK_KINDS
+                # One rank alone is in no collective; a search prices messages nevertheless.
+                kinds = PLAIN_KINDS if ranks > 1 else PLAIN_KINDS - COLLECTIVE_KINDS
                 profile_model(model, ranks=ranks, out=path, quick=quick, kinds=kinds, progress=True)
 
 
@@ -171,10 +173,7 @@ def _estimates(folder: Path, model: ModelSpec, ranks: int) -> list[EstimatedCost
             (nearest, "another backbone"),
             (_calibration(folder, model), "calibration"),
         ]
-        return [
-            EstimatedCosts(ProfiledCosts(load_profile(path), load_profile(path).model), model, source, "")
-            for path, source in profiles
-        ]
+        return [EstimatedCosts(load_profile(path), model, source, "") for path, source in profiles]
 
 
 def _fitted(workload: Workload, model: ModelSpec) -> Workload:

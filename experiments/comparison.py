@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from muxtune.costs.ref import CostsRef
 from muxtune.plan import Parallelism, Plan, Predicted, load_plan
@@ -64,8 +64,8 @@ class PolicyResult(BaseModel):
     """Policy, or the name of a plan's file where plans are compared."""
     refused: str | None = None
     """Why it has no plan (out of memory, say); then it has no numbers."""
-    costs: CostsRef | None = Field(default=None, exclude=True)
-    """Costs of the plan."""
+    costs: CostsRef | None = None
+    """Costs that it is predicted by."""
     parallelism: Parallelism | None = None
     idle_ranks: int | None = None
     """Ranks of the cluster that it leaves idle."""
@@ -87,8 +87,6 @@ class Comparison(BaseModel):
     """The first with a plan of ``nemo``, ``hf-peft`` and ``sl-peft``; where plans are compared, the first."""
     device_memory_bytes: int | None = None
     """What each rank has."""
-    costs: CostsRef | None = None
-    """Costs that the plans are predicted by; null where no policy has a plan."""
     policies: tuple[PolicyResult, ...]
     predicted_speedup: dict[str, float]
     """Per policy, effective tokens/s relative to the baseline's; empty without the baseline."""
@@ -208,7 +206,6 @@ def compare_results(
         compared=compared,
         baseline=baseline,
         device_memory_bytes=device_memory_bytes,
-        costs=next((result.costs for result in results if result.costs is not None), None),
         policies=tuple(results),
         predicted_speedup=_speedups(baseline, {r.policy: r.predicted for r in results}),
         measured_speedup=_speedups(baseline, {r.policy: r.measured for r in results}),
@@ -228,8 +225,8 @@ def comparison_table(comparison: Comparison) -> str:
     header += ["tp x pp x dp", "hTasks", "template", "tokens/s", "bubble", "MFU"]
     rows = []
     notes = []
-    if comparison.costs is not None and comparison.costs.mark is not None:
-        notes.append(f"predicted {comparison.costs.mark}")
+    marks = (result.costs.mark for result in comparison.policies if result.costs is not None)
+    notes += [f"predicted {mark}" for mark in dict.fromkeys(marks) if mark is not None]
     for result in comparison.policies:
         if result.refused is not None:
             notes.append(f"{result.policy} has no plan: {result.refused}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 import time
@@ -25,7 +26,9 @@ from experiments.comparison import (
 from experiments.demo_texts import DEMO_DATASETS, write_demo_texts
 from experiments.gantt import draw_plan
 from muxtune.cluster import load_cluster
+from muxtune.costs.kept import kept_profile_path
 from muxtune.costs.needs import needed_kinds
+from muxtune.costs.profile import save_profile
 from muxtune.costs.profiled import ProfiledCosts
 from muxtune.model import load_model_spec
 from muxtune.plan import Plan, Predicted, save_plan
@@ -33,6 +36,7 @@ from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.schedule import save_trace
 from muxtune.support.errors import SpecError
 from muxtune.support.files import write_text_atomically
+from muxtune.support.invocation import program_name
 from muxtune.support.processes import keeping
 from muxtune.support.tables import format_table, show_bytes, show_difference, show_rate, show_seconds
 from muxtune.tasks import load_workload
@@ -79,6 +83,18 @@ class DemoReport(BaseModel):
     comparison: Comparison
     validation: ValidationReport
 
+    @property
+    def next_commands(self) -> tuple[str, ...]:
+        """Commands that go on from here: all policies on the same tasks, another plan, and its run."""
+        workload, plan = (shlex.quote(str(self.out / name)) for name in ("workload.yaml", "plan-2.json"))
+        run = shlex.quote(str(self.out / "run-2"))
+        steps = min(10, max(task.steps for task in self.validation.tasks))
+        return (
+            f"compare --workload {workload}",
+            f"plan --workload {workload} --policy temporal-only --out {plan}",
+            f"run {plan} --out {run} --steps {steps}",
+        )
+
     def to_markdown(self) -> str:
         """Tables for people; ``report.md``."""
         ours, theirs = self.comparison.policies
@@ -103,6 +119,10 @@ class DemoReport(BaseModel):
                 f"{sum(self.seconds.values()):.0f} s in all: {stations}.",
                 f"In {self.out}: gantt.png (simulated above measured), gantt-{theirs.policy}.png, plan.json, "
                 f"run/, report.json.",
+                "",
+                "What to type next:",
+                "",
+                *(f"    {program_name()} {words}" for words in self.next_commands),
             ]
         )
 
@@ -142,11 +162,12 @@ def _loop(out: Path, clock: _Stations, *, steps: int, baseline_steps: int, solo_
         profile = profile_model(
             model,
             device="cpu",
-            out=out / "profile.parquet",
+            out=kept_profile_path(model, cluster.ranks),  # which later commands find
             ranks=cluster.ranks,
             kinds=needed_kinds((task.peft for task in workload.tasks), model),
             progress=True,
         )
+        save_profile(profile, out / "profile.parquet")
     with clock.station("plan and simulate"):
         from sim.search import search_problem
 

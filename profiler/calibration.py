@@ -50,7 +50,7 @@ def calibrate(model: ModelSpec, *, ranks: int, out: Path) -> Profile:
         ranks=ranks,
         operators=listed,
         link_ranks=2,
-        links=tuple(("p2p", (bytes_,)) for bytes_ in _MESSAGES) if ranks > 1 else (),
+        links=tuple(("p2p", (bytes_,)) for bytes_ in _MESSAGES),
         attention=DEFAULT_ATTENTION,
         limit_s=_LIMIT_S,
     )

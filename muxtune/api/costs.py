@@ -13,17 +13,15 @@ from muxtune.costs.analytic import AnalyticCosts
 from muxtune.costs.applicability import check_profile
 from muxtune.costs.base import CostModel
 from muxtune.costs.collectives import interconnect_of
-from muxtune.costs.conditions import conditions_digest, machine_digest
 from muxtune.costs.devices import device_names
 from muxtune.costs.estimated import EstimatedCosts, Source, nearest_profile
+from muxtune.costs.kept import kept_profile_path, kept_profiles
 from muxtune.costs.needs import PLAIN_KINDS, methods_with, needed_kinds
 from muxtune.costs.profile import Profile, load_profile
 from muxtune.costs.profiled import ProfiledCosts
 from muxtune.model import ModelSpec
-from muxtune.support.cache import cache_folder
 from muxtune.support.clean_stdout import stdout_kept_clean
 from muxtune.support.errors import SpecError
-from muxtune.support.files import file_name
 from muxtune.support.printable import one_line
 from muxtune.tasks import Workload, load_task_data
 
@@ -48,7 +46,7 @@ def find_costs(profile: Path | None, workload: Workload, model: ModelSpec, clust
         return costs
     if cluster.device.kind != "cpu":
         return _coefficient_costs(model, cluster)
-    kept = kept_profile_path(model, cluster)
+    kept = kept_profile_path(model, cluster.ranks)
     former = load_profile(kept) if kept.exists() else None
     lacking = needed - PLAIN_KINDS - (frozenset() if former is None else former.kinds)
     if former is None:
@@ -74,7 +72,8 @@ def _refuse_lacking(profile: Profile, path: Path, needed: Set[str]) -> None:
     """Refuse a profile without the operators of the tasks' methods, and say what adds them."""
     lacking = sorted(needed - PLAIN_KINDS - profile.kinds)
     if lacking:
-        adds = f"muxtune profile --out {shlex.quote(str(path))} --methods {','.join(methods_with(lacking))}"
+        names = ",".join(methods_with(lacking))
+        adds = f"muxtune profile --out {shlex.quote(str(path))} --methods {names}"
         expected = f"a profile with {', '.join(lacking)}, which tasks need: {adds} adds what is missing"
         raise SpecError("--profile", str(path), expected)
 
@@ -86,7 +85,7 @@ def _estimated_costs(model: ModelSpec, cluster: ClusterSpec, methods: Sequence[s
     if source is None:
         origin, source = (
             "calibration",
-            kept_profiles() / "calibrations" / kept_profile_path(model, cluster).name,
+            kept_profiles() / "calibrations" / kept_profile_path(model, cluster.ranks).name,
         )
         if not source.exists():
             text = f"nothing is measured on this machine that is like {one_line(model.name)}; calibrating"
@@ -95,8 +94,7 @@ def _estimated_costs(model: ModelSpec, cluster: ClusterSpec, methods: Sequence[s
 
             with stdout_kept_clean():
                 calibrate(model, ranks=cluster.ranks, out=source)
-    profile = load_profile(source)
-    costs = EstimatedCosts(ProfiledCosts(profile, profile.model), model, origin, better)
+    costs = EstimatedCosts(load_profile(source), model, origin, better)
     warnings.warn(f"costs of {one_line(model.name)} are {costs.sentence}", stacklevel=2)
     return costs
 
@@ -137,24 +135,9 @@ def _coefficient_costs(model: ModelSpec, cluster: ClusterSpec) -> AnalyticCosts:
     return costs
 
 
-def kept_profile_path(model: ModelSpec, cluster: ClusterSpec) -> Path:
-    """Where the profile of this machine for that backbone and number of ranks is kept.
-
-    The name has a digest of all that changes what an operator takes: shapes and dtype, the machine and the
-    cores that processes have on it, versions, and the settings of kernels.
-    """
-    name = f"{file_name(model.name)}-{model.dtype}-{cluster.ranks}-{conditions_digest(model, cluster.ranks)}"
-    return kept_profiles() / f"{name}.parquet"
-
-
-def kept_profiles() -> Path:
-    """Folder of the kept profiles of this machine."""
-    return cache_folder() / "profiles" / machine_digest()
-
-
 def kept_profile(model: ModelSpec, cluster: ClusterSpec) -> Path | None:
     """The kept profile of this machine, where there is one."""
-    path = kept_profile_path(model, cluster)
+    path = kept_profile_path(model, cluster.ranks)
     return path if cluster.device.kind == "cpu" and path.exists() else None
 
 

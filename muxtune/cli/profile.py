@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 import typer
 from pydantic import BaseModel
 
-from muxtune.api.costs import DEFAULT_RANKS, kept_profile_path
+from muxtune.api.costs import DEFAULT_RANKS
 from muxtune.cli.options import JsonFlag, WideFlag, was_given
 from muxtune.cli.output import check_writable, emit
-from muxtune.cluster import load_cluster
+from muxtune.costs.kept import kept_profile_path
 from muxtune.costs.measurements import MeasurementsProvenance
 from muxtune.costs.needs import method_kinds, needed_kinds
 from muxtune.costs.profile import Profile, Provenance, load_provenance
@@ -135,7 +135,7 @@ def profile(  # noqa: PLR0913, PLR0917  # an argument per option
                 "gives is not kept for `muxtune plan`",
             )
         ranks = ranks or DEFAULT_RANKS
-        out = kept_profile_path(spec, load_cluster(f"cpu-{ranks}"))
+        out = kept_profile_path(spec, ranks)
     from profiler import profile_model
 
     with stdout_kept_clean():

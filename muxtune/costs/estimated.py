@@ -7,10 +7,10 @@ operators that of their kind at as many tokens. What an action costs beyond its 
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -21,8 +21,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from muxtune.costs.needs import PLAIN_KINDS
-from muxtune.costs.profile import load_provenance
-from muxtune.costs.profiled import ProfiledCosts
+from muxtune.costs.profile import Profile, load_provenance
+from muxtune.costs.profiled import ExtrapolationWarning, ProfiledCosts
 from muxtune.costs.ref import CostsRef
 from muxtune.costs.roofline import RooflineCosts
 from muxtune.model import ModelSpec
@@ -51,6 +51,7 @@ class EstimateErrors(BaseModel):
 
     machine: str
     date: str
+    command: str
     backbones: tuple[str, ...]
     errors: dict[Source, EstimateError]
 
@@ -69,22 +70,22 @@ class EstimatedCosts(ProfiledCosts):
     """Costs of a backbone from the profile of another, or from a calibration.
 
     Args:
-        source: What was measured.
+        profile: What was measured.
         model: The backbone whose operators are priced.
-        origin: Where the source comes from.
+        origin: Where the profile comes from.
         better: Command that measures this backbone.
     """
 
-    def __init__(self, source: ProfiledCosts, model: ModelSpec, origin: Source, better: str) -> None:
-        self.__dict__.update(copy.copy(source).__dict__)
+    def __init__(self, profile: Profile, model: ModelSpec, origin: Source, better: str) -> None:
+        with warnings.catch_warnings():  # stages of a calibration lie beyond its few operators
+            warnings.simplefilter("ignore", ExtrapolationWarning)
+            super().__init__(profile, profile.model)
         self.model = model
-        self.analytic = RooflineCosts(source.analytic.coefficients, model)
+        self.analytic = RooflineCosts(self.analytic.coefficients, model)
         self.origin: Source = origin
         self._better = better
-        self._measured = source.model
+        self._measured = profile.model
         self._cache = {}
-        self._shards = {}
-        self._warnings = copy.copy(source._warnings)
 
     @property
     def ref(self) -> CostsRef:

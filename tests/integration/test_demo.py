@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+import shlex
+
 import pytest
 import yaml
 
 from experiments.demo import DemoReport, run_demo
+from muxtune.cli.app import main
+from muxtune.costs import load_profile, save_profile
+from muxtune.costs.kept import kept_profile_path
+from muxtune.model import PRESETS
+from muxtune.plan import load_plan
 from muxtune.support.errors import SpecError
+from muxtune.support.invocation import program_name
+from tests.muxtune.costs.synthetic import analytic_law, make_profile, operators
+
+
+@pytest.fixture
+def made_up_profile(monkeypatch, tmp_path):
+    def measure(*_, out, **__):
+        profile = make_profile(analytic_law(), operators())
+        save_profile(profile, out)
+        return profile
+
+    monkeypatch.setattr("profiler.profile_model", measure)
+    monkeypatch.setenv("MUXTUNE_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.mark.slow
@@ -24,6 +44,14 @@ def test_demo_runs_the_whole_loop_and_replaces_an_earlier_one(tmp_path, made_up_
     assert report.validation.max_loss_difference == pytest.approx(0, abs=1e-5)
     assert DemoReport.model_validate_json((out / "report.json").read_text()) == report
     assert (out / "report.md").read_text() == report.to_markdown() + "\n"
+    # What it says to type next: its own workload has measured costs from now on.
+    assert f"    {program_name()} compare --workload {out}/workload.yaml" in report.to_markdown()
+    assert load_profile(kept_profile_path(PRESETS["llama-tiny"], 2)) == load_profile(out / "profile.parquet")
+    for words in report.next_commands:
+        with pytest.raises(SystemExit) as ended:
+            main(shlex.split(words))
+        assert ended.value.code == 0
+    assert load_plan(out / "plan-2.json").costs.kind == "measured"
     for name in ("gantt.png", "gantt-nemo.png", "plan.json", "profile.parquet", "trace-simulated.json"):
         assert (out / name).stat().st_size > 0
     tasks = yaml.safe_load((out / "workload.yaml").read_text())["tasks"]

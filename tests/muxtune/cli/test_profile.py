@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from muxtune.api.costs import kept_profile_path
-from muxtune.cluster import load_cluster
+from muxtune.costs.kept import kept_profile_path
 from muxtune.costs.measurements import load_measurements
 from muxtune.costs.needs import PLAIN_KINDS
 from muxtune.costs.profile import load_profile, save_profile
@@ -69,7 +68,7 @@ def test_methods_and_workloads_say_what_is_measured(cli, measured, write_workloa
 def test_what_plan_looks_for_is_measured_by_default(cli, measured, write_workload, tmp_path):
     result = cli("profile", "--workload", write_workload(task("a")), "--json")
     assert result.code == 0, result.err
-    kept = kept_profile_path(PRESETS["llama-tiny"], load_cluster("cpu-2"))
+    kept = kept_profile_path(PRESETS["llama-tiny"], 2)
     assert result.json["out"] == str(kept)
     assert kept.exists()
 

@@ -30,7 +30,7 @@ def profile_of(model, factor=1.0):
 
 
 def estimated(source, model, origin="another backbone"):
-    return EstimatedCosts(ProfiledCosts(source, source.model), model, origin, "muxtune profile --model x")
+    return EstimatedCosts(source, model, origin, "muxtune profile --model x")
 
 
 def works(model):
@@ -132,7 +132,9 @@ def test_errors_that_ship_were_measured_on_several_backbones():
 
 def test_the_usual_error_is_said_where_it_was_measured(monkeypatch):
     error = EstimateError(mean=0.123, largest=0.345, cases=20)
-    found = EstimateErrors(machine="m", date="d", backbones=("b",), errors={"another backbone": error})
+    found = EstimateErrors(
+        machine="m", date="d", command="c", backbones=("b",), errors={"another backbone": error}
+    )
     monkeypatch.setattr("muxtune.costs.estimated.usual_errors", lambda: found)
     known, unknown = (
         estimated(profile_of(MODEL), WIDER, origin) for origin in ("another backbone", "calibration")

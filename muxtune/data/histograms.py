@@ -28,19 +28,6 @@ class LengthHistogram:
     counts: NDArray[np.int64]
     """Examples per length, each above 0."""
 
-    def percentile(self, q: float) -> int:
-        """Shortest length in tokens that at least ``q`` percent of the examples do not exceed.
-
-        Raises:
-            ValueError: ``q`` lies outside 0..100.
-        """
-        if not 0 <= q <= 100:
-            raise ValueError(f"q = {q!r}: expected a percentage from 0 to 100")
-        examples_up_to = np.cumsum(self.counts)
-        # In whole examples: a float cumulative share could miss its own 100 percent.
-        rank = np.searchsorted(examples_up_to, np.ceil(q / 100 * examples_up_to[-1]))
-        return int(self.lengths[rank])
-
     def sample(self, rng: np.random.Generator, n: int) -> NDArray[np.int64]:
         """Draw ``n`` independent lengths in tokens, ``[n]``."""
         return rng.choice(self.lengths, size=n, p=self.counts / self.counts.sum())

@@ -29,18 +29,6 @@ def test_histogram_agrees_with_the_totals_recorded_beside_it(name):
     assert (histogram.counts > 0).all()
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("q", [0, 1, 25, 50, 75, 99, 100])
-def test_percentile_equals_that_of_the_expanded_examples(name, q):
-    histogram = load_length_histogram(name)
-    examples = np.repeat(histogram.lengths, histogram.counts)
-    assert histogram.percentile(q) == np.percentile(examples, q, method="inverted_cdf")
-
-
-def test_values_of_a_histogram_small_enough_to_check_by_hand(small):
-    assert [small.percentile(q) for q in (0, 25, 26, 75, 76, 100)] == [2, 2, 5, 5, 9, 9]
-
-
 def test_sample_follows_the_counts(small):
     drawn = small.sample(np.random.default_rng(0), 40_000)
     shares = [(drawn == length).mean() for length in small.lengths]
@@ -69,12 +57,6 @@ def test_unknown_name_is_refused_with_the_known_ones():
 def test_the_note_on_the_source_is_not_a_histogram():
     with pytest.raises(SpecError, match=r"dataset\.lengths = 'source'"):
         load_length_histogram("source")
-
-
-@pytest.mark.parametrize("q", [-1, 100.5, float("nan")])
-def test_percentile_outside_0_to_100_is_refused(small, q):
-    with pytest.raises(ValueError, match="expected a percentage from 0 to 100"):
-        small.percentile(q)
 
 
 def test_shared_arrays_cannot_be_changed_by_a_caller():

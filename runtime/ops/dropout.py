@@ -106,6 +106,11 @@ class Dropout:
         """A feature is dropped if its 16 bits are below."""
         return min(round(self.rate * _LEVELS), _LEVELS - 1)
 
+    @property
+    def growth(self) -> int:
+        """Growth of a token's state up to the linear, as a signed number."""
+        return _signed(_after(self.linear))
+
     def keep(self, keys_t: Tensor, features: int) -> Tensor:
         """Features of each token that are kept.
 
@@ -141,7 +146,7 @@ class Dropout:
     def keep_by_torch(self, keys_t: Tensor, features: int) -> Tensor:
         """:meth:`keep` on any device: int64 alone, and nothing is read back from it."""
         groups, columns = self._groups(features)
-        rows_t = _mix_by_torch(keys_t + _signed(_after(self.linear)))
+        rows_t = _mix_by_torch(keys_t + self.growth)
         steps_G = torch.arange(groups.start + 1, groups.stop + 1, device=keys_t.device) * _signed(_GAMMA)
         numbers_tG = _mix_by_torch(rows_t[:, None] + steps_G)
         # Signed numbers begin with the upper half. With their first bits flipped they have the right order.

@@ -1,7 +1,6 @@
 """Arithmetic of low-rank pairs on pieces of a stream: updates, and gradients of inputs and factors.
 
-Piece by piece, or on a GPU in grouped kernels (:mod:`runtime.ops.kernels`), which know no dropout: pieces
-that have it are worked on one by one beside them.
+Piece by piece, or on a GPU in grouped kernels (:mod:`runtime.ops.kernels`).
 """
 
 # T tokens of the stream, t tokens of one task, I features in, O features out, R rank
@@ -10,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from torch import Tensor
 from runtime.ops.dropout import Dropout, kept_input
 from runtime.ops.gemm import thin_product
 from runtime.ops.kernels.tables import Piece
+
+if TYPE_CHECKING:
+    from runtime.ops.kernels.grouped_lora import Masks
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,21 +71,18 @@ def add_updates_(
         x_TI: Input of the linear.
         pieces: Where each pair works; the scale of one with dropout has that of what is kept in it.
         factors: A and B of each piece in turn.
-        grouped: Whether the Triton kernels update the pieces without dropout, instead of one by one.
+        grouped: Whether the Triton kernels update all pieces together, instead of one by one.
         drops: Dropout of the pieces.
 
     Returns:
         What the gradients need.
     """
-    downs: list[Tensor] = []
-    together = _together(pieces, drops, grouped=grouped)
-    if together:
+    if grouped:
         from runtime.ops.kernels import grouped_lora  # noqa: PLC0415  # needs triton
 
-        downs.append(grouped_lora.add_updates_(y_TO, x_TI, *_chosen(together, pieces, factors)))
+        return [grouped_lora.add_updates_(y_TO, x_TI, pieces, factors, _masks(drops))]
+    downs: list[Tensor] = []
     for i, piece in enumerate(pieces):
-        if i in together:
-            continue
         start, stop, first, last, scale = piece
         a_RI, b_OR = factors[2 * i : 2 * i + 2]
         x_tI = kept_input(x_TI[start:stop], drops.keep(i, piece, x_TI.shape[1]))
@@ -112,15 +112,12 @@ def add_input_gradients_(
     Returns:
         What the gradients of the factors need.
     """
-    ddowns: list[Tensor] = []
-    together = _together(pieces, drops, grouped=grouped)
-    if together:
+    if grouped:
         from runtime.ops.kernels import grouped_lora  # noqa: PLC0415  # needs triton
 
-        ddowns.append(grouped_lora.add_input_gradients_(grad_TO, dx_TI, *_chosen(together, pieces, factors)))
+        return [grouped_lora.add_input_gradients_(grad_TO, dx_TI, pieces, factors, _masks(drops))]
+    ddowns: list[Tensor] = []
     for i, piece in enumerate(pieces):
-        if i in together:
-            continue
         start, stop, first, last, scale = piece
         a_RI, b_OR = factors[2 * i : 2 * i + 2]
         dx_tI = None if dx_TI is None else dx_TI[start:stop]
@@ -152,37 +149,28 @@ def factor_gradients(
         grouped: Whether the Triton kernels were used in the forward.
         drops: Dropout of the forward.
     """
-    grads: list[Tensor] = [*factors]
-    together = _together(pieces, drops, grouped=grouped)
-    rest = zip(downs, ddowns, strict=True)
-    if together:
+    if grouped:
         from runtime.ops.kernels import grouped_lora  # noqa: PLC0415  # needs triton
 
-        chosen = grouped_lora.factor_gradients(
-            grad_TO, x_TI, *_chosen(together, pieces, factors), *next(rest)
-        )
-        for place, i in enumerate(together):
-            grads[2 * i : 2 * i + 2] = chosen[2 * place : 2 * place + 2]
-    for i, piece in enumerate(pieces):
-        if i in together:
-            continue
+        (down_n,), (ddown_n,) = downs, ddowns
+        masks = _masks(drops)
+        return grouped_lora.factor_gradients(grad_TO, x_TI, pieces, factors, down_n, ddown_n, masks)
+    grads: list[Tensor] = []
+    for i, (piece, down_Rt, ddown_Rt) in enumerate(zip(pieces, downs, ddowns, strict=True)):
         start, stop, first, last, _ = piece
         x_tI = kept_input(x_TI[start:stop], drops.keep(i, piece, x_TI.shape[1]))
-        grads[2 * i : 2 * i + 2] = pair_gradients(grad_TO[start:stop, first:last], x_tI, *next(rest))
+        grads += pair_gradients(grad_TO[start:stop, first:last], x_tI, down_Rt, ddown_Rt)
     return grads
 
 
-def _together(pieces: Sequence[Piece], drops: Drops, *, grouped: bool) -> list[int]:
-    """Pieces that share launches."""
-    return [i for i in range(len(pieces)) if drops.of(i) is None] if grouped else []
+def _masks(drops: Drops) -> Masks | None:
+    """What the kernels need to know."""
+    if not any(drops.dropouts):
+        return None
+    from runtime.ops.kernels.grouped_lora import Masks  # noqa: PLC0415  # needs triton
 
-
-def _chosen(
-    chosen: Sequence[int], pieces: Sequence[Piece], factors: Sequence[Tensor]
-) -> tuple[Sequence[Piece], Sequence[Tensor]]:
-    if len(chosen) == len(pieces):
-        return pieces, factors
-    return [pieces[i] for i in chosen], [factors[2 * i + side] for i in chosen for side in (0, 1)]
+    assert drops.keys_T is not None, "a micro-batch of a task with dropout has the states of its tokens"
+    return Masks(drops.keys_T, drops.dropouts)
 
 
 def add_update_(y_tO: Tensor, x_tI: Tensor, a_RI: Tensor, b_OR: Tensor, scale: float) -> Tensor:

@@ -4,6 +4,8 @@
     expand   y   += down B^T          and  dx += ddown A     per tile of tokens and columns
     outer    dA   = ddown^T x         and  dB  = grad^T down per tile of a weight
 
+Dropout is inside of them: masks follow from the tokens' states, so each kernel computes those of its tile.
+
 Weights stay where their optimizers keep them, one by one: the kernels read their addresses from a table. A
 packed copy would have to be renewed after every optimizer step of every task. Which program does what comes
 from tables as well (:mod:`runtime.ops.kernels.tables`).
@@ -21,12 +23,14 @@ The plain PyTorch path, :mod:`runtime.peft.lora`, is the reference; the tests co
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from runtime.ops.dropout import Dropout
 from runtime.ops.kernels.lora_kernels import expand, outer, shrink, sum_parts
 from runtime.ops.kernels.tables import (
     TILE_RANK,
@@ -34,6 +38,7 @@ from runtime.ops.kernels.tables import (
     Layout,
     Piece,
     Side,
+    build_drops,
     build_layout,
     build_pointers,
 )
@@ -45,7 +50,23 @@ Not a function of the number of programs, so that a task's sums do not depend on
 _FACTOR_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
-def add_updates_(y_TO: Tensor, x_TI: Tensor, pieces: Sequence[Piece], factors: Sequence[Tensor]) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class Masks:
+    """Dropout of pieces of a stream."""
+
+    keys_T: Tensor
+    """States of the tokens, see :mod:`runtime.ops.dropout`."""
+    dropouts: tuple[Dropout | None, ...]
+    """Of each piece."""
+
+
+def add_updates_(
+    y_TO: Tensor,
+    x_TI: Tensor,
+    pieces: Sequence[Piece],
+    factors: Sequence[Tensor],
+    masks: Masks | None = None,
+) -> Tensor:
     """Add the update of every piece to its tokens and outputs, in place.
 
     Args:
@@ -53,6 +74,7 @@ def add_updates_(y_TO: Tensor, x_TI: Tensor, pieces: Sequence[Piece], factors: S
         x_TI: Input; float32, or with factors of the same dtype or float32, bfloat16 or float16.
         pieces: Pieces, none of them empty; those of two are the same or disjoint.
         factors: A ``[R, I]`` and B ``[O, R]`` of each piece in turn; of one dtype.
+        masks: Dropout of what A reads, if a piece has any; its scale is in that of the piece.
 
     Returns:
         ``scale * x A^T`` of all pieces, packed ``[n]`` float32, which the gradients need.
@@ -63,13 +85,17 @@ def add_updates_(y_TO: Tensor, x_TI: Tensor, pieces: Sequence[Piece], factors: S
     factors = _dense(factors)
     layout = _layout(pieces, factors, x_TI)
     with torch.cuda.device_of(x_TI):
-        down_n = _launch_shrink(x_TI, layout, layout.inputs, factors[0::2])
+        down_n = _launch_shrink(x_TI, layout, layout.inputs, factors[0::2], masks)
         _launch_expand(y_TO, layout.outputs, factors[1::2], down_n)
     return down_n
 
 
 def add_input_gradients_(
-    grad_TO: Tensor, dx_TI: Tensor | None, pieces: Sequence[Piece], factors: Sequence[Tensor]
+    grad_TO: Tensor,
+    dx_TI: Tensor | None,
+    pieces: Sequence[Piece],
+    factors: Sequence[Tensor],
+    masks: Masks | None = None,
 ) -> Tensor:
     """Add the updates' share to the gradient of the input, in place.
 
@@ -78,6 +104,7 @@ def add_input_gradients_(
         dx_TI: Gradient of the input so far. None if nobody needs it.
         pieces: Pieces of the forward.
         factors: Factors of the forward.
+        masks: Dropout of the forward.
 
     Returns:
         What :func:`factor_gradients` needs.
@@ -87,7 +114,7 @@ def add_input_gradients_(
     with torch.cuda.device_of(grad_TO):
         ddown_n = _launch_shrink(grad_TO, layout, layout.outputs, factors[1::2])
         if dx_TI is not None:
-            _launch_expand(dx_TI, layout.inputs, factors[0::2], ddown_n)
+            _launch_expand(dx_TI, layout.inputs, factors[0::2], ddown_n, masks)
     return ddown_n
 
 
@@ -98,6 +125,7 @@ def factor_gradients(
     factors: Sequence[Tensor],
     down_n: Tensor,
     ddown_n: Tensor,
+    masks: Masks | None = None,
 ) -> list[Tensor]:
     """Gradients of the factors of all pieces, in their order.
 
@@ -108,12 +136,13 @@ def factor_gradients(
         factors: Factors of the forward.
         down_n: What :func:`add_updates_` returned.
         ddown_n: What :func:`add_input_gradients_` returned.
+        masks: Dropout of the forward.
     """
     factors = _dense(factors)
     layout = _layout(pieces, factors, x_TI)
     grads: list[Tensor] = [factors[0]] * len(factors)
     with torch.cuda.device_of(x_TI):
-        grads[0::2] = _launch_outer(x_TI, layout, layout.inputs, factors[0::2], ddown_n)
+        grads[0::2] = _launch_outer(x_TI, layout, layout.inputs, factors[0::2], ddown_n, masks)
         grads[1::2] = _launch_outer(grad_TO, layout, layout.outputs, factors[1::2], down_n)
     return grads
 
@@ -157,7 +186,17 @@ def _constants(side: Side, weights: Sequence[Tensor]) -> dict[str, object]:
     }
 
 
-def _launch_shrink(source: Tensor, layout: Layout, side: Side, weights: Sequence[Tensor]) -> Tensor:
+def _dropping(masks: Masks | None, like: Tensor) -> dict[str, object]:
+    """Arguments for dropout; without, the tables are never read."""
+    if masks is None:
+        return {"keys": like, "drops": like, "DROPS": False}
+    drops = build_drops(masks.dropouts, like.device)
+    return {"keys": masks.keys_T.contiguous(), "drops": drops, "DROPS": True}
+
+
+def _launch_shrink(
+    source: Tensor, layout: Layout, side: Side, weights: Sequence[Tensor], masks: Masks | None = None
+) -> Tensor:
     source = _rows(source)
     splits = triton.cdiv(side.width, SPLIT_K)
     parts = torch.empty(splits, layout.downs, dtype=torch.float32, device=source.device)
@@ -170,6 +209,7 @@ def _launch_shrink(source: Tensor, layout: Layout, side: Side, weights: Sequence
         layout.tiles,
         parts,
         layout.downs,
+        **_dropping(masks, layout.tiles),
         **_constants(side, weights),
         TILE_COLUMNS=64,
         SPLIT_K=SPLIT_K,
@@ -187,7 +227,9 @@ def _launch_shrink(source: Tensor, layout: Layout, side: Side, weights: Sequence
     return total
 
 
-def _launch_expand(target: Tensor, side: Side, weights: Sequence[Tensor], down_n: Tensor) -> None:
+def _launch_expand(
+    target: Tensor, side: Side, weights: Sequence[Tensor], down_n: Tensor, masks: Masks | None = None
+) -> None:
     assert target.stride(1) == 1, "it is added to in place, so a dense copy would not do"
     columns = 64
     expand[len(side.sums), triton.cdiv(side.width, columns)](
@@ -198,6 +240,7 @@ def _launch_expand(target: Tensor, side: Side, weights: Sequence[Tensor], down_n
         side.members,
         side.sums,
         down_n,
+        **_dropping(masks, side.sums),
         **_constants(side, weights),
         TILE_COLUMNS=columns,
         num_warps=4,
@@ -207,7 +250,12 @@ def _launch_expand(target: Tensor, side: Side, weights: Sequence[Tensor], down_n
 
 
 def _launch_outer(
-    source: Tensor, layout: Layout, side: Side, weights: Sequence[Tensor], down_n: Tensor
+    source: Tensor,
+    layout: Layout,
+    side: Side,
+    weights: Sequence[Tensor],
+    down_n: Tensor,
+    masks: Masks | None = None,
 ) -> list[Tensor]:
     source = _rows(source)
     columns = 64
@@ -219,6 +267,7 @@ def _launch_outer(
         layout.ranks,
         down_n,
         packed,
+        **_dropping(masks, layout.ranks),
         **_constants(side, weights),
         TILE_COLUMNS=columns,
         num_warps=8,

@@ -7,6 +7,10 @@ an A40, the compiler then needs 56 instead of 210 registers. Where a tile begins
 of it 32 bits are enough, and take fewer registers too. Both operands of a product are masked, since 0 * NaN
 is NaN: what a neighbour holds never meets a sum.
 
+With ``DROPS`` what is read or added to on the input side has dropout: a row of ``drops`` is the growth of a
+token's state up to the piece's linear, the threshold (0: nothing is dropped), and the rank's first feature.
+Masks are those of :mod:`runtime.ops.dropout`, number by number, and are never written anywhere.
+
 Only names of Triton 3.7 are used, the version that torch 2.13 for CUDA brings, and only those that 3.9 still
 has. Pointers are annotated as ``tl.tensor``, because Triton looks up what annotations name.
 """
@@ -15,6 +19,30 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+_GAMMA = tl.constexpr(0x9E3779B97F4A7C15)
+_FIRST_FACTOR = tl.constexpr(0xBF58476D1CE4E5B9)
+_SECOND_FACTOR = tl.constexpr(0x94D049BB133111EB)
+
+
+@triton.jit
+def _mix(z: tl.tensor) -> tl.tensor:
+    """Output of SplitMix64 for a state."""
+    z = (z ^ (z >> 30)) * _FIRST_FACTOR
+    z = (z ^ (z >> 27)) * _SECOND_FACTOR
+    return z ^ (z >> 31)
+
+
+@triton.jit
+def _kept(keys: tl.tensor, drop: tl.tensor, own_tokens: tl.tensor, columns: tl.tensor) -> tl.tensor:
+    """Which columns of which tokens dropout keeps; ``keys`` points at the tokens' states."""
+    states = tl.load(keys, mask=own_tokens, other=0).to(tl.uint64, bitcast=True)
+    states = _mix(states + tl.load(drop).to(tl.uint64, bitcast=True))
+    features = columns + tl.load(drop + 2).to(tl.int32)
+    groups = (features // 4 + 1).to(tl.uint64) * _GAMMA
+    numbers = _mix(states[:, None] + groups[None, :])
+    bits = (numbers >> (features % 4 * 16).to(tl.uint64)[None, :]) & 0xFFFF
+    return bits.to(tl.int32) >= tl.load(drop + 1).to(tl.int32)
 
 
 @triton.jit
@@ -27,6 +55,9 @@ def shrink(  # noqa: PLR0913, PLR0917  # a kernel takes no records
     tiles: tl.tensor,
     parts: tl.tensor,
     downs: int,
+    keys: tl.tensor,
+    drops: tl.tensor,
+    DROPS: tl.constexpr,
     FACTOR: tl.constexpr,
     OPERAND: tl.constexpr,
     ROW_MAJOR: tl.constexpr,
@@ -50,7 +81,8 @@ def shrink(  # noqa: PLR0913, PLR0917  # a kernel takes no records
     source_tile = source + token * stride + first
     tokens = tl.arange(0, TILE_TOKENS)
     ranks = tl.load(tile + 2).to(tl.int32) + tl.arange(0, TILE_RANK)
-    own_tokens = (tokens < (tl.load(row + 1) - token).to(tl.int32))[:, None]
+    in_piece = tokens < (tl.load(row + 1) - token).to(tl.int32)
+    own_tokens = in_piece[:, None]
     own_ranks = (ranks < rank)[None, :]
 
     split = tl.program_id(1)
@@ -64,6 +96,10 @@ def shrink(  # noqa: PLR0913, PLR0917  # a kernel takes no records
             mask=own_tokens & (columns < end)[None, :],
             other=0.0,
         )
+        if DROPS:  # noqa: SIM102  # the compiler decides this one
+            if tl.load(drops + 3 * piece + 1) > 0:
+                token_keys = keys + token + tokens
+                x = tl.where(_kept(token_keys, drops + 3 * piece, in_piece, columns), x, 0.0)
         w = tl.load(
             weight + columns[:, None] * column_stride + ranks[None, :] * rank_stride,
             mask=(columns < end)[:, None] & own_ranks,
@@ -97,6 +133,9 @@ def expand(  # noqa: PLR0913, PLR0917  # a kernel takes no records
     members: tl.tensor,
     tiles: tl.tensor,
     down: tl.tensor,
+    keys: tl.tensor,
+    drops: tl.tensor,
+    DROPS: tl.constexpr,
     FACTOR: tl.constexpr,
     OPERAND: tl.constexpr,
     ROW_MAJOR: tl.constexpr,
@@ -117,7 +156,8 @@ def expand(  # noqa: PLR0913, PLR0917  # a kernel takes no records
     if column < width:  # the grid is that of the widest piece
         tokens = tl.arange(0, TILE_TOKENS)
         columns = column + tl.arange(0, TILE_COLUMNS)
-        own_tokens = (tokens < (tl.load(row + 1) - token).to(tl.int32))[:, None]
+        in_piece = tokens < (tl.load(row + 1) - token).to(tl.int32)
+        own_tokens = in_piece[:, None]
         own_columns = (columns < width)[None, :]
         total = tl.zeros((TILE_TOKENS, TILE_COLUMNS), dtype=tl.float32)
         for member in range(begin, end):
@@ -128,6 +168,9 @@ def expand(  # noqa: PLR0913, PLR0917  # a kernel takes no records
             column_stride = 1 if ROW_MAJOR else rank
             weight = tl.multiple_of(tl.load(pointers + piece).to(tl.pointer_type(FACTOR)), 16)
             down_tile = down + tl.load(row + 5) + (token - start) * rank
+            if DROPS:
+                others = total  # what other members add has other masks
+                total = tl.zeros((TILE_TOKENS, TILE_COLUMNS), dtype=tl.float32)
             for rank0 in range(0, rank, TILE_RANK):
                 ranks = rank0 + tl.arange(0, TILE_RANK)
                 own_ranks = ranks < rank
@@ -142,6 +185,11 @@ def expand(  # noqa: PLR0913, PLR0917  # a kernel takes no records
                     other=0.0,
                 )
                 total = tl.dot(d.to(FACTOR).to(OPERAND), w.to(OPERAND), total, input_precision="tf32x3")
+            if DROPS:
+                if tl.load(drops + 3 * piece + 1) > 0:
+                    token_keys = keys + token + tokens
+                    total = tl.where(_kept(token_keys, drops + 3 * piece, in_piece, columns), total, 0.0)
+                total += others
         places = target + token * stride + first + tokens[:, None] * stride + columns[None, :]
         before = tl.load(places, mask=own_tokens & own_columns)
         after = (before.to(tl.float32) + total).to(before.dtype)
@@ -156,6 +204,9 @@ def outer(  # noqa: PLR0913, PLR0917  # a kernel takes no records
     tiles: tl.tensor,
     down: tl.tensor,
     packed: tl.tensor,
+    keys: tl.tensor,
+    drops: tl.tensor,
+    DROPS: tl.constexpr,
     FACTOR: tl.constexpr,
     OPERAND: tl.constexpr,
     ROW_MAJOR: tl.constexpr,
@@ -166,7 +217,8 @@ def outer(  # noqa: PLR0913, PLR0917  # a kernel takes no records
 ) -> None:
     """One tile of ``down^T source``, over all tokens of its piece."""
     tile = tiles + 2 * tl.program_id(0)
-    row = pieces + 7 * tl.load(tile)
+    piece = tl.load(tile)
+    row = pieces + 7 * piece
     start, first = tl.load(row), tl.load(row + 2)
     length = (tl.load(row + 1) - start).to(tl.int32)
     width = (tl.load(row + 3) - first).to(tl.int32)
@@ -195,6 +247,10 @@ def outer(  # noqa: PLR0913, PLR0917  # a kernel takes no records
                 mask=own_tokens[:, None] & own_columns,
                 other=0.0,
             )
+            if DROPS:  # noqa: SIM102  # the compiler decides this one
+                if tl.load(drops + 3 * piece + 1) > 0:
+                    token_keys = keys + start + token + tokens
+                    x = tl.where(_kept(token_keys, drops + 3 * piece, own_tokens, columns), x, 0.0)
             total = tl.dot(
                 d.to(FACTOR).to(OPERAND), x.to(FACTOR).to(OPERAND), total, input_precision="tf32x3"
             )

@@ -18,6 +18,8 @@ from itertools import accumulate, pairwise, product
 import torch
 from torch import Tensor
 
+from runtime.ops.dropout import Dropout
+
 Piece = tuple[int, int, int, int, float]
 """One pair of factors at work: tokens start and stop, columns of the output start and stop, scale."""
 
@@ -115,6 +117,15 @@ def build_layout(
 def build_pointers(addresses: tuple[int, ...], device: torch.device) -> Tensor:
     """Addresses as a table on the device; those of parameters stay the same for a whole run."""
     return _upload(addresses, torch.int64, device)
+
+
+@lru_cache(maxsize=_KEPT)
+def build_drops(dropouts: tuple[Dropout | None, ...], device: torch.device) -> Tensor:
+    """Dropout of each piece, ``[P, 3]``: growth of a token's state, threshold, first feature; or zeros."""
+    rows = [
+        (0, 0, 0) if each is None else (each.growth, each.threshold, each.first_feature) for each in dropouts
+    ]
+    return _upload(rows, torch.int64, device)
 
 
 def _offsets(sizes: Iterable[int]) -> list[int]:

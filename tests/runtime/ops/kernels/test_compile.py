@@ -82,6 +82,7 @@ def compile_kernels(capability: int, dtype: torch.dtype, features: int) -> list[
     """Launch everything on a linear of Llama-2-7b's size or so, with ranks up to 64."""
     from triton.runtime import driver
 
+    from runtime.ops.dropout import Dropout, linear_key
     from runtime.ops.kernels import grouped_lora, lora_kernels, rms_norm
 
     compiling = CompilingDriver(capability)
@@ -98,9 +99,12 @@ def compile_kernels(capability: int, dtype: torch.dtype, features: int) -> list[
     factors = []
     for (_, _, first, last, _), rank in zip(pieces, (8, 64, 3), strict=True):
         factors += [torch.empty(rank, features), torch.empty(last - first, rank)]
-    down = grouped_lora.add_updates_(y, x, pieces, factors)
-    ddown = grouped_lora.add_input_gradients_(y, x.clone(), pieces, factors)
-    grouped_lora.factor_gradients(y, x, pieces, factors, down, ddown)
+    dropout = Dropout(0.1, linear_key("any"))
+    dropped = grouped_lora.Masks(torch.zeros(300, dtype=torch.int64), (dropout, None, dropout))
+    for masks in (None, dropped):
+        down = grouped_lora.add_updates_(y, x, pieces, factors, masks)
+        ddown = grouped_lora.add_input_gradients_(y, x.clone(), pieces, factors, masks)
+        grouped_lora.factor_gradients(y, x, pieces, factors, down, ddown, masks)
     weight = torch.empty(features, dtype=dtype)
     total, normed = rms_norm.triton_add_rms_norm(x.requires_grad_(), x.detach(), weight, 1e-5)
     (total.sum() + normed.sum()).backward()

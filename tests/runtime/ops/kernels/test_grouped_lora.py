@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from muxtune.batches import Span
-from runtime.ops.dropout import Dropout
+from runtime.ops.dropout import Dropout, linear_key, token_keys
 from runtime.ops.kernels import kernels
 from runtime.peft.lora import LoraPair, lora_linear
 from runtime.peft.lora_reference import lora_linear_reference
@@ -25,6 +26,8 @@ class Case:
     in_features: int = 64
     dtype: torch.dtype = torch.float32
     factor_dtype: torch.dtype = torch.float32
+    rates: tuple[float, ...] = ()
+    """Dropout of each task; none has any if empty."""
     poisoned: tuple[int, ...] = ()
     """Tasks that hold NaN and infinity in everything of theirs."""
 
@@ -55,6 +58,16 @@ CASES = {
         ranks=tuple((1, 3, 8, 17, 64)[i % 5] for i in range(70)),
         columns=((0, 16),),
         in_features=32,
+    ),
+    "dropout of some tasks": replace(RAGGED, rates=(0.5, 0.5, 0.3, 0.1, 0.0)),
+    "dropout of inputs summed in parts": Case(
+        spans=((0, 5), (5, 75)), ranks=(17, 1), in_features=2100, rates=(0.9, 0.0)
+    ),
+    "dropout on odd widths": replace(
+        RAGGED, in_features=75, columns=((0, 31), (37, 50)), rates=(0.2, 0.0, 0.5, 0.4, 0.7)
+    ),
+    "the same columns twice, dropped": Case(
+        spans=((0, 20),), ranks=(4,), columns=((0, 16), (0, 16)), rates=(0.5,)
     ),
     "the same columns twice": Case(spans=((0, 20),), ranks=(4,), columns=((0, 16), (0, 16))),
 }
@@ -95,13 +108,33 @@ def draw(case: Case):
     return x, y, grad, dx, pieces, factors
 
 
+def keys_of(case: Case) -> Tensor:
+    """States of the tokens, spread over all bits."""
+    return torch.from_numpy(token_keys(np.uint64(5), np.arange(case.spans[-1][1] + 5)).view(np.int64))
+
+
+def dropouts_of(case: Case, pieces) -> tuple[Dropout | None, ...]:
+    """Dropout of each piece; a rank's features begin in the midst of four that share a number."""
+    of_spans = dict(zip(case.spans, case.rates or [0.0] * len(case.spans), strict=True))
+    rates = [of_spans[piece[:2]] for piece in pieces]
+    return tuple(
+        Dropout(rate, linear_key(str(i)), first_feature=3) if rate else None for i, rate in enumerate(rates)
+    )
+
+
 def run_kernels(case: Case) -> Gradients:
-    from runtime.ops.kernels.grouped_lora import add_input_gradients_, add_updates_, factor_gradients
+    from runtime.ops.kernels.grouped_lora import (
+        Masks,
+        add_input_gradients_,
+        add_updates_,
+        factor_gradients,
+    )
 
     x, y, grad, dx, pieces, factors = draw(case)
-    down = add_updates_(y, x, pieces, factors)
-    ddown = add_input_gradients_(grad, dx, pieces, factors)
-    return Gradients(y, dx, factor_gradients(grad, x, pieces, factors, down, ddown))
+    masks = Masks(keys_of(case), dropouts_of(case, pieces)) if case.rates else None
+    down = add_updates_(y, x, pieces, factors, masks)
+    ddown = add_input_gradients_(grad, dx, pieces, factors, masks)
+    return Gradients(y, dx, factor_gradients(grad, x, pieces, factors, down, ddown, masks))
 
 
 def run_formula(case: Case) -> Gradients:
@@ -109,9 +142,13 @@ def run_formula(case: Case) -> Gradients:
     x = x.double().requires_grad_()
     factors = [factor.double().requires_grad_() for factor in factors]
     updates = torch.zeros(y.shape, dtype=torch.float64)
+    dropouts, keys = dropouts_of(case, pieces), keys_of(case)
     for i, (start, stop, first, last, scale) in enumerate(pieces):
         a, b = factors[2 * i : 2 * i + 2]
-        update = scale * x[start:stop] @ a.t() @ b.t()
+        read = x[start:stop]
+        if dropouts[i] is not None:
+            read = read * dropouts[i].keep_by_torch(keys[start:stop], case.in_features)
+        update = scale * read @ a.t() @ b.t()
         rows = (start, len(x) - stop)
         updates = updates + torch.nn.functional.pad(update, (first, y.shape[1] - last, *rows))
     x_grad, *factor_grads = torch.autograd.grad(updates, [x, *factors], grad.double())
@@ -267,8 +304,8 @@ def test_a_linear_takes_the_kernels_and_equals_its_reference(interpreted, needs_
 
 
 @pytest.mark.parametrize("dropping", [(2,), (0, 2)])
-def test_adapters_with_dropout_run_beside_the_kernels(interpreted, dropping):
-    """One by one; those of the other tasks share launches as ever."""
+def test_adapters_with_dropout_share_the_launches(interpreted, dropping):
+    """With those of other tasks, which have none."""
     arguments = (torch.float32, True, dropping)
     actual = interpreted(run_linear, "triton", *arguments)
     for a, b in zip(actual, run_linear("reference", *arguments), strict=True):

@@ -154,18 +154,18 @@ def counting_rank() -> None:
         counted["cpu_s"] += thread_time() - begin[1]
 
     def timed_find(
-        self: Stepper, action: Action, active: Sequence[Tenant], nll: Tensor | None
+        self: Stepper, action: Action, active: Sequence[Tenant], faults: Tensor, nll: Tensor | None
     ) -> StepVerdict:
         begin = perf_counter(), thread_time()
-        verdict = find(self, action, active, nll)
+        verdict = find(self, action, active, faults, nll)
         steps[id(verdict)] = action.number
         count(steps[id(verdict)], begin)
         return verdict
 
-    def timed(name: str) -> Callable[[StepVerdict], object]:
-        def call(self: StepVerdict) -> object:
+    def timed(name: str) -> Callable[..., object]:
+        def call(self: StepVerdict, *arguments: object) -> object:
             begin = perf_counter(), thread_time()
-            result = parts[name](self)
+            result = parts[name](self, *arguments)
             count(steps[id(self)], begin)
             return result
 

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
-from muxtune.batches import HTaskShape, MicrobatchLayout, layout_step, phase_tokens, phases, step_group_tokens
+from muxtune.batches import (
+    HTaskShape,
+    MicrobatchLayout,
+    Span,
+    layout_step,
+    phase_tokens,
+    phases,
+    step_group_tokens,
+)
 from muxtune.peft import extra
 from muxtune.plan import IterationTokens, Plan
-from muxtune.support.errors import SpecError
+from muxtune.support.errors import SpecError, UserError
 from muxtune.tasks import Example, TaskData, load_task_data, load_tokenizer
 from runtime.attention.carried_kv import CarriedKv
 from runtime.data.batch import MicrobatchTensors, build_microbatch
+from runtime.data.faults import Faults
 
 SHORTER_AFTER = 2
 """Steps for which the stream stays as long as it was after a task has left before its end: messages of so
@@ -38,14 +47,22 @@ class Feed:
         data: Data of each task, by task id.
         device: Where the tensors go.
         replica: Number of the replica whose micro-batches are dealt out.
+        faults: Gets those of data that cannot be read any more, or means nothing.
     """
 
     def __init__(
-        self, plan: Plan, data: Mapping[str, TaskData], device: str = "cpu", *, replica: int = 0
+        self,
+        plan: Plan,
+        data: Mapping[str, TaskData],
+        device: str = "cpu",
+        *,
+        replica: int = 0,
+        faults: Faults | None = None,
     ) -> None:
         self._plan = plan
         self._device = device
         self._replica = replica
+        self.faults = Faults() if faults is None else faults
         self._data = [[data[task_id] for task_id in htask.task_ids] for htask in plan.htasks]
         self._shapes = [plan.shape(htask.id) for htask in plan.htasks]
         self._extras = [[extra(each.task.peft) for each in members] for members in self._data]
@@ -58,16 +75,23 @@ class Feed:
         self._current: dict[int, _Step] = {}
         self._carried: dict[int, CarriedKv] = {}
 
-    def microbatch(self, htask: int, number: int) -> MicrobatchTensors:
-        """Micro-batch ``number``, counted over all steps. Cheap in order; a carry group must be."""
+    def microbatch(self, htask: int, number: int, *, without: Collection[str] = ()) -> MicrobatchTensors:
+        """Micro-batch ``number``, counted over all steps. Cheap in order; a carry group must be.
+
+        Args:
+            htask: Number of the hTask.
+            number: Number of the micro-batch.
+            without: Tasks whose tokens are left out; the others lie where they would.
+        """
         step, position = divmod(number, self._shapes[htask].microbatches)
         current = self._current.get(htask)
         if current is None or current.number != step:
             current = self._current[htask] = self._build_step(htask, step)
         task_ids = self._plan.htasks[htask].task_ids
         first = position - position % self._shapes[htask].carry
+        layout = current.layouts[position]
         return build_microbatch(
-            current.layouts[position],
+            _without(layout, [task_ids.index(task_id) for task_id in without]) if without else layout,
             current.batches,
             self._device,
             task_ids=task_ids,
@@ -150,13 +174,48 @@ class Feed:
         nothing = np.zeros(0, dtype=np.int64)
         rows = self._data[htask]
         lengths = [data.batch_lengths(step) if self._active(data, step) else nothing for data in rows]
-        batches = [data.batch(step) if self._active(data, step) else [] for data in rows]
+        batches = [self._batch(data, step) if self._active(data, step) else [] for data in rows]
         tokens = self.tokens(htask, step)
         m = self._shapes[htask].microbatches
         if not any(batches):  # all tasks have failed
             return _Step(step, [MicrobatchLayout(tokens, (), ())] * m, batches)
         layouts = layout_step(self._shapes[htask], lengths, tokens=tokens)
         return _Step(step, layouts[self._replica * m : (self._replica + 1) * m], batches)
+
+    def _batch(self, data: TaskData, step: int) -> list[Example]:
+        """Examples of a task's step; if they are not what was measured, others of the same lengths."""
+        lengths = data.example_lengths[data.step_indices(step)]
+        targets = data.targets[data.step_indices(step)]
+        try:
+            batch = data.batch(step)
+            _check_examples(batch, lengths.tolist(), self._plan.model.vocab)
+        except Exception as error:  # whatever it is, it is this task's
+            self.faults.note(data.task.id, step, error)
+            pairs = zip(lengths.tolist(), targets.tolist(), strict=True)
+            return [Example(np.zeros(length, dtype=np.int64), length - own) for length, own in pairs]
+        return batch
+
+
+def _check_examples(batch: Sequence[Example], lengths: Sequence[int], vocab: int) -> None:
+    for example, length in zip(batch, lengths, strict=True):
+        if len(example.tokens) != length:
+            found = len(example.tokens)
+            raise UserError(f"the data has changed: an example has {found} tokens, had {length}")
+        least, most = int(example.tokens.min()), int(example.tokens.max())
+        if least < 0 or most >= vocab:
+            odd = least if least < 0 else most
+            raise UserError(f"token {odd} is not in the vocabulary, which has {vocab}")
+
+
+def _without(layout: MicrobatchLayout, tasks: Collection[int]) -> MicrobatchLayout:
+    """A layout with nothing in it of some tasks; their spans are empty."""
+    return MicrobatchLayout(
+        layout.tokens,
+        tuple(
+            Span(span.task, span.start, span.start) if span.task in tasks else span for span in layout.spans
+        ),
+        tuple(segment for segment in layout.segments if segment.task not in tasks),
+    )
 
 
 def load_plan_data(plan: Plan) -> dict[str, TaskData]:

@@ -82,6 +82,7 @@ class RankRun:
             tenants,
             ledger,
             self._recorder,
+            faults=ready.feed.faults,
             on_fault=self._after_fault,
             on_step=self._after_step,
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+import torch.distributed as dist
 
 from muxtune.plan import Plan
 from muxtune.support.allocator import keep_freed_memory
@@ -15,9 +16,11 @@ from runtime.backbone.held_bytes import parameter_bytes
 from runtime.backbone.layers import Weights
 from runtime.backbone.stage import Stage
 from runtime.backbone.weights import open_weights
+from runtime.data.faults import Faults
 from runtime.data.feed import Feed, load_plan_data
 from runtime.device.devices import RankDevice, rank_device
 from runtime.device.process_memory import process_bytes
+from runtime.device.torch_internals import default_store
 from runtime.distributed.agreement import barrier, refuse_together
 from runtime.distributed.meeting import patient_collectives
 from runtime.distributed.mesh import RankMesh
@@ -68,7 +71,8 @@ def prepare_rank(plan: Plan, job: RunJob, rank: int) -> ReadyRank:
     with patient_collectives(job.peer_timeout_s):
         refuse_together(device.enter)  # takes a while on a GPU
         mesh = RankMesh(plan.parallelism, rank, job.peer_timeout_s, device)
-        feed = Feed(plan, load_plan_data(plan), device.name, replica=mesh.replica)
+        faults = Faults(rank, default_store() if dist.is_initialized() else None)
+        feed = Feed(plan, load_plan_data(plan), device.name, replica=mesh.replica, faults=faults)
         weights = open_weights(plan.model)
         process_start_bytes = process_bytes()  # the libraries have been loaded
         stage = Stage(

@@ -13,6 +13,7 @@ from torch import Tensor
 from muxtune.orchestration import clock_segments
 from muxtune.plan import Plan
 from muxtune.schedule import COMPUTE, Action, clocks_of
+from muxtune.support.errors import MuxTuneError
 from runtime.backbone.hugging_face import torch_dtype
 from runtime.backbone.stage import Stage
 from runtime.data.batch import MicrobatchTensors
@@ -23,7 +24,7 @@ from runtime.distributed.transport import Inbox, Outbox
 from runtime.engine.meter import ActionMeter
 from runtime.engine.overlap import Overlap
 from runtime.engine.recorder import Recorder
-from runtime.engine.relay import Body
+from runtime.engine.relay import Body, RelayClosedError
 from runtime.engine.stepper import Stepper
 from runtime.tasks.losses import LossLedger
 
@@ -65,6 +66,8 @@ class StageRunner:
         self._stepper = stepper
         self._recorder = recorder
         self._meter = meter
+        self._left_out: dict[tuple[int, int], list[str]] = {}
+        """Per hTask and step, tasks whose part of it cannot be computed here."""
         self._open: dict[tuple[int, int], tuple[Tensor | None, Tensor]] = {}
         self._overlap = None
         if mesh.team is not None:
@@ -170,9 +173,13 @@ class StageRunner:
 
     def _microbatch(self, action: Action) -> MicrobatchTensors:
         start = self._recorder.now()
-        batch = self._feed.microbatch(action.htask, action.number)
+        batch = self._feed.microbatch(action.htask, action.number, without=self._faulty(action))
         self._recorder.span(COMPUTE, action, start)
         return batch
+
+    def _faulty(self, action: Action) -> list[str]:
+        """Tasks that could not be computed in an earlier micro-batch of the step."""
+        return self._left_out.get((action.htask, action.number // self._plan.microbatches[action.htask]), [])
 
     def _verdict_and_arrival(self, activations: Inbox, action: Action) -> tuple[MicrobatchTensors, Tensor]:
         """A forward's micro-batch, which has no task that has failed by now, and its input.
@@ -189,13 +196,68 @@ class StageRunner:
             if not batch.spans:  # all its tasks have failed
                 output = self._nothing(batch)
             else:
-                output = backbone.forward(batch, hidden_TD)
+                batch, output = self._compute(action, batch, hidden_TD)
                 if self._mesh.last:
                     output = self._ledger.add(action, output)
             if counted is not None:
                 counted.hold(hidden_TD, output)
                 self._meter.follow(action, batch.attention.carried)
         self._open[action.htask, action.number] = (hidden_TD, output)
+
+    def _compute(
+        self, action: Action, batch: MicrobatchTensors, hidden_TD: Tensor | None
+    ) -> tuple[MicrobatchTensors, Tensor]:
+        """A forward; without the tasks, if there are some, that it cannot be done for.
+
+        Returns:
+            The micro-batch as it was computed, and its output.
+        """
+        backbone = self._backbones[action.htask]
+        try:
+            return batch, backbone.forward(batch, hidden_TD)
+        except (MuxTuneError, RelayClosedError, torch.AcceleratorError):
+            raise  # nobody's in particular
+        except Exception:
+            culprits = self._culprits(action, batch, hidden_TD)
+            if not culprits:
+                raise
+        m = self._plan.microbatches[action.htask]
+        left_out = self._left_out[action.htask, action.number // m] = [*self._faulty(action), *culprits]
+        for task_id, error in culprits.items():
+            self._feed.faults.note(task_id, action.number // m, error)
+        batch = self._feed.microbatch(action.htask, action.number, without=left_out)
+        return batch, backbone.forward(batch, hidden_TD)
+
+    def _culprits(
+        self, action: Action, batch: MicrobatchTensors, hidden_TD: Tensor | None
+    ) -> dict[str, Exception]:
+        """Tasks whose part of a micro-batch cannot be computed even alone, and why.
+
+        There are none if it cannot be computed without any task either. Shards of a stage go the same way, as
+        long as they meet the same exceptions. In a carry group, what an interrupted forward has left to later
+        ones cannot be taken back, so there are none.
+        """
+        if batch.attention.carried is not None or self._try(action, hidden_TD, batch.task_ids) is not None:
+            return {}
+        culprits: dict[str, Exception] = {}
+        for span, task_id in zip(batch.spans, batch.task_ids, strict=True):
+            others = [other for other in batch.task_ids if other != task_id]
+            error = self._try(action, hidden_TD, others) if span.start < span.stop else None
+            if error is not None:
+                culprits[task_id] = error
+        return culprits
+
+    def _try(self, action: Action, hidden_TD: Tensor | None, without: Sequence[str]) -> Exception | None:
+        """What a forward without some tasks ends with, if it fails."""
+        batch = self._feed.microbatch(action.htask, action.number, without=without)
+        try:
+            with torch.no_grad():
+                self._backbones[action.htask].forward(batch, hidden_TD)
+        except (MuxTuneError, RelayClosedError, torch.AcceleratorError):
+            raise
+        except Exception as error:
+            return error
+        return None
 
     def _nothing(self, batch: MicrobatchTensors) -> Tensor:
         """What a forward of no task hands on."""

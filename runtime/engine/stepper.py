@@ -9,9 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from muxtune.schedule import COMPUTE, Action
+from runtime.data.faults import Faults
 from runtime.distributed.mesh import RankMesh
 from runtime.engine.recorder import Recorder
 from runtime.tasks.gradients import squared_gradient_norms, sum_over_replicas, sum_over_shards
@@ -38,6 +40,7 @@ class Stepper:
         tenants: Tenants of each hTask.
         ledger: Sums of the losses of steps that are under way.
         recorder: Gets the spans, and the losses of steps that count.
+        faults: What this rank has met of tasks in the steps that are under way.
         on_fault: Called with task id, step and what is wrong with it, before ``on_step``; it may end the run.
         on_step: Called with hTask and step when an optimizer step counts, before the hTask goes on.
     """
@@ -49,6 +52,7 @@ class Stepper:
         ledger: LossLedger,
         recorder: Recorder,
         *,
+        faults: Faults,
         on_fault: Callable[[str, int, str], None],
         on_step: Callable[[int, int], None],
     ) -> None:
@@ -56,6 +60,7 @@ class Stepper:
         self._tenants = tenants
         self._ledger = ledger
         self._recorder = recorder
+        self._faults = faults
         self._on_fault = on_fault
         self._on_step = on_step
         self._unsettled: deque[_Unsettled] = deque()
@@ -76,8 +81,8 @@ class Stepper:
             self._on_step(h, step)
             return
         sums = self._step_sums(action) if self._mesh.last else None
-        self._sum_gradients(action, active)
-        verdict = self._verdict(action, active, None if sums is None else sums[1])
+        faults_K = self._sum_gradients(action, active)
+        verdict = self._verdict(action, active, faults_K, None if sums is None else sums[1])
         start = recorder.now()
         for tenant, norm, refused in zip(active, verdict.norms, verdict.refused, strict=True):
             tenant.step(step, norm, refused)
@@ -113,7 +118,7 @@ class Stepper:
         while pending and (waited > 0 or pending[0].verdict.is_known()):
             waited -= 1
             settled = pending.popleft()
-            faults = settled.verdict.pronounce()
+            faults = settled.verdict.pronounce(partial(self._faults.words, step=settled.action.number))
             for task_id, loss in settled.losses.items():
                 if task_id not in faults:
                     self._recorder.losses[task_id].append(loss)
@@ -133,25 +138,40 @@ class Stepper:
             self._recorder.wait(action, partial(replicas.sum_, nll_K))
         return targets, nll_K
 
-    def _sum_gradients(self, action: Action, active: Sequence[Tenant]) -> None:
-        """Give all ranks that hold a parameter its whole gradient, so that they step it alike."""
+    def _sum_gradients(self, action: Action, active: Sequence[Tenant]) -> Tensor:
+        """Give all ranks that hold a parameter its whole gradient, so that they step it alike.
+
+        Returns:
+            Replicas that have met a fault of each task, ``[K]``.
+        """
         shards, replicas = self._mesh.shard.team, self._mesh.replicas
+        met = self._faults.met([tenant.task.id for tenant in active], action.number)
+        # In the adapters' usual dtype, which a message with gradients of it keeps.
+        faults_K = torch.zeros(len(active), dtype=torch.float32, device=active[0].device)
+        if any(met):
+            faults_K += torch.tensor(met, device=faults_K.device)
         if shards is not None:
             self._recorder.wait(action, partial(sum_over_shards, active, shards))
         if replicas is not None:
-            self._recorder.wait(action, partial(sum_over_replicas, active, replicas))
+            faults_K = self._recorder.wait(action, partial(sum_over_replicas, active, replicas, faults_K))
+        return faults_K
 
-    def _verdict(self, action: Action, active: Sequence[Tenant], nll_K: Tensor | None) -> StepVerdict:
+    def _verdict(
+        self, action: Action, active: Sequence[Tenant], faults_K: Tensor, nll_K: Tensor | None
+    ) -> StepVerdict:
         """The verdict as far as it is needed for the step: with the other stages' part if a task clips."""
         recorder = self._recorder
         start = recorder.now()
         squared_K = squared_gradient_norms(active)
+        faults_K = faults_K.to(squared_K.dtype)
         recorder.span(COMPUTE, action, start)
         shards = self._mesh.shard.team
         if shards is not None:
-            recorder.wait(action, partial(shards.sum_, squared_K))
+            both_2K = torch.stack([squared_K, faults_K])
+            recorder.wait(action, partial(shards.sum_, both_2K))
+            squared_K, faults_K = both_2K.unbind()
         start = recorder.now()
-        verdict = StepVerdict(self._mesh, active, squared_K=squared_K, nll_K=nll_K)
+        verdict = StepVerdict(self._mesh, active, squared_K=squared_K, faults_K=faults_K, nll_K=nll_K)
         recorder.span(COMPUTE, action, start)
         if self._mesh.stages is not None and any(t.task.max_grad_norm is not None for t in active):
             recorder.wait(action, partial(verdict.meet, self._mesh.stages))

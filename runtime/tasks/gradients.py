@@ -31,11 +31,22 @@ def sum_over_shards(tenants: Sequence[Tenant], team: Team) -> None:
         parameter.grad = portion.take(total)
 
 
-def sum_over_replicas(tenants: Sequence[Tenant], team: Team) -> None:
-    """Add up the gradients of all replicas, each of which has those of its sequences."""
+def sum_over_replicas(tenants: Sequence[Tenant], team: Team, flags_K: Tensor) -> Tensor:
+    """Add up the gradients of all replicas, each of which has those of its sequences.
+
+    Args:
+        tenants: Whose gradients.
+        team: The replicas.
+        flags_K: A small number for each tenant, which takes the same way.
+
+    Returns:
+        The sums of the flags.
+    """
     parameters = [parameter for tenant in tenants for parameter in tenant.parameters.values()]
-    for parameter, total in zip(parameters, _sums([_gradient(p) for p in parameters], team), strict=True):
+    *totals, flags_K = _sums([*(_gradient(p) for p in parameters), flags_K], team)
+    for parameter, total in zip(parameters, totals, strict=True):
         parameter.grad = total
+    return flags_K
 
 
 def squared_gradient_norms(tenants: Sequence[Tenant]) -> Tensor:

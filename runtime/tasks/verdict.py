@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -69,6 +69,7 @@ class StepVerdict:
         mesh: Place of the rank in the mesh.
         tenants: Tenants of the hTask, those that still train.
         squared_K: Squared gradient norms, of all shards of the stage.
+        faults_K: Ranks of the stage that have met a fault of the task.
         nll_K: Sums of all replicas' losses; on the last stage.
     """
 
@@ -78,17 +79,20 @@ class StepVerdict:
         tenants: Sequence[Tenant],
         *,
         squared_K: Tensor,
+        faults_K: Tensor,
         nll_K: Tensor | None,
     ) -> None:
         self._mesh = mesh
         self._tenants = tenants
         sound_K = [squared <= t.most_squared_norm for t, squared in zip(tenants, squared_K, strict=True)]
-        self._table = squared_K.new_zeros((2 + mesh.stage_count, len(tenants)))
-        """Squared norms; losses that are not finite; whether each stage refuses: ``[2 + S, K]``."""
+        self._table = squared_K.new_zeros((3 + mesh.stage_count, len(tenants)))
+        """Squared norms; losses that are not finite; ranks that met a fault; whether each stage refuses:
+        ``[3 + S, K]``."""
         self._table[0] = squared_K
         if nll_K is not None:
             self._table[1] = nll_K.masked_fill(nll_K.isfinite(), 0.0)
-        self._table[2 + mesh.stage] = ~torch.stack(sound_K)  # a NaN is at most nothing
+        self._table[2] = faults_K
+        self._table[3 + mesh.stage] = ~torch.stack(sound_K)  # a NaN is at most nothing
         self._met = mesh.stages is None
         self._work: dist.Work | None = None
 
@@ -122,8 +126,11 @@ class StepVerdict:
         """Whether :meth:`pronounce` would not wait for another rank."""
         return self._work is None or self._work.is_completed()
 
-    def pronounce(self) -> dict[str, str]:
+    def pronounce(self, words: Callable[[str], str]) -> dict[str, str]:
         """Wait for all stages.
+
+        Args:
+            words: What a rank has met, of a task by its id.
 
         Returns:
             What is wrong with a task's step, by its id; the same on all ranks.
@@ -133,11 +140,13 @@ class StepVerdict:
         """
         if self._work is not None and self._mesh.verdicts is not None:
             or_peer_lost(self._work.wait, self._mesh.verdicts.peer)
-        squared_K, loss_K, *refused_SK = self._table.tolist()
+        squared_K, loss_K, faults_K, *refused_SK = self._table.tolist()
         faults: dict[str, str] = {}
         for k, tenant in enumerate(self._tenants):
             stages = [str(stage) for stage, refused_K in enumerate(refused_SK) if refused_K[k]]
-            if loss_K[k] or stages or not squared_K[k] <= tenant.squared_limit:
+            if faults_K[k]:
+                faults[tenant.task.id] = words(tenant.task.id)
+            elif loss_K[k] or stages or not squared_K[k] <= tenant.squared_limit:
                 what = (
                     f"the loss is {loss_K[k]}" if loss_K[k] else _gradient_fault(tenant, squared_K[k], stages)
                 )

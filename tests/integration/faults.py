@@ -22,7 +22,7 @@ class Case:
     pp: int = 1
     tp: int = 1
     dp: int = 1
-    fault: Literal["inf", "nan", "loss", "huge"] = "inf"
+    fault: Literal["inf", "nan", "loss", "huge", "data", "vocabulary", "adapter", "memory"] = "inf"
 
     def __str__(self) -> str:
         mesh = f"tp{self.tp}-pp{self.pp}-dp{self.dp}"
@@ -60,6 +60,10 @@ SAID = MappingProxyType(
         "nan": "the gradient norm is nan",
         "loss": "the loss is nan",
         "huge": "the gradient norm is 1e\\+25 .*too large for AdamW to square",
+        "data": "OSError: the disk is gone (rank ",
+        "vocabulary": "UserError: token 1000",
+        "adapter": "ValueError: no such kernel (rank ",
+        "memory": "OutOfMemoryError: at 80 GiB (rank ",
     }
 )
 
@@ -89,6 +93,63 @@ def spoil(rank: int, *, case: Case) -> None:
             if tenant.task.id == "b" and action.number == BAD_STEP:
                 value = 1e25 if case.fault == "huge" else float(case.fault)
                 next(iter(tenant.parameters.values())).grad.view(-1)[0] = value
-        sums(self, action, active)
+        return sums(self, action, active)
 
     Stepper._sum_gradients = sum_badly
+
+
+OTHER_CASES = [
+    Case("flush", clips=False, rank=0, pp=2, fault="data"),
+    Case("continuous", clips=False, rank=0, fault="vocabulary"),
+    Case("continuous", clips=False, rank=1, pp=2, fault="memory"),
+    Case("continuous", clips=True, rank=0, tp=2, fault="adapter"),
+    Case("flush", clips=False, rank=1, dp=2, fault="adapter"),
+    *in_full(
+        Case("continuous", clips=True, rank=1, dp=2, fault="data"),
+        Case("flush", clips=False, rank=0, pp=2, fault="adapter"),
+        Case("continuous", clips=False, rank=3, pp=2, dp=2, fault="memory"),
+    ),
+]
+"""Faults that are no number's: data is read by every rank alike, an adapter fails where it is, on all shards;
+memory is short on one rank."""
+
+
+def break_task(rank: int, *, case: Case) -> None:
+    """Have something of task ``b`` raise from one step on, or have tokens that mean nothing."""
+    import torch
+
+    from muxtune.tasks import Example, TaskData
+    from runtime.backbone.linear import SharedLinear
+    from runtime.engine.runner import StageRunner
+
+    if case.fault in {"data", "vocabulary"}:
+        batch = TaskData.batch
+
+        def broken_batch(self, step):
+            examples = batch(self, step)
+            if self.task.id == "b" and step >= BAD_STEP:
+                if case.fault == "data":
+                    raise OSError("the disk is gone")
+                examples = [Example(example.tokens + 10**6, example.target_start) for example in examples]
+            return examples
+
+        TaskData.batch = broken_batch
+        return
+    if case.tp == 1 and rank != case.rank:
+        return
+    step_now = [0]
+    forward, added = StageRunner._forward, SharedLinear._added
+
+    def noting_forward(self, action, *others):
+        step_now[0] = action.number // self._plan.microbatches[action.htask]
+        forward(self, action, *others)
+
+    def failing_added(self, x, batch):
+        spans = dict(zip(batch.task_ids, batch.spans, strict=True))
+        if "b" in spans and spans["b"].start < spans["b"].stop and step_now[0] >= BAD_STEP:
+            if case.fault == "memory":
+                raise torch.OutOfMemoryError("at 80 GiB")
+            raise ValueError("no\nsuch kernel")
+        return added(self, x, batch)
+
+    StageRunner._forward, SharedLinear._added = noting_forward, failing_added

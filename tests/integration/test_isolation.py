@@ -19,7 +19,7 @@ from runtime.reports.solo import SoloResult, train_solo
 from runtime.reports.validate import update_error
 from runtime.tasks.checkpoint import RunCheckpoints
 from tests.helpers import make_boundless_model, make_plan, make_task, write_examples
-from tests.integration.faults import BAD_STEP, CASES, SAID, STEPS, Case, spoil
+from tests.integration.faults import BAD_STEP, CASES, OTHER_CASES, SAID, STEPS, Case, break_task, spoil
 from tests.integration.parity import read_adapter, read_losses
 from tests.integration.prepared import prepared_ranks
 
@@ -74,10 +74,10 @@ def _assert_as_alone(run_dir: Path, task_id: str, solo: SoloResult) -> None:
     assert update_error(adapter, solo.adapter, solo.initial_adapter) < LIMIT
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [*CASES, *OTHER_CASES], ids=str)
 def test_a_task_that_fails_ends_alone(case, tmp_path, hf_dirs, solo):
     plan, run_dir = _plan(tmp_path, hf_dirs["llama"], case), tmp_path / "run"
-    with prepared_ranks(partial(spoil, case=case)):
+    with prepared_ranks(partial(spoil if case in CASES else break_task, case=case)):
         report = run_plan(plan, run_dir, RunOptions(checkpoint_every=EVERY))
     states = {task.id: (task.state, task.steps_done) for task in report.tasks}
     assert states == {

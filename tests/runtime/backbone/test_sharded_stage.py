@@ -208,15 +208,18 @@ def test_the_loss_over_a_split_vocabulary_is_cross_entropy_even_of_huge_logits()
 
 
 def test_replicas_end_with_the_sum_and_one_without_sequences_counts_as_zero():
-    def rank(shard: Shard) -> Tensor:
+    def rank(shard: Shard) -> tuple[Tensor, Tensor]:
         tenant = Tenant(make_task("a"), {"w": torch.nn.Parameter(torch.zeros(2, 3))})
         if shard.index < 2:
             tenant.parameters["w"].grad = torch.full((3, 2), 1.0 + shard.index).t()  # as B's gradients lie
-        sum_over_replicas([tenant], shard.team)
-        return tenant.parameters["w"].grad
+        flag_K = torch.tensor([float(shard.index == 1)])
+        flag_K = sum_over_replicas([tenant], shard.team, flag_K)
+        return tenant.parameters["w"].grad, flag_K
 
-    for gradient in ThreadTeam(3).run(rank):
+    for gradient, flag_K in ThreadTeam(3).run(rank):
         assert torch.equal(gradient, torch.full((2, 3), 3.0))
+        assert gradient.dtype == torch.float32
+        assert flag_K.tolist() == [1.0]
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from muxtune.model import PRESETS
 from muxtune.plan import Plan
 from muxtune.support.errors import SpecError
-from muxtune.tasks import Workload
+from muxtune.tasks import Example, Workload
+from runtime.data.faults import Faults
 from runtime.data.feed import Feed, check_room, load_plan_data
 from tests.helpers import make_plan, make_task, write_examples
 from tests.plans import changed
@@ -76,6 +79,62 @@ def test_a_task_that_leaves_before_its_end_is_dealt_out_no_more_and_the_stream_g
         expected = [undisturbed.microbatch(0, 2 * step + position) for position in range(2)]
         assert _targets("b", batches) == _targets("b", expected)
     assert feed.step_tokens(8).all == feed.step_tokens(8).effective == 0
+
+
+def _feed_whose_b_breaks(plan: Plan, monkeypatch, examples) -> Feed:
+    """From step 1 on, ``b`` reads something else."""
+    data = load_plan_data(plan)
+    batch = data["b"].batch
+    monkeypatch.setattr(data["b"], "batch", lambda step: examples(batch(step)) if step else batch(step))
+    return Feed(plan, data, faults=Faults(rank=3))
+
+
+def _raising(_examples):
+    raise OSError("the\ndisk is gone")
+
+
+@pytest.mark.parametrize(
+    ("examples", "words"),
+    [
+        (_raising, "OSError: the disk is gone (rank 3)"),
+        (
+            lambda examples: [Example(each.tokens + 1000, each.target_start) for each in examples],
+            "UserError: token 1",
+        ),
+        (
+            lambda examples: [Example(-each.tokens - 1, each.target_start) for each in examples],
+            "UserError: token -",
+        ),
+        (
+            lambda examples: [Example(each.tokens[:-1], each.target_start) for each in examples],
+            "UserError: the data has changed: an example has",
+        ),
+    ],
+    ids=["gone", "above", "below", "shorter"],
+)
+def test_data_that_breaks_is_its_tasks_fault_and_nobody_lies_elsewhere(plan, monkeypatch, examples, words):
+    feed, undisturbed = _feed_whose_b_breaks(plan, monkeypatch, examples), Feed(plan, load_plan_data(plan))
+    for step in range(4):
+        for position in range(2):
+            found, expected = (each.microbatch(0, 2 * step + position) for each in (feed, undisturbed))
+            assert (found.spans, found.target_spans) == (expected.spans, expected.target_spans)
+            for task_id, span in zip(found.task_ids, found.spans, strict=True):
+                same = found.tokens_T[span.start : span.stop].equal(expected.tokens_T[span.start : span.stop])
+                assert same == (task_id == "a" or step == 0)
+        assert feed.faults.met(["a", "b"], step) == [False, step > 0]
+    assert feed.faults.words("b", 1).startswith(words)
+
+
+def test_a_task_can_be_left_out_of_a_micro_batch_and_the_others_lie_where_they_did(plan):
+    feed = Feed(plan, load_plan_data(plan))
+    whole, without = feed.microbatch(0, 1), feed.microbatch(0, 1, without=["a"])
+    a, b = whole.spans
+    assert without.spans == (replace(a, stop=a.start), b)
+    assert without.task_ids == whole.task_ids
+    assert without.tokens_T[b.start : b.stop].equal(whole.tokens_T[b.start : b.stop])
+    assert not without.tokens_T[a.start : a.stop].any()
+    assert without.target_spans[0] == (0, 0)
+    assert len(without.target_ids_N) == whole.target_spans[1][1] - whole.target_spans[1][0]
 
 
 def test_tokens_of_an_iteration_are_counted_in_three_ways(plan):

@@ -106,6 +106,7 @@ def build_rank(plan: Plan, folder: Path, rank: int = 0) -> Rank:
         htask_tenants,
         ledger,
         recorder,
+        faults=feed.faults,
         on_fault=lambda task_id, step, what: None,
         on_step=lambda htask, step: None,
     )
@@ -211,3 +212,16 @@ def test_the_host_reads_losses_after_it_has_launched_the_whole_step(plan, tmp_pa
     monkeypatch.setattr(Tenant, "step", lambda *a: [events.append("step"), step(*a)][1])
     build_rank(plan, tmp_path).runner.run(0)
     assert events == ["step", "losses"] * 2 * STEPS
+
+
+def test_what_no_task_is_to_blame_for_is_raised(plan, tmp_path, monkeypatch):
+    """A forward that cannot be computed without any task either is the rank's own failure."""
+    runner = build_rank(plan, tmp_path).runner
+
+    def fail(self, batch, hidden):
+        raise RuntimeError("no memory for anybody")
+
+    monkeypatch.setattr(Stage, "forward", fail)
+    with pytest.raises(RuntimeError, match="no memory for anybody"):
+        runner.run(0)
+    assert not any(runner._feed.faults.met(["a", "b"], 0))

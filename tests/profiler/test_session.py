@@ -16,10 +16,12 @@ from muxtune.costs.needs import PLAIN_KINDS
 from muxtune.graph.operators import COLLECTIVE_KINDS, FWD_ONLY, LINK_KINDS, Operator
 from muxtune.model import PRESETS
 from muxtune.support.errors import RunError, SpecError, UserError
+from muxtune.support.processes import Stopped
 from profiler import profile_model
 from profiler.jobs import plan_job
 from profiler.journal import journal_path, open_journal
-from profiler.worker_protocol import Reading
+from profiler.timing import Sample
+from profiler.worker_protocol import Reading, write_line
 from tests.kinds import KINDS_WITHOUT_BIASES, MEASURED_KINDS
 from tests.muxtune.costs.synthetic import analytic_law, make_profile, operators, stage_s
 
@@ -159,7 +161,8 @@ from muxtune.model import PRESETS
 from profiler import profile_model
 from profiler.jobs import plan_job
 from profiler.journal import journal_path, open_journal
-from profiler.worker_protocol import Reading
+from profiler.timing import Sample
+from profiler.worker_protocol import Reading, write_line
 # A shell's background jobs inherit that it is ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 profile_model(PRESETS["llama-tiny"], out=Path(sys.argv[1]), ranks=2)
@@ -263,6 +266,24 @@ def test_a_stopped_session_goes_on_and_a_profile_grows(monkeypatch, tmp_path):
     (addition,) = grown.provenance.additions
     assert addition.kinds == ("ia3",)
     assert [clock.moment for clock in addition.clocks] == ["before", "after"]
+
+
+@pytest.mark.parametrize("readings", [0, 1])
+def test_whoever_stops_it_is_told_what_is_kept(monkeypatch, tmp_path, readings):
+    out = tmp_path / "p.parquet"
+
+    def lines(job):
+        reading = Reading(Operator("norm", (16,)), "fwd", Sample(1e-3, 1e-3, 1e-3, 5))
+        yield from [write_line(reading)] * readings
+        raise Stopped(signal.SIGTERM)
+
+    monkeypatch.setattr(profiler.session, "measured_lines", lines)
+    with pytest.raises(Stopped) as stopped:
+        profile_model(SMALL, out=out, ranks=1)
+    said = f"what is measured so far is kept in {out}.partial; the same command goes on from there"
+    assert stopped.value.kept == (said if readings else "nothing is measured yet")
+    assert not out.exists()
+    assert journal_path(out).exists() == bool(readings)
 
 
 def test_a_profile_of_other_conditions_is_neither_added_to_nor_replaced(tmp_path):

@@ -21,6 +21,7 @@ import torch
 from benchmarks.helpers.machine import machine_line
 from experiments.demo_texts import write_demo_texts
 from muxtune.model import ModelSpec, load_model_spec
+from muxtune.peft import PeftSpec
 from muxtune.peft.lora import LoraSpec
 from muxtune.support.tables import format_table
 from muxtune.tasks import DatasetSpec, PeftTask, TaskData, load_task_data
@@ -59,16 +60,16 @@ def main() -> None:
                 per_seed.append(_distances(model, load_task_data(task, preset), arguments.steps))
                 updates = ", ".join(f"{each.update:.1e}" for each in per_seed[-1])
                 print(f"rate {rate:g}, seed {seed}: update of draws and of the run: {updates}", flush=True)
-            rows.append(_row(model, rate, per_seed))
+            rows.append(_row(model, rate, task.peft, per_seed))
     print(machine_line())
     header = ["rate", "seeds", "run's update, median", "largest", "undecided"]
     print(format_table([*header, *(f"beyond, draws {n + 1}" for n in range(DRAWS))], rows))
 
 
-def _row(model: ModelSpec, rate: float, per_seed: list[list[Distance]]) -> list[str]:
+def _row(model: ModelSpec, rate: float, peft: PeftSpec, per_seed: list[list[Distance]]) -> list[str]:
     updates = [run.update or 0.0 for *_, run in per_seed]
     verdicts = [
-        [judge(run, bound_of(model, largest(draws[: n + 1]))) for *draws, run in per_seed]
+        [judge(run, bound_of(model, peft, largest(draws[: n + 1]))) for *draws, run in per_seed]
         for n in range(DRAWS)
     ]
     cells = [f"{rate:g}", str(len(per_seed)), f"{median(updates):.1e}", f"{max(updates):.1e}"]

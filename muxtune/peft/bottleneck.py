@@ -48,6 +48,11 @@ class BottleneckSpec(LayeredSpec):
     scale: float = Field(default=1.0, gt=0, le=LARGEST_FACTOR)
     """Factor of what is added."""
 
+    @property
+    def kinked(self) -> bool:
+        """Whether its activation has a kink."""
+        return self.activation == "relu"
+
 
 def _work(dims: tuple[int, ...], phase: Phase, model: ModelSpec) -> OperatorWork:
     """Two products, activation, addition, and the task's rows taken out and put back.

@@ -43,6 +43,11 @@ class PeftSpec(KeyModel):
         return False
 
     @property
+    def kinked(self) -> bool:
+        """Whether what it computes has a kink, as ReLU has: rounding there makes gradients come or go."""
+        return False
+
+    @property
     def starts_from_weights(self) -> bool:
         """Whether its first values depend on the weights of the backbone's linears that it adapts."""
         return False

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from muxtune.model import Dtype, ModelSpec
+from muxtune.peft import PeftSpec
 
 Agreement = Literal["within", "beyond", "undecided"]
 
@@ -48,8 +49,8 @@ FLOORS: dict[Dtype, Distance] = {
 """What is allowed even if peft happens to meet itself."""
 
 RELU_FLOOR = Distance(2e-3, 0.1)
-"""Floor for ReLU in float32: a unit that rounding moves across zero makes its gradient come or go, in one of
-many runs."""
+"""Floor for ReLU in float32, of the backbone or of a bottleneck: a unit that rounding moves across zero makes
+its gradient come or go, in one of many runs."""
 
 CEILING = Distance(0.05, 0.5)
 """A bound beyond this allows anything: the comparison then decides nothing."""
@@ -66,14 +67,16 @@ def largest(distances: Sequence[Distance]) -> Distance:
     return Distance(_most([each.loss for each in distances]), _most(updates) if updates else None)
 
 
-def bound_of(model: ModelSpec, spread: Distance | None) -> Distance:
+def bound_of(model: ModelSpec, peft: PeftSpec, spread: Distance | None) -> Distance:
     """How far a task may be from its solo run.
 
     Args:
         model: Backbone.
+        peft: PEFT method of the task.
         spread: Distance of peft from itself; None in float64.
     """
-    floor = RELU_FLOOR if (model.activation, model.dtype) == ("relu", "float32") else FLOORS[model.dtype]
+    kinked = model.activation == "relu" or peft.kinked
+    floor = RELU_FLOOR if kinked and model.dtype == "float32" else FLOORS[model.dtype]
     if spread is None:
         return floor
     update = None if spread.update is None else _most([floor.update or 0.0, TIMES * spread.update])

@@ -228,7 +228,7 @@ def _validate_task(
         found = distance_of(losses, adapter, solo)
         if again:
             spread = largest([distance_of(each.losses, each.adapter, solo) for each in again])
-        bound = bound_of(model, spread)
+        bound = bound_of(model, task.peft, spread)
     return TaskValidation(
         task_id=task.id,
         steps=len(losses),

@@ -156,7 +156,8 @@ def test_the_loader_of_the_documents_gives_the_same_model(family, fields, tmp_pa
     save_adapter(tmp_path / "saved", tenant.adapter, like=tenant.folder)
     names: dict = {}
     exec(load_page("docs/bottleneck.md").example("load_bottleneck.py"), names)
-    loaded = names["load_bottleneck"](load_hf_model(spec), tmp_path / "saved")
+    loaded = load_hf_model(spec)
+    names["load_bottleneck"](loaded, tmp_path / "saved")
     expected = loss_by_hooks(spec, task, tenant.adapter, tenant.examples)
     torch.testing.assert_close(solo_losses(loaded, tenant.examples), expected)
 

@@ -5,7 +5,11 @@ drawn from a seed; policies, templates and pp take turns) and prints every case.
 are measured by class too: classes that err in opposite directions cancel in the mean error, so both are
 printed together.
 
+With ``--methods``, two of three tasks have another PEFT method than LoRA, so that the cases have all of them;
+classes are not measured then, as they are told apart by the functions of LoRA alone.
+
     python -m benchmarks.accuracy [--cases 10] [--steps 10] [--profile P.parquet] [--seed 0] [--no-classes]
+                                  [--methods]
 """
 
 from __future__ import annotations
@@ -76,7 +80,9 @@ def main() -> None:
     parser.add_argument("--profile", type=Path, help="of this machine; measured now if absent")
     either = argparse.BooleanOptionalAction
     parser.add_argument("--classes", action=either, default=True, help="measure the operators by class, too")
+    parser.add_argument("--methods", action="store_true", help="tasks of all PEFT methods")
     arguments = parser.parse_args()
+    classified = arguments.classes and not arguments.methods
 
     model, cluster = load_model_spec("llama-tiny"), load_cluster("cpu-2")
     costs = machine_costs(model, arguments.profile)
@@ -90,7 +96,7 @@ def main() -> None:
     classes: list[dict[str, tuple[float, float]]] = []
     for number in range(arguments.cases):
         policy, options = CASES[number % len(CASES)]
-        workload = random_workload(arguments.seed + number, steps=arguments.steps)
+        workload = random_workload(arguments.seed + number, steps=arguments.steps, methods=arguments.methods)
         plan = search_plan(workload, model, cluster, costs, policy=policy, options=options)
         with tempfile.TemporaryDirectory() as folder:
             report = run_plan(plan, Path(folder) / "run")
@@ -102,7 +108,7 @@ def main() -> None:
             f"{report.median_iteration_s:11.4f} {results[-1].iteration:+7.1%} {busy:>22}",
             flush=True,
         )
-        if arguments.classes:
+        if classified:
             classes.append(class_totals(plan, costs))
     _print_mean("iteration", [abs(result.iteration) for result in results])
     _print_mean("busy time of a stage", [abs(error) for result in results for error in result.busy])

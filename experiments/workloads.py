@@ -1,4 +1,4 @@
-"""Workloads for measurements: mixed LoRA tasks with the length profiles of the paper's datasets."""
+"""Workloads for measurements: mixed tasks with the length profiles of the paper's datasets."""
 
 from __future__ import annotations
 
@@ -18,6 +18,22 @@ _TARGETS = (
 )
 
 
+_SOME = ["q_proj", "v_proj", "down_proj"]
+
+METHODS: tuple[dict[str, object], ...] = (
+    {"method": "lora", "r": 8, "alpha": 16, "targets": _SOME, "use_dora": True},
+    {"method": "lora", "r": 8, "alpha": 16, "targets": _SOME, "dropout": 0.1},
+    {"method": "ia3", "targets": ["k_proj", "v_proj", "down_proj"], "feedforward": ["down_proj"]},
+    {"method": "shira", "r": 8, "targets": _SOME},
+    {"method": "diff", "density": 0.02, "targets": ["all-linear"]},
+    {"method": "bottleneck", "size": 32},
+    {"method": "bottleneck", "size": 32, "placement": "parallel", "scale": 4},
+    {"method": "prefix_tuning", "num_virtual_tokens": 16},
+    {"method": "prompt_tuning", "num_virtual_tokens": 16},
+)
+"""Methods and variants beside plain LoRA, for backbones without biases."""
+
+
 def mixed_workload(steps: int = 12) -> Workload:
     """Eight tasks of different length, rank, batch and targets; what the speed comparisons run."""
     rows = [
@@ -34,8 +50,18 @@ def mixed_workload(steps: int = 12) -> Workload:
     return _workload([_task(i, *row, steps=steps) for i, row in enumerate(rows)])
 
 
-def random_workload(seed: int, *, steps: int = 10, tasks: int | None = None) -> Workload:
-    """A workload drawn from ``seed``: 2 to 8 tasks, or the number given."""
+def random_workload(
+    seed: int, *, steps: int = 10, tasks: int | None = None, methods: bool = False
+) -> Workload:
+    """A workload drawn from ``seed``: 2 to 8 tasks, or the number given.
+
+    Args:
+        seed: Seed.
+        steps: Steps of each task.
+        tasks: Number of tasks.
+        methods: Whether two of three tasks have another method than LoRA, all of them in turn from seed to
+            seed.
+    """
     random = Random(seed)
     rows = []
     for i in range(tasks or random.randint(2, 8)):
@@ -48,6 +74,8 @@ def random_workload(seed: int, *, steps: int = 10, tasks: int | None = None) -> 
             micro_batch,
         )
         rows.append(_task(i, *row, steps=steps))
+        if methods and i % 3:
+            rows[-1]["peft"] = METHODS[(5 * seed + 2 * (i // 3) + i % 3) % len(METHODS)]
     return _workload(rows)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from experiments.workloads import METHODS
 from muxtune.plan import Plan, check_plan
 from muxtune.planning.decisions.options import PlanOptions
 from muxtune.planning.problem.assemble import structure_iteration_s
@@ -44,6 +45,14 @@ def test_every_policy_gives_a_valid_plan_above_its_lower_bound(policy, ranks):
     check_valid(free, policy)
     assert free.parallelism.ranks + free.idle_ranks == ranks
     assert free.predicted.iteration_s <= plan.predicted.iteration_s * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("policy", [*SYSTEMS, *OURS])
+def test_every_policy_plans_tasks_of_all_methods(policy):
+    tasks = [{"peft": peft} for peft in METHODS]
+    plan = best(policy, tasks=tasks, ranks=2)
+    check_valid(plan, policy)
+    assert {task.peft.method for task in plan.tasks} == {peft["method"] for peft in METHODS}
 
 
 @pytest.mark.parametrize("policy", [*SYSTEMS, *OURS])

@@ -18,7 +18,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from muxtune.cli import catalog, compare, costs_commands, demo, planning, profile, running, sweep
+from muxtune.cli import catalog, compare, costs_commands, demo, planning, profile, running, status, sweep
 from muxtune.cli.output import discard_stdout, show, whole_stdout
 from muxtune.support.errors import MuxTuneError, UserError
 from muxtune.support.printable import one_line
@@ -46,6 +46,7 @@ app.add_typer(planning.plan_app, name="plan")
 app.command()(planning.simulate)
 app.command()(running.run)
 app.command()(running.validate)
+app.command()(status.status)
 app.command()(compare.compare)
 app.command()(sweep.sweep)
 app.command()(catalog.models)

@@ -25,7 +25,7 @@ _OWNERLESS_S = 3600.0
 """How old a folder without a lock has to be before it is taken to be left over."""
 
 _TEMPORARY = re.compile(
-    r"\.(plan\.json|from-\d+\.json|backbone\.json|run\.json|trace\.json|losses\.csv|status\.json|adapter_config\.json"
+    r"\.(plan\.json|progress\.json|from-\d+\.json|backbone\.json|run\.json|trace\.json|losses\.csv|status\.json|adapter_config\.json"
     r"|adapter_model\.safetensors|part-\d+-of-\d+\.safetensors)\.[A-Za-z0-9_]{8}"
 )
 """What :func:`muxtune.support.files.write_atomically` has beside a file of a run until that is whole."""

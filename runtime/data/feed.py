@@ -154,6 +154,11 @@ class Feed:
     def _active(self, data: TaskData, step: int) -> bool:
         return step < self._stops[data.task.id]
 
+    def effective_tokens(self, task_id: str, step: int) -> int:
+        """Tokens of the examples of a task's step."""
+        (data,) = (data for members in self._data for data in members if data.task.id == task_id)
+        return data.effective_tokens(step)
+
     def step_tokens(self, step: int) -> IterationTokens:
         """Tokens of all tasks in iteration ``step``, on all replicas."""
         active = [data for row in self._data for data in row if self._active(data, step)]

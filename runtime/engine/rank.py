@@ -30,6 +30,7 @@ from runtime.engine.recorder import Recorder
 from runtime.engine.runner import StageRunner
 from runtime.engine.stepper import Stepper
 from runtime.reports.footprint import MeasuredMemory, measure_memory
+from runtime.reports.live import LiveProgress
 from runtime.reports.report import build_report, save_report, stage_records
 from runtime.tasks.adapter_files import save_adapter
 from runtime.tasks.checkpoint import CheckpointWriter, RunCheckpoints, writing_ranks
@@ -67,6 +68,15 @@ class RankRun:
         self._recorder = Recorder(ready.mesh, plan.microbatches)
         self._losses = self._recorder.losses
         self._writer = self._build_writer()
+        self._live = LiveProgress(
+            job.out_dir,
+            plan,
+            ready.feed,
+            ready.tenants,
+            self._losses,
+            first_step=job.first_step,
+            steps=job.steps,
+        )
 
     def execute(self) -> None:
         """Train, and write everything that this rank has to write.
@@ -179,6 +189,8 @@ class RankRun:
         if self._mesh.replica == 0:
             written = self._writer.after_step(htask, step)
             self._save_progress("running", written)
+        if self._mesh.last and self._mesh.reports:
+            self._live.write()
         self._steps_to_come[step] -= 1
         if self._progress is not None and self._steps_to_come[step] == 0:
             self._progress.write_text(str(step + 1))
@@ -193,6 +205,8 @@ class RankRun:
                 if task_ids is None or task.id in task_ids:
                     failure = self._ready.tenants[task.id].failure
                     save_progress(self._job.out_dir, task, self._losses[task.id], state, failure)
+            if task_ids is None:
+                self._live.write(now=True)
 
     def _save_results(self) -> None:
         """Adapters and trace, and at the very end the report: a run that has one is whole."""

@@ -115,6 +115,13 @@ def test_a_run_goes_on_without_a_task_that_had_failed_and_says_so(tmp_path, hf_d
     report = json.loads(result.out)
     assert report["first_step"] == BAD_STEP + 1
     assert [task["state"] for task in report["tasks"]] == ["finished", "failed", "finished", "finished"]
+    shown = command("status", run_dir, "--json").json["tasks"]
+    assert {task["id"]: (task["state"], task["steps_done"]) for task in shown} == {
+        "a": ("finished", STEPS),
+        "b": ("failed", BAD_STEP),
+        "c": ("finished", 3),
+        "d": ("finished", STEPS),
+    }
     for task_id in "acd":
         _assert_as_alone(run_dir, task_id, solo(task_id, False))
     assert all(torch.equal(read_adapter(run_dir, "b")[key], tensor) for key, tensor in before.items())

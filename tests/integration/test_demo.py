@@ -9,29 +9,20 @@ import yaml
 
 from experiments.demo import DemoReport, run_demo
 from muxtune.cli.app import main
-from muxtune.costs import load_profile, save_profile
+from muxtune.costs import load_profile
 from muxtune.costs.kept import kept_profile_path
 from muxtune.model import PRESETS
 from muxtune.plan import load_plan
 from muxtune.support.errors import SpecError
 from muxtune.support.invocation import program_name
-from tests.muxtune.costs.synthetic import analytic_law, make_profile, operators
-
-
-@pytest.fixture
-def made_up_profile(monkeypatch, tmp_path):
-    def measure(*_, out, **__):
-        profile = make_profile(analytic_law(), operators())
-        save_profile(profile, out)
-        return profile
-
-    monkeypatch.setattr("profiler.profile_model", measure)
-    monkeypatch.setenv("MUXTUNE_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.mark.slow
 @pytest.mark.integration
-def test_demo_runs_the_whole_loop_and_replaces_an_earlier_one(tmp_path, made_up_profile, quick_ranks):
+def test_demo_runs_the_whole_loop_and_replaces_an_earlier_one(
+    tmp_path, made_up_profile, quick_ranks, monkeypatch
+):
+    monkeypatch.setenv("MUXTUNE_CACHE", str(tmp_path / "cache"))
     out = tmp_path / "demo"
     out.mkdir()
     for left_over in (".muxtune-demo", "stale.json"):

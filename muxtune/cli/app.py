@@ -50,7 +50,7 @@ app.command()(status.status)
 app.command()(compare.compare)
 app.command()(sweep.sweep)
 app.command()(catalog.models)
-app.command()(catalog.clusters)
+app.add_typer(catalog.clusters_app, name="clusters")
 app.command()(catalog.policies)
 
 

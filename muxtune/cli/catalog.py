@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+import yaml
 from pydantic import BaseModel, computed_field
 
 from muxtune.cli.options import JsonFlag, WideFlag
 from muxtune.cli.output import emit
 from muxtune.cluster import ClusterSpec, cluster_names, load_cluster
 from muxtune.model import PRESETS, ModelSpec
+from muxtune.support.errors import SpecError
 from muxtune.support.printable import one_line, printable
 from muxtune.support.tables import format_table, show_bytes
 
@@ -97,8 +102,16 @@ def _show_parameters(parameters: int) -> str:
     return f"{parameters / _BILLION:.2f} B" if billions else f"{parameters / _MILLION:.2f} M"
 
 
-def clusters(wide: WideFlag = False, as_json: JsonFlag = False) -> None:
+clusters_app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
+
+
+@clusters_app.callback()
+def clusters(context: typer.Context, wide: WideFlag = False, as_json: JsonFlag = False) -> None:
     """List the preset clusters; a YAML file works as well."""
+    if context.invoked_subcommand is not None:
+        if wide or as_json:
+            context.fail(f"The options of clusters do not go with {context.invoked_subcommand}.")
+        return
     specs = [load_cluster(name) for name in cluster_names()]
     rows = [
         [
@@ -115,6 +128,23 @@ def clusters(wide: WideFlag = False, as_json: JsonFlag = False) -> None:
     header = ["cluster", "device", "nodes", "per node", "memory per rank", "reserved", "links"]
     table = format_table(header, rows)
     emit(ClusterList(clusters=specs), table, wide=wide, as_json=as_json)
+
+
+@clusters_app.command("show")
+def show_cluster(
+    name: Annotated[str, typer.Argument(help="A preset or a YAML file.", show_default=False)],
+    as_yaml: Annotated[
+        bool, typer.Option("--yaml", help="As a file that --cluster takes, to change what differs.")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show one cluster with all its fields."""
+    if as_yaml and as_json:
+        raise SpecError("--yaml", True, "one of --yaml and --json")
+    spec = load_cluster(name)
+    # YAML for people, too: what a file says, and no field that has its default.
+    content = spec.model_dump(mode="json", exclude_defaults=True)
+    emit(spec, yaml.safe_dump(content, sort_keys=False).rstrip(), as_json=as_json)
 
 
 def policies(wide: WideFlag = False, as_json: JsonFlag = False) -> None:

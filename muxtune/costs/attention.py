@@ -8,7 +8,7 @@ The constants come from rates that the kernels' authors published, and from noth
 (arXiv 2307.08691) on A100, at best 230 TFLOP/s forward (73 % of the peak) and 63 % of the peak backward;
 FlashAttention-2 and -3 on H100 by sequence length (arXiv 2407.08608, figures 5 and 6). On H100 we take
 FlashAttention-3; the same figures show cuDNN's kernels, which torch prefers there, close to it. A40 is A100
-by the ratio of the data sheets' tensor peaks, 149.7 : 312.
+by the ratio of the data sheets' tensor peaks, 149.7 : 312. They stand in each device's ``device.json``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from muxtune.costs.pointwise import PointwiseCoefficients, stream_seconds
 from muxtune.graph.operators import Phase
-from muxtune.support.errors import unknown_name
 
 Array = NDArray[np.float64]
 
@@ -56,52 +55,6 @@ class AttentionKernel:
         values = np.array([known[width] for width in widths])
         flops_per_s, start_tiles = (float(np.interp(head_dim, widths, column)) for column in values.T)
         return Rate(flops_per_s, start_tiles)
-
-    def scaled(self, forward: float, backward: float) -> AttentionKernel:
-        """This kernel on a device whose rates are these multiples of this one's."""
-        return AttentionKernel(
-            {width: Rate(r.flops_per_s * forward, r.start_tiles) for width, r in self.forward.items()},
-            {width: Rate(r.flops_per_s * backward, r.start_tiles) for width, r in self.backward.items()},
-        )
-
-
-FLASH_2_H100 = AttentionKernel(
-    forward={64: Rate(317e12, 0.88), 128: Rate(361e12, 1.05)},
-    backward={64: Rate(305e12, 1.95), 128: Rate(339e12, 2.11)},
-)
-"""Least-squares fit to the published rates at 512 to 16384 tokens, which it meets within 4 %
-(FlashAttention-3: within 6 %). Forward rates are those with a causal mask; backward rates are published
-without one, and the same rate inside of tiles is taken with one."""
-
-FLASH_3_H100 = AttentionKernel(
-    forward={64: Rate(519e12, 2.68), 128: Rate(676e12, 1.81)},
-    backward={64: Rate(512e12, 3.12), 128: Rate(610e12, 3.29)},
-)
-
-_A100_PER_H100 = (230 / 370, 0.63 * 312 / 322)
-"""Best published rates of FlashAttention-2, forward and backward, TFLOP/s."""
-
-_A40_PER_A100 = 149.7 / 312
-"""Dense 16-bit tensor peaks, NVIDIA's data sheets."""
-
-_FLASH_2_A100 = FLASH_2_H100.scaled(*_A100_PER_H100)
-
-ATTENTION_KERNELS: dict[str, AttentionKernel] = {
-    "a40": _FLASH_2_A100.scaled(_A40_PER_A100, _A40_PER_A100),
-    "a100": _FLASH_2_A100,
-    "h100": FLASH_3_H100,
-}
-
-
-def attention_kernel(device: str) -> AttentionKernel:
-    """Kernel of a device.
-
-    Raises:
-        UserError: No such device.
-    """
-    if device not in ATTENTION_KERNELS:
-        raise unknown_name("device", device, ATTENTION_KERNELS)
-    return ATTENTION_KERNELS[device]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from muxtune.costs.attention import AttentionKernel, Heads, attention_kernel, attention_seconds
+from pydantic import BaseModel, ConfigDict, Field
+
+from muxtune.costs.attention import AttentionKernel, Heads, Rate, attention_seconds
+from muxtune.costs.devices import device_names, load_part
 from muxtune.costs.gemm import GemmCoefficients, gemm_seconds, load_gemm
 from muxtune.costs.pointwise import (
     PointwiseCoefficients,
@@ -19,6 +22,8 @@ from muxtune.costs.pointwise import (
 from muxtune.graph.operators import Phase
 from muxtune.support.errors import unknown_name
 
+_STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
 
 class Peaks(NamedTuple):
     """Dense data-sheet rates."""
@@ -29,12 +34,62 @@ class Peaks(NamedTuple):
     """Outside of the tensor cores."""
 
 
-PEAKS: dict[str, Peaks] = {
-    "a40": Peaks(149.7e12, 37.4e12),
-    "a100": Peaks(312e12, 19.5e12),
-    "h100": Peaks(989.4e12, 66.9e12),
-}
-"""NVIDIA's data sheets of A40, A100 80GB SXM and H100 SXM."""
+class _PeaksFile(BaseModel):
+    model_config = _STRICT
+
+    source: str
+    tensor_flops_per_s: float = Field(gt=0)
+    float32_flops_per_s: float = Field(gt=0)
+
+
+class _RateFile(BaseModel):
+    model_config = _STRICT
+
+    flops_per_s: float = Field(gt=0)
+    start_tiles: float = Field(ge=0)
+
+
+class _AttentionFile(BaseModel):
+    model_config = _STRICT
+
+    source: str
+    forward: dict[int, _RateFile] = Field(min_length=1)
+    backward: dict[int, _RateFile] = Field(min_length=1)
+
+
+class DeviceFile(BaseModel):
+    """What ``device.json`` has: data-sheet peaks, and rates of attention by head width."""
+
+    model_config = _STRICT
+
+    peaks: _PeaksFile
+    attention: _AttentionFile
+
+
+@lru_cache(maxsize=16)
+def device_peaks(device: str) -> Peaks:
+    """Data-sheet rates of a device.
+
+    Raises:
+        UserError: No such device.
+    """
+    peaks = load_part(device, "device", DeviceFile).peaks
+    return Peaks(peaks.tensor_flops_per_s, peaks.float32_flops_per_s)
+
+
+@lru_cache(maxsize=16)
+def attention_kernel(device: str) -> AttentionKernel:
+    """Kernel of a device.
+
+    Raises:
+        UserError: No such device.
+    """
+    rates = load_part(device, "device", DeviceFile).attention
+    forward, backward = (
+        {width: Rate(rate.flops_per_s, rate.start_tiles) for width, rate in side.items()}
+        for side in (rates.forward, rates.backward)
+    )
+    return AttentionKernel(forward, backward)
 
 
 def peak_flops_per_s(device: str, dtype: str) -> float | None:
@@ -42,9 +97,9 @@ def peak_flops_per_s(device: str, dtype: str) -> float | None:
 
     A CPU's depends on clocks and vector units that nobody wrote down.
     """
-    peaks = PEAKS.get(device)
-    if peaks is None:
+    if device not in device_names():
         return None
+    peaks = device_peaks(device)
     rates = {"bfloat16": peaks.tensor_flops_per_s, "float32": peaks.float32_flops_per_s}
     return rates.get(dtype)
 
@@ -134,6 +189,8 @@ def load_gpu(device: str) -> Gpu:
     Raises:
         UserError: No such device.
     """
-    if device not in PEAKS:
-        raise unknown_name("device with coefficients", device, PEAKS)
-    return Gpu(device, load_gemm(device), load_pointwise(device), attention_kernel(device), PEAKS[device])
+    if device not in device_names():
+        raise unknown_name("device with coefficients", device, device_names())
+    return Gpu(
+        device, load_gemm(device), load_pointwise(device), attention_kernel(device), device_peaks(device)
+    )

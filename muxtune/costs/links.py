@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from muxtune.cluster import LinkSpec
-from muxtune.costs.devices import FitRecord
+from muxtune.costs.devices import FitRecord, has_part, load_part
 from muxtune.placement import Route
 from muxtune.support.errors import UserError
 
@@ -197,9 +197,13 @@ def link_names() -> list[str]:
 def load_link(link: str, device: str) -> LinkCoefficients:
     """Coefficients of a topology or network between devices of one kind.
 
+    A device of one's own has those of its links in its folder, as ``nvlink-all.json``.
+
     Raises:
         UserError: The device has no such link here.
     """
+    if has_part(device, link):
+        return load_part(device, link, LinkCoefficients)
     name = f"{link}-{device}"
     if name not in link_names():
         raise UserError(

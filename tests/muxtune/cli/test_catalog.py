@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import pytest
+
+from muxtune.cluster import load_cluster
 from muxtune.model import PRESETS, ModelSpec
 
 
@@ -32,3 +35,22 @@ def test_policies(cli):
     names = {p["name"] for p in cli("policies", "--json").json["policies"]}
     assert names >= {"muxtune", "nemo", "sl-peft", "spatial-only", "temporal-only"}
     assert all(name in cli("policies").out for name in names)
+
+
+@pytest.mark.parametrize("name", ["testbed-a", "testbed-b", "testbed-c", "a100-16", "cpu-2"])
+def test_a_shown_cluster_is_a_file_to_start_from(cli, tmp_path, name):
+    result = cli("clusters", "show", name, "--yaml")
+    assert result.code == 0, result.err
+    path = tmp_path / "cluster.yaml"
+    path.write_text(result.out)
+    assert load_cluster(str(path)) == load_cluster(name)
+    assert cli("clusters", "show", path, "--json").json == load_cluster(name).model_dump(mode="json")
+    assert cli("clusters", "show", path).out == result.out
+
+
+def test_a_cluster_that_is_not_there_is_refused(cli):
+    result = cli("clusters", "show", "testbed-x")
+    assert result.code == 2
+    assert "no cluster named 'testbed-x'" in result.err
+    assert cli("clusters", "--json", "show", "testbed-a").code == 2
+    assert cli("clusters", "show", "testbed-a", "--json", "--yaml").code == 2

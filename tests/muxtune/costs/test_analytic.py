@@ -11,7 +11,7 @@ from muxtune.costs.adapters import Pair, grouped_seconds
 from muxtune.costs.analytic import FACTOR_BYTES, HOST_LAUNCH_S, AnalyticCosts
 from muxtune.costs.collectives import Interconnect, interconnect_of
 from muxtune.costs.compose import MicrobatchWork
-from muxtune.costs.gpu import PEAKS
+from muxtune.costs.gpu import device_peaks
 from muxtune.costs.links import load_link
 from muxtune.graph.operators import FWD_ONLY, PHASES, Operator
 from muxtune.model import ModelSpec, load_model_spec
@@ -71,7 +71,7 @@ def layer_s(prices, tokens, phase="fwd", **options):
 def mfu(device, tokens):
     weights = sum(linear.in_features * linear.out_features for linear in LLAMA_7B.linears)
     flops = 2 * weights * tokens + 4 * LLAMA_7B.hidden * tokens * 512 / 2
-    return flops / layer_s(costs(device), tokens) / PEAKS[device].tensor_flops_per_s
+    return flops / layer_s(costs(device), tokens) / device_peaks(device).tensor_flops_per_s
 
 
 EXAMPLES = {

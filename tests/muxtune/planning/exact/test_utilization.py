@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from muxtune.costs.flops import flops_per_token
-from muxtune.costs.gpu import PEAKS, peak_flops_per_s
+from muxtune.costs.gpu import device_peaks, peak_flops_per_s
 from muxtune.graph.operators import PHASES
 from muxtune.planning.exact.utilization import useful_flops
 from tests.sim.plans import MODEL, launched_plan, orchestrated_plan, problem
@@ -37,7 +37,7 @@ def test_useful_operations_are_those_of_every_sequence_by_itself():
 def test_the_mfu_is_the_useful_operations_over_what_the_ranks_could_do():
     plan = launched_plan("sequential")
     assert MODEL.dtype == "bfloat16"
-    able = plan.parallelism.ranks * PEAKS["a40"].tensor_flops_per_s * plan.predicted.iteration_s
+    able = plan.parallelism.ranks * device_peaks("a40").tensor_flops_per_s * plan.predicted.iteration_s
     assert plan.predicted.mfu == pytest.approx(plan.derived.useful_flops / able, rel=1e-12)
     assert 0.05 < plan.predicted.mfu < 0.8
 

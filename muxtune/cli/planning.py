@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from muxtune.api.costs import find_costs, kept_profile
-from muxtune.api.inputs import load_inputs
+from muxtune.api.inputs import PlanInputs, load_inputs
 from muxtune.api.plan_summary import explanation_table, plan_summary, predicted_table
 from muxtune.batches import Alignment
 from muxtune.cli.options import (
@@ -28,6 +28,7 @@ from muxtune.cli.output import check_writable, emit, for_people, planning_bar, s
 from muxtune.cli.plan_diff import diff
 from muxtune.orchestration import Mode
 from muxtune.plan import Plan, load_plan, save_plan
+from muxtune.planning.decisions.options import PlanOptions, parse_partition
 from muxtune.schedule import Template
 from muxtune.support.clean_stdout import stdout_kept_clean
 from muxtune.support.errors import SpecError
@@ -142,7 +143,6 @@ def plan(  # noqa: PLR0913, PLR0917  # an argument per option
         raise SpecError("--explain", policy, "policy muxtune: the others search no partitions")
     inputs = load_inputs(workload, model, cluster)
     check_writable(out, "--out", inputs=[task.dataset.path for task in inputs.workload.tasks])
-    costs = find_costs(profile, inputs.workload, inputs.model, inputs.cluster)
     switches: dict[Switchable, bool] = {
         "fusion": no_fusion,
         "orchestration": no_orchestration,
@@ -162,6 +162,8 @@ def plan(  # noqa: PLR0913, PLR0917  # an argument per option
         objective=objective,
         policy_options=own_options,
     )
+    _check_possible(inputs, options)
+    costs = find_costs(profile, inputs.workload, inputs.model, inputs.cluster)
     from sim import search_problem
 
     with stdout_kept_clean(), planning_bar() as progress:
@@ -178,6 +180,17 @@ def plan(  # noqa: PLR0913, PLR0917  # an argument per option
     else:
         text = f"{summary}\n\n{explanation_table(explanation)}{written(out)}"
         show(for_people(text, wide=wide))
+
+
+def _check_possible(inputs: PlanInputs, options: PlanOptions) -> None:
+    """Refuse a mesh or partition that cannot be, before anything is measured."""
+    from muxtune.planning.problem.meshes import candidate_meshes
+    from muxtune.policies.finalists import check_ranks
+
+    check_ranks(inputs.cluster, options)
+    candidate_meshes(inputs.model, inputs.cluster, options)
+    if options.partition is not None:
+        parse_partition(options.partition, [task.id for task in inputs.workload.tasks])
 
 
 _BESIDE_DECISIONS = {"decisions", "reprice", "profile", "out", "wide", "as_json", "schema"}

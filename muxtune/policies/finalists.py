@@ -51,6 +51,18 @@ def plan_workload(
     return plan_problem(PlanningProblem(workload, model, cluster, costs), policy=policy, options=options)
 
 
+def check_ranks(cluster: ClusterSpec, options: PlanOptions) -> None:
+    """Refuse numbers of shards, stages or replicas that are beyond the ranks of a cluster.
+
+    Raises:
+        SpecError: Names the option.
+    """
+    for name, asked in (("--tp", options.tp), ("--pp", options.pp), ("--dp", options.dp)):
+        if asked is not None and not 1 <= asked <= cluster.ranks:
+            expected = f"1 to {cluster.ranks}, the ranks of {cluster.name}"
+            raise SpecError(name, asked, expected)
+
+
 def plan_problem(
     problem: PlanningProblem, *, policy: str | Policy = "muxtune", options: PlanOptions = FREE
 ) -> list[Plan]:
@@ -59,10 +71,7 @@ def plan_problem(
     Raises:
         UserError: See :func:`plan_workload`.
     """
-    for name, asked in (("--tp", options.tp), ("--pp", options.pp), ("--dp", options.dp)):
-        if asked is not None and not 1 <= asked <= problem.cluster.ranks:
-            expected = f"1 to {problem.cluster.ranks}, the ranks of {problem.cluster.name}"
-            raise SpecError(name, asked, expected)
+    check_ranks(problem.cluster, options)
     chosen, objective = choose_policy(policy), find_objective(options.objective)
     refuse_switches(chosen, options)
     options = replace(options, policy_options=chosen.check_options(options.policy_options))

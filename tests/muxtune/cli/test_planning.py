@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -198,6 +199,27 @@ def test_a_bad_option_ends_with_2_and_one_line(cli, write_workload, profile_path
     assert message in result.err
     assert errors_of(result) == 1
     assert not (tmp_path / "plan.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--tp", "3"], "--tp = 3: expected 1 to 2, the ranks of cpu-2"),
+        (["--pp", "2", "--dp", "2"], "mesh = '--pp 2, --dp 2': expected at most 2 ranks in all"),
+        (["--partition", "a+b"], r"--partition = 'a\+b': expected every task once; c is missing"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_refused_before_anything_is_measured(
+    cli, write_workload, monkeypatch, options, message
+):
+    def measure(*_: object) -> None:
+        pytest.fail("costs were asked for")
+
+    monkeypatch.setattr("muxtune.cli.planning.find_costs", measure)
+    refused = cli("plan", "--workload", write_workload(), *options)
+    assert (refused.code, errors_of(refused)) == (2, 1)
+    assert re.search(message, refused.err), refused.err
 
 
 def test_a_backbone_must_be_named_somewhere(cli, write_workload, profile_path):

@@ -69,8 +69,8 @@ WORKLOADS = {
 }
 
 
-NODE_COUNTS = (1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 16) if FULL else (1, 3, 4, 5, 7, 8)
-PAIR_COUNTS = (4, 6, 8, 10, 14, 16) if FULL else (4, 6, 10)
+NODE_COUNTS = tuple(range(1, 17)) if FULL else (1, 3, 4, 5, 7, 8)
+PAIR_COUNTS = tuple(range(2, 17, 2)) if FULL else (4, 6, 10)
 
 
 @pytest.mark.slow

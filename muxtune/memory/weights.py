@@ -23,6 +23,9 @@ _ROTARY_TABLES = 3
 class Sharding:
     """How one stage's layers are split over tensor-parallel ranks (arXiv 1909.08053).
 
+    It is not :meth:`muxtune.model.ModelSpec.shard`, the narrower backbone that a rank is priced by; bytes
+    need the whole backbone beside the number of ranks, as biases and norms are not divided.
+
     Linears that read a norm's output are split by their outputs, the other two by their inputs; heads and
     the MLP's width follow. What is trained is split where its method says so, as its linear is
     (:class:`muxtune.peft.TrainedTensor`). Embedding and head are split by the vocabulary. Biases and norms

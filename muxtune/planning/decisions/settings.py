@@ -91,6 +91,17 @@ class SearchSettings:
     worth_cutting: float = 0.98
     """Micro-batches are cut on a mesh only if the least work that any partition has on its busiest stage is
     below this share of the best iteration that is expected without cutting."""
+    spreads: int = 3
+    """Lengths to which long micro-batches are spread: a power of two above the longest one, halved so many
+    times."""
+    most_spread: int = 4
+    """Micro-batches that an hTask is spread over, as a multiple of those that its tasks declare."""
+    spread_within: float = 1.3
+    """Partitions are spread if they took at most this many times the best. Spreading took up to 13 % off."""
+    spread_partitions: int = 2
+    """Partitions of a mesh that are spread."""
+    most_ordered: int = 5
+    """HTasks up to which all orders of injection are played for partitions that are spread: 24 for five."""
     cut_freely: int = 64
     """With more tasks than this, micro-batches are cut only where a single task's are among the longest."""
     paced_by_one: float = 0.7
@@ -134,8 +145,8 @@ class SearchSettings:
     far: float = 1.1
     """A mesh is far if nothing that was played on it came within this factor of the best. On 20 meshes of the
     first instances of ``benchmarks.planning``, the best partition of a mesh was at most 8 % faster than the
-    best of its first six."""
-    patience_far: int = 6
+    best of its first few."""
+    patience_far: int = 4
     """Partitions that are tried on a mesh that is far, of those that fit the memory."""
     less_memory: float = 0.98
     """Partitions that need less than this share of what did not fit are looked at when patience has ended."""

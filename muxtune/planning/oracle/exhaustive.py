@@ -13,6 +13,7 @@ from muxtune.planning.problem.carrying import may_carry
 from muxtune.planning.problem.layouts import cheapest_alignment, shortest_alignment
 from muxtune.planning.problem.meshes import choose_mesh
 from muxtune.planning.problem.problem import PlanningProblem
+from muxtune.planning.problem.spreading import may_spread
 from muxtune.planning.refinement.appraiser import Appraised, Appraiser
 from muxtune.planning.refinement.groups import GroupTable
 
@@ -36,7 +37,7 @@ def task_appraiser(problem: PlanningProblem, options: PlanOptions, *, shortest: 
     align = (shortest_alignment if shortest else cheapest_alignment)(problem, mesh, options)
     templates = options.templates(problem.settings.templates)
     table = GroupTable(problem, mesh, align, one_method=options.one_method)
-    return Appraiser(table, templates, cut=may_carry(options))
+    return Appraiser(table, templates, cut=may_carry(options), widely=may_spread(options))
 
 
 def best_of_all(appraiser: Appraiser, *, keep: int = 1, below_s: float = math.inf) -> list[Appraised]:

@@ -84,15 +84,29 @@ def cut_choice(problem: PlanningProblem, mesh: Mesh, task_ids: tuple[str, ...], 
 
 
 def cut_variants(
-    problem: PlanningProblem, htasks: Sequence[HTaskChoice], mesh: Mesh
+    problem: PlanningProblem,
+    htasks: Sequence[HTaskChoice],
+    mesh: Mesh,
+    *,
+    longest_s: float | None = None,
+    cuts: Sequence[float] | None = None,
 ) -> Iterator[tuple[HTaskChoice, ...]]:
-    """The partition with long micro-batches cut, for every pace at which something is cut."""
+    """The partition with long micro-batches cut, for every pace at which something is cut.
+
+    Args:
+        problem: The planning problem.
+        htasks: The partition.
+        mesh: The mesh.
+        longest_s: Seconds whose parts are the paces; by default those of the partition's longest micro-batch.
+        cuts: Paces, as ``longest_s`` over each of these; by default those of the settings.
+    """
     if mesh.pp == 1:
         return
     settings = problem.settings
     slot_s = np.array([problem.htask_times(htask, mesh).slowest_s for htask in htasks])
     tokens = np.array([htask.shape.tokens for htask in htasks])
-    for carries in carries_to_try(slot_s, tokens, float(slot_s.max()), settings.cuts, settings):
+    longest_s = float(slot_s.max()) if longest_s is None else longest_s
+    for carries in carries_to_try(slot_s, tokens, longest_s, cuts or settings.cuts, settings):
         yield tuple(
             htask if carry == 1 else cut_choice(problem, mesh, htask.task_ids, carry)
             for htask, carry in zip(htasks, carries.tolist(), strict=True)

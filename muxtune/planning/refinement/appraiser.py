@@ -18,6 +18,7 @@ from muxtune.planning.problem.assemble import structure_iteration_s
 from muxtune.planning.problem.carrying import cut_choice, cut_variants
 from muxtune.planning.problem.memory_limit import fits
 from muxtune.planning.problem.schedules import pipeline_candidates
+from muxtune.planning.problem.spreading import spread_choice, spread_variants
 from muxtune.planning.refinement.groups import GroupTable
 from muxtune.schedule import Template
 
@@ -40,6 +41,8 @@ class Appraiser:
         templates: Templates that may be used.
         seconds_of: Iteration time of a structure; the recurrence by default.
         cut: Whether long micro-batches may be cut, too; see :mod:`muxtune.planning.problem.carrying`.
+        widely: Whether they are cut to the paces of single tasks, too, and spread
+            (:mod:`muxtune.planning.problem.spreading`), so that nothing is left that a search may try.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class Appraiser:
         seconds_of: Callable[[PlanStructure], float] | None = None,
         *,
         cut: bool = False,
+        widely: bool = False,
     ) -> None:
         self.table = table
         self.templates = tuple(templates)
@@ -58,6 +62,7 @@ class Appraiser:
         """Whether a schedule that would be faster did not fit the memory."""
         self._seconds_of = seconds_of or partial(structure_iteration_s, table.problem)
         self.cut = cut and table.mesh.pp > 1
+        self._widely = widely
         self._least_load_s = lru_cache(maxsize=None)(self._least_load)
 
     def bound_s(self, groups: Groups, templates: Sequence[Template] = ()) -> float:
@@ -72,7 +77,7 @@ class Appraiser:
         return not self.cut and self.table.surely_exceeds(groups)
 
     def _least_load(self, mask: int) -> NDArray[np.float64]:
-        """Work of each stage, with micro-batches cut or not."""
+        """Work of each stage, with micro-batches cut, spread or not."""
         group, table = self.table[mask], self.table
         loads_s = [group.terms.load_s[:, 0]]
         settings = table.problem.settings
@@ -81,6 +86,13 @@ class Appraiser:
                 choice = cut_choice(table.problem, table.mesh, table.members(mask), carry)
                 times = table.problem.htask_times(choice, table.mesh)
                 loads_s.append(choice.shape.microbatches * np.add(times.fwd_s, times.bwd_s))
+        if self._widely:
+            problem, mesh = table.problem, table.mesh
+            longest = 1 << (group.choice.shape.tokens - 1).bit_length()
+            for halved in range(1, settings.spreads + 1):
+                choice = spread_choice(problem, group.choice, mesh.dp, longest >> halved)
+                times = problem.htask_times(choice, mesh)
+                loads_s.append(choice.shape.microbatches * np.add(times.fwd_s, times.bwd_s))
         return np.asarray(np.min(loads_s, axis=0))
 
     def structures(self, groups: Groups) -> list[PlanStructure]:
@@ -88,9 +100,23 @@ class Appraiser:
         problem, mesh = self.table.problem, self.table.mesh
         htasks = self.table.htasks(groups)
         found = pipeline_candidates(problem, htasks, mesh, self.templates)
-        for variant in cut_variants(problem, htasks, mesh) if self.cut else ():
+        for variant in self._variants(htasks):
             found += pipeline_candidates(problem, variant, mesh, self.templates)
         return found
+
+    def _variants(self, htasks: tuple[HTaskChoice, ...]) -> list[tuple[HTaskChoice, ...]]:
+        """The partition with long micro-batches cut or spread, without repetitions."""
+        if not self.cut:
+            return []
+        problem, mesh = self.table.problem, self.table.mesh
+        cut = list(cut_variants(problem, htasks, mesh))
+        if not self._widely:
+            return cut
+        alone = [self.table[1 << task].slowest_s for task in range(len(self.table.task_ids))]
+        cuts = problem.settings.cuts_of_tasks
+        cut += cut_variants(problem, htasks, mesh, longest_s=max(alone), cuts=cuts)
+        spread = [each for base in (htasks, *cut) for each in spread_variants(problem, base, mesh)]
+        return list(dict.fromkeys([*cut, *spread]))
 
     def least_structures(self, partitions: Iterable[Groups]) -> list[PlanStructure]:
         """All schedules of those partitions that may need least memory, to refuse with."""
@@ -112,7 +138,7 @@ class Appraiser:
         else:
             bound_s = {template: self.table.bound_s(groups, [template]) for template in self.templates}
             timed += self._played(htasks, bound_s, below_s)
-        for variant in cut_variants(problem, htasks, mesh) if self.cut else ():
+        for variant in self._variants(htasks):
             times = [problem.htask_times(htask, mesh) for htask in variant]
             run = max(htask.shape.carry for htask in variant)
             bounds = exact_bounds(times, [htask.shape.microbatches for htask in variant], run)

@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import permutations
 
 import numpy as np
 
@@ -34,6 +35,7 @@ from muxtune.planning.problem.meshes import MeshShape, candidate_meshes
 from muxtune.planning.problem.objectives import Objective, find_objective
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.planning.problem.schedules import in_order, modes_to_try
+from muxtune.planning.problem.spreading import may_spread, spread_variants
 from muxtune.planning.refinement.appraiser import Appraiser
 from muxtune.planning.refinement.groups import GroupTable
 from muxtune.planning.refinement.local_search import refined_partitions
@@ -143,6 +145,10 @@ def search_structures(
         proposals += search.play(
             fewer, patience, on_each_mesh=True, alone=True, report=report, leaves_far=leaves_far
         )
+    if prune and may_spread(options):
+        search.spread()
+    if prune and few:
+        search.reorder()
     # Refinement plays stages one operator after the other.
     sequential = options.orchestration is None or options.orchestration == "sequential"
     if prune and len(problem.tasks) < settings.refined_below and sequential:
@@ -181,6 +187,12 @@ def _refuse(problem: PlanningProblem, meshes: Sequence[MeshProposals], search: _
     field = f"cluster.device.memory_bytes of {problem.cluster.name}"
     expected = f"at least {needed}, what {longest} needs with every task in an hTask of its own"
     raise SpecError(field, problem.cluster.device.memory_bytes, expected)
+
+
+def _reordered(problem: PlanningProblem, htask: HTaskChoice, task_ids: Sequence[str], dp: int) -> HTaskChoice:
+    microbatches = htask.shape.microbatches
+    shape = problem.shape(task_ids, *htask.layout, dp=dp, microbatches=microbatches)
+    return HTaskChoice(task_ids=tuple(task_ids), shape=shape, instance=htask.instance)
 
 
 class _Search:
@@ -322,6 +334,75 @@ class _Search:
             below_s=self.best,
         )
         return Outcome(proposal, found.fate, bound_s, found.value, found.structure)
+
+    def spread(self) -> None:
+        """Spread long micro-batches of the best partitions of every mesh, and try all orders of few hTasks.
+
+        Both help where stages wait, and neither makes the work of a stage less: partitions are left out whose
+        work is not below the best.
+        """
+        settings = self._problem.settings
+        tried: Counter[Mesh] = Counter()
+        for outcome in sorted(self.outcomes, key=lambda each: each.value):
+            proposal, structure = outcome.proposal, outcome.structure
+            if outcome.value > settings.spread_within * self.best:
+                break
+            if proposal is None or structure is None or tried[proposal.mesh] == settings.spread_partitions:
+                continue
+            tried[proposal.mesh] += 1
+            load_s = self.least_s(proposal, self._load_s(structure))
+            if load_s < self.best:
+                self._try_orders(outcome)
+            if load_s < settings.worth_cutting * self.best:
+                self._spread(proposal, structure.htasks)
+
+    def _spread(self, proposal: Proposal, htasks: Sequence[HTaskChoice]) -> None:
+        for variant in spread_variants(self._problem, htasks, proposal.mesh):
+            spread = self._look_at(proposal, variant)
+            self._note(spread)
+            self._try_orders(spread)
+
+    def _try_orders(self, outcome: Outcome) -> None:
+        """Play hTasks one after the other in every order, from the first one on, as they go round."""
+        settings, structure = self._problem.settings, outcome.structure
+        if structure is None or outcome.value > settings.far * self.best or structure.pp == 1:
+            return
+        first, *others = range(len(structure.htasks))
+        sequential = structure.orchestration.mode == "sequential"
+        if not sequential or not 1 < len(others) < settings.most_ordered:
+            return
+        for order in permutations(others):
+            buckets = tuple((htask,) for htask in (first, *order))
+            ordered = replace(structure, buckets=buckets)
+            seconds = self.tried.value(ordered)
+            if seconds < self.best and fits(self._problem, ordered):
+                self._note(Outcome(outcome.proposal, "fits", outcome.bound_s, seconds, ordered))
+
+    def reorder(self) -> None:
+        """Look at the best partition with its hTasks' tasks as the workload has them, and turned around.
+
+        Sequences go into micro-batches task by task, so the order decides which ones share a micro-batch.
+        """
+        problem = self._problem
+        best = min(self.outcomes, key=lambda each: each.value, default=None)
+        if best is None or best.proposal is None or best.structure is None:
+            return
+        htasks, dp = best.structure.htasks, best.structure.mesh.dp
+        position = {task_id: number for number, task_id in enumerate(problem.data)}
+        others = {
+            tuple(
+                _reordered(problem, each, sorted(each.task_ids, key=position.__getitem__), dp)
+                for each in htasks
+            ),
+            tuple(_reordered(problem, each, each.task_ids[::-1], dp) for each in htasks),
+        }
+        for reordered in sorted(others - {htasks}, key=lambda each: [htask.task_ids for htask in each]):
+            self._note(self._look_at(best.proposal, reordered))
+
+    def _load_s(self, structure: PlanStructure) -> float:
+        """Work of the busiest stage, one operator after the other."""
+        times = [self._problem.htask_times(htask, structure.mesh) for htask in structure.htasks]
+        return exact_bounds(times, structure.microbatches).load_s
 
     def _note(self, outcome: Outcome) -> None:
         self.outcomes.append(outcome)

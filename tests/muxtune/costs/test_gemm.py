@@ -135,6 +135,6 @@ def test_sizes_without_meaning_are_refused():
 def test_a_hundred_thousand_distinct_shapes_take_seconds():
     generator = np.random.default_rng(0)
     m, n, k = (generator.integers(1, 30_000, 100_000) for _ in range(3))
-    start = time.perf_counter()
+    start = time.process_time()
     gemm_seconds(load_gemm("a40"), m, n, k)
-    assert time.perf_counter() - start < 4  # half a second on an idle core
+    assert time.process_time() - start < 4  # half a second of one core, whatever else the machine does

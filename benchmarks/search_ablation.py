@@ -9,6 +9,8 @@ worse    share of the instances in which the plan is slower by more than 0.1 %
 time     processor time of the search without the stage over that with it: median
 refused  instances for which nothing is found that fits the memory without the stage
 
+With ``--out``, what was measured is kept, and a run that was stopped goes on where it was.
+
     python -m benchmarks.search_ablation [--instances 60] [--stages 'no paces,one bucket'] [--out ROWS.json]
 """
 
@@ -19,10 +21,11 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -59,6 +62,10 @@ STAGES: dict[str, SearchSettings] = {
     "no continuous": replace(DEFAULT_SETTINGS, templates=("flush",)),
     "one bucket": replace(DEFAULT_SETTINGS, most_groupings=1),
     "two numbers of buckets": replace(DEFAULT_SETTINGS, most_groupings=2),
+    "no spreading, no orders": replace(DEFAULT_SETTINGS, spread_within=0.0),
+    "no orders of injection": replace(DEFAULT_SETTINGS, most_ordered=0),
+    "meshes that are far, as others": replace(DEFAULT_SETTINGS, patience_far=1 << 30),
+    "overlap as far as it may win": replace(DEFAULT_SETTINGS, overlaps_seen=1 << 30),
     "no overlap": replace(DEFAULT_SETTINGS, modes=()),
     "no intra": replace(DEFAULT_SETTINGS, modes=("interleaved",)),
     "no interleaved": replace(DEFAULT_SETTINGS, modes=("intra",)),
@@ -140,7 +147,10 @@ def measure(instance: Instance, settings: SearchSettings = DEFAULT_SETTINGS) -> 
 
 
 def ablate(
-    instance: Instance, stages: Iterable[str], step: Callable[[], None] = lambda: None
+    instance: Instance,
+    stages: Iterable[str],
+    step: Callable[[], None] = lambda: None,
+    known: Mapping[str, Search] = MappingProxyType({}),
 ) -> dict[str, Search]:
     """Searches of an instance, with all stages (:data:`WHOLE`) and without each of some.
 
@@ -148,13 +158,26 @@ def ablate(
         instance: What is planned.
         stages: Keys of :data:`STAGES`.
         step: Called after every search.
+        known: Searches of the instance that need not be done again. With another stage, the search with all
+            is, as times are compared with it.
     """
+    wanted = (WHOLE, *stages)
+    if known.keys() >= set(wanted):
+        return {stage: known[stage] for stage in wanted}
     measure(instance)  # whatever is remembered from problem to problem is remembered from now on
     found = {}
-    for stage in (WHOLE, *stages):
+    for stage in wanted:
         found[stage] = measure(instance, STAGES.get(stage, DEFAULT_SETTINGS))
         step()
     return found
+
+
+def read_rows(path: Path | None) -> dict[str, dict[str, Search]]:
+    """Searches by instance that an earlier run kept; none if there is no file."""
+    if path is None or not path.exists():
+        return {}
+    rows = json.loads(path.read_text())
+    return {name: {stage: Search(*search) for stage, search in row.items()} for name, row in rows.items()}
 
 
 def ablation_table(found: Sequence[dict[str, Search]]) -> str:
@@ -209,12 +232,17 @@ def main() -> None:
         parser.error(f"--stages {unknown[0]!r}: expected some of {', '.join(STAGES)}")
     instances = draw_instances(args.instances, args.first_seed)
     print(machine_line(), flush=True)
+    kept = read_rows(args.out)
     found: list[dict[str, Search]] = []
     with bar(len(instances) * (1 + len(stages))) as step:
         for instance in instances:
-            found.append(ablate(instance, stages, step))
+            found.append(ablate(instance, stages, step, kept.get(str(instance), {})))
+            kept[str(instance)] = found[-1]
             if args.out is not None:
-                rows = [{stage: astuple(search) for stage, search in each.items()} for each in found]
+                rows = {
+                    name: {stage: astuple(search) for stage, search in each.items()}
+                    for name, each in kept.items()
+                }
                 write_atomically(args.out, lambda path, rows=rows: path.write_text(json.dumps(rows)))
     print(f"{len(instances)} instances\n\n{ablation_table(found)}")
 

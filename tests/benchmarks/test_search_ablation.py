@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
+from pathlib import Path
+from unittest.mock import patch
 
 from benchmarks.search_ablation import (
     STAGES,
@@ -13,6 +16,7 @@ from benchmarks.search_ablation import (
     ablate,
     ablation_table,
     draw_instances,
+    main,
 )
 from muxtune.planning.decisions.settings import DEFAULT_SETTINGS
 
@@ -55,3 +59,14 @@ def test_the_table_has_what_was_lost():
         "0.50",
         "1",
     ]
+
+
+def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.json"
+    arguments = ["--instances", "1", "--stages", "no carry groups", "--out", str(rows)]
+    with patch.object(sys, "argv", ["search_ablation", *arguments]):
+        main()
+        first = rows.read_text()
+        with patch("benchmarks.search_ablation.measure", side_effect=AssertionError("measured again")):
+            main()
+    assert rows.read_text() == first

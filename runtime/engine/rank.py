@@ -182,7 +182,8 @@ class RankRun:
             state = checkpoints.load(task_id, self._job.first_step)
             if state is not None:
                 tenant.restore(state.part_of(tenant))
-                self._losses[task_id] = list(state.losses)
+                if self._mesh.last:  # or a rank would write on what it has of them, and never add to it
+                    self._losses[task_id] = list(state.losses)
 
     def _after_step(self, htask: int, step: int) -> None:
         self._ready.watch.check()

@@ -198,7 +198,7 @@ def load_task(folder: Path, steps_done: int, identity: str) -> TaskState:
     losses: list[StepLoss] = []
     for header, _ in parts:
         taken |= header.optimizer_steps
-        losses = losses or [StepLoss(*fields) for fields in header.losses]  # shards have the same
+        losses = losses or [StepLoss(*fields) for fields in header.losses]  # shards of a stage have the same
     kinds = (_ADAPTER, *_MOMENTS)
     return TaskState(
         steps_done=steps_done,

@@ -20,6 +20,7 @@ from muxtune.tasks import Workload
 from runtime import RunOptions, load_report, run_plan
 from runtime.tasks.checkpoint import RunCheckpoints
 from tests.helpers import make_plan, make_task, write_examples
+from tests.integration.parity import read_losses
 from tests.integration.prepared import prepared_ranks
 from tests.integration.processes import rank_pids, wait_until
 
@@ -158,7 +159,7 @@ def test_a_run_is_taken_up_on_another_mesh(tmp_path, hf_dirs):
     run_dir, alone = tmp_path / "run", on_mesh(pp=1)
     with prepared_ranks():
         run_plan(on_mesh(pp=2), run_dir, RunOptions(steps=3, checkpoint_every=EVERY))
-        for plan, first, steps in ((on_mesh(pp=1, tp=2), 2, 5), (alone, 4, 9)):
+        for plan, first, steps in ((on_mesh(pp=2), 2, 5), (on_mesh(pp=1, tp=2), 4, 7), (alone, 6, 9)):
             options = RunOptions(resume=True, steps=steps, checkpoint_every=EVERY)
             assert run_plan(plan, run_dir, options).first_step == first
         run_plan(alone, tmp_path / "undisturbed")
@@ -166,8 +167,10 @@ def test_a_run_is_taken_up_on_another_mesh(tmp_path, hf_dirs):
         expected, found = _adapter(tmp_path / "undisturbed", task.id), _adapter(run_dir, task.id)
         for key, tensor in expected.items():
             torch.testing.assert_close(found[key], tensor, rtol=1e-9, atol=1e-12)
+        losses, _ = read_losses(run_dir, task.id)
+        assert losses == pytest.approx(read_losses(tmp_path / "undisturbed", task.id)[0], rel=1e-9)
     assert [path.name for path in sorted((run_dir / "plans").iterdir())] == [
-        f"from-{first:06d}.json" for first in (0, 2, 4)
+        f"from-{first:06d}.json" for first in (0, 4, 6)
     ]
     assert load_plan(run_dir / "plan.json") == alone
 

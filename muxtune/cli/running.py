@@ -35,6 +35,10 @@ def run(
     strict: Annotated[
         bool, typer.Option("--strict", help="End the run if a task fails; else the others go on.")
     ] = False,
+    json_lines: Annotated[
+        Path | None,
+        typer.Option("--json-lines", help="Add a JSON object a line on all tasks, every two seconds or so."),
+    ] = None,
     device: Annotated[
         Literal["cpu", "cuda"] | None,
         typer.Option(help="Compute on these instead of what the plan is for; times are then not comparable."),
@@ -44,6 +48,7 @@ def run(
 ) -> None:
     """Execute a plan with torch, on ranks that it starts itself or under torchrun."""
     check_writable(out, "--out", folder=True)
+    check_writable(json_lines, "--json-lines", inputs=[plan])
     joins = under_torchrun()
     if not joins:
         costs = load_plan(plan).costs  # a bad plan is refused before torch is loaded
@@ -57,6 +62,7 @@ def run(
         peer_timeout_s=peer_timeout_s,
         device=device,
         strict=strict,
+        json_lines=json_lines,
         progress=True,
     )
     try:

@@ -9,8 +9,8 @@ import typer
 
 from muxtune.cli.options import JsonFlag, WideFlag
 from muxtune.cli.output import emit
-from muxtune.support.progress import RunProgress, TaskProgress, age_s, load_progress
-from muxtune.support.tables import format_table, show_percent, show_rate, show_seconds
+from muxtune.support.progress import COLUMNS, RunProgress, age_s, load_progress, progress_cells
+from muxtune.support.tables import format_table, show_seconds
 
 
 def status(
@@ -25,20 +25,5 @@ def status(
 
 def progress_table(progress: RunProgress) -> str:
     """A row per task, and when they were so far."""
-    header = ["task", "method", "state", "steps", "loss", "effective tokens/s", "share", "ETA", "why"]
-    table = format_table(header, [_row(task) for task in progress.tasks])
+    table = format_table(COLUMNS, [progress_cells(task) for task in progress.tasks])
     return f"{table}\n\nafter {show_seconds(progress.wall_s)}, {show_seconds(age_s(progress))} ago"
-
-
-def _row(task: TaskProgress) -> list[str]:
-    return [
-        task.id,
-        task.method,
-        task.state,
-        f"{task.steps_done} / {task.steps}",
-        "" if task.loss is None else f"{task.loss:.4f}",
-        "" if task.effective_tokens_per_s is None else show_rate(task.effective_tokens_per_s),
-        "" if task.share is None else show_percent(task.share),
-        "" if task.eta_s is None else show_seconds(task.eta_s),
-        task.reason or "",
-    ]

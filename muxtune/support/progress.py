@@ -12,6 +12,7 @@ from muxtune.support.errors import UserError, spec_error_from
 from muxtune.support.files import write_text_atomically
 from muxtune.support.run_folder import refuse_if_locked
 from muxtune.support.strict_models import STRICT
+from muxtune.support.tables import show_percent, show_rate, show_seconds
 
 PROGRESS = "progress.json"
 
@@ -55,6 +56,25 @@ class RunProgress(BaseModel):
     written_s: float
     """When this was written, in seconds since 1970."""
     tasks: tuple[TaskProgress, ...]
+
+
+COLUMNS = ("task", "method", "state", "steps", "loss", "effective tokens/s", "share", "ETA", "why")
+"""Titles of :func:`progress_cells`."""
+
+
+def progress_cells(task: TaskProgress) -> list[str]:
+    """A row of a table for people; control characters are not escaped."""
+    return [
+        task.id,
+        task.method,
+        task.state,
+        f"{task.steps_done} / {task.steps}",
+        "" if task.loss is None else f"{task.loss:.4f}",
+        "" if task.effective_tokens_per_s is None else show_rate(task.effective_tokens_per_s),
+        "" if task.share is None else show_percent(task.share),
+        "" if task.eta_s is None else show_seconds(task.eta_s),
+        task.reason or "",
+    ]
 
 
 def save_progress_file(progress: RunProgress, run_dir: Path) -> None:

@@ -47,7 +47,10 @@ class RunOptions(BaseModel):
     strict: bool = False
     """A task that fails ends the run; else the others go on."""
     progress: bool = False
-    """Show a bar on stderr (not under torchrun)."""
+    """Show the tasks and a bar on stderr (not under torchrun)."""
+    json_lines: Path | None = None
+    """File that gets what is shown as a JSON object a line, at most one every two seconds (not under
+    torchrun)."""
 
 
 class RunJob(RunOptions):

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from muxtune.cluster import DeviceKind
 from muxtune.model import is_pickled, weight_files
@@ -39,6 +36,7 @@ from runtime.engine.rank import RankRun
 from runtime.engine.ready import prepare_rank
 from runtime.launch.local import launch_ranks
 from runtime.launch.torchrun import check_node_place, job_place, joined
+from runtime.launch.watching import watched
 from runtime.ops.kernels import kernel_mode
 from runtime.reports.report import RunReport, load_report
 from runtime.tasks.checkpoint import RunCheckpoints
@@ -79,7 +77,7 @@ def run_plan(plan: Plan | Path, out_dir: Path, options: RunOptions | None = None
             return load_report(out_dir / "run.json")
         device = plan.cluster.device.kind
         job = RunJob.of(options, out_dir, steps=iterations, first_step=first_step, device=device, lock=lock)
-        with keeping(partial(_kept, plan, out_dir, iterations)), _progress_bar(job) as on_progress:
+        with keeping(partial(_kept, plan, out_dir, iterations)), watched(job) as on_progress:
             launch_ranks(job, plan.parallelism.ranks, on_progress)
         return load_report(out_dir / "run.json")
 
@@ -278,14 +276,3 @@ def _join(plan: Plan | Path, out_dir: Path, options: RunOptions) -> RunReport:
                 job = RunJob.of(options, out_dir, steps=iterations, first_step=first_step, device=device)
                 RankRun(checked, job, prepare_rank(checked, job, rank)).execute()
             return load_report(out_dir / "run.json")
-
-
-@contextmanager
-def _progress_bar(job: RunJob) -> Iterator[Callable[[int], None]]:
-    if not job.progress:
-        yield lambda _: None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        entry = bar.add_task("iterations", total=job.steps, completed=job.first_step)
-        yield lambda done: bar.update(entry, completed=done)

@@ -109,13 +109,16 @@ def test_a_run_goes_on_without_a_task_that_had_failed_and_says_so(tmp_path, hf_d
         run_plan(plan, run_dir, RunOptions(checkpoint_every=1, steps=BAD_STEP + 2))
     before = read_adapter(run_dir, "b")
     save_plan(plan, tmp_path / "plan.json")
-    result = command("run", tmp_path / "plan.json", "--out", run_dir, "--resume", "--json")
+    lines = tmp_path / "progress.jsonl"
+    options = ("--resume", "--json", "--json-lines", lines)
+    result = command("run", tmp_path / "plan.json", "--out", run_dir, *options)
     assert result.code == 3
     assert "muxtune: task failed: task b, step 6: the gradient norm is inf" in result.err
     report = json.loads(result.out)
     assert report["first_step"] == BAD_STEP + 1
     assert [task["state"] for task in report["tasks"]] == ["finished", "failed", "finished", "finished"]
     shown = command("status", run_dir, "--json").json["tasks"]
+    assert json.loads(lines.read_text().splitlines()[-1])["tasks"] == shown
     assert {task["id"]: (task["state"], task["steps_done"]) for task in shown} == {
         "a": ("finished", STEPS),
         "b": ("failed", BAD_STEP),

@@ -57,7 +57,7 @@ class Masks:
     keys_T: Tensor
     """States of the tokens, see :mod:`runtime.ops.dropout`."""
     dropouts: tuple[Dropout | None, ...]
-    """Of each piece."""
+    """Dropout of each piece; None where it has none."""
 
 
 def add_updates_(

@@ -214,7 +214,7 @@ def _launch_shrink(
         TILE_COLUMNS=64,
         SPLIT_K=SPLIT_K,
         num_warps=4,
-        num_stages=3,
+        num_stages=3 if masks is None else 1,  # masked inputs take more shared memory
         enable_fp_fusion=True,
     )
     if splits == 1:
@@ -271,7 +271,7 @@ def _launch_outer(
         **_constants(side, weights),
         TILE_COLUMNS=columns,
         num_warps=8,
-        num_stages=3,
+        num_stages=3 if masks is None else 1,  # as above
         enable_fp_fusion=True,
     )
     parts = packed.split([weight.numel() for weight in weights])

@@ -180,6 +180,16 @@ def read_rows(path: Path | None) -> dict[str, dict[str, Search]]:
     return {name: {stage: Search(*search) for stage, search in row.items()} for name, row in rows.items()}
 
 
+def keep_rows(path: Path, found: Mapping[str, Mapping[str, Search]]) -> None:
+    """Write what :func:`read_rows` reads."""
+    rows = {name: {stage: astuple(each) for stage, each in row.items()} for name, row in found.items()}
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(json.dumps(rows))
+
+    write_atomically(path, write)
+
+
 def ablation_table(found: Sequence[dict[str, Search]]) -> str:
     """A row per stage, over the instances for which something fits."""
     header = ["search", "slower: median", "p90", "worst", "worse", "time", "refused"]
@@ -239,11 +249,7 @@ def main() -> None:
             found.append(ablate(instance, stages, step, kept.get(str(instance), {})))
             kept[str(instance)] = found[-1]
             if args.out is not None:
-                rows = {
-                    name: {stage: astuple(search) for stage, search in each.items()}
-                    for name, each in kept.items()
-                }
-                write_atomically(args.out, lambda path, rows=rows: path.write_text(json.dumps(rows)))
+                keep_rows(args.out, kept)
     print(f"{len(instances)} instances\n\n{ablation_table(found)}")
 
 

@@ -145,9 +145,9 @@ def search_structures(
         proposals += search.play(
             fewer, patience, on_each_mesh=True, alone=True, report=report, leaves_far=leaves_far
         )
-    if prune and may_spread(options):
-        search.spread()
-    if prune and few:
+    if prune and few:  # many tasks fill a pipeline as they are
+        if may_spread(options):
+            search.spread()
         search.reorder()
     # Refinement plays stages one operator after the other.
     sequential = options.orchestration is None or options.orchestration == "sequential"

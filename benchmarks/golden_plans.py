@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from benchmarks.helpers.machine import machine_line
 from muxtune.cluster import TESTBEDS
 from muxtune.planning.decisions.options import PlanOptions
 from muxtune.planning.problem.problem import PlanningProblem
-from muxtune.support.errors import SpecError
+from muxtune.support.errors import NotEnoughMemoryError
 from sim import search_problem
 
 RELATIVE_TOLERANCE = 1e-12
@@ -47,8 +46,8 @@ def plan_record(seed: int) -> dict[str, Any]:
         options = PlanOptions(tp=2) if number % 2 else PlanOptions()
     try:
         plan = search_problem(problem, options=options)
-    except SpecError as error:
-        return {"refused": re.findall(r"\d{5,}", str(error))}
+    except NotEnoughMemoryError as error:
+        return {"refused": [error.needed_bytes, error.nearest_bytes]}
     predicted = plan.predicted
     decisions = {
         "parallelism": plan.parallelism.model_dump(mode="json"),

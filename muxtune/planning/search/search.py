@@ -43,7 +43,8 @@ from muxtune.planning.search.candidates import Progress, Ranking, layouts
 from muxtune.planning.search.proposals import MeshProposals, Proposal
 from muxtune.planning.search.quickest_schedule import Fate, QuickestSchedule
 from muxtune.planning.search.tried import Tried, Valued
-from muxtune.support.errors import SpecError
+from muxtune.support.errors import NotEnoughMemoryError
+from muxtune.support.tables import Quantity, show_bytes_down, show_bytes_up
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,8 +186,11 @@ def _refuse(problem: PlanningProblem, meshes: Sequence[MeshProposals], search: _
     memory = problem.memory(structure)  # by a bound: the schedule of more would take long to walk through
     needed = max(stage.total_bytes for stage in memory)
     field = f"cluster.device.memory_bytes of {problem.cluster.name}"
-    expected = f"at least {needed}, what {longest} needs with every task in an hTask of its own"
-    raise SpecError(field, problem.cluster.device.memory_bytes, expected)
+    has = Quantity(show_bytes_down(problem.cluster.device.memory_bytes))
+    expected = (
+        f"at least {show_bytes_up(needed)}, what {longest} needs with every task in an hTask of its own"
+    )
+    raise NotEnoughMemoryError(field, has, expected, needed, needed)
 
 
 def _reordered(problem: PlanningProblem, htask: HTaskChoice, task_ids: Sequence[str], dp: int) -> HTaskChoice:
@@ -210,6 +214,7 @@ class _Search:
         self._templates = options.templates(problem.settings.templates)
         self._modes = modes_to_try(problem, options)
         self._cut = may_carry(options) and len(problem.tasks) <= problem.settings.all_partitions_up_to
+        self._widely = may_spread(options)
         self._chunks = options.alignment is None and may_carry(options)
         self.tried = Tried(problem, objective)
         self._prune = prune
@@ -449,7 +454,7 @@ class _Search:
         Raises:
             SpecError: None of them fits; has the bytes of the one that needs least.
         """
-        appraisers = [self._appraiser(mesh, wanted) for mesh in dict.fromkeys(meshes)]
+        appraisers = [self._appraiser(mesh, wanted, widely=self._widely) for mesh in dict.fromkeys(meshes)]
         partitions = list(appraisers[0].table.partitions())
         least = [structure for each in appraisers for structure in each.least_structures(partitions)]
         for structure in fitting(self._problem, least):
@@ -457,12 +462,12 @@ class _Search:
             self.outcomes.append(Outcome(None, "fits", value, value, structure))
             self.best = min(self.best, value)
 
-    def _appraiser(self, mesh: Mesh, wanted: Sequence[Layout]) -> Appraiser:
+    def _appraiser(self, mesh: Mesh, wanted: Sequence[Layout], *, widely: bool = False) -> Appraiser:
         def align(task_ids: tuple[str, ...]) -> HTaskChoice:
             return cheapest_layout(self._problem, mesh, task_ids, wanted)
 
         table = GroupTable(self._problem, mesh, align, one_method=self._one_method)
-        return Appraiser(table, self._templates, self.tried.value, cut=self._cut)
+        return Appraiser(table, self._templates, self.tried.value, cut=self._cut, widely=widely)
 
     def ranked(self, keep: int) -> list[Outcome]:
         """All outcomes, fastest first; of the ``keep`` fastest it is known whether they fit."""

@@ -18,13 +18,16 @@ from muxtune.planning.refinement.appraiser import Appraised, Appraiser
 from muxtune.planning.refinement.groups import GroupTable
 
 
-def task_appraiser(problem: PlanningProblem, options: PlanOptions, *, shortest: bool = False) -> Appraiser:
+def task_appraiser(
+    problem: PlanningProblem, options: PlanOptions, *, shortest: bool = False, widely: bool = False
+) -> Appraiser:
     """Appraiser for all partitions of a problem's tasks, on layers that are balanced for the tasks alone.
 
     Args:
         problem: The planning problem.
         options: Decisions that are fixed.
         shortest: Whether groups lie in their shortest streams, which may fit where the fastest do not.
+        widely: Whether long micro-batches are spread, and cut to the paces of single tasks, too.
 
     Raises:
         SpecError: The cluster has no such mesh.
@@ -37,7 +40,7 @@ def task_appraiser(problem: PlanningProblem, options: PlanOptions, *, shortest: 
     align = (shortest_alignment if shortest else cheapest_alignment)(problem, mesh, options)
     templates = options.templates(problem.settings.templates)
     table = GroupTable(problem, mesh, align, one_method=options.one_method)
-    return Appraiser(table, templates, cut=may_carry(options), widely=may_spread(options))
+    return Appraiser(table, templates, cut=may_carry(options), widely=widely and may_spread(options))
 
 
 def best_of_all(appraiser: Appraiser, *, keep: int = 1, below_s: float = math.inf) -> list[Appraised]:
@@ -76,6 +79,8 @@ def best_in_all_streams(
 ) -> tuple[list[Appraised], list[Appraiser]]:
     """As :func:`best_of_all`; where the memory refuses something, groups lie in the shortest streams, too.
 
+    Where it refuses everything, long micro-batches are spread.
+
     Returns:
         The best, and the appraisers that found them: the one of the fastest streams first.
 
@@ -89,4 +94,7 @@ def best_in_all_streams(
         known = {each.structure for each in best}
         found = best_of_all(appraisers[1], keep=keep, below_s=below_s)
         best += [each for each in found if each.structure not in known]
+    if not best and math.isinf(below_s):
+        appraisers += [task_appraiser(problem, options, shortest=each, widely=True) for each in (False, True)]
+        best = [found for each in appraisers[-2:] for found in best_of_all(each, keep=keep)]
     return sorted(best, key=lambda each: each.seconds)[:keep], appraisers

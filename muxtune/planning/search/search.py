@@ -19,7 +19,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
 
@@ -146,6 +146,7 @@ def search_structures(
         proposals += search.play(
             fewer, patience, on_each_mesh=True, alone=True, report=report, leaves_far=leaves_far
         )
+    short = not np.isfinite(search.best)
     if prune and few:  # many tasks fill a pipeline as they are
         if may_spread(options):
             search.spread()
@@ -158,8 +159,10 @@ def search_structures(
         near += search.worth_refining(fewer, every=every, within=1.0)
         search.refine(near, layouts(problem, list(problem.data), options))
     report(1, 1)
+    all_meshes = [each.mesh for each in [*meshes, *fewer]]
+    if short and prune and few and sequential:  # nothing fits but what is spread
+        search.refine(dict.fromkeys(all_meshes), layouts(problem, list(problem.data), options), widely=True)
     if few and not np.isfinite(search.best) and sequential:
-        all_meshes = [each.mesh for each in [*meshes, *fewer]]
         search.try_least_memory(all_meshes, layouts(problem, list(problem.data), options))
     if not np.isfinite(search.best):
         _refuse(problem, meshes, search)
@@ -438,11 +441,17 @@ class _Search:
             near = [mesh for mesh in near if mesh in misfit]
         return sorted(near, key=lambda mesh: nearest[mesh])
 
-    def refine(self, meshes: Sequence[Mesh], wanted: Sequence[Layout]) -> None:
-        """Local search with exact prices and exact memory."""
+    def refine(self, meshes: Iterable[Mesh], wanted: Sequence[Layout], *, widely: bool = False) -> None:
+        """Local search with exact prices and exact memory.
+
+        Args:
+            meshes: Meshes, each by itself.
+            wanted: Layouts that groups may have.
+            widely: Whether long micro-batches of every partition are spread, too.
+        """
         settings = self._problem.settings
         for mesh in meshes:
-            appraiser = self._appraiser(mesh, wanted)
+            appraiser = self._appraiser(mesh, wanted, widely=widely and self._widely)
             for found in refined_partitions(appraiser, settings.effort)[: settings.refined_kept]:
                 bound_s = appraiser.bound_s(found.groups)
                 self.outcomes.append(Outcome(None, "fits", bound_s, found.seconds, found.structure))

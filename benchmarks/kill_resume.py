@@ -96,7 +96,7 @@ def kill_and_resume(
     Args:
         folder: Both runs go there.
         kills: Number of kills.
-        seed: Of what is killed, and when.
+        seed: Seed of what is killed, and when.
         steps_per_kill: Steps of the tasks, per kill.
 
     Raises:

@@ -138,7 +138,8 @@ def plan(  # noqa: PLR0913, PLR0917  # an argument per option
     from muxtune.policies import choose_policy, explain_muxtune
 
     check_writable(out, "--out", inputs=[workload, cluster, profile])
-    own_options = choose_policy(policy).check_options(_by_key(policy_option or []))  # before all measuring
+    chosen = choose_policy(policy)
+    own_options = chosen.check_options(_by_key(policy_option or []))  # before all measuring
     if explain and policy != "muxtune":
         raise SpecError("--explain", policy, "policy muxtune: the others search no partitions")
     inputs = load_inputs(workload, model, cluster)
@@ -162,7 +163,7 @@ def plan(  # noqa: PLR0913, PLR0917  # an argument per option
         objective=objective,
         policy_options=own_options,
     )
-    _check_possible(inputs, options)
+    _check_possible(inputs, options, ours=chosen.ours)
     costs = find_costs(profile, inputs.workload, inputs.model, inputs.cluster)
     from sim import search_problem
 
@@ -182,14 +183,17 @@ def plan(  # noqa: PLR0913, PLR0917  # an argument per option
         show(for_people(text, wide=wide))
 
 
-def _check_possible(inputs: PlanInputs, options: PlanOptions) -> None:
-    """Refuse a mesh or partition that cannot be, before anything is measured."""
+def _check_possible(inputs: PlanInputs, options: PlanOptions, *, ours: bool) -> None:
+    """Refuse a mesh that cannot be before anything is measured; a partition, too, if the policy is ours.
+
+    Another one may have a reason of its own to refuse partitions.
+    """
     from muxtune.planning.problem.meshes import candidate_meshes
     from muxtune.policies.finalists import check_ranks
 
     check_ranks(inputs.cluster, options)
     candidate_meshes(inputs.model, inputs.cluster, options)
-    if options.partition is not None:
+    if ours and options.partition is not None:
         parse_partition(options.partition, [task.id for task in inputs.workload.tasks])
 
 

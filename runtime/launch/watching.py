@@ -88,14 +88,18 @@ def _shown(job: RunJob, console: Console) -> Iterator[Callable[[int, RunProgress
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=console)
     entry = bar.add_task("iterations", total=job.steps, completed=job.first_step)
-    with Live(bar, console=console, refresh_per_second=4) as live:
+    try:
+        with Live(bar, console=console, refresh_per_second=4) as live:
 
-        def show(done: int, progress: RunProgress | None) -> None:
-            bar.update(entry, completed=done)
-            if progress is not None and console.is_terminal:
-                live.update(Group(live_table(progress), bar))
+            def show(done: int, progress: RunProgress | None) -> None:
+                bar.update(entry, completed=done)
+                if progress is not None and console.is_terminal:
+                    live.update(Group(live_table(progress), bar))
 
-        yield show
+            yield show
+    finally:
+        if not console.is_interactive:
+            console.print()  # what is said next has a line of its own
 
 
 def live_table(progress: RunProgress) -> Table:

@@ -103,7 +103,7 @@ def test_two_nodes_give_the_bits_of_the_spawned_run_and_one_report(tmp_path, hf_
 @pytest.mark.parametrize("kind", [SPAWNER, TWO_NODES, *in_full(ONE_NODE)])
 def test_a_rank_that_raises_is_reported_once_and_all_end(kind, tmp_path, hf_dirs, record_property):
     plan = _plan(tmp_path, {"llama": make_boundless_model(tmp_path / "model", hf_dirs["llama"])})
-    with launched(kind, plan, tmp_path / "run") as launch:
+    with launched(kind, plan, tmp_path / "run", "--strict") as launch:
         states = tmp_path / "run" / "tasks"
 
         def has_failed() -> bool:

@@ -168,7 +168,7 @@ def test_on_a_mesh_one_rank_reports_a_loss_that_is_not_finite(tmp_path, hf_dirs)
     boundless = {"llama": make_boundless_model(tmp_path / "model", hf_dirs["llama"])}
     plan = _mesh_plan(tmp_path, boundless, tp=1, dp=2, max_grad_norm=None)
     with pytest.raises(RunError, match=r"^rank 0: task [abc], step \d+: the loss is (nan|inf)"):
-        run_plan(plan, tmp_path / "run")
+        run_plan(plan, tmp_path / "run", RunOptions(strict=True))
     states = [
         json.loads(path.read_text())["state"] for path in (tmp_path / "run" / "tasks").glob("*/status.json")
     ]

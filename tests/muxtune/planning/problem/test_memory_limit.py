@@ -98,8 +98,7 @@ def test_the_smaller_micro_batches_that_are_proposed_do_fit():
 
 
 def test_if_nothing_near_fits_the_least_is_named():
-    error = refused("muxtune", 1_000_000)
-    # Two of the tasks need less memory fused, so the change begins with taking them apart.
+    error = refused("spatial-only", 1_000_000)
     changes = r"every task in an hTask of its own \(policy temporal-only\), micro_batch_size of at most 1"
     least = re.escape(show_bytes_up(error.nearest_bytes))
     assert re.search(rf"nothing near fits; least is {least}: {changes}$", str(error))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from benchmarks.helpers.fusion_instances import draw_instance
 from muxtune.planning.decisions.options import PlanOptions
 from muxtune.planning.decisions.partition_dp import set_partitions
-from muxtune.planning.oracle.exhaustive import best_of_all, task_appraiser
+from muxtune.planning.oracle.exhaustive import best_in_all_streams
 from muxtune.planning.problem.assemble import structure_iteration_s
 from muxtune.policies import POLICIES, plan_problem
 from muxtune.policies.one_method import NAME
@@ -61,10 +63,7 @@ def test_it_fits_where_only_the_leanest_partition_does():
 def test_it_is_within_1_percent_of_the_best_partition_without_mixing(seed):
     instance = draw_instance(seed, most_tasks=5, methods=True)
     options = PlanOptions(tp=1, pp=instance.pp, dp=instance.dp)
-    appraiser = task_appraiser(
-        instance.problem, PlanOptions(tp=1, pp=instance.pp, dp=instance.dp, one_method=True)
-    )
-    best = best_of_all(appraiser)
+    best, (appraiser, *_) = best_in_all_streams(instance.problem, replace(options, one_method=True))
     methods = [instance.problem.data[t].task.peft.method for t in appraiser.table.task_ids]
     allowed = [
         groups

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 
-from muxtune.cluster import load_cluster
+from muxtune.cluster import GPUS, ClusterSpec, load_cluster
 from muxtune.costs import AnalyticCosts
 from muxtune.costs.collectives import interconnect_of
 from muxtune.model import load_model_spec
@@ -23,3 +23,20 @@ def gpu_problem(
     tasks: Sequence[dict[str, object]] = [MIXED[i % len(MIXED)] | {"peft": peft} for i in range(count)]
     costs = AnalyticCosts(cluster.device.name, model, interconnect_of(cluster))
     return PlanningProblem(make_workload(tasks), model, cluster, costs)
+
+
+def node_of(ranks: int) -> ClusterSpec:
+    """A100s that all reach each other."""
+    return ClusterSpec(name=f"node-{ranks}", device=GPUS["a100"], ranks=ranks, within_node="nvlink-all")
+
+
+def nodes_of_two(ranks: int) -> ClusterSpec:
+    """As testbed-b has them."""
+    return ClusterSpec(
+        name=f"pairs-{ranks}",
+        device=GPUS["a40"],
+        ranks=ranks,
+        nodes=ranks // 2,
+        within_node="nvlink-pair",
+        between_nodes="infiniband",
+    )

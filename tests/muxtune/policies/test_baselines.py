@@ -22,6 +22,7 @@ from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.policies import POLICIES
 from muxtune.policies.finalists import fastest
 from muxtune.support.errors import SpecError
+from tests.muxtune.policies.gpus import node_of, nodes_of_two
 from tests.sampling import sampled
 
 MODEL = load_model_spec("llama2-7b")
@@ -44,27 +45,10 @@ def single_gpus(ranks: int) -> ClusterSpec:
     )
 
 
-def node_of(ranks: int) -> ClusterSpec:
-    """A100s that all reach each other."""
-    return ClusterSpec(name=f"node-{ranks}", device=GPUS["a100"], ranks=ranks, within_node="nvlink-all")
-
-
-def pairs(ranks: int) -> ClusterSpec:
-    """As testbed-b has them."""
-    return ClusterSpec(
-        name=f"pairs-{ranks}",
-        device=GPUS["a40"],
-        ranks=ranks,
-        nodes=ranks // 2,
-        within_node="nvlink-pair",
-        between_nodes="infiniband",
-    )
-
-
 def drawn_case(seed: int) -> Case:
     random = Random(seed)
-    kind = (single_gpus, node_of, pairs)[seed % 3]
-    ranks = random.choice((4, 6, 8)) if kind is pairs else random.randint(2, 8)
+    kind = (single_gpus, node_of, nodes_of_two)[seed % 3]
+    ranks = random.choice((4, 6, 8)) if kind is nodes_of_two else random.randint(2, 8)
     return kind(ranks), random.randint(1, 5), seed
 
 
@@ -132,5 +116,5 @@ def test_micro_batches_are_spread_where_stages_wait(ranks: int, tasks: int, seed
 
 
 def test_another_order_of_the_tasks_of_an_htask_is_looked_at() -> None:
-    case = pairs(4), 4, 6
+    case = nodes_of_two(4), 4, 6
     assert iteration_s(case, "muxtune") <= iteration_s(case, "spatial-only") * (1 + ROUNDING)

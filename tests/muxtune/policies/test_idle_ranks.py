@@ -8,7 +8,7 @@ import pytest
 
 from experiments.workloads import random_workload
 from muxtune.api.plan_summary import plan_summary
-from muxtune.cluster import GPUS, ClusterSpec
+from muxtune.cluster import ClusterSpec
 from muxtune.costs import AnalyticCosts
 from muxtune.costs.collectives import interconnect_of
 from muxtune.model import load_model_spec
@@ -17,6 +17,7 @@ from muxtune.planning.decisions.options import FREE, PlanOptions
 from muxtune.planning.problem.problem import PlanningProblem
 from muxtune.policies import plan_problem
 from muxtune.tasks import Workload
+from tests.muxtune.policies.gpus import node_of, nodes_of_two
 from tests.sampling import FULL, sampled
 
 MODEL = load_model_spec("llama2-7b")
@@ -31,23 +32,6 @@ POLICIES = (
     "temporal-only",
     "exhaustive",
 )
-
-
-def node_of(ranks: int) -> ClusterSpec:
-    """A100s that all reach each other."""
-    return ClusterSpec(name=f"node-{ranks}", device=GPUS["a100"], ranks=ranks, within_node="nvlink-all")
-
-
-def nodes_of_two(ranks: int) -> ClusterSpec:
-    """As testbed-b has them."""
-    return ClusterSpec(
-        name=f"pairs-{ranks}",
-        device=GPUS["a40"],
-        ranks=ranks,
-        nodes=ranks // 2,
-        within_node="nvlink-pair",
-        between_nodes="infiniband",
-    )
 
 
 def best_plan(workload: Workload, cluster: ClusterSpec, policy: str, options: PlanOptions = FREE) -> Plan:

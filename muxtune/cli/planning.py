@@ -134,12 +134,14 @@ def plan(  # noqa: PLR0913, PLR0917  # an argument per option
     if workload is None:
         raise SpecError("--workload", None, "a workload file (or --decisions, or --reprice)")
     from muxtune.planning.decisions.options import PlanOptions, Switchable
+    from muxtune.planning.problem.objectives import find_objective
     from muxtune.planning.problem.problem import PlanningProblem
     from muxtune.policies import choose_policy, explain_muxtune
 
     check_writable(out, "--out", inputs=[workload, cluster, profile])
     chosen = choose_policy(policy)
     own_options = chosen.check_options(_by_key(policy_option or []))  # before all measuring
+    find_objective(objective)
     if explain and policy != "muxtune":
         raise SpecError("--explain", policy, "policy muxtune: the others search no partitions")
     inputs = load_inputs(workload, model, cluster)

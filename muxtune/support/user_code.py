@@ -51,7 +51,7 @@ def content_digest(name: str) -> str:
     Raises:
         UserError: The file cannot be read.
     """
-    return sha256(read_user_bytes(Path(name.rpartition(":")[0]), "the file of")).hexdigest()
+    return sha256(read_user_bytes(Path(name.rpartition(":")[0]), "the file")).hexdigest()
 
 
 @lru_cache(maxsize=64)

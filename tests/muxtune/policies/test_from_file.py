@@ -113,3 +113,13 @@ def test_what_is_wrong_with_it_names_the_file(file, tmp_path):
     (tmp_path / "none.py").write_text("x = 1\n")
     with pytest.raises(SpecError, match="expected a class with `propose`"):
         choose_policy(f"{tmp_path / 'none.py'}:Widths")
+
+
+def test_a_wrong_objective_is_refused_before_anything_is_measured(cli, workload, monkeypatch):  # noqa: F811
+    def measured(*_, **__):
+        raise AssertionError("costs were looked for in vain")
+
+    monkeypatch.setattr("muxtune.cli.planning.find_costs", measured)
+    result = cli("plan", "--workload", workload, "--objective", "speed")
+    assert result.code == 2
+    assert "--objective = 'speed'" in result.err
